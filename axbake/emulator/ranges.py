@@ -1,0 +1,80 @@
+"""The observer: smallest and largest value of each float tensor, for each calibration sample."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from axbake.emulator.graph import Graph, runtime_errors, session
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Ranges of T tensors over N samples; infinite and NaN where the tensor is."""
+
+    names: tuple[str, ...]
+    low: np.ndarray  # (N, T) float32
+    high: np.ndarray  # (N, T) float32
+
+    def overall(self) -> dict[str, tuple[float, float]]:
+        """(smallest, largest) value of each tensor over all samples."""
+        # `np.min` keeps a NaN, which must not get lost among good samples.
+        low, high = self.low.min(axis=0), self.high.max(axis=0)
+        return {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.names)}
+
+
+def float_activations(graph: Graph) -> tuple[str, ...]:
+    """The float32 tensors that depend on the input or are computed: inputs of the graph, outputs of its nodes."""
+    names = [spec.name for spec in graph.inputs] + [name for node in graph.nodes for name in node.output if name]
+    return tuple(name for name in names if graph.types[name] == TensorProto.FLOAT)
+
+
+def record_ranges(
+    graph: Graph,
+    samples: Iterable[Mapping[str, np.ndarray]],
+    tensors: Sequence[str] | None = None,
+    on_sample: Callable[[int], None] = lambda done: None,
+) -> Ranges:
+    """Run *graph* on each of *samples*, and record the range of each of *tensors* (None: all float activations).
+
+    Only scalars leave ONNX Runtime, so memory does not grow with the number of tensors or samples. *on_sample* is told
+    after each sample how many are done.
+    """
+    names = tuple(float_activations(graph) if tensors is None else tensors)
+    runner = session(_observed(graph, names), graph.constants)
+    wanted = [f"{name}/{bound}" for bound in ("Min", "Max") for name in names]
+    bounds: list[np.ndarray] = []
+    for sample in samples:
+        with runtime_errors("calibration run"):
+            bounds.append(np.array(runner.run(wanted, dict(sample)), np.float32))
+        on_sample(len(bounds))
+    table = np.stack(bounds).reshape(len(bounds), 2, len(names)) if bounds else np.empty((0, 2, len(names)), np.float32)
+    return Ranges(names, table[:, 0], table[:, 1])
+
+
+def _observed(graph: Graph, names: Sequence[str]) -> onnx.ModelProto:
+    """*graph* with the ReduceMin and ReduceMax of each of *names* as its outputs.
+
+    They stand right behind the node that makes the tensor, so that it can be freed as early as without them.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    wanted = set(names)
+    nodes = [node for spec in graph.inputs if spec.name in wanted for node in _bounds(spec.name)]
+    for node in graph.model.graph.node:
+        nodes.append(node)
+        nodes += [bound for name in node.output if name in wanted for bound in _bounds(name)]
+    del model.graph.node[:], model.graph.output[:]
+    model.graph.node.extend(nodes)
+    for bound in ("Min", "Max"):
+        model.graph.output.extend(
+            helper.make_tensor_value_info(f"{name}/{bound}", TensorProto.FLOAT, []) for name in names
+        )
+    return model
+
+
+def _bounds(name: str) -> list[onnx.NodeProto]:
+    """Without axes both reduce to a scalar, in every opset."""
+    return [helper.make_node(f"Reduce{bound}", [name], [f"{name}/{bound}"], keepdims=0) for bound in ("Min", "Max")]

@@ -1,0 +1,242 @@
+"""ONNX graphs of fixed shapes, one a component, with the names that published on-board programs ask for.
+
+The weights are never in memory all at once. The network is traced on fake tensors, so the graph has names where its weights
+belong; onnxsim simplifies that graph, and while the graph is saved each weight is read from the safetensors file, converted
+and written, one at a time.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxsim
+import torch
+from onnx_ir.passes.common import InlinePass
+from onnxscript.optimizer import optimize_ir
+from safetensors import safe_open
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from axbake import components
+from axbake.errors import AxbakeError
+
+OPSET = 18  # torch's exporter writes it without conversion; 17 and 18 are in published builds for AX650
+TOKENS = 77  # CLIP's prompt length
+# The UNet's time input in the programs of AXERA-TECH/sd1.5-lcm.axera and yuyun2000/sd15-to-ax8850-deploy: the name that
+# the row had inside their graphs before they cut it out.
+TIME_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"
+# What a causal mask adds to a score that must not count. -inf, or float32's lowest number, would take up the whole range
+# of a quantised tensor; exp(-100) is 4e-44, nothing beside scores that differ by tens.
+MASKED = -100.0
+
+
+class ExportError(AxbakeError):
+    """The graph is not what the rest of axbake relies on."""
+
+
+class TextEncoder(torch.nn.Module):
+    """CLIP's text encoder with its causal mask as a bounded constant."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        mask = torch.triu(torch.full((TOKENS, TOKENS), MASKED), 1)[None, None]
+        hidden = self.model.embeddings(input_ids=input_ids, position_ids=torch.arange(TOKENS)[None])
+        hidden = self.model.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+        return self.model.final_layer_norm(hidden)
+
+
+class Passed(torch.nn.Module):
+    """Stands where the time embedding was: hands on the row that comes from outside."""
+
+    def forward(self, sample: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        return sample
+
+
+class CutUnet(torch.nn.Module):
+    """A UNet whose third input is the time embedding's row after SiLU, as every resnet would compute it anew.
+
+    The rows of a schedule are few and known, so the host computes them once (`schedule.npz`), in float32.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+        model.time_embedding = Passed()
+        model.get_time_embed = lambda sample, timestep: timestep
+        for module in model.modules():
+            if hasattr(module, "skip_time_act"):
+                module.skip_time_act = True
+
+    def forward(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return self.model(sample, row, encoder_hidden_states, return_dict=False)[0]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a component's graph takes and gives, in order."""
+
+    wrap: Callable[[torch.nn.Module], torch.nn.Module]
+    inputs: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    output: str
+
+
+def interface(component: str, config: dict, *, height: int | None = None, width: int | None = None) -> Interface:
+    """Inputs and output of *component*'s graph; *height* and *width* in image pixels (the text encoder has none).
+
+    The names are those of AXERA-TECH/sd1.5-lcm.axera.
+    """
+    if component == "text_encoder":
+        return Interface(TextEncoder, {"input_ids": ((1, TOKENS), torch.int64)}, "last_hidden_state")
+    assert height and width
+    image, latent = (1, 3, height, width), (1, 4, height // 8, width // 8)
+    if component == "vae_encoder":
+        return Interface(lambda half: half, {"image_sample": (image, torch.float32)}, "latent_sample")
+    if component == "vae_decoder":
+        return Interface(lambda half: half, {"x": (latent, torch.float32)}, "sample")
+    row = 4 * config["block_out_channels"][0]  # diffusers' time embedding is four times as wide as the first level
+    return Interface(
+        CutUnet,
+        {
+            "sample": (latent, torch.float32),
+            "encoder_hidden_states": ((1, TOKENS, config["cross_attention_dim"]), torch.float32),
+            TIME_INPUT: ((1, row), torch.float32),
+        },
+        "out_sample",
+    )
+
+
+def export_onnx(weights: Path, *, graph: Path, height: int | None = None, width: int | None = None) -> None:
+    """Trace the component of *weights* into *graph*, its tensors in one file `<graph>.data` beside it.
+
+    The same weights and sizes give the same bytes. Peak memory is that of tracing, about 1 GB for SD 1.5's UNet.
+
+    Args:
+        weights: `weights/{component}.safetensors`.
+        graph: ONNX file to write, opset 18.
+        height, width: image pixels, multiples of 8; the text encoder has none.
+
+    Raises:
+        ExportError: the graph has weights that the safetensors file has not.
+    """
+    description = components.read_description(weights)
+    component, config = description.component, description.config
+    face = interface(component, config, height=height, width=width)
+    model = _trace(component, config, face)
+    with safe_open(weights, "pt") as file:
+        names = _attach_weights(model, file)
+        # Folding would transpose whole weights in memory, and then only those of small models; `_fold_transposes` does it.
+        optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
+        simplified = _simplify(model, file, names)
+        _fold_transposes(simplified)
+        _tidy(simplified, component)
+        ir.save(simplified, graph, external_data=graph.name + ".data")
+
+
+def _trace(component: str, config: dict, face: Interface) -> ir.Model:
+    """The graph of the network, its weights without values."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = face.wrap(components.build(component, config))
+        example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in face.inputs.values())
+        program = torch.onnx.export(
+            network,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(face.inputs),
+            output_names=[face.output],
+            optimize=False,  # folding would ask the fake weights for their values
+            verbose=False,
+        )
+    assert program is not None
+    InlinePass()(program.model)
+    return program.model
+
+
+def _lazy(file: safe_open, name: str, shape: tuple[int, ...], *, turned: bool = False) -> ir.LazyTensor:
+    """The float32 values of tensor *name* of *file* when they are asked for; transposed if *turned*."""
+
+    def read() -> ir.Tensor:
+        values = file.get_tensor(name).to(torch.float32).numpy()
+        return ir.tensor(np.ascontiguousarray(values.T) if turned else values)
+
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
+
+
+def _attach_weights(model: ir.Model, file: safe_open) -> dict[str, str]:
+    """Give each initialiser of the traced graph its value in *file*; the names in the graph -> those in the file."""
+    known, names = set(file.keys()), {}
+    for graph_name, value in list(model.graph.initializers.items()):
+        name = graph_name.removeprefix("model.")
+        if name not in known:
+            raise ExportError(f"{graph_name}: a tensor of the traced network, which the weights file has not")
+        value.const_value = _lazy(file, name, tuple(file.get_slice(name).get_shape()))
+        names[graph_name] = name
+    return names
+
+
+def _simplify(model: ir.Model, file: safe_open, names: dict[str, str]) -> ir.Model:
+    """onnxsim's version of *model*; weights pass by as inputs, since the model with them would not fit in a protobuf."""
+    inputs = len(model.graph.inputs)
+    for name in names:
+        if value := model.graph.initializers.pop(name, None):
+            value.const_value = None
+            model.graph.inputs.append(value)
+    simplified, _ = onnxsim.simplify(ir.to_proto(model))
+    result = ir.from_proto(onnx.shape_inference.infer_shapes(simplified))
+    for value in list(result.graph.inputs)[inputs:]:
+        result.graph.inputs.remove(value)
+        if value.uses():
+            assert value.name
+            value.const_value = _lazy(file, names[value.name], tuple(value.shape or ()))
+            result.graph.register_initializer(value)
+    return result
+
+
+def _fold_transposes(model: ir.Model) -> None:
+    """Linear layers come as a MatMul with a transposed weight: store the weight transposed, as Pulsar2 would."""
+    for node in list(model.graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or not isinstance(weight.const_value, ir.LazyTensor) or len(weight.shape or ()) != 2:
+            continue
+        turned = node.outputs[0]
+        plain = weight.const_value
+        stored = ir.Value(
+            name=f"{weight.name}.T",
+            shape=turned.shape,
+            type=turned.type,
+            const_value=ir.LazyTensor(
+                functools.partial(_transposed, plain), dtype=plain.dtype, shape=ir.Shape(plain.shape[::-1])
+            ),
+        )
+        turned.replace_all_uses_with(stored)
+        model.graph.register_initializer(stored)
+        model.graph.remove(node, safe=True)
+        if not weight.uses():
+            del model.graph.initializers[weight.name]
+
+
+def _transposed(tensor: ir.LazyTensor) -> ir.Tensor:
+    return ir.tensor(np.ascontiguousarray(tensor.numpy().T))
+
+
+def _tidy(model: ir.Model, component: str) -> None:
+    """Drop what differs from machine to machine (paths in stack traces), and name weights as in the weights file."""
+    model.producer_name, model.producer_version, model.doc_string = "axbake", None, None
+    model.graph.name, model.graph.doc_string = component, None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in list(model.graph.initializers.values()):
+        assert value.name
+        value.metadata_props.clear()
+        value.name = value.name.removeprefix("model.")

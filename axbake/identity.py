@@ -1,0 +1,106 @@
+"""A job's identity: all that decides its result besides its input files, as one small JSON file.
+
+It is written while the workflow is read, only when its text changes, and is an input file of the job. So a changed setting
+remakes what reads it and nothing else; and since the job reads its settings there and nowhere else, what is not in it
+cannot change the result.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import json
+import re
+from pathlib import Path
+
+from axbake.digest import write_atomically
+
+ROOT = Path(__file__).parents[1]
+LOCK = ROOT / "requirements.lock"
+
+
+def _module_path(module: str) -> Path | None:
+    """File of *module* of this package; None if there is none of that name."""
+    base = ROOT.joinpath(*module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Modules of this package that *tree* imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] == "axbake" and _module_path(name)}
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+@functools.cache
+def _own_digest(module: str) -> tuple[str, frozenset[str]]:
+    """Digest of a module's code without comments and docstrings, and the modules it imports."""
+    path = _module_path(module)
+    assert path, f"no module {module}"
+    tree = ast.parse(path.read_text())
+    imports = frozenset(_imports(tree))
+    # Dumped without line numbers, so neither comments nor blank lines nor line breaks count.
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imports
+
+
+@functools.cache
+def code_digest(module: str) -> str:
+    """Digest of *module* (`axbake.export`) and of all modules of the package that it imports, directly or not.
+
+    Comments, docstrings and layout do not change it.
+    """
+    found: dict[str, str] = {}
+    waiting = {module}
+    while waiting:
+        name = waiting.pop()
+        digest, imports = _own_digest(name)
+        found[name] = digest
+        waiting |= imports - set(found)
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def tool_version(package: str) -> str:
+    """Version of *package*: the installed one, or the pinned one where it lives in a rule's own environment."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pinned = re.search(rf"(?mi)^{re.escape(package)}==(\S+)", LOCK.read_text())
+        assert pinned, f"{package} is in no environment and not in {LOCK.name}"
+        return pinned[1]
+
+
+def write_identity(path: Path, *, module: str, tools: tuple[str, ...], settings: dict) -> None:
+    """Write the identity of a job that runs *module* with *settings* to *path*, unless it says so already.
+
+    Args:
+        settings: plain values; what the job reads, and nothing else.
+        tools: Python packages whose version can change the result.
+    """
+    identity = {
+        "settings": settings,
+        "code": {module: code_digest(module)},
+        "tools": {tool: tool_version(tool) for tool in tools},
+    }
+    text = json.dumps(identity, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if not path.is_file() or path.read_text() != text:
+        write_atomically(path, text)
+
+
+def read_settings(path: Path) -> dict:
+    """The settings in an identity file."""
+    return json.loads(path.read_text())["settings"]

@@ -1,0 +1,169 @@
+"""Pulsar2, AXERA's compiler: its config of a component, and a build by the real one or by the emulator.
+
+Config and command line are those of AXERA-TECH/pulsar2-docs-en (`user_guides_config/config.md`,
+`user_guides_advanced/advanced_build_guides.md`).
+"""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from axbake.errors import AxbakeError
+from axbake.runtime.session import EMULATOR, producer
+
+logger = logging.getLogger(__name__)
+ROOT = Path(__file__).parents[1]
+TOOLCHAINS = {"emulator": [sys.executable, "-m", "axbake.emulator"], "native": ["pulsar2"]}
+PRODUCERS = {"emulator": EMULATOR, "native": "Pulsar2"}
+
+# What differs between the components: the calibration archive's format, and what the compiled model takes.
+CALIBRATION_FORMATS = {
+    "text_encoder": {"tensor_name": "input_ids", "calibration_format": "Numpy"},
+    "unet": {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
+    "vae_decoder": {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
+    "vae_encoder": {
+        "tensor_name": "image_sample",
+        "calibration_format": "Image",
+        "calibration_mean": [127.5, 127.5, 127.5],
+        "calibration_std": [127.5, 127.5, 127.5],
+    },
+}
+INPUT_PROCESSORS = {
+    # Published programs hand 32-bit ids to the text encoder (AXERA-TECH/sd1.5-lcm.axera).
+    "text_encoder": [{"tensor_name": "input_ids", "src_dtype": "U32"}],
+    # They also bring pixels to -1..1 themselves; by default Pulsar2 would put calibration's mean and std into the model.
+    "vae_encoder": [{"tensor_name": "image_sample", "tensor_format": "RGB", "src_format": "RGB", "mean": [0, 0, 0], "std": [1, 1, 1]}],
+}
+
+
+class CompileError(AxbakeError):
+    """The compiler failed, or made something else than it was asked for."""
+
+
+class WrongToolchain(AxbakeError):
+    """The compiler is not there, or of another version than config says."""
+
+
+def configure_build(
+    *, component: str, precision: str, target_hardware: str, npu_mode: str, dataset: str, config: Path
+) -> None:
+    """Write Pulsar2's config of *component*.
+
+    Args:
+        precision: of activations: U8, U16 or S16; weights are S8.
+        dataset: path of the calibration archive, from where Pulsar2 will run. All its members are used.
+    """
+    whole_graph = {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": precision}
+    content = {
+        "model_type": "ONNX",
+        "target_hardware": target_hardware,
+        "npu_mode": npu_mode,
+        "quant": {
+            "input_configs": [
+                {**CALIBRATION_FORMATS[component], "calibration_dataset": dataset, "calibration_size": -1}
+            ],
+            "layer_configs": [whole_graph],
+            "calibration_method": "MinMax",
+            "precision_analysis": False,
+        },
+        "compiler": {"check": 0},
+    }
+    if component in INPUT_PROCESSORS:
+        content["input_processors"] = INPUT_PROCESSORS[component]
+    config.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def compile_model(
+    *, graph: Path, config: Path, toolchain: str, version: str, axmodel: Path, record: Path
+) -> None:
+    """Compile *graph* into *axmodel*; Pulsar2's paths are relative to the current directory.
+
+    Args:
+        toolchain: `emulator` or `native`.
+        version: of Pulsar2, that `native` must be; the emulator is this package's own.
+        record: JSON to write: by what the model was made, whether it is emulated, and Pulsar2's own figures.
+
+    Raises:
+        WrongToolchain: no such program, or another version.
+        CompileError: Pulsar2 failed; its own words, and what they mean where that is known.
+    """
+    said_version = check_toolchain(toolchain, version)
+    output = axmodel.parent / "pulsar2"
+    command = ["build", "--input", str(graph), "--config", str(config)]
+    command += ["--output_dir", str(output), "--output_name", axmodel.name]
+    status = _run(TOOLCHAINS[toolchain] + command)
+    context = _read_context(output / "build_context.json")
+    made = output / axmodel.name
+    if status or not made.is_file():
+        said = context.get("error_msg") or "no word of why"
+        raise CompileError(
+            f"{axmodel.stem}: {toolchain} ended with status {status}: {said}. Its whole output is in this job's log."
+        )
+    if producer(made) != PRODUCERS[toolchain]:
+        raise CompileError(
+            f"{axmodel.stem}: {toolchain} made a model of producer {producer(made)!r}, wanted {PRODUCERS[toolchain]!r}."
+        )
+    made.rename(axmodel)
+    content = {
+        "component": axmodel.stem,
+        "toolchain": toolchain,
+        "emulated": toolchain == "emulator",
+        "version": said_version,
+        "bytes": axmodel.stat().st_size,
+        "pulsar2_config": json.loads(config.read_text()),
+        "macs": context.get("macs"),
+        "io_info": context.get("io_info"),
+    }
+    record.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def check_toolchain(toolchain: str, version: str) -> str:
+    """What `pulsar2 version` says.
+
+    Raises:
+        WrongToolchain: no such program, or `native` is not Pulsar2 of *version*.
+    """
+    command = [*TOOLCHAINS[toolchain], "version"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment()).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise WrongToolchain(
+            f"toolchain {toolchain}: `{' '.join(command)}` does not run ({error}). Install Pulsar2 and put it on the PATH,"
+            " or set toolchain: emulator in config/config.yaml."
+        ) from error
+    if toolchain == "native" and not re.search(rf"(?<![\d.]){re.escape(version)}(?![\d])", said):
+        raise WrongToolchain(
+            f"toolchain native: `pulsar2 version` says {said!r}, config/config.yaml says {version}. Correct"
+            " pulsar2_version there: it is part of every model's identity."
+        )
+    return said
+
+
+def _environment() -> dict[str, str]:
+    """The environment in which the emulator finds this package, wherever the work directory is."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+
+def _run(command: list[str]) -> int:
+    """Exit status of *command*; its output goes to the log, line by line, as it comes."""
+    logger.info("running: %s", " ".join(command))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=_environment()
+    ) as process:
+        assert process.stdout
+        try:
+            for line in process.stdout:  # a progress bar's carriage returns come as lines too
+                told = "emulated" in line or "Calibration Progress" in line
+                logger.log(logging.INFO if told else logging.DEBUG, "%s", line.rstrip())
+        except BaseException:
+            process.terminate()
+            raise
+    return process.returncode
+
+
+def _read_context(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}

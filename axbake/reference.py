@@ -1,0 +1,109 @@
+"""The picture that a model should draw: diffusers, in float32, on the host."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+from axbake import components
+from axbake.runtime.tokenizer import ClipTokenizer
+from axbake.runtime.txt2img import SAMPLERS, png_parameters, save_png
+from axbake.schedule import build_scheduler
+
+logger = logging.getLogger(__name__)
+TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
+
+
+def load_pipeline(text_encoder: Path, unet: Path, vae_decoder: Path, *, scheduler: str) -> StableDiffusionPipeline:
+    """diffusers' pipeline of three `weights/{component}.safetensors`, float32; it cannot encode images."""
+    pipeline = StableDiffusionPipeline(
+        vae=_decoding_vae(vae_decoder),
+        text_encoder=components.load(text_encoder),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True),
+        # Convolutions on CPUs take half the time with the channels last.
+        unet=components.load(unet).to(memory_format=torch.channels_last),
+        scheduler=build_scheduler(scheduler, prediction_type=components.prediction_type(unet)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _decoding_vae(weights: Path) -> AutoencoderKL:
+    """An AutoencoderKL whose encoder half is not there."""
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(components.read_description(weights).config)
+    half = components.load(weights)
+    vae.encoder, vae.quant_conv = None, None
+    vae.decoder, vae.post_quant_conv = half.decoder, half.post_quant_conv
+    return vae.eval()
+
+
+def draw_reference(
+    *,
+    text_encoder: Path,
+    unet: Path,
+    vae_decoder: Path,
+    model: str,
+    prompt: str,
+    negative_prompt: str,
+    height: int,
+    width: int,
+    scheduler: str,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    image: Path,
+    trajectory: Path,
+    settings: Path,
+) -> None:
+    """Draw the reference picture; the same settings give the same picture.
+
+    Args:
+        text_encoder, unet, vae_decoder: `weights/{component}.safetensors`.
+        seed: of torch's CPU generator, as people who use diffusers give it.
+        image: PNG to write, with its settings in the form that web UIs read.
+        trajectory: .npy to write: (N, 1, 4, H/8, W/8) float32, the latent after each step.
+        settings: JSON to write: how the picture was made.
+    """
+    if cut := ClipTokenizer(TOKENIZER).cut_off(prompt):
+        logger.warning("the prompt is longer than 77 tokens; this end of it does not count: %s", cut)
+    pipeline = load_pipeline(text_encoder, unet, vae_decoder, scheduler=scheduler)
+    latents: list[np.ndarray] = []
+
+    def keep(pipeline, step: int, timestep, tensors: dict) -> dict:
+        latents.append(tensors["latents"].numpy().copy())
+        logger.info("reference: %d of %d steps", step + 1, steps)
+        return tensors
+
+    drawn = pipeline(
+        prompt,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(seed),
+        callback_on_step_end=keep,
+        output_type="np",
+    ).images[0]
+    parameters = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "sampler": SAMPLERS[scheduler],
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "height": height,
+        "width": width,
+        "model": model,
+    }
+    save_png(image, (drawn * 255).round().astype(np.uint8), png_parameters(**parameters))
+    np.save(trajectory, np.stack(latents))
+    settings.write_text(json.dumps(parameters, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,80 @@
+"""One page a model: settings, pictures, distances, sizes, times. It holds all it shows, so it can be sent as a file."""
+
+import base64
+import csv
+import json
+from pathlib import Path
+
+import jinja2
+
+TEMPLATE = Path(__file__).with_suffix(".html.j2")
+
+
+def write_report(
+    *,
+    model: str,
+    checkpoint: Path,
+    settings: Path,
+    reference: Path,
+    simulation: Path,
+    distance: Path,
+    parities: list[Path],
+    records: list[Path],
+    benchmarks: list[Path],
+    page: Path,
+) -> None:
+    """Write the page of *model*.
+
+    Args:
+        checkpoint: `checkpoint.json`.
+        settings: how the reference picture was made, JSON.
+        reference, simulation: PNGs.
+        distance: JSON of the simulation.
+        parities, records: JSONs of parity and compile, one a component.
+        benchmarks: Snakemake's benchmark files, one a job.
+    """
+    described = json.loads(checkpoint.read_text())
+    made = {entry["component"]: entry for entry in map(_read_json, records)}
+    near = {entry["component"]: entry for entry in map(_read_json, parities)}
+    components = {
+        name: {
+            "parameters": part["parameters"],
+            "precision": ", ".join(part["precision"]),
+            "psnr_db": near[name]["psnr_db"],
+            "bytes": made[name]["bytes"],
+            "version": made[name]["version"],
+        }
+        for name, part in described["components"].items()
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    html = environment.from_string(TEMPLATE.read_text()).render(
+        model=model,
+        emulated=any(entry["emulated"] for entry in made.values()),
+        reference=_data_uri(reference),
+        simulation=_data_uri(simulation),
+        distance=_read_json(distance),
+        settings=_read_json(settings),
+        checkpoint=described,
+        components=components,
+        jobs=[_read_benchmark(path) for path in benchmarks],
+    )
+    page.write_text(html, encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _data_uri(png: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
+
+
+def _read_benchmark(path: Path) -> dict:
+    """Name, wall time in seconds and peak memory of a job. Snakemake writes `NA` for a job too short to be sampled."""
+    (row,) = csv.DictReader(path.open(), delimiter="\t")
+    memory = row["max_rss"]  # MiB
+    return {
+        "name": " ".join(path.with_suffix("").parts[2:]),
+        "seconds": float(row["s"]),
+        "memory": "too short to tell" if memory == "NA" else f"{float(memory) / 1024:.2f} GiB",
+    }

@@ -1,0 +1,154 @@
+"""Text to image: text encoder, denoising loop, VAE decoder, PNG."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from .errors import BundleError
+from .noise import TorchNoise
+from .sampler import Schedule, denoiser, sample
+from .session import Session, only
+from .tokenizer import ClipTokenizer
+
+#: Name of a schedule's scheduler -> name that web UIs know it by
+SAMPLERS = {
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "unipc": "UniPC",
+    "euler": "Euler",
+    "ddim": "DDIM",
+    "lcm": "LCM",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture and how it came about."""
+
+    image: np.ndarray  # (height, width, 3) uint8 RGB
+    latents: np.ndarray  # (N, 1, 4, h, w) float32: after each step
+    seconds: dict[str, tuple[float, ...]]  # of text_encoder, unet, vae_decoder: of each run of the model, in order
+    cut_off: str  # the end of the prompt that did not fit in 77 tokens; mostly empty
+
+
+def draw(
+    text_encoder: Session,
+    unet: Session,
+    vae_decoder: Session,
+    tokenizer: ClipTokenizer,
+    schedule: Schedule,
+    *,
+    prompt: str,
+    negative_prompt: str,
+    guidance_scale: float,
+    seed: int,
+    scaling_factor: float,
+    height: int,
+    width: int,
+) -> Drawing:
+    """Draw *prompt*.
+
+    Args:
+        guidance_scale: see `sampler.sample`.
+        scaling_factor: of the VAE: latents are divided by it before they are decoded; 0.18215 in SD 1.x.
+        height: of the picture, in pixels: what the models were compiled for, checked here.
+        width: the same.
+
+    Raises:
+        BundleError: the models, or the size, do not fit each other.
+    """
+    shape = _latent_shape(unet, vae_decoder, height=height, width=width)
+    models = {"text_encoder": text_encoder, "unet": unet, "vae_decoder": vae_decoder}
+    runs_before = {name: len(model.seconds) for name, model in models.items()}
+    final, latents = sample(
+        denoiser(unet),
+        schedule,
+        TorchNoise(seed),
+        shape=shape,
+        prompt_embeds=encode_prompt(text_encoder, tokenizer, prompt),
+        negative_embeds=encode_prompt(text_encoder, tokenizer, negative_prompt) if guidance_scale > 1 else None,
+        guidance_scale=guidance_scale,
+    )
+    return Drawing(
+        image=decode_latent(vae_decoder, final, scaling_factor=scaling_factor),
+        latents=latents,
+        seconds={name: tuple(model.seconds[runs_before[name] :]) for name, model in models.items()},
+        cut_off=tokenizer.cut_off(prompt),
+    )
+
+
+def encode_prompt(text_encoder: Session, tokenizer: ClipTokenizer, prompt: str) -> np.ndarray:
+    """(1, 77, W) float32: the text encoder's output for *prompt*."""
+    ids = only(text_encoder.inputs, f"{text_encoder.name}, inputs")
+    output = only(text_encoder.outputs, f"{text_encoder.name}, outputs")
+    return text_encoder.run({ids: tokenizer.encode(prompt)})[output]
+
+
+def decode_latent(vae_decoder: Session, latent: np.ndarray, *, scaling_factor: float) -> np.ndarray:
+    """(1, 4, h, w) latent -> (8h, 8w, 3) uint8 RGB, rounded as diffusers' `VaeImageProcessor` does."""
+    name = only(vae_decoder.inputs, f"{vae_decoder.name}, inputs")
+    output = only(vae_decoder.outputs, f"{vae_decoder.name}, outputs")
+    pixels = vae_decoder.run({name: latent / np.float32(scaling_factor)})[output]  # (1, 3, 8h, 8w), -1 to 1
+    unit = np.clip(pixels * np.float32(0.5) + np.float32(0.5), 0, 1)
+    return (unit[0].transpose(1, 2, 0) * 255).round().astype(np.uint8)
+
+
+def png_parameters(
+    *,
+    prompt: str,
+    negative_prompt: str,
+    steps: int,
+    sampler: str,
+    guidance_scale: float,
+    seed: int,
+    height: int,
+    width: int,
+    model: str,
+) -> str:
+    """How a picture was made, as AUTOMATIC1111's web UI and those after it read it back.
+
+    Args:
+        sampler: one of the values of `SAMPLERS`.
+    """
+    lines = [prompt]
+    if negative_prompt:
+        lines.append(f"Negative prompt: {negative_prompt}")
+    # A value with one of these marks is quoted, else it would end where the mark is (`infotext_utils.quote` there).
+    name = json.dumps(model, ensure_ascii=False) if set(model) & set(",:\n") else model
+    lines.append(
+        f"Steps: {steps}, Sampler: {sampler}, CFG scale: {guidance_scale:g}, Seed: {seed}, "
+        f"Size: {width}x{height}, Model: {name}"
+    )
+    return "\n".join(lines)
+
+
+def save_png(path: Path, image: np.ndarray, parameters: str) -> None:
+    """Write *image*, (height, width, 3) uint8, with *parameters* as its text. The file holds no time."""
+    text = PngInfo()
+    text.add_text("parameters", parameters)
+    Image.fromarray(image).save(path, format="PNG", pnginfo=text)
+
+
+def _latent_shape(unet: Session, vae_decoder: Session, *, height: int, width: int) -> tuple[int, ...]:
+    """Shape of the latent, after checking that UNet, decoder and picture agree on it."""
+    if "sample" not in unet.inputs:
+        raise BundleError(f"{unet.name}: inputs {', '.join(unet.inputs)}; wanted sample among them.")
+    latent, _ = unet.inputs["sample"]
+    decoded, _ = vae_decoder.inputs[only(vae_decoder.inputs, f"{vae_decoder.name}, inputs")]
+    picture, _ = vae_decoder.outputs[only(vae_decoder.outputs, f"{vae_decoder.name}, outputs")]
+    if decoded != latent:
+        raise BundleError(
+            f"{vae_decoder.name} takes latents of shape {decoded}, but {unet.name} makes {latent}. Compile both for "
+            f"one picture size."
+        )
+    if picture[2:] != (height, width):
+        raise BundleError(
+            f"picture of {width}x{height} pixels; {vae_decoder.name} was compiled for {picture[3]}x{picture[2]}. Ask "
+            f"for that size, or compile the models for the other."
+        )
+    return latent

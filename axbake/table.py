@@ -1,0 +1,196 @@
+"""Config and table of models: read, checked against their JSON schemas, defaults filled in. All faults are told at once."""
+
+import csv
+import difflib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pandas as pd
+import yaml
+
+from axbake.digest import file_sha256
+from axbake.errors import AxbakeError
+
+
+class ConfigError(AxbakeError):
+    """The config has entries that cannot be used."""
+
+
+class TableError(AxbakeError):
+    """The table of models has cells that cannot be used."""
+
+
+class MissingCheckpoint(AxbakeError):
+    """A model's checkpoint is not where the table says."""
+
+
+class WrongChecksum(AxbakeError):
+    """A checkpoint is not the file whose checksum the table gives."""
+
+
+def read_schema(path: Path) -> dict:
+    """A JSON schema written in YAML."""
+    return yaml.safe_load(path.read_text())
+
+
+def _with_defaults(value, schema: dict):
+    """*value* with the schema's defaults for what is not there, at every depth."""
+    if not isinstance(value, dict):
+        return value
+    filled = dict(value)
+    for name, entry in schema.get("properties", {}).items():
+        if name not in filled and "default" in entry:
+            filled[name] = entry["default"]
+        if name in filled:
+            filled[name] = _with_defaults(filled[name], entry)
+    return filled
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+
+
+def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
+    """A schema violation in our words: the value, what was expected, what to do."""
+    value, rule, name = error.instance, error.validator, error.validator_value
+    if rule == "additionalProperties":
+        known = list(error.schema["properties"])
+        yield from (f"{key}: unknown{_nearest(str(key), known)}" for key in value if key not in known)
+    elif rule == "enum":
+        yield f"{value!r} is none of {', '.join(map(str, name))}"
+    elif rule == "multipleOf":
+        lower = int(value // name * name)
+        yield f"{value} is not a multiple of {name}; take {lower} or {lower + name}"
+    elif rule == "pattern":
+        yield f"{value!r} has not the form {name}"
+    elif rule == "required":
+        yield from (f"{key}: missing" for key in name if key not in value)
+    elif rule == "minLength":
+        yield "empty; it must be filled"
+    elif rule == "type":
+        yield f"{value!r} is no {name}"
+    else:
+        yield f"{error.message} ({rule} {name})"
+
+
+def check_config(config: dict, *, schema: Path, source: str) -> dict:
+    """*config* with defaults filled in.
+
+    Args:
+        source: where it was read, for messages.
+
+    Raises:
+        ConfigError: lists every entry that the schema refuses.
+    """
+    filled = _with_defaults(config, read_schema(schema))
+    validator = jsonschema.Draft202012Validator(read_schema(schema))
+    faults = [
+        f"{'/'.join([*map(str, error.absolute_path), ''])}{text}" if error.validator == "additionalProperties" else
+        f"{'/'.join(map(str, error.absolute_path))}: {text}"
+        for error in validator.iter_errors(filled)
+        for text in _explain(error)
+    ]
+    if faults:
+        raise ConfigError(f"{source}: {_listed(faults, 'entries cannot be used')}")
+    return filled
+
+
+def _listed(faults: list[str], what: str) -> str:
+    return f"{len(faults)} {what}:\n" + "\n".join(f"  {fault}" for fault in faults)
+
+
+def _typed(text: str, entry: dict):
+    """Value of a cell by its column's type; the text itself where it is no number, for the schema to refuse."""
+    convert = {"integer": int, "number": float}.get(entry.get("type", "string"), str)
+    try:
+        return convert(text)
+    except ValueError:
+        return text
+
+
+def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
+    """Rows of the table *path* by model, typed, defaults filled in; `calibration_prompts` as a list of prompts.
+
+    Raises:
+        TableError: lists every cell that cannot be used, with its line in the file, its model and its column.
+    """
+    if not path.is_file():
+        raise TableError(f"{path}: no such file. config.yaml's entry models names the table of models.")
+    rules = read_schema(schema)
+    table = _read_cells(path)
+    known = rules["properties"]
+    faults = [f"column {name}: unknown{_nearest(name, list(known))}" for name in table.columns if name not in known]
+    faults += [f"column {name}: missing" for name in rules["required"] if name not in table.columns]
+    if faults:
+        raise TableError(f"{path}: {_listed(faults, 'columns cannot be used')}")
+    rows = {
+        line: {name: _typed(cell, known[name]) for name, cell in cells.items() if cell.strip()}
+        for line, cells in enumerate(table.to_dict("records"), start=2)
+    }
+    faults = [fault for line, row in rows.items() for fault in _row_faults(line, row, rules)]
+    names = Counter(row.get("model") for row in rows.values())
+    faults += [
+        f"line {line} ({row['model']}), column model: {row['model']!r} stands {names[row['model']]} times"
+        for line, row in rows.items()
+        if names[row.get("model")] > 1 and row.get("model")
+    ]
+    if faults:
+        raise TableError(f"{path}: {_listed(faults, 'cells cannot be used')}")
+    filled = [_with_defaults(row, rules) for row in rows.values()]
+    return {row["model"]: row | {"calibration_prompts": _prompts(Path(row["calibration_prompts"]))} for row in filled}
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    """The table's cells as text as they stand: prompts hold quotes and the word «null»."""
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, index_col=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise TableError(
+            f"{path}: {error}. Wanted a header line, and lines of as many cells, parted by tabs, in UTF-8."
+        ) from error
+    return table.fillna("")  # what is lacking at the end of a short line
+
+
+def _row_faults(line: int, row: dict, rules: dict) -> Iterator[str]:
+    place = f"line {line} ({row.get('model', 'no name')})"
+    for error in jsonschema.Draft202012Validator(rules).iter_errors(row):
+        for text in _explain(error):
+            column = f", column {error.absolute_path[0]}" if error.absolute_path else ", column"
+            yield f"{place}{column}{':' if error.absolute_path else ''} {text}"
+    prompts = row.get("calibration_prompts")
+    if prompts and not Path(prompts).is_file():
+        yield f"{place}, column calibration_prompts: {prompts} is no file"
+    elif prompts and not _prompts(Path(prompts)):
+        yield f"{place}, column calibration_prompts: {prompts} has no prompts; one a line"
+
+
+def _prompts(path: Path) -> list[str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def checkpoint_sha256(row: dict) -> str:
+    """SHA-256 of a model's checkpoint, compared with the table's.
+
+    Raises:
+        MissingCheckpoint: not there; says where it is had and where to put it.
+        WrongChecksum: another file than the table's.
+    """
+    path = Path(row["checkpoint"])
+    if not path.is_file():
+        source = f"It is had at {row['source']}; put" if row["source"] else "Put"
+        known = f" (SHA-256 {row['sha256']}{'…' if len(row['sha256']) < 64 else ''})" if row["sha256"] else ""
+        raise MissingCheckpoint(
+            f"{row['model']}: {path} is not there. {source} the file{known} there, or correct the column checkpoint."
+            " Other models can be baked meanwhile: name them, as in results/demo/report.html."
+        )
+    found = file_sha256(path)
+    if not found.startswith(row["sha256"]):
+        raise WrongChecksum(
+            f"{row['model']}: {path} has SHA-256 {found}, the table says {row['sha256']}."
+            " Download it again, or correct the column sha256 if this is the file you mean."
+        )
+    return found

@@ -1,0 +1,260 @@
+"""A schedule's coefficients do what diffusers' own scheduler does, with any model."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from axbake import schedule as schedules
+from axbake.runtime.noise import TorchNoise
+from axbake.runtime.sampler import Schedule, load_schedule, sample
+from axbake.schedule import (
+    SCHEDULERS,
+    ScheduleError,
+    UnknownSchedulerError,
+    build_scheduler,
+    derive_schedule,
+    npz_bytes,
+    scheduler_arrays,
+    time_embedding,
+)
+
+SHAPE = (1, 4, 8, 8)
+STEPS = [1, 2, 4, 10, 20, 30, 50]
+MAX_ERROR = 1e-5  # of the latent's standard deviation
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
+
+
+@pytest.fixture
+def weights(unet, tmp_path):
+    path = tmp_path / "unet.safetensors"
+    save_file({name: tensor.clone() for name, tensor in unet.state_dict().items()}, path)
+    return path
+
+
+def curved(latent, timestep):
+    """A made-up model: not linear in the latent nor the timestep.
+
+    As with a real one, its output is near its input where that is nearly all noise; LCM divides what is left by 0.07
+    there, and would turn a model with other slopes into chaos that no two float32 loops agree on.
+    """
+    return 0.95 * latent + 0.1 * torch.sin(2 * latent + timestep / 50.0) + 0.05 * torch.tanh(latent.roll(1, -1) ** 2)
+
+
+def diffusers_latents(scheduler, steps, model):
+    """Latents after each step of diffusers' own loop, as in `StableDiffusionPipeline.__call__`."""
+    generator = torch.Generator().manual_seed(5)
+    scheduler.set_timesteps(steps)
+    latent = torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma
+    options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    latents = []
+    for timestep in scheduler.timesteps:
+        output = model(scheduler.scale_model_input(latent, timestep), timestep)
+        latent = scheduler.step(output, timestep, latent, **options, return_dict=False)[0]
+        latents.append(latent)
+    return torch.stack(latents).numpy()
+
+
+def our_latents(schedule, model):
+    """The same by the schedule; *schedule* holds the timestep itself in place of its embedding."""
+    _, latents = sample(
+        lambda latent, row, _: model(torch.from_numpy(latent), torch.from_numpy(row)[0, 0]).numpy(),
+        schedule,
+        TorchNoise(5),
+        shape=SHAPE,
+        prompt_embeds=np.zeros(()),
+        negative_embeds=None,
+        guidance_scale=1,
+    )
+    return latents
+
+
+def schedule_of(name, steps, **options):
+    arrays = scheduler_arrays(name, steps, **options)
+    return Schedule(**{**arrays, "scheduler": name}, time_embedding=arrays["timesteps"][:, None])
+
+
+def relative_error(ours, theirs):
+    return max(np.abs(a - b).max() / b.std() for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_coefficients_do_what_the_scheduler_does(name, steps, prediction_type):
+    ours = our_latents(schedule_of(name, steps, prediction_type=prediction_type), curved)
+    theirs = diffusers_latents(build_scheduler(name, prediction_type=prediction_type), steps, curved)
+
+    assert relative_error(ours, theirs) < MAX_ERROR
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_coefficients_do_what_the_scheduler_does_with_a_real_unet(name, unet):
+    prompt = torch.randn((1, 77, 8), generator=torch.Generator().manual_seed(1))
+
+    def model(latent, timestep):
+        with torch.no_grad():
+            return unet(latent, timestep, prompt, return_dict=False)[0]
+
+    ours = our_latents(schedule_of(name, 10), model)
+
+    assert relative_error(ours, diffusers_latents(build_scheduler(name), 10, model)) < MAX_ERROR
+
+
+def test_equal_timesteps_are_steps_of_their_own():
+    ours = schedule_of("dpmpp_2m_karras", 50)
+
+    assert len(set(ours.timesteps.tolist())) < 50
+    assert len(np.unique(ours.coefficients[:-1], axis=0)) == 49
+
+
+@pytest.mark.parametrize("steps", [2, 20])
+def test_the_model_is_run_only_where_its_output_is_used(steps):
+    runs = []
+
+    def model(latent, timestep):
+        runs.append(float(timestep))
+        return curved(latent, timestep)
+
+    ours = our_latents(schedule_of("dpmpp_2m_karras", steps), model)
+
+    assert len(runs) == steps - 1  # the last step ends at the noise level that it begins with
+    assert relative_error(ours, diffusers_latents(build_scheduler("dpmpp_2m_karras"), steps, curved)) < MAX_ERROR
+    for name in {*SCHEDULERS} - {"dpmpp_2m_karras"}:
+        assert schedule_of(name, steps).coefficients[-1, 1 : 1 + steps].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_time_rows_are_what_the_residual_blocks_of_the_unet_take(unet, weights, dtype):
+    rounded = {name: tensor.to(dtype) for name, tensor in load_file(weights).items()}
+    save_file(rounded, weights)
+    timesteps = np.array([999, 500.5, 1, 0], dtype=np.float32)
+
+    rows = time_embedding(weights, timesteps)
+
+    with torch.no_grad():
+        embedding = type(unet.time_embedding)(4, 16)
+        embedding.load_state_dict(
+            {
+                f"linear_{n}.{k}": rounded[f"time_embedding.linear_{n}.{k}"].float()
+                for n in (1, 2)
+                for k in ("weight", "bias")
+            }
+        )
+        expected = torch.nn.functional.silu(embedding(unet.time_proj(torch.from_numpy(timesteps))))
+    assert rows.dtype == np.float32 and rows.shape == (4, 16)
+    np.testing.assert_allclose(rows, expected.numpy(), atol=1e-6)
+
+
+def test_a_schedule_is_read_back_as_it_was_derived(weights, tmp_path):
+    path = tmp_path / "schedule.npz"
+    derive_schedule(scheduler="euler", steps=4, prediction_type="epsilon", weights=weights, schedule=path)
+
+    schedule = load_schedule(path)
+
+    assert schedule.scheduler == "euler"
+    assert schedule.timesteps.tolist() == [751, 501, 251, 1]
+    assert schedule.init_noise_sigma == pytest.approx(float(build_and_set("euler", 4).init_noise_sigma))
+    assert schedule.coefficients.shape == (4, 9)
+    assert schedule.time_embedding.shape == (4, 16)
+    assert schedule.input_scale[0] == pytest.approx((schedule.init_noise_sigma) ** -1)
+
+
+def build_and_set(name, steps):
+    scheduler = build_scheduler(name)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def test_only_lcm_draws_noise_in_its_steps_and_not_in_the_last():
+    drawn = {name: scheduler_arrays(name, 4)["draws_noise"].tolist() for name in SCHEDULERS}
+
+    assert drawn.pop("lcm") == [True, True, True, False]
+    assert all(steps == [False] * 4 for steps in drawn.values())
+
+
+def test_a_step_uses_nothing_of_later_steps():
+    for name in SCHEDULERS:
+        coefficients = scheduler_arrays(name, 10)["coefficients"]
+        for terms in (coefficients[:, 1:11], coefficients[:, 11:]):
+            assert not np.triu(terms, k=1).any(), name
+
+
+def test_the_same_schedule_has_the_same_bytes(weights, tmp_path):
+    for name in ("one.npz", "two.npz"):
+        derive_schedule(scheduler="lcm", steps=4, prediction_type="epsilon", weights=weights, schedule=tmp_path / name)
+
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    a, b = np.arange(3), np.ones((), dtype=bool)
+    assert npz_bytes({"a": a, "b": b}) == npz_bytes({"b": b, "a": a})
+
+
+def test_an_unknown_scheduler_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(
+        UnknownSchedulerError, match="'heun' is unknown; known: ddim, dpmpp_2m_karras, euler, lcm, unipc"
+    ):
+        build_scheduler("heun")
+
+
+def test_an_unknown_prediction_type_is_an_error():
+    with pytest.raises(ScheduleError, match="'flow' is unknown; known: epsilon, v_prediction"):
+        build_scheduler("euler", prediction_type="flow")
+
+
+@pytest.mark.parametrize(("name", "steps"), [("lcm", 51), ("lcm", 1001), ("euler", 0), ("ddim", 1001)])
+def test_a_number_of_steps_that_cannot_be_is_an_error(name, steps):
+    with pytest.raises(ScheduleError, match=rf"{steps} steps.*Set `steps` in the table"):
+        scheduler_arrays(name, steps)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"clip_sample": True},
+        {"clip_sample": False, "thresholding": True},
+    ],
+)
+def test_a_scheduler_that_is_not_linear_is_refused(settings, monkeypatch):
+    monkeypatch.setitem(schedules.SCHEDULERS, "other", (DDIMScheduler, settings))
+
+    with pytest.raises(ScheduleError, match="differs from a linear scheduler"):
+        scheduler_arrays("other", 10)
+
+
+def test_a_scheduler_that_draws_noise_in_every_step_can_be_a_schedule(monkeypatch):
+    monkeypatch.setitem(schedules.SCHEDULERS, "ancestral", (EulerAncestralDiscreteScheduler, {}))
+
+    ours = our_latents(schedule_of("ancestral", 10), curved)
+
+    assert relative_error(ours, diffusers_latents(build_scheduler("ancestral"), 10, curved)) < MAX_ERROR
+
+
+def test_a_unet_that_takes_the_guidance_scale_is_refused(weights):
+    save_file({**load_file(weights), "time_embedding.cond_proj.weight": torch.zeros(4, 256)}, weights)
+
+    with pytest.raises(ScheduleError, match=r"cond_proj\.weight.*wanted linear_1\.bias"):
+        time_embedding(weights, np.zeros(1, dtype=np.float32))
+
+
+def test_weights_of_another_component_are_refused(tmp_path):
+    save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "vae.safetensors")
+
+    with pytest.raises(ScheduleError, match="time_embedding has no tensors"):
+        time_embedding(tmp_path / "vae.safetensors", np.zeros(1, dtype=np.float32))

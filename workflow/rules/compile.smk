@@ -1,0 +1,61 @@
+# Takes graphs, calibration archives and config. Makes {component}.axmodel with Pulsar2 or its emulator, and
+# build/{component}.json, which says what made it.
+
+
+rule configure_build:
+    """Write Pulsar2's config of one component."""
+    input:
+        settings=settings(
+            "configure_build",
+            "axbake.pulsar2",
+            row=["component"],
+            entries={
+                "precision": "precision/{component}",
+                "target_hardware": "target_hardware",
+                "npu_mode": "npu_mode",
+            },
+        ),
+        archive="results/{model}/calibration/{component}.tar",
+    output:
+        config="results/{model}/build/{component}.config.json",
+    log:
+        "logs/{model}/build/{component}.config.log",
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Configuring the build of the {wildcards.component} of {wildcards.model}"
+    script:
+        "../scripts/configure_build.py"
+
+
+rule compile_model:
+    """Compile one component's graph with the toolchain of config."""
+    input:
+        settings=settings(
+            "compile_model",
+            "axbake.pulsar2",
+            tools=["numpy", "onnx", "onnxruntime"],
+            entries={"toolchain": "toolchain"},
+            more={"version": toolchain_version},
+        ),
+        graph="results/{model}/onnx/{component}.onnx",
+        tensors="results/{model}/onnx/{component}.onnx.data",
+        parity="results/{model}/parity/{component}.json",
+        archive="results/{model}/calibration/{component}.tar",
+        config="results/{model}/build/{component}.config.json",
+    output:
+        axmodel="results/{model}/{component}.axmodel",
+        record="results/{model}/build/{component}.json",
+    log:
+        "logs/{model}/build/{component}.log",
+    benchmark:
+        "benchmarks/{model}/build/{component}.tsv"
+    threads: 4
+    resources:
+        mem_mb=12000,
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Compiling the {wildcards.component} of {wildcards.model}" + f" ({config['toolchain']})"
+    script:
+        "../scripts/compile_model.py"

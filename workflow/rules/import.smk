@@ -1,0 +1,55 @@
+# Takes a single-file checkpoint. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which
+# says what the file is.
+
+
+rule import_checkpoint:
+    """Take one component out of a checkpoint, under diffusers' names."""
+    input:
+        settings=settings(
+            "import_checkpoint",
+            "axbake.checkpoint",
+            tools=["safetensors", "torch", "diffusers", "transformers"],
+            row=["component"],
+            more={"sha256": source_digest},
+        ),
+        checkpoint=checkpoint,
+    output:
+        weights="results/{model}/weights/{component}.safetensors",
+    log:
+        "logs/{model}/weights/{component}.log",
+    benchmark:
+        "benchmarks/{model}/weights/{component}.tsv"
+    resources:
+        mem_mb=6000,
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
+    script:
+        "../scripts/import_checkpoint.py"
+
+
+rule describe_checkpoint:
+    """Say what a checkpoint is, and what in it is not used."""
+    input:
+        settings=settings(
+            "describe_checkpoint",
+            "axbake.checkpoint",
+            tools=["safetensors", "torch", "diffusers", "transformers"],
+            more={"sha256": source_digest},
+        ),
+        checkpoint=checkpoint,
+    output:
+        description="results/{model}/checkpoint.json",
+    log:
+        "logs/{model}/checkpoint.log",
+    benchmark:
+        "benchmarks/{model}/checkpoint.tsv"
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Describing {input.checkpoint}"
+    script:
+        "../scripts/describe_checkpoint.py"

@@ -1,0 +1,32 @@
+# Takes the weights and the row's prompt and sampler. Makes the picture that the model should draw, with its latents.
+
+
+rule draw_reference:
+    """Draw the reference picture with diffusers, in float32."""
+    input:
+        settings=settings(
+            "draw_reference",
+            "axbake.reference",
+            tools=["torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow"],
+            row=[*DRAWING, "scheduler", "steps"],
+        ),
+        text_encoder="results/{model}/weights/text_encoder.safetensors",
+        unet="results/{model}/weights/unet.safetensors",
+        vae_decoder="results/{model}/weights/vae_decoder.safetensors",
+    output:
+        image="results/{model}/reference/image.png",
+        trajectory="results/{model}/reference/trajectory.npy",
+        settings="results/{model}/reference/settings.json",
+    log:
+        "logs/{model}/reference.log",
+    benchmark:
+        "benchmarks/{model}/reference.tsv"
+    threads: 4
+    resources:
+        mem_mb=10000,
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Drawing the reference picture of {wildcards.model}"
+    script:
+        "../scripts/draw_reference.py"

@@ -1,0 +1,33 @@
+# Takes what the other steps say of a model. Makes one page of it, which `snakemake --report` takes in too.
+
+PARTS = collect("{step}/{component}", step=["weights", "onnx", "parity", "calibration", "build"], component=COMPONENTS)
+JOBS = ["checkpoint", "reference", "schedule", "calibration/trajectories", *PARTS, "simulation"]
+
+
+rule write_report:
+    """Write the page of a model."""
+    input:
+        settings=settings("write_report", "axbake.report", tools=["jinja2"], row=["model"]),
+        checkpoint="results/{model}/checkpoint.json",
+        drawn="results/{model}/reference/settings.json",
+        reference="results/{model}/reference/image.png",
+        simulation="results/{model}/simulation/image.png",
+        distance="results/{model}/simulation/distance.json",
+        parities=collect("results/{{model}}/parity/{component}.json", component=COMPONENTS),
+        records=collect("results/{{model}}/build/{component}.json", component=COMPONENTS),
+        benchmarks=collect("benchmarks/{{model}}/{job}.tsv", job=JOBS),
+    output:
+        page=report(
+            "results/{model}/report.html",
+            caption="../report/model.rst",
+            category="Models",
+            labels={"model": "{model}"},
+        ),
+    log:
+        "logs/{model}/report.log",
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Writing the report of {wildcards.model}"
+    script:
+        "../scripts/write_report.py"

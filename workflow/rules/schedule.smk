@@ -1,0 +1,27 @@
+# Takes the row's sampler and the UNet's time embedding. Makes schedule.npz: all that a loop in NumPy needs of them.
+
+
+rule derive_schedule:
+    """Write timesteps, time embedding rows and update coefficients of the row's scheduler."""
+    input:
+        settings=settings(
+            "derive_schedule",
+            "axbake.schedule",
+            tools=["torch", "diffusers", "numpy"],
+            row=["scheduler", "steps"],
+        ),
+        unet="results/{model}/weights/unet.safetensors",
+    output:
+        schedule="results/{model}/schedule.npz",
+    log:
+        "logs/{model}/schedule.log",
+    benchmark:
+        "benchmarks/{model}/schedule.tsv"
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Deriving the schedule of {wildcards.model}"
+    script:
+        "../scripts/derive_schedule.py"
