@@ -1,102 +1,29 @@
-"""Calibration samples: what a model's networks see when it draws, recorded and packed for Pulsar2.
+"""Calibration samples: chosen from what a model's networks saw when it drew (`axbake.trajectories`), packed for Pulsar2.
 
 The formats are Pulsar2's (AXERA-TECH/pulsar2-docs-en, `user_guides_config/config.md`, InputQuantConfig): `NumpyObject` archives
 for the UNet and the VAE decoder, a `Numpy` archive for the text encoder, an `Image` archive for the VAE encoder.
 """
 
 import io
-import logging
 import pickle
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from axbake import components
 from axbake.errors import AxbakeError
-from axbake.export import TIME_INPUT, CutUnet
-from axbake.runtime.noise import TorchNoise
-from axbake.runtime.sampler import Schedule, load_schedule, sample
+from axbake.interface import TIME_INPUT
+from axbake.runtime.sampler import Schedule, load_schedule
 from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.schedule import npz_bytes
+from axbake.weights import read_description
 
-logger = logging.getLogger(__name__)
 TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 
 
 class CalibrationError(AxbakeError):
     """There are not as many samples as wanted."""
-
-
-def record_trajectories(
-    *,
-    text_encoder: Path,
-    unet: Path,
-    schedule: Path,
-    prompts: list[str],
-    negative_prompt: str,
-    guidance_scale: float,
-    height: int,
-    width: int,
-    seed: int,
-    trajectories: Path,
-) -> None:
-    """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
-
-    Args:
-        text_encoder, unet: `weights/{component}.safetensors`.
-        schedule: `schedule.npz`; N steps.
-        height, width: image pixels.
-        seed: of the first prompt's noise; the n-th prompt has seed + n.
-        trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, 77, W), `negative_embeds` (1, 77, W), `latents`
-            (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each. All float32.
-    """
-    steps = load_schedule(schedule)
-    encode = _text_encoding(components.load(text_encoder))
-    negative = encode(negative_prompt)
-    denoise = _denoising(components.load(unet))
-    shape = (1, 4, height // 8, width // 8)
-    embeds, latents = [], []
-    for number, prompt in enumerate(prompts):
-        logger.info("recording: prompt %d of %d: %s", number + 1, len(prompts), prompt)
-        embeds.append(encode(prompt))
-        start = TorchNoise(seed + number).normal(shape) * np.float32(steps.init_noise_sigma)
-        _, path = sample(
-            denoise,
-            steps,
-            TorchNoise(seed + number),
-            shape=shape,
-            prompt_embeds=embeds[-1],
-            negative_embeds=negative,
-            guidance_scale=guidance_scale,
-        )
-        latents.append(np.concatenate([start[None], path]))
-    arrays = {"prompt_embeds": np.stack(embeds), "negative_embeds": negative, "latents": np.stack(latents)}
-    trajectories.write_bytes(npz_bytes(arrays))
-
-
-def _text_encoding(network: torch.nn.Module):
-    tokenizer = ClipTokenizer(TOKENIZER)
-
-    def encode(prompt: str) -> np.ndarray:
-        with torch.inference_mode():
-            return network(torch.from_numpy(tokenizer.encode(prompt))).last_hidden_state.numpy()
-
-    return encode
-
-
-def _denoising(network: torch.nn.Module):
-    """The UNet as the sampler calls it, its time embedding passed by as in the exported graph."""
-    cut = CutUnet(network.to(memory_format=torch.channels_last))  # half the time of the usual layout on CPUs
-
-    def denoise(latent: np.ndarray, time_row: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return cut(*map(torch.from_numpy, (latent, prompt, time_row))).contiguous().numpy()
-
-    return denoise
 
 
 def stratified(count: int, *, prompts: int, steps: int, branches: int) -> list[tuple[int, int, int]]:
@@ -151,10 +78,12 @@ def _unet_inputs(recorded: dict, steps: Schedule, prompt: int, step: int, branch
 
 def calibrate_vae_decoder(trajectories: Path, weights: Path, *, archive: Path) -> None:
     """Pack each prompt's final latent, divided by the VAE's scaling factor, into a `NumpyObject` archive."""
-    scaling_factor = np.float32(components.read_description(weights).config["scaling_factor"])
+    scaling_factor = np.float32(read_description(weights).config["scaling_factor"])
     with np.load(trajectories) as arrays:
         finals = arrays["latents"][:, -1]
-    members = ((f"vae_decoder_{n:04d}.npy", _npy_object({"x": final / scaling_factor})) for n, final in enumerate(finals))
+    members = (
+        (f"vae_decoder_{n:04d}.npy", _npy_object({"x": final / scaling_factor})) for n, final in enumerate(finals)
+    )
     _write_archive(archive, members)
 
 
@@ -166,26 +95,16 @@ def calibrate_text_encoder(*, prompts: list[str], archive: Path) -> None:
     _write_archive(archive, members)
 
 
-def calibrate_vae_encoder(trajectories: Path, vae_decoder: Path, *, archive: Path) -> None:
-    """Pack the pictures that the final latents show, as PNG, into an `Image` archive.
+def calibrate_vae_encoder(pictures: Path, *, archive: Path) -> None:
+    """Pack *pictures*, an .npy of (P, H, W, 3) uint8, as PNGs into an `Image` archive."""
 
-    Args:
-        vae_decoder: `weights/vae_decoder.safetensors`; torch decodes.
-    """
-    scaling_factor = components.read_description(vae_decoder).config["scaling_factor"]
-    network = components.load(vae_decoder)
-    with np.load(trajectories) as arrays:
-        finals = torch.from_numpy(arrays["latents"][:, -1])
+    def png(picture: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        return file.getvalue()
 
-    def members() -> Iterator[tuple[str, bytes]]:
-        for number, final in enumerate(finals):
-            with torch.inference_mode():
-                unit = (network(final / scaling_factor)[0] / 2 + 0.5).clamp(0, 1)
-            file = io.BytesIO()
-            Image.fromarray((unit.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()).save(file, "PNG")
-            yield f"vae_encoder_{number:04d}.png", file.getvalue()
-
-    _write_archive(archive, members())
+    members = ((f"vae_encoder_{number:04d}.png", png(picture)) for number, picture in enumerate(np.load(pictures)))
+    _write_archive(archive, members)
 
 
 def _write_archive(path: Path, members: Iterable[tuple[str, bytes]]) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from axbake import components
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, FAMILIES, Family, Shapes
+from axbake.weights import Description
 
 # Tensors that training leaves behind and no run of the model reads (CompVis' `ddpm.py`, Lightning, transformers 4).
 LEFTOVERS = (
@@ -35,7 +36,12 @@ KNOWN_OTHERS = (
     (("control_model.", "controlnet_cond_embedding."), "a ControlNet, which axbake does not bake"),
     (("emb_params", "string_to_param"), "a textual-inversion embedding, which is no checkpoint"),
     (
-        ("conditioner.embedders.1.", "conditioner.embedders.0.", "add_embedding.linear_1.weight", "label_emb.0.0.weight"),
+        (
+            "conditioner.embedders.1.",
+            "conditioner.embedders.0.",
+            "add_embedding.linear_1.weight",
+            "label_emb.0.0.weight",
+        ),
         "a Stable Diffusion XL checkpoint; axbake bakes Stable Diffusion 1.x",
     ),
     (("cond_stage_model.model.",), "a Stable Diffusion 2.x checkpoint; axbake bakes Stable Diffusion 1.x"),
@@ -155,7 +161,9 @@ def _as_matrix(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _compare(path: Path, component: str, found: Shapes, wanted: Shapes) -> None:
     problems = [f"{name}: missing, wanted {shape}" for name, shape in wanted.items() if name not in found]
-    problems += [f"{name}: {shape}, which the network has no use for" for name, shape in found.items() if name not in wanted]
+    problems += [
+        f"{name}: {shape}, which the network has no use for" for name, shape in found.items() if name not in wanted
+    ]
     problems += [
         f"{name}: found {found[name]}, wanted {shape}"
         for name, shape in wanted.items()
@@ -172,7 +180,7 @@ def import_checkpoint(checkpoint: Path, *, component: str, weights: Path) -> Non
     Args:
         checkpoint: single-file safetensors with LDM names.
         component: text_encoder, unet, vae_encoder or vae_decoder.
-        weights: the safetensors file to write; its metadata holds the network's config (`components`).
+        weights: the safetensors file to write; its metadata holds the network's config (`axbake.weights`).
 
     Raises:
         UnreadableCheckpoint, UnknownFamily, TensorMismatch
@@ -182,13 +190,10 @@ def import_checkpoint(checkpoint: Path, *, component: str, weights: Path) -> Non
     part = find_part(header, family, component)
     with safe_open(checkpoint, "pt") as file:
         tensors = {
-            new: file.get_tensor(old).reshape(part.shapes[new]).contiguous() for new, old in sorted(part.sources.items())
+            new: file.get_tensor(old).reshape(part.shapes[new]).contiguous()
+            for new, old in sorted(part.sources.items())
         }
-    # One metadata entry: safetensors writes several in an order that differs from run to run.
-    description = json.dumps(
-        {"component": component, "family": family.name, "config": part.config}, sort_keys=True
-    )
-    save_file(tensors, weights, metadata={components.METADATA: description})
+    save_file(tensors, weights, metadata=Description(component, family.name, part.config).as_metadata())
 
 
 def _why_unused(name: str) -> str:

@@ -1,21 +1,14 @@
-"""The networks of a model as torch modules, made from `weights/{component}.safetensors`.
+"""The networks of a model as torch modules, made from `weights/{component}.safetensors`."""
 
-Such a file describes itself: its metadata holds one entry, `axbake`, a JSON of the component's name, its family's name, and its
-config in diffusers' form. So whoever has the file can rebuild the network, and two checkpoints that share one give the same bytes.
-"""
-
-import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from axbake.families import FAMILIES
-
-METADATA = "axbake"
+from axbake.weights import read_description
 
 
 class VaeEncoder(torch.nn.Module):
@@ -55,7 +48,7 @@ BUILDERS = {
 }
 
 
-def build(component: str, config: dict) -> torch.nn.Module:
+def build(component: str, config: dict) -> Any:
     """The network of *config* (diffusers' form) with whatever weights the surrounding device context gives."""
     return BUILDERS[component](config).eval().requires_grad_(False)
 
@@ -66,27 +59,7 @@ def wanted_shapes(component: str, config: dict) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in build(component, config).state_dict().items()}
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a `weights/{component}.safetensors` says of itself."""
-
-    component: str
-    family: str
-    config: dict  # diffusers' form
-
-
-def read_description(weights: Path) -> Description:
-    """Description in the metadata of a `weights/{component}.safetensors`."""
-    with safe_open(weights, "pt") as file:
-        return Description(**json.loads(file.metadata()[METADATA]))
-
-
-def prediction_type(unet: Path) -> str:
-    """diffusers' name of what the UNet of a `weights/unet.safetensors` was trained to predict."""
-    return FAMILIES[read_description(unet).family].prediction_type
-
-
-def load(weights: Path, *, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def load(weights: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """The network of a `weights/{component}.safetensors`, in evaluation mode.
 
     One tensor at a time is read and converted, so the peak is the network's own size.
@@ -102,3 +75,8 @@ def load(weights: Path, *, dtype: torch.dtype = torch.float32) -> torch.nn.Modul
             owner = module.get_submodule(name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], torch.arange(buffer.shape[-1]).expand(buffer.shape))
     return module.eval().requires_grad_(False)
+
+
+def channels_last(network: torch.nn.Module) -> torch.nn.Module:
+    """*network* with the channels of its convolutions last, which halves their time on CPUs."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

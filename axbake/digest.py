@@ -15,8 +15,9 @@ def file_sha256(path: Path) -> str:
         OSError: the file cannot be read.
     """
     stat = path.stat()
-    state = [str(path.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns]
-    note = MEMORY / f"{hashlib.sha256(state[0].encode()).hexdigest()[:32]}.json"
+    place = str(path.resolve())
+    state = [place, stat.st_size, stat.st_ino, stat.st_mtime_ns]
+    note = MEMORY / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
     if note.is_file():
         remembered = json.loads(note.read_text())
         if remembered["state"] == state:
@@ -32,4 +33,4 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text)
-    os.replace(beside, path)
+    beside.replace(path)

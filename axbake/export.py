@@ -6,9 +6,8 @@ and written, one at a time.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,12 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from axbake import components
 from axbake.errors import AxbakeError
+from axbake.interface import TOKENS, Interface, interface
+from axbake.weights import Description, read_description
 
 OPSET = 18  # torch's exporter writes it without conversion; 17 and 18 are in published builds for AX650
-TOKENS = 77  # CLIP's prompt length
-# The UNet's time input in the programs of AXERA-TECH/sd1.5-lcm.axera and yuyun2000/sd15-to-ax8850-deploy: the name that
-# the row had inside their graphs before they cut it out.
-TIME_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"
 # What a causal mask adds to a score that must not count. -inf, or float32's lowest number, would take up the whole range
 # of a quantised tensor; exp(-100) is 4e-44, nothing beside scores that differ by tens.
 MASKED = -100.0
@@ -40,7 +37,7 @@ class ExportError(AxbakeError):
 class TextEncoder(torch.nn.Module):
     """CLIP's text encoder with its causal mask as a bounded constant."""
 
-    def __init__(self, model: torch.nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
@@ -64,7 +61,7 @@ class CutUnet(torch.nn.Module):
     The rows of a schedule are few and known, so the host computes them once (`schedule.npz`), in float32.
     """
 
-    def __init__(self, model: torch.nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
         model.time_embedding = Passed()
@@ -77,38 +74,7 @@ class CutUnet(torch.nn.Module):
         return self.model(sample, row, encoder_hidden_states, return_dict=False)[0]
 
 
-@dataclass(frozen=True)
-class Interface:
-    """What a component's graph takes and gives, in order."""
-
-    wrap: Callable[[torch.nn.Module], torch.nn.Module]
-    inputs: dict[str, tuple[tuple[int, ...], torch.dtype]]
-    output: str
-
-
-def interface(component: str, config: dict, *, height: int | None = None, width: int | None = None) -> Interface:
-    """Inputs and output of *component*'s graph; *height* and *width* in image pixels (the text encoder has none).
-
-    The names are those of AXERA-TECH/sd1.5-lcm.axera.
-    """
-    if component == "text_encoder":
-        return Interface(TextEncoder, {"input_ids": ((1, TOKENS), torch.int64)}, "last_hidden_state")
-    assert height and width
-    image, latent = (1, 3, height, width), (1, 4, height // 8, width // 8)
-    if component == "vae_encoder":
-        return Interface(lambda half: half, {"image_sample": (image, torch.float32)}, "latent_sample")
-    if component == "vae_decoder":
-        return Interface(lambda half: half, {"x": (latent, torch.float32)}, "sample")
-    row = 4 * config["block_out_channels"][0]  # diffusers' time embedding is four times as wide as the first level
-    return Interface(
-        CutUnet,
-        {
-            "sample": (latent, torch.float32),
-            "encoder_hidden_states": ((1, TOKENS, config["cross_attention_dim"]), torch.float32),
-            TIME_INPUT: ((1, row), torch.float32),
-        },
-        "out_sample",
-    )
+WRAPPERS = {"text_encoder": TextEncoder, "unet": CutUnet}  # the VAE's halves are traced as they are
 
 
 def export_onnx(weights: Path, *, graph: Path, height: int | None = None, width: int | None = None) -> None:
@@ -124,27 +90,27 @@ def export_onnx(weights: Path, *, graph: Path, height: int | None = None, width:
     Raises:
         ExportError: the graph has weights that the safetensors file has not.
     """
-    description = components.read_description(weights)
-    component, config = description.component, description.config
-    face = interface(component, config, height=height, width=width)
-    model = _trace(component, config, face)
+    description = read_description(weights)
+    model = _trace(description, interface(description.component, description.config, height=height, width=width))
     with safe_open(weights, "pt") as file:
         names = _attach_weights(model, file)
         # Folding would transpose whole weights in memory, and then only those of small models; `_fold_transposes` does it.
         optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
         simplified = _simplify(model, file, names)
         _fold_transposes(simplified)
-        _tidy(simplified, component)
+        _tidy(simplified, description.component)
         ir.save(simplified, graph, external_data=graph.name + ".data")
 
 
-def _trace(component: str, config: dict, face: Interface) -> ir.Model:
+def _trace(description: Description, face: Interface) -> ir.Model:
     """The graph of the network, its weights without values."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        network = face.wrap(components.build(component, config))
-        example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in face.inputs.values())
+        network = components.build(description.component, description.config)
+        if description.component in WRAPPERS:
+            network = WRAPPERS[description.component](network)
+        example = tuple(torch.zeros(input.shape, dtype=getattr(torch, input.dtype)) for input in face.inputs.values())
         program = torch.onnx.export(
-            network,
+            network.eval(),
             example,
             dynamo=True,
             opset_version=OPSET,

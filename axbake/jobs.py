@@ -49,7 +49,7 @@ def publish(made: Path, place: Path) -> None:
     with made.open("rb") as file:
         os.fsync(file.fileno())
     place.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(made, place)
+    made.replace(place)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ import onnxruntime
 import torch
 
 from axbake import components
-from axbake.components import Description
 from axbake.distance import psnr
 from axbake.errors import AxbakeError
-from axbake.export import TOKENS
+from axbake.interface import TOKENS
+from axbake.weights import Description, read_description
 
 logger = logging.getLogger(__name__)
 SEED = 0
@@ -38,7 +38,7 @@ def check_parity(
     Raises:
         ParityError: the output is farther away. Nothing is written then.
     """
-    description = components.read_description(weights)
+    description = read_description(weights)
     inputs, wanted = _run_torch(weights, description, height=height, width=width)
     gc.collect()  # torch's copy of the weights goes before ONNX Runtime loads its own
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])

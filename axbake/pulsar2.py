@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from axbake.errors import AxbakeError
 from axbake.runtime.session import EMULATOR, producer
@@ -21,7 +22,7 @@ TOOLCHAINS = {"emulator": [sys.executable, "-m", "axbake.emulator"], "native": [
 PRODUCERS = {"emulator": EMULATOR, "native": "Pulsar2"}
 
 # What differs between the components: the calibration archive's format, and what the compiled model takes.
-CALIBRATION_FORMATS = {
+CALIBRATION_FORMATS: dict[str, dict[str, Any]] = {
     "text_encoder": {"tensor_name": "input_ids", "calibration_format": "Numpy"},
     "unet": {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
     "vae_decoder": {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
@@ -36,7 +37,15 @@ INPUT_PROCESSORS = {
     # Published programs hand 32-bit ids to the text encoder (AXERA-TECH/sd1.5-lcm.axera).
     "text_encoder": [{"tensor_name": "input_ids", "src_dtype": "U32"}],
     # They also bring pixels to -1..1 themselves; by default Pulsar2 would put calibration's mean and std into the model.
-    "vae_encoder": [{"tensor_name": "image_sample", "tensor_format": "RGB", "src_format": "RGB", "mean": [0, 0, 0], "std": [1, 1, 1]}],
+    "vae_encoder": [
+        {
+            "tensor_name": "image_sample",
+            "tensor_format": "RGB",
+            "src_format": "RGB",
+            "mean": [0, 0, 0],
+            "std": [1, 1, 1],
+        }
+    ],
 }
 
 
@@ -58,7 +67,7 @@ def configure_build(
         dataset: path of the calibration archive, from where Pulsar2 will run. All its members are used.
     """
     whole_graph = {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": precision}
-    content = {
+    content: dict[str, Any] = {
         "model_type": "ONNX",
         "target_hardware": target_hardware,
         "npu_mode": npu_mode,
@@ -77,9 +86,7 @@ def configure_build(
     config.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def compile_model(
-    *, graph: Path, config: Path, toolchain: str, version: str, axmodel: Path, record: Path
-) -> None:
+def compile_model(*, graph: Path, config: Path, toolchain: str, version: str, axmodel: Path, record: Path) -> None:
     """Compile *graph* into *axmodel*; Pulsar2's paths are relative to the current directory.
 
     Args:

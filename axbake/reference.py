@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from axbake import components
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import SAMPLERS, png_parameters, save_png
 from axbake.schedule import build_scheduler
+from axbake.weights import prediction_type, read_description
 
 logger = logging.getLogger(__name__)
 TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
@@ -24,9 +26,8 @@ def load_pipeline(text_encoder: Path, unet: Path, vae_decoder: Path, *, schedule
         vae=_decoding_vae(vae_decoder),
         text_encoder=components.load(text_encoder),
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True),
-        # Convolutions on CPUs take half the time with the channels last.
-        unet=components.load(unet).to(memory_format=torch.channels_last),
-        scheduler=build_scheduler(scheduler, prediction_type=components.prediction_type(unet)),
+        unet=components.channels_last(components.load(unet)),
+        scheduler=build_scheduler(scheduler, prediction_type=prediction_type(unet)),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -38,7 +39,7 @@ def load_pipeline(text_encoder: Path, unet: Path, vae_decoder: Path, *, schedule
 def _decoding_vae(weights: Path) -> AutoencoderKL:
     """An AutoencoderKL whose encoder half is not there."""
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(components.read_description(weights).config)
+        vae = AutoencoderKL.from_config(read_description(weights).config)
     half = components.load(weights)
     vae.encoder, vae.quant_conv = None, None
     vae.decoder, vae.post_quant_conv = half.decoder, half.post_quant_conv
@@ -93,7 +94,7 @@ def draw_reference(
         callback_on_step_end=keep,
         output_type="np",
     ).images[0]
-    parameters = {
+    parameters: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "steps": steps,

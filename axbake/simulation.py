@@ -14,6 +14,7 @@ from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import EMULATOR, Session, only, open_model, producer
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import SAMPLERS, draw, png_parameters, save_png
+from axbake.weights import read_description
 
 logger = logging.getLogger(__name__)
 TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
@@ -50,7 +51,7 @@ def simulate(
         image: PNG to write.
         distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM.
     """
-    scaling_factor = components.read_description(vae_encoder_weights).config["scaling_factor"]
+    scaling_factor = read_description(vae_encoder_weights).config["scaling_factor"]
     steps = load_schedule(schedule)
     drawing = draw(
         open_model(text_encoder),

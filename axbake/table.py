@@ -88,8 +88,9 @@ def check_config(config: dict, *, schema: Path, source: str) -> dict:
     filled = _with_defaults(config, read_schema(schema))
     validator = jsonschema.Draft202012Validator(read_schema(schema))
     faults = [
-        f"{'/'.join([*map(str, error.absolute_path), ''])}{text}" if error.validator == "additionalProperties" else
-        f"{'/'.join(map(str, error.absolute_path))}: {text}"
+        f"{'/'.join([*map(str, error.absolute_path), ''])}{text}"
+        if error.validator == "additionalProperties"
+        else f"{'/'.join(map(str, error.absolute_path))}: {text}"
         for error in validator.iter_errors(filled)
         for text in _explain(error)
     ]

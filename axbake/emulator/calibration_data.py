@@ -127,7 +127,8 @@ def open_archive(path: Path) -> Iterator[Archive]:
             tar = stack.enter_context(tarfile.open(path))
             members = {member.name: member for member in tar.getmembers() if member.isreg()}
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise CalibrationDataError(f"{path}: {error}; wanted a tar, tar.gz or zip archive") from error
+            first = str(error).splitlines()[0]  # tarfile adds what each of its methods found
+            raise CalibrationDataError(f"{path}: {first}; wanted a tar, tar.gz or zip archive") from error
         sizes = {name: member.size for name, member in members.items()}
         yield Archive(path, sizes, lambda name: _tar_bytes(tar, members[name]))
 

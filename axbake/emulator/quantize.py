@@ -93,6 +93,8 @@ class Quantiser:
         self._constants: dict[tuple[str, str], Reading] = {}
         self._weights: dict[tuple[str, int, bytes], str] = {}
         self._biases: dict[int, tuple[str, str]] = {}  # node behind a MatMul: (its bias, the bias in S32)
+        self._guards: dict[str, str] = {}
+        self._lowest = ""
         self._fused: set[str] = set()  # results that are rounded only after the node that reads them
 
     def run(self) -> None:
@@ -193,6 +195,8 @@ class Quantiser:
             factor = data.scale * use.bias_factor if data and self.bias_is_integer else 0.0
             scales = self._widened(narrow, bias, use.groups, factor) if bias and factor > 0 else narrow
             readings[use.weight] = Reading(self._weight(name, scales, narrow, use.axis), None)
+        if factor == 0 and data:
+            readings[use.data] = Reading(self._guarded(readings[use.data].name), data)
         if bias is None:
             return
         if factor > 0:
@@ -312,6 +316,20 @@ class Quantiser:
             helper.make_node("DequantizeLinear", [stored, scale, zero], [target], domain=DOMAIN, axis=axis)
         )
         return target
+
+    def _guarded(self, name: str) -> str:
+        """*name* behind a Max with the lowest number, which changes nothing.
+
+        Where a Conv or Gemm reads a DequantizeLinear directly, ONNX Runtime 1.31 makes its float weights 8-bit and its
+        float bias 32-bit by itself (`WeightBiasQuantization`, at its lowest level of optimisation).
+        """
+        if name not in self._guards:
+            if not self._guards:
+                self._lowest = self.fresh("lowest")
+                self.writer.add(self._lowest, np.array(np.finfo(np.float32).min))
+            self._guards[name] = self.fresh(f"{name}/guarded")
+            self.nodes.append(helper.make_node("Max", [name, self._lowest], [self._guards[name]]))
+        return self._guards[name]
 
     def _parameters(self, name: str, encoding: Encoding) -> tuple[str, str]:
         scale, zero = self.fresh(f"{name}/scale"), self.fresh(f"{name}/zero_point")

@@ -77,7 +77,9 @@ def unet_renamer(shapes: Shapes) -> Callable[[str], str | None]:
 
 
 def _vae_renamer(shapes: Shapes, half: str, convolution: str) -> Callable[[str], str | None]:
-    levels = 1 + max((int(m[1]) for name in shapes if (m := re.match(rf"{half}\.(?:down|up)\.(\d+)\.", name))), default=0)
+    levels = 1 + max(
+        (int(m[1]) for name in shapes if (m := re.match(rf"{half}\.(?:down|up)\.(\d+)\.", name))), default=0
+    )
 
     def rename(name: str) -> str | None:
         if name.startswith(convolution + "."):

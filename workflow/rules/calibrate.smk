@@ -7,7 +7,7 @@ rule record_trajectories:
     input:
         settings=settings(
             "record_trajectories",
-            "axbake.calibration",
+            "axbake.trajectories",
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy"],
             row=["height", "width", "negative_prompt", "guidance_scale"],
             entries={"seed": "calibration/seed"},
@@ -22,11 +22,11 @@ rule record_trajectories:
         "logs/{model}/calibration/trajectories.log",
     benchmark:
         "benchmarks/{model}/calibration/trajectories.tsv"
+    conda:
+        "../../envs/axbake.yaml"
     threads: 4
     resources:
         mem_mb=10000,
-    conda:
-        "../../envs/axbake.yaml"
     message:
         "Recording what {wildcards.model} sees with its calibration prompts"
     script:
@@ -79,25 +79,44 @@ rule calibrate_vae_decoder:
         "../scripts/calibrate_vae_decoder.py"
 
 
+rule decode_pictures:
+    """Decode the final latents of the calibration prompts."""
+    input:
+        settings=settings("decode_pictures", "axbake.trajectories", tools=["torch", "diffusers", "numpy"]),
+        trajectories="results/{model}/calibration/trajectories.npz",
+        vae_decoder="results/{model}/weights/vae_decoder.safetensors",
+    output:
+        pictures="results/{model}/calibration/pictures.npy",
+    log:
+        "logs/{model}/calibration/pictures.log",
+    benchmark:
+        "benchmarks/{model}/calibration/pictures.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    threads: 4
+    resources:
+        mem_mb=6000,
+    message:
+        "Decoding the calibration pictures of {wildcards.model}"
+    script:
+        "../scripts/decode_pictures.py"
+
+
 rule calibrate_vae_encoder:
     """Pack the pictures of the calibration prompts."""
     input:
-        settings=settings("calibrate/vae_encoder", "axbake.calibration", tools=["numpy", "torch", "diffusers", "pillow"]),
-        trajectories="results/{model}/calibration/trajectories.npz",
-        vae_decoder="results/{model}/weights/vae_decoder.safetensors",
+        settings=settings("calibrate/vae_encoder", "axbake.calibration", tools=["numpy", "pillow"]),
+        pictures="results/{model}/calibration/pictures.npy",
     output:
         archive="results/{model}/calibration/vae_encoder.tar",
     log:
         "logs/{model}/calibration/vae_encoder.log",
     benchmark:
         "benchmarks/{model}/calibration/vae_encoder.tsv"
-    threads: 4
-    resources:
-        mem_mb=4000,
     conda:
         "../../envs/axbake.yaml"
     message:
-        "Drawing calibration pictures for the vae_encoder of {wildcards.model}"
+        "Packing calibration pictures for the vae_encoder of {wildcards.model}"
     script:
         "../scripts/calibrate_vae_encoder.py"
 

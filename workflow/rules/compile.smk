@@ -50,12 +50,12 @@ rule compile_model:
         "logs/{model}/build/{component}.log",
     benchmark:
         "benchmarks/{model}/build/{component}.tsv"
+    conda:
+        "../../envs/axbake.yaml"
     threads: 4
     resources:
         mem_mb=12000,
-    conda:
-        "../../envs/axbake.yaml"
     message:
-        "Compiling the {wildcards.component} of {wildcards.model}" + f" ({config['toolchain']})"
+        f"Compiling the {{wildcards.component}} of {{wildcards.model}} (toolchain: {config['toolchain']})"
     script:
         "../scripts/compile_model.py"

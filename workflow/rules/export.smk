@@ -19,10 +19,10 @@ rule export_onnx:
         "logs/{model}/onnx/{component}.log",
     benchmark:
         "benchmarks/{model}/onnx/{component}.tsv"
-    resources:
-        mem_mb=4000,
     conda:
         "../../envs/axbake.yaml"
+    resources:
+        mem_mb=4000,
     message:
         "Exporting the {wildcards.component} of {wildcards.model}"
     script:
@@ -48,11 +48,11 @@ rule check_parity:
         "logs/{model}/parity/{component}.log",
     benchmark:
         "benchmarks/{model}/parity/{component}.tsv"
+    conda:
+        "../../envs/axbake.yaml"
     threads: 4
     resources:
         mem_mb=10000,
-    conda:
-        "../../envs/axbake.yaml"
     message:
         "Comparing the {wildcards.component} of {wildcards.model} in ONNX with torch"
     script:

@@ -19,10 +19,10 @@ rule import_checkpoint:
         "logs/{model}/weights/{component}.log",
     benchmark:
         "benchmarks/{model}/weights/{component}.tsv"
-    resources:
-        mem_mb=6000,
     conda:
         "../../envs/axbake.yaml"
+    resources:
+        mem_mb=6000,
     message:
         "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
     script:
@@ -45,10 +45,10 @@ rule describe_checkpoint:
         "logs/{model}/checkpoint.log",
     benchmark:
         "benchmarks/{model}/checkpoint.tsv"
-    resources:
-        mem_mb=2000,
     conda:
         "../../envs/axbake.yaml"
+    resources:
+        mem_mb=2000,
     message:
         "Describing {input.checkpoint}"
     script:

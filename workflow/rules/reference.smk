@@ -21,11 +21,11 @@ rule draw_reference:
         "logs/{model}/reference.log",
     benchmark:
         "benchmarks/{model}/reference.tsv"
+    conda:
+        "../../envs/axbake.yaml"
     threads: 4
     resources:
         mem_mb=10000,
-    conda:
-        "../../envs/axbake.yaml"
     message:
         "Drawing the reference picture of {wildcards.model}"
     script:

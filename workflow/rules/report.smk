@@ -1,7 +1,7 @@
 # Takes what the other steps say of a model. Makes one page of it, which `snakemake --report` takes in too.
 
 PARTS = collect("{step}/{component}", step=["weights", "onnx", "parity", "calibration", "build"], component=COMPONENTS)
-JOBS = ["checkpoint", "reference", "schedule", "calibration/trajectories", *PARTS, "simulation"]
+JOBS = ["checkpoint", "reference", "schedule", "calibration/trajectories", "calibration/pictures", *PARTS, "simulation"]
 
 
 rule write_report:

@@ -17,10 +17,10 @@ rule derive_schedule:
         "logs/{model}/schedule.log",
     benchmark:
         "benchmarks/{model}/schedule.tsv"
-    resources:
-        mem_mb=2000,
     conda:
         "../../envs/axbake.yaml"
+    resources:
+        mem_mb=2000,
     message:
         "Deriving the schedule of {wildcards.model}"
     script:

@@ -25,11 +25,11 @@ rule simulate:
         "logs/{model}/simulation.log",
     benchmark:
         "benchmarks/{model}/simulation.tsv"
+    conda:
+        "../../envs/axbake.yaml"
     threads: 4
     resources:
         mem_mb=12000,
-    conda:
-        "../../envs/axbake.yaml"
     message:
         "Drawing with the compiled models of {wildcards.model}"
     script:

@@ -4,4 +4,4 @@ from axbake.calibration import calibrate_vae_encoder
 from axbake.jobs import job
 
 with job(snakemake) as (settings, input, output):
-    calibrate_vae_encoder(input.trajectories, input.vae_decoder, archive=output.archive)
+    calibrate_vae_encoder(input.pictures, archive=output.archive)

@@ -1,8 +1,8 @@
 """Write timesteps, time embedding rows and update coefficients of a scheduler."""
 
-from axbake.components import prediction_type
 from axbake.jobs import job
 from axbake.schedule import derive_schedule
+from axbake.weights import prediction_type
 
 with job(snakemake) as (settings, input, output):
     derive_schedule(

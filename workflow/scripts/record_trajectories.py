@@ -1,7 +1,7 @@
 """Draw the latents of all calibration prompts, and keep what the UNet saw."""
 
-from axbake.calibration import record_trajectories
 from axbake.jobs import job
+from axbake.trajectories import record_trajectories
 
 with job(snakemake) as (settings, input, output):
     record_trajectories(

@@ -1,0 +1,40 @@
+# `make demo` bakes the demo model; `make test` runs the tests. Each installs what it needs into .venv first.
+.PHONY: demo test lint lock clean
+CORES ?= $(shell nproc)
+BIN = .venv/bin
+
+.venv/installed: requirements.lock
+	python3 -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/snakemake --cores $(CORES) results/demo/report.html
+	@echo
+	@echo "The demo model is baked. Its models are EMULATED: hosts run them, boards cannot."
+	@echo "  pictures  results/demo/reference/image.png   what diffusers draws, in float32"
+	@echo "            results/demo/simulation/image.png  what the quantised models draw"
+	@echo "  models    results/demo/{text_encoder,unet,vae_encoder,vae_decoder}.axmodel"
+	@echo "  report    results/demo/report.html"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint
+
+lock:
+	rm -rf .venv-lock
+	python3 -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --requirement requirements.in
+	(echo "# Made by \`make lock\` from requirements.in on Python 3.11."; \
+	 .venv-lock/bin/python -m pip freeze | sed 's/+cpu$$//') > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf results logs benchmarks .snakemake .axbake

@@ -1,0 +1,106 @@
+"""What a model's networks see when it draws its calibration prompts, recorded with torch."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from axbake import components
+from axbake.export import CutUnet
+from axbake.runtime.noise import TorchNoise
+from axbake.runtime.sampler import Denoiser, load_schedule, sample
+from axbake.runtime.tokenizer import ClipTokenizer
+from axbake.schedule import npz_bytes
+from axbake.weights import read_description
+
+logger = logging.getLogger(__name__)
+TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
+
+
+def record_trajectories(
+    *,
+    text_encoder: Path,
+    unet: Path,
+    schedule: Path,
+    prompts: list[str],
+    negative_prompt: str,
+    guidance_scale: float,
+    height: int,
+    width: int,
+    seed: int,
+    trajectories: Path,
+) -> None:
+    """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
+
+    Args:
+        text_encoder, unet: `weights/{component}.safetensors`.
+        schedule: `schedule.npz`; N steps.
+        height, width: image pixels.
+        seed: of the first prompt's noise; the n-th prompt has seed + n.
+        trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, 77, W), `negative_embeds` (1, 77, W), `latents`
+            (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each. All float32.
+    """
+    steps = load_schedule(schedule)
+    encode = _text_encoding(components.load(text_encoder))
+    negative = encode(negative_prompt)
+    denoise = _denoising(components.load(unet))
+    shape = (1, 4, height // 8, width // 8)
+    embeds, latents = [], []
+    for number, prompt in enumerate(prompts):
+        logger.info("recording: prompt %d of %d: %s", number + 1, len(prompts), prompt)
+        embeds.append(encode(prompt))
+        start = TorchNoise(seed + number).normal(shape) * np.float32(steps.init_noise_sigma)
+        _, path = sample(
+            denoise,
+            steps,
+            TorchNoise(seed + number),
+            shape=shape,
+            prompt_embeds=embeds[-1],
+            negative_embeds=negative,
+            guidance_scale=guidance_scale,
+        )
+        latents.append(np.concatenate([start[None], path]))
+    arrays = {"prompt_embeds": np.stack(embeds), "negative_embeds": negative, "latents": np.stack(latents)}
+    trajectories.write_bytes(npz_bytes(arrays))
+
+
+def _text_encoding(network: torch.nn.Module) -> Callable[[str], np.ndarray]:
+    tokenizer = ClipTokenizer(TOKENIZER)
+
+    def encode(prompt: str) -> np.ndarray:
+        with torch.inference_mode():
+            return network(torch.from_numpy(tokenizer.encode(prompt))).last_hidden_state.numpy()
+
+    return encode
+
+
+def _denoising(network: torch.nn.Module) -> Denoiser:
+    """The UNet as the sampler calls it, its time embedding passed by as in the exported graph."""
+    cut = CutUnet(components.channels_last(network))
+
+    def denoise(latent: np.ndarray, time_row: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return cut(*map(torch.from_numpy, (latent, prompt, time_row))).contiguous().numpy()
+
+    return denoise
+
+
+def decode_pictures(trajectories: Path, vae_decoder: Path, *, pictures: Path) -> None:
+    """Write the pictures that the final latents show, as an .npy of (P, H, W, 3) uint8.
+
+    Args:
+        vae_decoder: `weights/vae_decoder.safetensors`.
+    """
+    scaling_factor = read_description(vae_decoder).config["scaling_factor"]
+    network = components.load(vae_decoder)
+    with np.load(trajectories) as arrays:
+        finals = torch.from_numpy(arrays["latents"][:, -1])  # (P, 1, 4, H/8, W/8)
+    drawn = []
+    for number, final in enumerate(finals):
+        logger.info("decoding: picture %d of %d", number + 1, len(finals))
+        with torch.inference_mode():
+            unit = (network(final / scaling_factor)[0] / 2 + 0.5).clamp(0, 1)
+        drawn.append((unit.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+    np.save(pictures, np.stack(drawn))

@@ -1,0 +1,39 @@
+"""`weights/{component}.safetensors`: a network's tensors under diffusers' names, and what the file says of itself.
+
+Its metadata holds one entry, `axbake`, a JSON of the component's name, its family's name, and its config in diffusers' form. So
+whoever has the file can rebuild the network, and two checkpoints that share a network give the same bytes.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from axbake.families import FAMILIES
+
+METADATA = "axbake"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a `weights/{component}.safetensors` says of itself."""
+
+    component: str
+    family: str
+    config: dict  # diffusers' form
+
+    def as_metadata(self) -> dict[str, str]:
+        """Metadata to write; one entry, since safetensors writes several in an order that differs from run to run."""
+        return {METADATA: json.dumps(asdict(self), sort_keys=True)}
+
+
+def read_description(weights: Path) -> Description:
+    """Description in the metadata of a `weights/{component}.safetensors`."""
+    with safe_open(weights, "np") as file:
+        return Description(**json.loads(file.metadata()[METADATA]))
+
+
+def prediction_type(unet: Path) -> str:
+    """diffusers' name of what the UNet of a `weights/unet.safetensors` was trained to predict."""
+    return FAMILIES[read_description(unet).family].prediction_type
