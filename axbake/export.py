@@ -154,7 +154,8 @@ def _simplify(model: ir.Model, file: safe_open, names: dict[str, str]) -> ir.Mod
             value.const_value = None
             model.graph.inputs.append(value)
     simplified, _ = onnxsim.simplify(ir.to_proto(model))
-    result = ir.from_proto(onnx.shape_inference.infer_shapes(simplified))
+    del simplified.graph.value_info[:]  # the simplifier leaves shapes of constants that it has since replaced
+    result = ir.from_proto(onnx.shape_inference.infer_shapes(simplified, strict_mode=True))
     for value in list(result.graph.inputs)[inputs:]:
         result.graph.inputs.remove(value)
         if value.uses():

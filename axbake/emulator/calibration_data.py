@@ -40,7 +40,7 @@ SAFE_GLOBALS = {
         (f"{prefix}.multiarray", "scalar"),
         (f"{prefix}.numeric", "_frombuffer"),
     )
-} | {("numpy", "ndarray"), ("numpy", "dtype")}
+} | {("numpy", "array"), ("numpy", "ndarray"), ("numpy", "dtype")}  # the first two: axbake's own archives
 
 # What a damaged or foreign pickle makes the unpickler raise.
 UNREADABLE = (
@@ -201,7 +201,7 @@ def _checked(value: object, spec: TensorSpec, where: str) -> np.ndarray:
         )
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         raise CalibrationDataError(f"{where}: {spec.name}: holds infinity or NaN, wanted finite values")
-    return np.ascontiguousarray(value)
+    return np.asarray(value, order="C")
 
 
 def _from_dict(values: object, source: Source, where: str) -> dict[str, np.ndarray]:

@@ -260,7 +260,7 @@ def _declare(model: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> Non
     for name in sorted(constants):
         value = constants[name]
         if value.nbytes <= INLINE or value.dtype.hasobject:
-            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
             continue
         data_type = helper.np_dtype_to_tensor_dtype(value.dtype.newbyteorder("="))
         tensor = TensorProto(name=name, data_type=data_type, dims=value.shape, data_location=TensorProto.EXTERNAL)

@@ -323,6 +323,13 @@ def test_the_same_inputs_give_the_same_bytes_in_any_directory(matmul, tmp_path_f
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_scalar_constants_and_inputs_stay_scalar(tmp_path):
+    nodes = [helper.make_node("Mul", ["x", "two"], ["out"])]
+    save(tmp_path / "net.onnx", nodes, {"x": []}, {"out": []}, {"two": np.array(2, np.float32)})
+    path = build(tmp_path, samples=[{"x": np.array(3, np.float32)}])
+    assert outputs(path, x=np.array(3, np.float32))[0] == pytest.approx(6, abs=1e-3)
+
+
 def test_weights_outside_the_model_stay_there(matmul, rng):
     directory, _, samples = matmul
     inline = build(directory).read_bytes()

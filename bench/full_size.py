@@ -1,0 +1,71 @@
+"""Bake a random checkpoint of Stable Diffusion 1.5's size at 480 × 320, and tell what each stage took.
+
+    python bench/full_size.py DIRECTORY [--cores 2]
+
+Writes the checkpoint (`random_checkpoint.py`) and a project with one row into DIRECTORY, bakes all four models with the
+emulator, and prints wall time and peak memory of every job, as Snakemake's benchmark directive measures them (resident
+memory of the job with all its processes). Takes about an hour on 2 cores, 12 GB of disk, and less than 12 GiB of memory.
+"""
+
+import argparse
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MODEL = "random-sd15"
+ROW = {
+    "model": MODEL,
+    "checkpoint": f"checkpoints/{MODEL}.safetensors",
+    "height": "480",
+    "width": "320",
+    "prompt": "1girl, upper body, sun glare, bokeh, depth of field, red background",
+    "negative_prompt": "lowres, bad anatomy",
+    "calibration_prompts": "config/prompts/people.txt",
+}
+
+
+def lay_out(directory: Path) -> None:
+    """A project of one row in *directory*, and its checkpoint if it is not there yet."""
+    shutil.copytree(ROOT / "config", directory / "config", dirs_exist_ok=True)
+    cells = "\t".join(ROW), "\t".join(ROW.values())
+    (directory / "config" / "models.tsv").write_text("\n".join(cells) + "\n")
+    if not (directory / ROW["checkpoint"]).is_file():
+        command = [sys.executable, ROOT / "bench" / "random_checkpoint.py", directory / ROW["checkpoint"]]
+        subprocess.run(command, check=True)
+
+
+def bake(directory: Path, cores: int) -> None:
+    """Every artifact of the model, one job at a time so that jobs do not slow each other."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", directory]
+    subprocess.run([*command, "--cores", str(cores), "--jobs", "1", f"results/{MODEL}/report.html"], check=True)
+
+
+def table(directory: Path) -> str:
+    """Wall time and peak memory of every job, as a Markdown table."""
+    lines = ["| job | wall time | peak memory |", "|---|---:|---:|"]
+    total = 0.0
+    for path in sorted((directory / "benchmarks" / MODEL).rglob("*.tsv"), key=lambda path: path.stat().st_mtime):
+        with path.open() as file:
+            (row,) = csv.DictReader(file, delimiter="\t")
+        memory = "" if row["max_rss"] == "NA" else f"{float(row['max_rss']) / 1024:.2f} GiB"
+        name = path.relative_to(directory / "benchmarks" / MODEL).with_suffix("")
+        lines.append(f"| {name} | {float(row['s']):.1f} s | {memory} |")
+        total += float(row["s"])
+    return "\n".join([*lines, f"| all | {total / 60:.1f} min | |"])
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("directory", type=Path)
+    arguments.add_argument("--cores", type=int, default=2)
+    options = arguments.parse_args()
+    lay_out(options.directory)
+    bake(options.directory, options.cores)
+    print(table(options.directory))
+
+
+if __name__ == "__main__":
+    main()
