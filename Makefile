@@ -1,5 +1,5 @@
 # `make demo` bakes the demo model; `make test` runs the tests. Each installs what it needs into .venv first.
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint docs lock clean
 CORES ?= $(shell nproc)
 BIN = .venv/bin
 
@@ -27,6 +27,9 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
+
+docs: .venv/installed
+	$(BIN)/python docs/make_settings.py
 
 lock:
 	rm -rf .venv-lock

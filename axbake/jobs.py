@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import resource
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from axbake.errors import AxbakeError
 from axbake.identity import read_settings
 from axbake.runtime.errors import BundleError
 
+logger = logging.getLogger(__name__)
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -30,15 +33,25 @@ def job(snakemake) -> Iterator[tuple[SimpleNamespace, SimpleNamespace, SimpleNam
         places = {name: Path(value) for name, value in snakemake.output.items()}
         first = next(iter(places.values()))
         first.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
         with tempfile.TemporaryDirectory(dir=first.parent, prefix=f".{first.name}.") as beside:
             made = {name: Path(beside) / place.name for name, place in places.items()}
             yield settings, inputs, SimpleNamespace(**made)
             for name, place in places.items():
                 publish(made[name], place)
+        logger.info("done in %.1f s, peak memory %.2f GiB", time.monotonic() - started, peak_memory())
 
 
 def _paths(value):
     return Path(value) if isinstance(value, str) else [Path(item) for item in value]
+
+
+def peak_memory() -> float:
+    """Highest resident memory so far of this process or of the largest program it ran, in GiB.
+
+    Snakemake's benchmark files look every half minute at most, and miss peaks.
+    """
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
 
 
 def publish(made: Path, place: Path) -> None:

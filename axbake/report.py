@@ -70,11 +70,7 @@ def _data_uri(png: Path) -> str:
 
 
 def _read_benchmark(path: Path) -> dict:
-    """Name, wall time in seconds and peak memory of a job. Snakemake writes `NA` for a job too short to be sampled."""
-    (row,) = csv.DictReader(path.open(), delimiter="\t")
-    memory = row["max_rss"]  # MiB
-    return {
-        "name": " ".join(path.with_suffix("").parts[2:]),
-        "seconds": float(row["s"]),
-        "memory": "too short to tell" if memory == "NA" else f"{float(memory) / 1024:.2f} GiB",
-    }
+    """Name and wall time in seconds of a job."""
+    with path.open() as file:
+        (row,) = csv.DictReader(file, delimiter="\t")
+    return {"name": " ".join(path.with_suffix("").parts[2:]), "seconds": float(row["s"])}

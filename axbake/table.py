@@ -95,12 +95,12 @@ def check_config(config: dict, *, schema: Path, source: str) -> dict:
         for text in _explain(error)
     ]
     if faults:
-        raise ConfigError(f"{source}: {_listed(faults, 'entries cannot be used')}")
+        raise ConfigError(f"{source}: {_listed(faults, 'these entries cannot be used')}")
     return filled
 
 
 def _listed(faults: list[str], what: str) -> str:
-    return f"{len(faults)} {what}:\n" + "\n".join(f"  {fault}" for fault in faults)
+    return what + ":\n" + "\n".join(f"  {fault}" for fault in faults)
 
 
 def _typed(text: str, entry: dict):
@@ -126,7 +126,7 @@ def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
     faults = [f"column {name}: unknown{_nearest(name, list(known))}" for name in table.columns if name not in known]
     faults += [f"column {name}: missing" for name in rules["required"] if name not in table.columns]
     if faults:
-        raise TableError(f"{path}: {_listed(faults, 'columns cannot be used')}")
+        raise TableError(f"{path}: {_listed(faults, 'these columns cannot be used')}")
     rows = {
         line: {name: _typed(cell, known[name]) for name, cell in cells.items() if cell.strip()}
         for line, cells in enumerate(table.to_dict("records"), start=2)
@@ -139,7 +139,7 @@ def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
         if names[row.get("model")] > 1 and row.get("model")
     ]
     if faults:
-        raise TableError(f"{path}: {_listed(faults, 'cells cannot be used')}")
+        raise TableError(f"{path}: {_listed(faults, 'these cells cannot be used')}")
     filled = [_with_defaults(row, rules) for row in rows.values()]
     return {row["model"]: row | {"calibration_prompts": _prompts(Path(row["calibration_prompts"]))} for row in filled}
 

@@ -10,6 +10,7 @@ import io
 import pickle
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -116,21 +117,30 @@ def open_archive(path: Path) -> Iterator[Archive]:
     """The members of the archive *path*, without extracting any."""
     if not path.is_file():
         raise CalibrationDataError(f"{path}: no such file, wanted the archive of `calibration_dataset`")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as packed:
-            yield Archive(
-                path, {info.filename: info.file_size for info in packed.infolist() if not info.is_dir()}, packed.read
-            )
-        return
     with ExitStack() as stack:
-        try:
-            tar = stack.enter_context(tarfile.open(path))
-            members = {member.name: member for member in tar.getmembers() if member.isreg()}
-        except (tarfile.TarError, EOFError, OSError) as error:
-            first = str(error).splitlines()[0]  # tarfile adds what each of its methods found
-            raise CalibrationDataError(f"{path}: {first}; wanted a tar, tar.gz or zip archive") from error
-        sizes = {name: member.size for name, member in members.items()}
-        yield Archive(path, sizes, lambda name: _tar_bytes(tar, members[name]))
+        with _damage(path):
+            if zipfile.is_zipfile(path):
+                packed = stack.enter_context(zipfile.ZipFile(path))
+                sizes = {info.filename: info.file_size for info in packed.infolist() if not info.is_dir()}
+                archive = Archive(path, sizes, packed.read)
+            else:
+                tar = stack.enter_context(tarfile.open(path))
+                members = {member.name: member for member in tar.getmembers() if member.isreg()}
+                sizes = {name: member.size for name, member in members.items()}
+                archive = Archive(path, sizes, lambda name: _tar_bytes(tar, members[name]))
+        yield archive
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what a damaged archive raises into an error that names it; zipfile calls an encrypted one a RuntimeError."""
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        first = (
+            str(error).splitlines()[0] if str(error) else type(error).__name__
+        )  # tarfile adds each method's findings
+        raise CalibrationDataError(f"{path}: {first}; wanted a whole tar, tar.gz or zip archive") from error
 
 
 def _tar_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -178,13 +188,14 @@ def read_sample(archive: Archive, member: str, source: Source) -> dict[str, np.n
     most = sum(int(np.prod(spec.shape)) * 16 for spec in source.inputs) + SLACK  # complex128 would be found out below
     if source.settings.format != "Image" and archive.sizes[member] > most:
         raise CalibrationDataError(f"{where}: {archive.sizes[member]} bytes, wanted at most {most} for its inputs")
-    content = archive.read(member)
+    with _damage(archive.path):
+        content = archive.read(member)
     spec = source.inputs[0]
     match source.settings.format:
         case "NumpyObject":
             return _from_dict(_object_array(content, where), source, where)
         case "Numpy":
-            value = _plain_array(content, where)
+            value = _plain_array(content, spec, where)
         case "Binary":
             value = _raw_array(content, spec, where)
         case _:
@@ -254,15 +265,19 @@ def _object_array(content: bytes, where: str) -> object:
     return packed.item() if isinstance(packed, np.ndarray) and packed.shape == () else packed
 
 
-def _plain_array(content: bytes, where: str) -> np.ndarray:
-    _, dtype = _npy_header(io.BytesIO(content), where)
+def _plain_array(content: bytes, spec: TensorSpec, where: str) -> np.ndarray:
+    shape, dtype = _npy_header(io.BytesIO(content), where)
     if dtype.hasobject:
         raise CalibrationDataError(
             f"{where}: found pickled objects, wanted an array, or calibration_format NumpyObject"
         )
+    if shape != spec.shape or dtype != spec.dtype:  # before anything of that size is allocated
+        raise CalibrationDataError(
+            f"{where}: {spec.name}: found {dtype} {list(shape)}, wanted {spec.dtype} {list(spec.shape)}"
+        )
     try:
         return np.load(io.BytesIO(content), allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise CalibrationDataError(f"{where}: {error}; wanted a complete .npy file") from error
 
 

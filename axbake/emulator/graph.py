@@ -99,6 +99,8 @@ def load_graph(path: Path, simplify: bool = False) -> Graph:
         inputs=tuple(tensor_spec(value) for value in model.graph.input),
         outputs=tuple(tensor_spec(value) for value in model.graph.output),
     )
+    if not graph.inputs:
+        raise GraphError(f"{path}: has no inputs, so there is nothing to calibrate")
     _check_types(graph, path)
     return graph
 

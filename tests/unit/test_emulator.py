@@ -1,14 +1,18 @@
 """The emulator's quantisation, against computations by hand."""
 
+import io
 import json
+import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from axbake.emulator import PRODUCER
@@ -38,8 +42,6 @@ def save(path: Path, nodes, inputs, outputs, constants, opset=18, **saving):
 
 def save_samples(path: Path, samples):
     """A tar of NumpyObject members."""
-    import io
-    import tarfile
 
     with tarfile.open(path, "w") as archive:
         for index, sample in enumerate(samples):
@@ -155,8 +157,6 @@ def test_a_convolution_is_quantised_per_output_channel(tmp_path, rng):
     save(tmp_path / "net.onnx", [node], {"x": shape}, {"out": [1, 6, 8, 8]}, {"kernel": kernel, "bias": bias})
     x = rng.standard_normal(shape).astype(np.float32)
     path = build(tmp_path, samples=[{"x": x}])
-
-    import torch
 
     def convolved(values, weight):
         tensors = [torch.from_numpy(array) for array in (values, weight, bias)]
@@ -362,8 +362,6 @@ def test_the_result_says_that_it_is_emulated(matmul, capsys):
 
 
 def test_the_log_has_pulsar2s_marks(matmul, capsys):
-    import re
-
     build(matmul[0])
     log = capsys.readouterr().out
     marks = ["Building onnx", "Quantization calibration will be executed on cpu", "Network Quantization Finished."]
@@ -427,6 +425,44 @@ def test_an_unfixed_dimension_and_half_precision_are_refused(tmp_path):
         load_graph(tmp_path / "half.onnx")
 
 
+def test_quantised_and_branching_models_are_refused(matmul, tmp_path):
+    directory, _, _ = matmul
+    with pytest.raises(GraphError, match="already quantised by the emulator"):
+        load_graph(build(directory))
+    branch = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "b", [], [helper.make_empty_tensor_value_info("y")]
+    )
+    node = helper.make_node("If", ["c"], ["out"], name="choose", then_branch=branch, else_branch=branch)
+    save(tmp_path / "if.onnx", [node], {"x": [1], "c": ([], TensorProto.BOOL)}, {"out": [1]}, {})
+    with pytest.raises(GraphError, match=r"choose \(If\)"):
+        load_graph(tmp_path / "if.onnx")
+
+
+def test_an_output_that_is_read_inside_too_keeps_its_name(tmp_path, rng):
+    nodes = [
+        helper.make_node("Sin", ["x"], ["mid"]),
+        helper.make_node("Reshape", ["mid", "shape"], ["moved"]),
+        helper.make_node("Cos", ["mid"], ["out"]),
+    ]
+    shapes = {"mid": [4], "moved": [2, 2], "out": [4]}
+    save(tmp_path / "net.onnx", nodes, {"x": [4]}, shapes, {"shape": np.array([2, 2], np.int64)})
+    x = rng.standard_normal(4).astype(np.float32)
+    path = build(tmp_path, samples=[{"x": x}])
+    assert [value.name for value in onnx.load(path).graph.output] == ["mid", "moved", "out"]
+    mid, moved, out = outputs(path, x=x)
+    assert np.array_equal(mid, moved.reshape(4)) and np.abs(out - np.cos(np.sin(x))).max() < 1e-4
+
+
+def test_a_layer_of_fewer_bits_rounds_its_input_anew(tmp_path, rng):
+    nodes = [helper.make_node("Sin", ["x"], ["mid"]), helper.make_node("Cos", ["mid"], ["out"])]
+    save(tmp_path / "net.onnx", nodes, {"x": [64]}, {"out": [64]}, {})
+    x = rng.standard_normal(64).astype(np.float32)
+    layers = [*U16, {"op_type": "Cos", "data_type": "U8", "output_data_type": "U16"}]
+    found = outputs(build(tmp_path, samples=[{"x": x}], layers=layers), x=x)[0]
+    mid = np.sin(x)
+    assert np.abs(found - np.cos(rounded(mid, mid.min(), mid.max(), 8))).max() < 1e-4
+
+
 def test_onnxsim_runs_first_if_asked_for(tmp_path, rng):
     nodes = [
         helper.make_node("Add", ["one", "one"], ["two"]),
@@ -450,6 +486,34 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         file.write(b"half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+class Block(torch.nn.Module):
+    """What a UNet is made of, small."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(4, 8, 3, padding=1)
+        self.norm = torch.nn.GroupNorm(4, 8)
+        self.query, self.key = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8, bias=False)
+
+    def forward(self, sample):
+        hidden = torch.nn.functional.silu(self.norm(self.convolution(sample)))
+        tokens = hidden.flatten(2).transpose(1, 2)
+        weights = torch.softmax(self.query(tokens) @ self.key(tokens).transpose(1, 2), -1)
+        return weights @ tokens + tokens
+
+
+def test_an_exported_block_stays_close_to_torch(tmp_path):
+    torch.manual_seed(0)
+    block, samples = Block().eval(), torch.randn(4, 1, 4, 6, 5)
+    export = {"dynamo": True, "opset_version": 18, "input_names": ["sample"], "verbose": False}
+    torch.onnx.export(block, (samples[0],), tmp_path / "net.onnx", **export)
+    path = build(tmp_path, samples=[{"sample": sample.numpy()} for sample in samples])
+    kept = record(tmp_path)["float_tensors"]
+    assert sum(reason == "affine of a GroupNormalization" for reason in kept.values()) == 2
+    assert len(record(tmp_path)["weights"]) == 3
+    assert sqnr(block(samples[0]).detach().numpy(), outputs(path, sample=samples[0].numpy())[0]) > 35
 
 
 def test_run_reads_and_writes_raw_files(matmul, capsys):

@@ -210,5 +210,14 @@ def test_what_is_no_archive_is_refused(tmp_path):
     with pytest.raises(CalibrationDataError, match="no such file"):
         read([entry(tmp_path / "none.tar", "NumpyObject")], (X,))
     (tmp_path / "text.tar").write_text("text")
-    with pytest.raises(CalibrationDataError, match=r"wanted a tar, tar\.gz or zip"):
+    with pytest.raises(CalibrationDataError, match=r"wanted a whole tar, tar\.gz or zip"):
         read([entry(tmp_path / "text.tar", "NumpyObject")], (X,))
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
+def test_an_archive_that_is_cut_short_is_named(tmp_path, suffix):
+    path = archive(tmp_path / f"samples.{suffix}", {f"{i}.npy": npy(value) for i, value in enumerate(dicts(3))})
+    content = path.read_bytes()
+    path.write_bytes(content[: min(len(content) // 2, 1000)])
+    with pytest.raises(CalibrationDataError, match="samples"):
+        read([entry(path, "NumpyObject")], (X, IDS))

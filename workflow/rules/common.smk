@@ -15,7 +15,7 @@ SIZE = {component: [] if component == "text_encoder" else ["height", "width"] fo
 DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed"]
 
 try:
-    config = check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config")
+    config = check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config/config.yaml")
     MODELS = read_models(Path(config["models"]), schema=SCHEMAS / "models.schema.yaml")
 except AxbakeError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}") from None

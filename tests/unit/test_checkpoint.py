@@ -1,0 +1,311 @@
+"""Checkpoints are taken apart without a tensor lost, mixed up or changed; what is no checkpoint is refused by name."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from axbake import components
+from axbake.checkpoint import (
+    TensorMismatch,
+    UnknownFamily,
+    UnreadableCheckpoint,
+    describe_checkpoint,
+    find_family,
+    import_checkpoint,
+    read_header,
+)
+from axbake.errors import AxbakeError
+from axbake.families import COMPONENTS, FAMILIES
+from axbake.weights import prediction_type, read_description
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "resources" / "demo" / "emoji-sd.safetensors"
+UNET = "model.diffusion_model."
+CONV_IN = UNET + "input_blocks.0.0.weight"
+
+INPUTS = {
+    "text_encoder": lambda: (torch.randint(0, 49408, (1, 77)),),
+    "unet": lambda: (torch.randn(1, 4, 8, 12), torch.tensor([321]), torch.randn(1, 77, tiny.WIDTH)),
+    "vae_encoder": lambda: (torch.rand(1, 3, 64, 96) * 2 - 1,),
+    "vae_decoder": lambda: (torch.randn(1, 4, 8, 12),),
+}
+
+
+@pytest.fixture
+def tensors(model):
+    """The checkpoint's own tensors, to spoil."""
+    return tiny.single_file_tensors(model.networks)
+
+
+def saved(tensors, directory):
+    path = directory / "spoilt.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def refusal(error, tensors, directory, component="unet"):
+    """Text of the *error* that importing *component* of *tensors* raises."""
+    with pytest.raises(error) as caught:
+        import_checkpoint(saved(tensors, directory), component=component, weights=directory / "w.safetensors")
+    assert not (directory / "w.safetensors").exists()
+    return str(caught.value)
+
+
+def test_every_family_has_a_tiny_model():
+    assert set(tiny.FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("precision", tiny.PRECISIONS)
+@pytest.mark.parametrize("build", tiny.FAMILIES.values(), ids=tiny.FAMILIES)
+def test_every_tensor_is_the_original_in_its_own_precision(build, precision, tmp_path):
+    dtype = tiny.PRECISIONS[precision]
+    networks = build(dtype)
+    checkpoint = tiny.save(networks, tmp_path / "tiny.safetensors")
+
+    for component in COMPONENTS:
+        weights = tmp_path / f"{component}.safetensors"
+        import_checkpoint(checkpoint, component=component, weights=weights)
+
+        found, wanted = load_file(weights), networks.component(component).state_dict()
+        assert set(found) == set(wanted)
+        for name, tensor in found.items():
+            assert tensor.dtype == dtype, name
+            assert tensor.is_contiguous(), name
+            assert torch.equal(tensor.float(), wanted[name]), name
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_rebuilt_network_computes_what_the_original_does(model, component):
+    inputs = INPUTS[component]()
+    rebuilt, original = components.load(model.weights[component]), model.networks.component(component)
+
+    with torch.inference_mode():
+        found, wanted = rebuilt(*inputs), original(*inputs)
+
+    assert torch.equal(*(out if isinstance(out, torch.Tensor) else out[0] for out in (found, wanted)))
+
+
+def pipeline_folder(directory, configs):
+    """A diffusers folder of *configs* and no weights: what `from_single_file` takes a model's architecture from."""
+    pipeline = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    scheduler = {"_class_name": "DDIMScheduler", "steps_offset": 1, "clip_sample": False}
+    files = {"model_index.json": pipeline, "scheduler/scheduler_config.json": scheduler}
+    files |= {f"{name}/config.json": config for name, config in configs.items()}
+    shutil.copytree(ROOT / "resources" / "clip", directory / "tokenizer")
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(json.dumps(content))
+    return directory
+
+
+@pytest.mark.parametrize("which", ["demo", "tiny"])
+def test_diffusers_own_loader_finds_the_same_tensors(model, which, tmp_path):
+    checkpoint = DEMO if which == "demo" else model.checkpoint
+    weights = {component: tmp_path / f"{component}.safetensors" for component in COMPONENTS}
+    for component, path in weights.items():
+        import_checkpoint(checkpoint, component=component, weights=path)
+    configs = {component: read_description(path).config for component, path in weights.items()}
+    folder = pipeline_folder(tmp_path / "folder", {**configs, "vae": configs["vae_decoder"]})
+
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(checkpoint), config=str(folder), local_files_only=True, safety_checker=None, torch_dtype=torch.float16
+    )
+    networks = tiny.Networks(pipeline.text_encoder, pipeline.unet, pipeline.vae, torch.float16)
+
+    for component, path in weights.items():
+        found, wanted = load_file(path), networks.component(component).state_dict()
+        wanted = {name.removeprefix("text_model."): tensor for name, tensor in wanted.items()}
+        assert set(found) == set(wanted)
+        assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
+
+
+def test_the_architecture_is_read_from_the_shapes(model):
+    for component in COMPONENTS:
+        found = read_description(model.weights[component])
+        own = model.networks.component(component)
+        config = getattr(own, "config", model.networks.vae.config)
+        config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        told = {name: value for name, value in found.config.items() if name in config and not name.startswith("_")}
+
+        assert found.component == component
+        assert found.family == model.family
+        assert len(told) > 8
+        for name in set(told) - {"architectures", "sample_size", "model_type"}:
+            value = tuple(told[name]) if isinstance(told[name], list) else told[name]
+            wanted = tuple(config[name]) if isinstance(config[name], list) else config[name]
+            assert value == wanted, name
+
+
+def test_the_prediction_type_is_the_familys(model):
+    assert prediction_type(model.weights["unet"]) == "epsilon"
+
+
+def test_the_description_says_what_the_file_is_and_what_is_left_over(model, tmp_path):
+    describe_checkpoint(model.checkpoint, sha256="0123456789" + 54 * "a", description=tmp_path / "checkpoint.json")
+
+    said = json.loads((tmp_path / "checkpoint.json").read_text())
+    unused = {name: entry["why"] for entry in said["unused_tensors"] for name in entry["first"]}
+    assert said["family"] == model.family
+    assert said["autov2"] == "0123456789"
+    assert said["bytes"] == model.checkpoint.stat().st_size
+    assert set(unused) == set(tiny.leftovers())
+    assert "moving average" in unused["model_ema.decay"]
+    assert "noise schedule" in unused["alphas_cumprod"]
+    assert "noise schedule" in unused["sqrt_one_minus_alphas_cumprod"]
+    assert "constant" in unused["cond_stage_model.transformer.text_model.embeddings.position_ids"]
+    for component in COMPONENTS:
+        network = model.networks.component(component)
+        assert said["components"][component]["parameters"] == sum(p.numel() for p in network.parameters())
+        assert said["components"][component]["precision"] == ["F16"]
+
+
+def test_leftovers_do_not_change_the_weights(model, tmp_path):
+    bare = tiny.save(model.networks, tmp_path / "bare.safetensors")
+
+    for component in COMPONENTS:
+        import_checkpoint(bare, component=component, weights=tmp_path / "weights.safetensors")
+
+        assert (tmp_path / "weights.safetensors").read_bytes() == model.weights[component].read_bytes()
+
+
+def test_another_process_writes_the_same_bytes(model, tmp_path):
+    command = (
+        "import sys; from pathlib import Path; from axbake.checkpoint import import_checkpoint\n"
+        "import_checkpoint(Path(sys.argv[1]), component='vae_encoder', weights=Path(sys.argv[2]))"
+    )
+    other = tmp_path / "weights.safetensors"
+    subprocess.run([sys.executable, "-c", command, model.checkpoint, other], cwd=ROOT, check=True)
+
+    assert other.read_bytes() == model.weights["vae_encoder"].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (lambda whole: whole[: len(whole) // 2], "half of it"),
+        (lambda whole: whole[:100], "a part of its header"),
+        (lambda whole: b"<!doctype html><title>Sign in</title>" * 30, "a page"),
+        (lambda whole: b"", "nothing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_that_is_not_whole_is_named_with_its_size(model, content, size, tmp_path):
+    path = tmp_path / "spoilt.safetensors"
+    path.write_bytes(content(model.checkpoint.read_bytes()))
+
+    with pytest.raises(UnreadableCheckpoint) as caught:
+        read_header(path)
+
+    assert str(caught.value).startswith(f"{path}: {path.stat().st_size} bytes that are no whole safetensors file")
+    assert "Download it again and compare its SHA-256" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UnreadableCheckpoint, match=r"nowhere\.safetensors: 0 bytes"):
+        read_header(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"], "a LoRA"),
+        (["unet.up_blocks.1.attn1.to_q.lora_A.weight"], "a LoRA"),
+        (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
+        (["controlnet_cond_embedding.conv_in.weight"], "a ControlNet"),
+        (["emb_params"], "a textual-inversion embedding"),
+        (["conditioner.embedders.1.model.ln_final.weight", CONV_IN], "a Stable Diffusion XL checkpoint"),
+        (["cond_stage_model.model.ln_final.weight", CONV_IN], "a Stable Diffusion 2.x checkpoint"),
+        (["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"], "a Stable Diffusion 3 checkpoint"),
+        (["double_blocks.0.img_attn.qkv.weight"], "a FLUX checkpoint"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_by_its_name(names, kind, tmp_path):
+    said = refusal(UnknownFamily, {name: torch.zeros(4, 4) for name in names}, tmp_path)
+
+    assert f"this is {kind}" in said
+    assert "Known families: sd1 (Stable Diffusion 1.x)" in said
+
+
+def test_a_file_of_no_known_kind_says_what_is_lacking(tmp_path):
+    said = refusal(UnknownFamily, {"weight": torch.zeros(4), CONV_IN: torch.zeros(4)}, tmp_path)
+
+    assert "2 tensors that fit no family" in said
+    assert "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" in said
+    assert CONV_IN not in said
+
+
+def test_a_missing_tensor_is_named(tensors, tmp_path):
+    del tensors[UNET + "middle_block.0.in_layers.0.bias"]
+
+    said = refusal(TensorMismatch, tensors, tmp_path)
+
+    assert "unet: mid_block.resnets.0.norm1.bias: missing, wanted (32,)" in said
+
+
+def test_a_tensor_of_a_wrong_shape_is_named_with_both_shapes(tensors, tmp_path):
+    tensors["first_stage_model.decoder.conv_out.bias"] = torch.zeros(5)
+
+    said = refusal(TensorMismatch, tensors, tmp_path, "vae_decoder")
+
+    assert "vae_decoder: decoder.conv_out.bias: found (5,), wanted (3,)" in said
+
+
+def test_an_inpainting_unet_is_refused_since_its_nine_channels_fit_no_interface(tensors, tmp_path):
+    tensors[CONV_IN] = torch.zeros(tiny.WIDTH, 9, 3, 3)
+
+    assert "9" in refusal(AxbakeError, tensors, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "component"),
+    [
+        ("model.diffusion_model.middle_block.1.adapter.weight", "unet"),
+        ("cond_stage_model.transformer.text_model.encoder.layers.0.adapter.weight", "text_encoder"),
+        ("first_stage_model.decoder.adapter.weight", "vae_decoder"),
+        ("first_stage_model.encoder.adapter.weight", "vae_encoder"),
+    ],
+)
+def test_a_tensor_that_the_network_has_no_use_for_is_named(tensors, name, component, tmp_path):
+    said = refusal(TensorMismatch, tensors | {name: torch.zeros(3)}, tmp_path, component)
+
+    assert "adapter.weight: (3,), which the network has no use for" in said
+
+
+def test_several_faults_are_told_at_once_and_eight_at_most(tensors, tmp_path):
+    gone = [name for name in tensors if name.startswith(UNET + "output_blocks.11.1.") and name.endswith("bias")]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in gone}
+
+    said = refusal(TensorMismatch, kept, tmp_path)
+
+    assert len(gone) > 8
+    assert said.count("missing") == 8
+    assert f"and {len(gone) - 8} more" in said
+
+
+def test_a_component_that_is_hardly_there_is_an_error_and_no_traceback(tensors, tmp_path):
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNET) or name == CONV_IN}
+
+    said = refusal(TensorMismatch, kept, tmp_path)
+
+    assert "unet: cannot be read from 1 tensors" in said
+
+
+def test_the_family_is_found_by_names_alone(model):
+    assert find_family(read_header(model.checkpoint)).name == model.family
