@@ -1,5 +1,5 @@
 # `make demo` bakes the demo model; `make test` runs the tests. Each installs what it needs into .venv first.
-.PHONY: demo test lint docs lock clean
+.PHONY: demo test plan lint docs lock clean
 CORES ?= $(shell nproc)
 BIN = .venv/bin
 
@@ -17,6 +17,10 @@ demo: .venv/installed
 	@echo "            results/demo/simulation/image.png  what the quantised models draw"
 	@echo "  models    results/demo/{text_encoder,unet,vae_encoder,vae_decoder}.axmodel"
 	@echo "  report    results/demo/report.html"
+
+# `make plan TARGET=results/demo/unet.axmodel`: what a run would do, why, and for how long.
+plan: .venv/installed
+	@$(BIN)/python -m axbake.plan $(TARGET)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

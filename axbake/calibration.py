@@ -1,4 +1,7 @@
-"""Calibration samples: chosen from what a model's networks saw when it drew (`axbake.trajectories`), packed for Pulsar2.
+"""Calibration samples, packed for Pulsar2.
+
+The UNet's are chosen from what it saw when the model drew (`axbake.trajectories`); the VAE's depend on the VAE alone
+(`axbake.pictures`), the text encoder's on the project's text prompts alone, so that models which share them share their builds.
 
 The formats are Pulsar2's (AXERA-TECH/pulsar2-docs-en, `user_guides_config/config.md`, InputQuantConfig): `NumpyObject` archives
 for the UNet and the VAE decoder, a `Numpy` archive for the text encoder, an `Image` archive for the VAE encoder.
@@ -17,7 +20,6 @@ from axbake.errors import AxbakeError
 from axbake.interface import TIME_INPUT
 from axbake.runtime.sampler import Schedule, load_schedule
 from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.weights import read_description
 
 TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 
@@ -76,14 +78,9 @@ def _unet_inputs(recorded: dict, steps: Schedule, prompt: int, step: int, branch
     }
 
 
-def calibrate_vae_decoder(trajectories: Path, weights: Path, *, archive: Path) -> None:
-    """Pack each prompt's final latent, divided by the VAE's scaling factor, into a `NumpyObject` archive."""
-    scaling_factor = np.float32(read_description(weights).config["scaling_factor"])
-    with np.load(trajectories) as arrays:
-        finals = arrays["latents"][:, -1]
-    members = (
-        (f"vae_decoder_{n:04d}.npy", _npy_object({"x": final / scaling_factor})) for n, final in enumerate(finals)
-    )
+def calibrate_vae_decoder(latents: Path, *, archive: Path) -> None:
+    """Pack *latents*, an .npy of (N, 1, 4, h, w) float32 (`axbake.pictures.encode_pictures`), into a `NumpyObject` archive."""
+    members = ((f"vae_decoder_{n:04d}.npy", _npy_object({"x": latent})) for n, latent in enumerate(np.load(latents)))
     _write_archive(archive, members)
 
 

@@ -77,14 +77,17 @@ class CutUnet(torch.nn.Module):
 WRAPPERS = {"text_encoder": TextEncoder, "unet": CutUnet}  # the VAE's halves are traced as they are
 
 
-def export_onnx(weights: Path, *, graph: Path, height: int | None = None, width: int | None = None) -> None:
-    """Trace the component of *weights* into *graph*, its tensors in one file `<graph>.data` beside it.
+def export_onnx(
+    weights: Path, *, graph: Path, tensors: Path, height: int | None = None, width: int | None = None
+) -> None:
+    """Trace the component of *weights* into *graph*, its tensors in one file beside it.
 
     The same weights and sizes give the same bytes. Peak memory is that of tracing, about 1 GB for SD 1.5's UNet.
 
     Args:
         weights: `weights/{component}.safetensors`.
         graph: ONNX file to write, opset 18.
+        tensors: file to write beside it; the graph refers to it by name.
         height, width: image pixels, multiples of 8; the text encoder has none.
 
     Raises:
@@ -99,7 +102,7 @@ def export_onnx(weights: Path, *, graph: Path, height: int | None = None, width:
         simplified = _simplify(model, file, names)
         _fold_transposes(simplified)
         _tidy(simplified, description.component)
-        ir.save(simplified, graph, external_data=graph.name + ".data")
+        ir.save(simplified, graph, external_data=tensors.name)
 
 
 def _trace(description: Description, face: Interface) -> ir.Model:

@@ -11,6 +11,8 @@ import hashlib
 import importlib.metadata
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from axbake.digest import write_atomically
@@ -84,23 +86,50 @@ def tool_version(package: str) -> str:
         return pinned[1]
 
 
-def write_identity(path: Path, *, module: str, tools: tuple[str, ...], settings: dict) -> None:
-    """Write the identity of a job that runs *module* with *settings* to *path*, unless it says so already.
+@dataclass(frozen=True)
+class Identity:
+    """What decides a job's result besides its input files, and how the job is run."""
+
+    function: str  # that does the work: axbake.export.export_onnx
+    component: str | None
+    settings: dict  # plain values; what the job reads, and nothing else
+    sources: dict[str, str]  # input name -> SHA-256, of files that the user brings
+    code: dict[str, str]  # module -> digest of it and of what it imports
+    tools: dict[str, str]  # Python package -> version
+    cached: bool  # whether the result goes through the build cache
+    gates: list[str]  # directories of results/{model} whose files must be there, but do not enter the result
+
+
+def identify(
+    function: str,
+    *,
+    component: str | None,
+    settings: dict,
+    sources: dict[str, str],
+    tools: Sequence[str],
+    cached: bool,
+    gates: Sequence[str] = (),
+    own_code: bool = True,
+) -> Identity:
+    """Identity of a job that calls *function*.
 
     Args:
-        settings: plain values; what the job reads, and nothing else.
         tools: Python packages whose version can change the result.
+        own_code: whether the code of this package that the job runs is part of it.
     """
-    identity = {
-        "settings": settings,
-        "code": {module: code_digest(module)},
-        "tools": {tool: tool_version(tool) for tool in tools},
-    }
-    text = json.dumps(identity, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    module = function.rpartition(".")[0]
+    code = {module: code_digest(module)} if own_code else {}
+    versions = {tool: tool_version(tool) for tool in tools}
+    return Identity(function, component, settings, sources, code, versions, cached, list(gates))
+
+
+def write_identity(path: Path, identity: Identity) -> None:
+    """Write *identity* to *path*, unless it says so already."""
+    text = json.dumps(asdict(identity), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if not path.is_file() or path.read_text() != text:
         write_atomically(path, text)
 
 
-def read_settings(path: Path) -> dict:
-    """The settings in an identity file."""
-    return json.loads(path.read_text())["settings"]
+def read_identity(path: Path) -> Identity:
+    """The identity in a settings file."""
+    return Identity(**json.loads(path.read_text()))

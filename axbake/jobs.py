@@ -1,49 +1,100 @@
 """What every job does around its work: settings from its file, outputs that appear whole or not at all, a log."""
 
 import contextlib
+import importlib
 import logging
 import os
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
+from axbake.cache import Cache, Key, cache_directory
 from axbake.errors import AxbakeError
-from axbake.identity import read_settings
+from axbake.identity import Identity, read_identity
 from axbake.runtime.errors import BundleError
 
 logger = logging.getLogger(__name__)
+Work = Callable[[dict[str, Path]], None]  # makes the outputs at the paths it is given, by name
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-@contextlib.contextmanager
-def job(snakemake) -> Iterator[tuple[SimpleNamespace, SimpleNamespace, SimpleNamespace]]:
-    """Settings, inputs and outputs of a job, by name.
+def run(snakemake) -> None:
+    """Do a rule's work: call the function that its settings file names, or place its result from the build cache.
 
-    Outputs are paths in a directory beside their place, with their own file names; when the block ends they are synced and
-    moved to their place, and after an error they are gone. So a killed job leaves nothing that looks finished.
-    An `AxbakeError` ends the job with its text alone on the screen, its traceback in the log.
+    The function is called with every input but the settings and the gates, every output, and every setting, by name. Outputs are
+    paths in a private directory, with their own file names; they are moved to their place when the function returns, and are
+    gone after an error. So a killed job leaves nothing that looks finished. An `AxbakeError` ends the job with its text
+    alone on the screen, its traceback in the log.
     """
     with job_log(Path(snakemake.log[0])):
-        settings = SimpleNamespace(**read_settings(Path(snakemake.input.settings)))
-        inputs = SimpleNamespace(**{name: _paths(value) for name, value in snakemake.input.items()})
+        identity = read_identity(Path(snakemake.input.settings))
+        inputs = {
+            name: _paths(value)
+            for name, value in snakemake.input.items()
+            if name != "settings" and not is_gate(identity, value)
+        }
         places = {name: Path(value) for name, value in snakemake.output.items()}
-        first = next(iter(places.values()))
-        first.parent.mkdir(parents=True, exist_ok=True)
+
+        def work(made: dict[str, Path]) -> None:
+            module, _, function = identity.function.rpartition(".")
+            # Here and not above: a result from the cache does not wait for torch to be imported.
+            getattr(importlib.import_module(module), function)(**inputs, **made, **identity.settings)
+
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=first.parent, prefix=f".{first.name}.") as beside:
-            made = {name: Path(beside) / place.name for name, place in places.items()}
-            yield settings, inputs, SimpleNamespace(**made)
-            for name, place in places.items():
-                publish(made[name], place)
+        if identity.cached:
+            build_cached(identity, inputs, places, work)
+        else:
+            build_beside(places, work)
         logger.info("done in %.1f s, peak memory %.2f GiB", time.monotonic() - started, peak_memory())
 
 
 def _paths(value):
     return Path(value) if isinstance(value, str) else [Path(item) for item in value]
+
+
+def is_gate(identity: Identity, path: str | list[str]) -> bool:
+    """Whether an input only has to be there; it lies in a directory that the identity calls a gate."""
+    return isinstance(path, str) and Path(path).parts[2:3] == tuple(identity.gates[:1])
+
+
+def key_of(identity: Identity, digests: Mapping[Path, str], outputs: Iterable[Path]) -> Key:
+    """The build cache's key of a job. Paths count from their model's directory on: `onnx/unet.onnx`, whatever the model.
+
+    Args:
+        digests: SHA-256 of each input in `results` but settings and gates.
+    """
+    parts = {"settings": identity.settings, "code": identity.code, "tools": identity.tools}
+    contents = {"/".join(path.parts[2:]): digest for path, digest in digests.items()}
+    names = {path.name: path.name for path in outputs}
+    return Key(identity.function.rpartition(".")[2], identity.component, parts, contents | identity.sources, names)
+
+
+def build_cached(identity: Identity, inputs: dict[str, Path], places: dict[str, Path], work: Work) -> None:
+    """Place the job's result from the build cache, or do *work* and keep the result there."""
+    cache = Cache(cache_directory(None))
+    made_here = [path for name, path in inputs.items() if name not in identity.sources]
+    key = key_of(identity, {path: cache.sha256(path) for path in made_here}, places.values())
+    name_of = {place.name: name for name, place in places.items()}
+    cache.fetch_or_build(
+        key,
+        {place.name: place for place in places.values()},
+        lambda made: work({name_of[file]: path for file, path in made.items()}),
+        inputs={"/".join(path.parts[2:]): path for path in made_here},
+    )
+
+
+def build_beside(places: dict[str, Path], work: Work) -> None:
+    """Do *work* in a directory beside the first place, and move what it made to its places."""
+    first = next(iter(places.values()))
+    first.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=first.parent, prefix=f".{first.name}.") as beside:
+        made = {name: Path(beside) / place.name for name, place in places.items()}
+        work(made)
+        for name, place in places.items():
+            publish(made[name], place)
 
 
 def peak_memory() -> float:

@@ -25,13 +25,21 @@ class ParityError(AxbakeError):
 
 
 def check_parity(
-    weights: Path, graph: Path, *, min_psnr: float, parity: Path, height: int | None = None, width: int | None = None
+    weights: Path,
+    graph: Path,
+    tensors: Path,
+    *,
+    min_psnr: float,
+    parity: Path,
+    height: int | None = None,
+    width: int | None = None,
 ) -> None:
     """Run *graph* in ONNX Runtime and its network in torch on the same seeded inputs; write the distance to *parity*.
 
     Torch runs the network as it was trained: the UNet with its time embedding, the text encoder with its own causal mask.
 
     Args:
+        tensors: of the graph, beside it under the name by which it refers to them.
         min_psnr: least PSNR of the output, in dB.
         height, width: image pixels; the text encoder has none.
 

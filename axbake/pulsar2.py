@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,14 +58,14 @@ class WrongToolchain(AxbakeError):
     """The compiler is not there, or of another version than config says."""
 
 
-def configure_build(
-    *, component: str, precision: str, target_hardware: str, npu_mode: str, dataset: str, config: Path
-) -> None:
+def configure_build(*, component: str, precision: str, target_hardware: str, npu_mode: str, config: Path) -> None:
     """Write Pulsar2's config of *component*.
 
     Args:
         precision: of activations: U8, U16 or S16; weights are S8.
-        dataset: path of the calibration archive, from where Pulsar2 will run. All its members are used.
+
+    The archive is named without a folder, since `compile_model` runs Pulsar2 in one that holds all it needs; so the same build
+    for another model has the same config. All members of the archive are used.
     """
     whole_graph = {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": precision}
     content: dict[str, Any] = {
@@ -73,7 +74,7 @@ def configure_build(
         "npu_mode": npu_mode,
         "quant": {
             "input_configs": [
-                {**CALIBRATION_FORMATS[component], "calibration_dataset": dataset, "calibration_size": -1}
+                {**CALIBRATION_FORMATS[component], "calibration_dataset": f"{component}.tar", "calibration_size": -1}
             ],
             "layer_configs": [whole_graph],
             "calibration_method": "MinMax",
@@ -86,53 +87,80 @@ def configure_build(
     config.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def compile_model(*, graph: Path, config: Path, toolchain: str, version: str, axmodel: Path, record: Path) -> None:
-    """Compile *graph* into *axmodel*; Pulsar2's paths are relative to the current directory.
+def compile_model(
+    graph: Path,
+    tensors: Path,
+    archive: Path,
+    config: Path,
+    *,
+    toolchain: str,
+    compiler: dict[str, str],
+    axmodel: Path,
+    record: Path,
+) -> None:
+    """Compile *graph* into *axmodel*, in a directory of links to what Pulsar2 needs and nothing else.
 
     Args:
+        tensors, archive: of the graph, and its calibration; linked under their own names.
         toolchain: `emulator` or `native`.
-        version: of Pulsar2, that `native` must be; the emulator is this package's own.
+        compiler: what decides the build besides the inputs; `pulsar2` in it is the version that `native` must be.
         record: JSON to write: by what the model was made, whether it is emulated, and Pulsar2's own figures.
 
     Raises:
         WrongToolchain: no such program, or another version.
-        CompileError: Pulsar2 failed; its own words, and what they mean where that is known.
+        CompileError: Pulsar2 failed; its own words.
     """
-    said_version = check_toolchain(toolchain, version)
-    output = axmodel.parent / "pulsar2"
-    command = ["build", "--input", str(graph), "--config", str(config)]
-    command += ["--output_dir", str(output), "--output_name", axmodel.name]
-    status = _run(TOOLCHAINS[toolchain] + command)
-    context = _read_context(output / "build_context.json")
-    made = output / axmodel.name
-    if status or not made.is_file():
-        said = context.get("error_msg") or "no word of why"
-        raise CompileError(
-            f"{axmodel.stem}: {toolchain} ended with status {status}: {said}. Its whole output is in this job's log."
-        )
-    if producer(made) != PRODUCERS[toolchain]:
-        raise CompileError(
-            f"{axmodel.stem}: {toolchain} made a model of producer {producer(made)!r}, wanted {PRODUCERS[toolchain]!r}."
-        )
+    version = check_toolchain(toolchain, compiler)
+    place = axmodel.parent / "pulsar2"
+    place.mkdir()
+    for path in (graph, tensors, archive, config):
+        link_or_copy(path, place / path.name)
+    command = ["build", "--input", graph.name, "--config", config.name, "--output_dir", "out"]
+    status = _run([*TOOLCHAINS[toolchain], *command, "--output_name", axmodel.name], place)
+    context = _read_context(place / "out" / "build_context.json")
+    made = place / "out" / axmodel.name
+    _check_build(toolchain, status, made, context)
     made.rename(axmodel)
     content = {
         "component": axmodel.stem,
         "toolchain": toolchain,
         "emulated": toolchain == "emulator",
-        "version": said_version,
+        "version": version,
         "bytes": axmodel.stat().st_size,
         "pulsar2_config": json.loads(config.read_text()),
         "macs": context.get("macs"),
         "io_info": context.get("io_info"),
     }
     record.write_text(json.dumps(content, indent=1) + "\n")
+    shutil.rmtree(place)
 
 
-def check_toolchain(toolchain: str, version: str) -> str:
+def link_or_copy(source: Path, place: Path) -> None:
+    """A second name of *source*'s bytes at *place*: a hard link, or a copy on another file system (ONNX refuses symlinks)."""
+    try:
+        os.link(source.resolve(), place)
+    except OSError:
+        shutil.copyfile(source, place)
+
+
+def _check_build(toolchain: str, status: int, made: Path, context: dict) -> None:
+    """Raise CompileError unless the build ended well and made a model of the toolchain's own."""
+    if status or not made.is_file():
+        said = context.get("error_msg") or "no word of why"
+        raise CompileError(
+            f"{made.stem}: {toolchain} ended with status {status}: {said}. Its whole output is in this job's log."
+        )
+    if producer(made) != PRODUCERS[toolchain]:
+        raise CompileError(
+            f"{made.stem}: {toolchain} made a model of producer {producer(made)!r}, wanted {PRODUCERS[toolchain]!r}."
+        )
+
+
+def check_toolchain(toolchain: str, compiler: dict[str, str]) -> str:
     """What `pulsar2 version` says.
 
     Raises:
-        WrongToolchain: no such program, or `native` is not Pulsar2 of *version*.
+        WrongToolchain: no such program, or `native` is not the version that *compiler* says.
     """
     command = [*TOOLCHAINS[toolchain], "version"]
     try:
@@ -142,6 +170,7 @@ def check_toolchain(toolchain: str, version: str) -> str:
             f"toolchain {toolchain}: `{' '.join(command)}` does not run ({error}). Install Pulsar2 and put it on the PATH,"
             " or set toolchain: emulator in config/config.yaml."
         ) from error
+    version = compiler.get("pulsar2", "")
     if toolchain == "native" and not re.search(rf"(?<![\d.]){re.escape(version)}(?![\d])", said):
         raise WrongToolchain(
             f"toolchain native: `pulsar2 version` says {said!r}, config/config.yaml says {version}. Correct"
@@ -155,11 +184,17 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
-def _run(command: list[str]) -> int:
-    """Exit status of *command*; its output goes to the log, line by line, as it comes."""
+def _run(command: list[str], place: Path) -> int:
+    """Exit status of *command*, run in *place*; its output goes to the log, line by line, as it comes."""
     logger.info("running: %s", " ".join(command))
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=_environment()
+        command,
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=_environment(),
     ) as process:
         assert process.stdout
         try:

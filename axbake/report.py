@@ -14,7 +14,7 @@ def write_report(
     *,
     model: str,
     checkpoint: Path,
-    settings: Path,
+    drawn: Path,
     reference: Path,
     simulation: Path,
     distance: Path,
@@ -27,7 +27,7 @@ def write_report(
 
     Args:
         checkpoint: `checkpoint.json`.
-        settings: how the reference picture was made, JSON.
+        drawn: how the reference picture was made, JSON.
         reference, simulation: PNGs.
         distance: JSON of the simulation.
         parities, records: JSONs of parity and compile, one a component.
@@ -53,7 +53,7 @@ def write_report(
         reference=_data_uri(reference),
         simulation=_data_uri(simulation),
         distance=_read_json(distance),
-        settings=_read_json(settings),
+        settings=_read_json(drawn),
         checkpoint=described,
         components=components,
         jobs=[_read_benchmark(path) for path in benchmarks],

@@ -45,6 +45,7 @@ from safetensors import safe_open
 from torch.overrides import TorchFunctionMode
 
 from axbake.errors import AxbakeError
+from axbake.weights import prediction_type
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SPACING = {"steps_offset": 1, "timestep_spacing": "leading"}
@@ -97,19 +98,18 @@ def build_scheduler(name: str, *, prediction_type: str = "epsilon") -> Scheduler
     return scheduler(**BETAS, **settings, prediction_type=prediction_type)
 
 
-def derive_schedule(*, scheduler: str, steps: int, prediction_type: str, weights: Path, schedule: Path) -> None:
+def derive_schedule(*, scheduler: str, steps: int, unet: Path, schedule: Path) -> None:
     """Write the arrays that run *scheduler* for *steps* steps into the file *schedule* (see this module's docstring).
 
     Args:
-        prediction_type: one of `PREDICTION_TYPES`.
-        weights: the UNet's tensors under diffusers' names; only those of the time embedding are read.
+        unet: `weights/unet.safetensors`; only the tensors of its time embedding are read.
 
     Raises:
         ScheduleError: diffusers refuses the number of steps, the scheduler is not linear, or tensors are missing.
     """
-    arrays = scheduler_arrays(scheduler, steps, prediction_type=prediction_type)
-    arrays["time_embedding"] = time_embedding(Path(weights), arrays["timesteps"])
-    Path(schedule).write_bytes(npz_bytes(arrays))
+    arrays = scheduler_arrays(scheduler, steps, prediction_type=prediction_type(unet))
+    arrays["time_embedding"] = time_embedding(unet, arrays["timesteps"])
+    schedule.write_bytes(npz_bytes(arrays))
 
 
 def scheduler_arrays(name: str, steps: int, *, prediction_type: str = "epsilon") -> dict[str, np.ndarray]:

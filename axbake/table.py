@@ -22,6 +22,10 @@ class TableError(AxbakeError):
     """The table of models has cells that cannot be used."""
 
 
+class PromptsError(AxbakeError):
+    """A file of prompts cannot be used."""
+
+
 class MissingCheckpoint(AxbakeError):
     """A model's checkpoint is not where the table says."""
 
@@ -141,7 +145,9 @@ def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
     if faults:
         raise TableError(f"{path}: {_listed(faults, 'these cells cannot be used')}")
     filled = [_with_defaults(row, rules) for row in rows.values()]
-    return {row["model"]: row | {"calibration_prompts": _prompts(Path(row["calibration_prompts"]))} for row in filled}
+    return {
+        row["model"]: row | {"calibration_prompts": read_prompts(Path(row["calibration_prompts"]))} for row in filled
+    }
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
@@ -161,16 +167,27 @@ def _row_faults(line: int, row: dict, rules: dict) -> Iterator[str]:
         for text in _explain(error):
             column = f", column {error.absolute_path[0]}" if error.absolute_path else ", column"
             yield f"{place}{column}{':' if error.absolute_path else ''} {text}"
-    prompts = row.get("calibration_prompts")
-    if prompts and not Path(prompts).is_file():
-        yield f"{place}, column calibration_prompts: {prompts} is no file"
-    elif prompts and not _prompts(Path(prompts)):
-        yield f"{place}, column calibration_prompts: {prompts} has no prompts; one a line"
+    if row.get("calibration_prompts"):
+        try:
+            read_prompts(Path(row["calibration_prompts"]))
+        except PromptsError as error:
+            yield f"{place}, column calibration_prompts: {error}"
 
 
-def _prompts(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of the text file *path*, one a line, without blank lines and those that start with #.
+
+    Raises:
+        PromptsError: no such file, not UTF-8, or no prompt in it.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptsError(f"{path}: cannot be read ({error}); wanted a text file in UTF-8, a prompt a line") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise PromptsError(f"{path}: has no prompts; wanted one a line")
+    return prompts
 
 
 def checkpoint_sha256(row: dict) -> str:

@@ -13,7 +13,6 @@ from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import Denoiser, load_schedule, sample
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.schedule import npz_bytes
-from axbake.weights import read_description
 
 logger = logging.getLogger(__name__)
 TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
@@ -85,22 +84,3 @@ def _denoising(network: torch.nn.Module) -> Denoiser:
             return cut(*map(torch.from_numpy, (latent, prompt, time_row))).contiguous().numpy()
 
     return denoise
-
-
-def decode_pictures(trajectories: Path, vae_decoder: Path, *, pictures: Path) -> None:
-    """Write the pictures that the final latents show, as an .npy of (P, H, W, 3) uint8.
-
-    Args:
-        vae_decoder: `weights/vae_decoder.safetensors`.
-    """
-    scaling_factor = read_description(vae_decoder).config["scaling_factor"]
-    network = components.load(vae_decoder)
-    with np.load(trajectories) as arrays:
-        finals = torch.from_numpy(arrays["latents"][:, -1])  # (P, 1, 4, H/8, W/8)
-    drawn = []
-    for number, final in enumerate(finals):
-        logger.info("decoding: picture %d of %d", number + 1, len(finals))
-        with torch.inference_mode():
-            unit = (network(final / scaling_factor)[0] / 2 + 0.5).clamp(0, 1)
-        drawn.append((unit.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
-    np.save(pictures, np.stack(drawn))

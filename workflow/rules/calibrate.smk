@@ -1,13 +1,12 @@
 # Takes the weights, the schedule and the row's calibration prompts. Makes calibration/{component}.tar: samples of what each
-# network sees when the model draws, in Pulsar2's formats.
+# network sees, in Pulsar2's formats. Those of VAE and text encoder do not depend on the model around them.
 
 
 rule record_trajectories:
     """Draw the latents of all calibration prompts, and keep what the UNet saw."""
     input:
         settings=settings(
-            "record_trajectories",
-            "axbake.trajectories",
+            "axbake.trajectories.record_trajectories",
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy"],
             row=["height", "width", "negative_prompt", "guidance_scale"],
             entries={"seed": "calibration/seed"},
@@ -30,15 +29,14 @@ rule record_trajectories:
     message:
         "Recording what {wildcards.model} sees with its calibration prompts"
     script:
-        "../scripts/record_trajectories.py"
+        "../scripts/job.py"
 
 
 rule calibrate_unet:
     """Pack samples of the UNet's inputs, spread over prompts, steps and branches."""
     input:
         settings=settings(
-            "calibrate/unet",
-            "axbake.calibration",
+            "axbake.calibration.calibrate_unet",
             tools=["numpy"],
             row=["guidance_scale"],
             entries={"samples": "calibration/samples"},
@@ -56,35 +54,13 @@ rule calibrate_unet:
     message:
         "Choosing calibration samples for the unet of {wildcards.model}"
     script:
-        "../scripts/calibrate_unet.py"
+        "../scripts/job.py"
 
 
-rule calibrate_vae_decoder:
-    """Pack the final latents of the calibration prompts."""
+rule draw_pictures:
+    """Draw the pictures that every VAE of one size is calibrated with."""
     input:
-        settings=settings("calibrate/vae_decoder", "axbake.calibration", tools=["numpy"]),
-        trajectories="results/{model}/calibration/trajectories.npz",
-        weights="results/{model}/weights/vae_decoder.safetensors",
-    output:
-        archive="results/{model}/calibration/vae_decoder.tar",
-    log:
-        "logs/{model}/calibration/vae_decoder.log",
-    benchmark:
-        "benchmarks/{model}/calibration/vae_decoder.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    message:
-        "Packing calibration samples for the vae_decoder of {wildcards.model}"
-    script:
-        "../scripts/calibrate_vae_decoder.py"
-
-
-rule decode_pictures:
-    """Decode the final latents of the calibration prompts."""
-    input:
-        settings=settings("decode_pictures", "axbake.trajectories", tools=["torch", "diffusers", "numpy"]),
-        trajectories="results/{model}/calibration/trajectories.npz",
-        vae_decoder="results/{model}/weights/vae_decoder.safetensors",
+        settings=settings("axbake.pictures.draw_pictures", tools=["numpy"], row=["height", "width"]),
     output:
         pictures="results/{model}/calibration/pictures.npy",
     log:
@@ -93,19 +69,39 @@ rule decode_pictures:
         "benchmarks/{model}/calibration/pictures.tsv"
     conda:
         "../../envs/axbake.yaml"
+    message:
+        "Drawing calibration pictures of the size of {wildcards.model}"
+    script:
+        "../scripts/job.py"
+
+
+rule encode_pictures:
+    """Encode the calibration pictures with the model's own VAE."""
+    input:
+        settings=settings("axbake.pictures.encode_pictures", tools=["torch", "diffusers", "numpy"]),
+        pictures="results/{model}/calibration/pictures.npy",
+        vae_encoder="results/{model}/weights/vae_encoder.safetensors",
+    output:
+        latents="results/{model}/calibration/latents.npy",
+    log:
+        "logs/{model}/calibration/latents.log",
+    benchmark:
+        "benchmarks/{model}/calibration/latents.tsv"
+    conda:
+        "../../envs/axbake.yaml"
     threads: 4
     resources:
         mem_mb=6000,
     message:
-        "Decoding the calibration pictures of {wildcards.model}"
+        "Encoding the calibration pictures with the VAE of {wildcards.model}"
     script:
-        "../scripts/decode_pictures.py"
+        "../scripts/job.py"
 
 
 rule calibrate_vae_encoder:
-    """Pack the pictures of the calibration prompts."""
+    """Pack the calibration pictures."""
     input:
-        settings=settings("calibrate/vae_encoder", "axbake.calibration", tools=["numpy", "pillow"]),
+        settings=settings("axbake.calibration.calibrate_vae_encoder", tools=["numpy", "pillow"]),
         pictures="results/{model}/calibration/pictures.npy",
     output:
         archive="results/{model}/calibration/vae_encoder.tar",
@@ -118,17 +114,35 @@ rule calibrate_vae_encoder:
     message:
         "Packing calibration pictures for the vae_encoder of {wildcards.model}"
     script:
-        "../scripts/calibrate_vae_encoder.py"
+        "../scripts/job.py"
+
+
+rule calibrate_vae_decoder:
+    """Pack the latents of the calibration pictures."""
+    input:
+        settings=settings("axbake.calibration.calibrate_vae_decoder", tools=["numpy"]),
+        latents="results/{model}/calibration/latents.npy",
+    output:
+        archive="results/{model}/calibration/vae_decoder.tar",
+    log:
+        "logs/{model}/calibration/vae_decoder.log",
+    benchmark:
+        "benchmarks/{model}/calibration/vae_decoder.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Packing calibration latents for the vae_decoder of {wildcards.model}"
+    script:
+        "../scripts/job.py"
 
 
 rule calibrate_text_encoder:
     """Pack the token ids of the calibration prompts."""
     input:
         settings=settings(
-            "calibrate/text_encoder",
-            "axbake.calibration",
+            "axbake.calibration.calibrate_text_encoder",
             tools=["tokenizers", "numpy"],
-            more={"prompts": lambda row: [*row["calibration_prompts"], row["negative_prompt"]]},
+            more={"prompts": text_prompts},
         ),
     output:
         archive="results/{model}/calibration/text_encoder.tar",
@@ -141,4 +155,4 @@ rule calibrate_text_encoder:
     message:
         "Packing calibration samples for the text_encoder of {wildcards.model}"
     script:
-        "../scripts/calibrate_text_encoder.py"
+        "../scripts/job.py"

@@ -1,13 +1,14 @@
 # Takes config/config.yaml and the table of models. Checks both, and makes what rules share: MODELS and the settings files.
 
+import os
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
-from axbake.identity import code_digest, write_identity
-from axbake.table import check_config, checkpoint_sha256, read_models
+from axbake.identity import code_digest, identify, tool_version, write_identity
+from axbake.table import check_config, checkpoint_sha256, read_models, read_prompts
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
@@ -16,9 +17,13 @@ DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_sc
 
 try:
     config = check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config/config.yaml")
+    TEXT_PROMPTS = read_prompts(Path(config["calibration"]["text_prompts"]))
     MODELS = read_models(Path(config["models"]), schema=SCHEMAS / "models.schema.yaml")
 except AxbakeError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}") from None
+
+if config["cache"]:
+    os.environ.setdefault("AXBAKE_CACHE", config["cache"])
 
 
 wildcard_constraints:
@@ -48,21 +53,23 @@ def source_digest(row):
         raise WorkflowError(f"{type(error).__name__}: {error}") from None
 
 
-def settings(step, module, *, tools=(), row=(), entries=None, more=None):
+def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, sources=None, **how):
     """Input function that gives a job's settings file and writes it when its text changes.
 
-    step: name of the file in results/{model}/settings/.
-    module: the package's module that the job runs.
+    function: of the package, that does the work; called with inputs, outputs and settings by name.
+    step: name of the file in results/{model}/settings/; by default the function's.
     tools: packages whose version can change the result.
     row: columns of the table that the job reads; by component, or for all. «component» is the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
     more: name -> function of the row.
+    sources: name of an input that the user brings -> function of the row that gives its SHA-256.
+    how: cached, gates, own_code, as `axbake.identity.identify` has them.
     """
 
     def path_of(wildcards):
         model_row = row_of(wildcards)
         component = wildcards.get("component")
-        path = Path("results", wildcards.model, "settings", step)
+        path = Path("results", wildcards.model, "settings", step or function.rpartition(".")[2])
         path = (path / component if component else path).with_suffix(".json")
         columns = row[component] if isinstance(row, dict) else row
         values = {column: component if column == "component" else model_row[column] for column in columns}
@@ -70,7 +77,10 @@ def settings(step, module, *, tools=(), row=(), entries=None, more=None):
         values |= {name: value(model_row) for name, value in (more or {}).items()}
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
-            write_identity(path, module=module, tools=tools, settings=values)
+            digests = {name: digest(model_row) for name, digest in (sources or {}).items()}
+            how_run = {"cached": True} | how
+            identity = identify(function, component=component, settings=values, sources=digests, tools=tools, **how_run)
+            write_identity(path, identity)
         return str(path)
 
     return path_of
@@ -84,6 +94,14 @@ def entry(place):
     return value
 
 
-def toolchain_version(row):
-    """What decides a build besides its inputs: Pulsar2's version, or the emulator's code."""
-    return code_digest("axbake.emulator.__main__") if config["toolchain"] == "emulator" else config["pulsar2_version"]
+def compiler(row):
+    """What decides a build besides graph, samples and config: Pulsar2's version, or the emulator's code and tools."""
+    if config["toolchain"] != "emulator":
+        return {"pulsar2": config["pulsar2_version"]}
+    tools = ["numpy", "onnx", "onnxruntime", "pillow", "json5"]
+    return {"emulator": code_digest("axbake.emulator.__main__")} | {tool: tool_version(tool) for tool in tools}
+
+
+def text_prompts(row):
+    """Prompts that every text encoder is calibrated with, whatever its model draws."""
+    return TEXT_PROMPTS

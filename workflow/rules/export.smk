@@ -6,8 +6,7 @@ rule export_onnx:
     """Trace one component of a model into an ONNX graph of fixed shapes."""
     input:
         settings=settings(
-            "export_onnx",
-            "axbake.export",
+            "axbake.export.export_onnx",
             tools=["torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxsim"],
             row=SIZE,
         ),
@@ -26,15 +25,14 @@ rule export_onnx:
     message:
         "Exporting the {wildcards.component} of {wildcards.model}"
     script:
-        "../scripts/export_onnx.py"
+        "../scripts/job.py"
 
 
 rule check_parity:
     """Compare an ONNX graph with its network in torch."""
     input:
         settings=settings(
-            "check_parity",
-            "axbake.parity",
+            "axbake.parity.check_parity",
             tools=["torch", "diffusers", "transformers", "onnxruntime"],
             row=SIZE,
             entries={"min_psnr": "parity/min_psnr/{component}"},
@@ -56,4 +54,4 @@ rule check_parity:
     message:
         "Comparing the {wildcards.component} of {wildcards.model} in ONNX with torch"
     script:
-        "../scripts/check_parity.py"
+        "../scripts/job.py"

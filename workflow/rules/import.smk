@@ -6,11 +6,10 @@ rule import_checkpoint:
     """Take one component out of a checkpoint, under diffusers' names."""
     input:
         settings=settings(
-            "import_checkpoint",
-            "axbake.checkpoint",
+            "axbake.checkpoint.import_checkpoint",
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["component"],
-            more={"sha256": source_digest},
+            sources={"checkpoint": source_digest},
         ),
         checkpoint=checkpoint,
     output:
@@ -26,17 +25,17 @@ rule import_checkpoint:
     message:
         "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
     script:
-        "../scripts/import_checkpoint.py"
+        "../scripts/job.py"
 
 
 rule describe_checkpoint:
     """Say what a checkpoint is, and what in it is not used."""
     input:
         settings=settings(
-            "describe_checkpoint",
-            "axbake.checkpoint",
+            "axbake.checkpoint.describe_checkpoint",
             tools=["safetensors", "torch", "diffusers", "transformers"],
             more={"sha256": source_digest},
+            sources={"checkpoint": source_digest},
         ),
         checkpoint=checkpoint,
     output:
@@ -52,4 +51,4 @@ rule describe_checkpoint:
     message:
         "Describing {input.checkpoint}"
     script:
-        "../scripts/describe_checkpoint.py"
+        "../scripts/job.py"

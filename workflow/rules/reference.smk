@@ -5,8 +5,7 @@ rule draw_reference:
     """Draw the reference picture with diffusers, in float32."""
     input:
         settings=settings(
-            "draw_reference",
-            "axbake.reference",
+            "axbake.reference.draw_reference",
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow"],
             row=[*DRAWING, "scheduler", "steps"],
         ),
@@ -29,4 +28,4 @@ rule draw_reference:
     message:
         "Drawing the reference picture of {wildcards.model}"
     script:
-        "../scripts/draw_reference.py"
+        "../scripts/job.py"

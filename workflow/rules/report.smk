@@ -1,13 +1,22 @@
 # Takes what the other steps say of a model. Makes one page of it, which `snakemake --report` takes in too.
 
 PARTS = collect("{step}/{component}", step=["weights", "onnx", "parity", "calibration", "build"], component=COMPONENTS)
-JOBS = ["checkpoint", "reference", "schedule", "calibration/trajectories", "calibration/pictures", *PARTS, "simulation"]
+JOBS = [
+    "checkpoint",
+    "reference",
+    "schedule",
+    "calibration/trajectories",
+    "calibration/pictures",
+    "calibration/latents",
+    *PARTS,
+    "simulation",
+]
 
 
 rule write_report:
     """Write the page of a model."""
     input:
-        settings=settings("write_report", "axbake.report", tools=["jinja2"], row=["model"]),
+        settings=settings("axbake.report.write_report", tools=["jinja2"], row=["model"], cached=False),
         checkpoint="results/{model}/checkpoint.json",
         drawn="results/{model}/reference/settings.json",
         reference="results/{model}/reference/image.png",
@@ -30,4 +39,4 @@ rule write_report:
     message:
         "Writing the report of {wildcards.model}"
     script:
-        "../scripts/write_report.py"
+        "../scripts/job.py"

@@ -5,8 +5,7 @@ rule derive_schedule:
     """Write timesteps, time embedding rows and update coefficients of the row's scheduler."""
     input:
         settings=settings(
-            "derive_schedule",
-            "axbake.schedule",
+            "axbake.schedule.derive_schedule",
             tools=["torch", "diffusers", "numpy"],
             row=["scheduler", "steps"],
         ),
@@ -24,4 +23,4 @@ rule derive_schedule:
     message:
         "Deriving the schedule of {wildcards.model}"
     script:
-        "../scripts/derive_schedule.py"
+        "../scripts/job.py"

@@ -5,8 +5,7 @@ rule simulate:
     """Draw the reference's picture with the compiled models."""
     input:
         settings=settings(
-            "simulate",
-            "axbake.simulation",
+            "axbake.simulation.simulate",
             tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
             row=DRAWING,
         ),
@@ -33,4 +32,4 @@ rule simulate:
     message:
         "Drawing with the compiled models of {wildcards.model}"
     script:
-        "../scripts/simulate.py"
+        "../scripts/job.py"

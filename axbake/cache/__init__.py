@@ -1,0 +1,21 @@
+"""The build cache: results of costly jobs, found again by the content of all that decides them.
+
+Jobs, checkouts, users and cluster nodes share one directory, also over a network file system:
+
+    entries/{step}/{component}/{key}.json   what was built: the key in full, outputs, seconds, peak memory
+    blobs/ab/{sha256}                       content of outputs
+    verified/{inode}.json                   when a blob was last read and found right: size and modification time
+    locks/{key}                             held by who builds it; says who that is
+    running/{random}.json                   held by who writes; says in which private directory
+    damaged/                                what was found damaged, for the curious
+    lock                                    shared by who stores or places, alone by who removes garbage
+
+An entry is written last. So whatever is killed, whenever, leaves nothing or garbage, and never a wrong hit. Locks are
+`flock`, which the kernel takes from a dead owner; on Linux that works over NFSv4 too. Nothing relies on appending or
+on the clocks of two machines.
+"""
+
+from axbake.cache.key import Key, explain
+from axbake.cache.store import Cache, Entry, Outcome, cache_directory
+
+__all__ = ["Cache", "Entry", "Key", "Outcome", "cache_directory", "explain"]
