@@ -58,8 +58,14 @@ def calibrate_unet(trajectories: Path, schedule: Path, *, samples: int, guidance
     steps = load_schedule(schedule)
     with np.load(trajectories) as arrays:
         recorded = {name: arrays[name] for name in arrays.files}
-    prompts, rows = recorded["latents"].shape[:2]
-    chosen = stratified(samples, prompts=prompts, steps=rows - 1, branches=2 if guidance_scale > 1 else 1)
+    run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
+    branches = 2 if guidance_scale > 1 else 1
+    chosen = [
+        (prompt, run[number], branch)
+        for prompt, number, branch in stratified(
+            samples, prompts=len(recorded["latents"]), steps=len(run), branches=branches
+        )
+    ]
     _write_archive(
         archive,
         (

@@ -50,6 +50,9 @@ KNOWN_OTHERS = (
 )
 
 
+LATENT_CHANNELS = 4
+
+
 class UnreadableCheckpoint(AxbakeError):
     """The file is no whole safetensors file."""
 
@@ -151,7 +154,22 @@ def find_part(header: Header, family: Family, component: str) -> Part:
             f" {family.title}."
         ) from error
     _compare(header.path, component, shapes, components.wanted_shapes(component, config))
+    _check_channels(header.path, config)
     return Part(config, sources, shapes)
+
+
+def _check_channels(path: Path, config: dict) -> None:
+    """Refuse networks that take or give something else than latents of four channels."""
+    kinds = {9: "an inpainting checkpoint", 8: "an instruct-pix2pix checkpoint"}
+    found = {name: config[name] for name in ("in_channels", "out_channels") if "cross_attention_dim" in config}
+    found |= {name: config[name] for name in ("latent_channels",) if name in config}
+    for name, channels in found.items():
+        if channels != LATENT_CHANNELS:
+            kind = kinds.get(channels, "a checkpoint of other latents")
+            raise UnknownFamily(
+                f"{path}: {name}: {channels}, wanted {LATENT_CHANNELS}: this is {kind}, which axbake does not bake."
+                " Give the checkpoint for text to image."
+            )
 
 
 def _as_matrix(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

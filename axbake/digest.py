@@ -1,5 +1,6 @@
 """SHA-256 of files, computed once: remembered by path, size, inode and modification time."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ def file_sha256(path: Path) -> str:
     place = str(path.resolve())
     state = [place, stat.st_size, stat.st_ino, stat.st_mtime_ns]
     note = MEMORY / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
-    if note.is_file():
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged note is no note
         remembered = json.loads(note.read_text())
         if remembered["state"] == state:
             return remembered["sha256"]

@@ -27,14 +27,17 @@ def _module_path(module: str) -> Path | None:
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
-def _imports(tree: ast.AST) -> set[str]:
-    """Modules of this package that *tree* imports, anywhere in it."""
+def _imports(tree: ast.AST, package: str) -> set[str]:
+    """Modules of this package that *tree*, in *package*, imports, anywhere in it; and the packages that they lie in."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            names |= {origin} | {f"{origin}.{alias.name}" for alias in node.names}
+    names |= {name.rpartition(".")[0] for name in names}  # Python runs a package's __init__ before its modules
     return {name for name in names if name.split(".")[0] == "axbake" and _module_path(name)}
 
 
@@ -54,7 +57,8 @@ def _own_digest(module: str) -> tuple[str, frozenset[str]]:
     path = _module_path(module)
     assert path, f"no module {module}"
     tree = ast.parse(path.read_text())
-    imports = frozenset(_imports(tree))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    imports = frozenset(_imports(tree, package) | {package})
     # Dumped without line numbers, so neither comments nor blank lines nor line breaks count.
     return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imports
 
@@ -76,6 +80,19 @@ def code_digest(module: str) -> str:
 
 
 @functools.cache
+def data_digest(path: str) -> str:
+    """Digest of a data file of this package, or of all files below a folder, by name and content.
+
+    Args:
+        path: from the checkout's root on: `resources/clip`.
+    """
+    base = ROOT / path
+    files = sorted(file for file in base.rglob("*") if file.is_file()) if base.is_dir() else [base]
+    contents = {str(file.relative_to(ROOT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
 def tool_version(package: str) -> str:
     """Version of *package*: the installed one, or the pinned one where it lives in a rule's own environment."""
     try:
@@ -94,7 +111,7 @@ class Identity:
     component: str | None
     settings: dict  # plain values; what the job reads, and nothing else
     sources: dict[str, str]  # input name -> SHA-256, of files that the user brings
-    code: dict[str, str]  # module -> digest of it and of what it imports
+    code: dict[str, str]  # module -> digest of it and of what it imports; data file or folder of the package -> digest
     tools: dict[str, str]  # Python package -> version
     cached: bool  # whether the result goes through the build cache
     gates: list[str]  # directories of results/{model} whose files must be there, but do not enter the result
@@ -108,6 +125,7 @@ def identify(
     sources: dict[str, str],
     tools: Sequence[str],
     cached: bool,
+    data: Sequence[str] = (),
     gates: Sequence[str] = (),
     own_code: bool = True,
 ) -> Identity:
@@ -115,10 +133,11 @@ def identify(
 
     Args:
         tools: Python packages whose version can change the result.
+        data: files and folders of the package that the job reads, from the checkout's root on.
         own_code: whether the code of this package that the job runs is part of it.
     """
     module = function.rpartition(".")[0]
-    code = {module: code_digest(module)} if own_code else {}
+    code = ({module: code_digest(module)} if own_code else {}) | {path: data_digest(path) for path in data}
     versions = {tool: tool_version(tool) for tool in tools}
     return Identity(function, component, settings, sources, code, versions, cached, list(gates))
 

@@ -57,7 +57,7 @@ def _paths(value):
 
 def is_gate(identity: Identity, path: str | list[str]) -> bool:
     """Whether an input only has to be there; it lies in a directory that the identity calls a gate."""
-    return isinstance(path, str) and Path(path).parts[2:3] == tuple(identity.gates[:1])
+    return isinstance(path, str) and any(Path(path).parts[2:3] == (gate,) for gate in identity.gates)
 
 
 def key_of(identity: Identity, digests: Mapping[Path, str], outputs: Iterable[Path]) -> Key:

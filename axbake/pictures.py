@@ -6,7 +6,7 @@ synthetic pictures, and the latents that its own encoder gives for them, which i
 
 Most are dead leaves (Lee, Mumford and Huang 2001): discs of random place and colour that cover each other, with radii of density
 r⁻³, which have the edges, flat parts and 1/f spectrum of photographs; here with few discs or many, on white, black or coloured
-ground, in all colours or in saturated ones. The others are extremes that bound the ranges: flat black, white and saturated colours,
+ground, in all colours or in saturated ones. The others are extremes that bound the ranges: flat black, white and pure colours,
 checks of one pixel and of eight, ramps, white noise.
 
 What that costs: docs/numbers.md compares it with calibration by what the model draws.
@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from axbake.weights import read_description
 
 logger = logging.getLogger(__name__)
 LEAVES = 24  # pictures of dead leaves
@@ -32,6 +34,7 @@ COLOURS = (
 )
 BLACK, WHITE = COLOURS[:2]
 MOST_DISCS = 256  # in one picture
+NOISE = (0.7, 1.0, 1.5, 2.0)  # standard deviations of latents of noise, after scaling
 
 
 def draw_pictures(*, height: int, width: int, pictures: Path) -> None:
@@ -74,7 +77,7 @@ def _dead_leaves(random: np.random.RandomState, height: int, width: int) -> np.n
 
 
 def encode_pictures(pictures: Path, vae_encoder: Path, *, latents: Path) -> None:
-    """Write the latents' means that a VAE's own encoder gives for *pictures*.
+    """Write the latents' means that a VAE's own encoder gives for *pictures*, and some noise of a UNet's latents' size.
 
     Args:
         vae_encoder: `weights/vae_encoder.safetensors`.
@@ -82,11 +85,15 @@ def encode_pictures(pictures: Path, vae_encoder: Path, *, latents: Path) -> None
     """
     encode = _encoding(vae_encoder)
     drawn = np.load(pictures)
-    means = []
+    means: list[np.ndarray] = []
     for number, picture in enumerate(drawn):
         means.append(encode(picture))
         logger.info("encoding: picture %d of %d", number + 1, len(drawn))
-    np.save(latents, np.stack(means))
+    # What a UNet makes has a standard deviation of about 1 after scaling: that is what the factor is for.
+    unit = np.random.RandomState(0).standard_normal((len(NOISE), *means[0].shape))
+    scaling_factor = read_description(vae_encoder).config["scaling_factor"]
+    noise = [size / scaling_factor * values for size, values in zip(NOISE, unit, strict=True)]
+    np.save(latents, np.stack([*means, *noise]).astype(np.float32))
 
 
 def _encoding(vae_encoder: Path) -> Callable[[np.ndarray], np.ndarray]:

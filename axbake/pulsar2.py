@@ -208,4 +208,8 @@ def _run(command: list[str], place: Path) -> int:
 
 
 def _read_context(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What Pulsar2 says of a build; empty if it died before it had said it."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 
 from axbake.digest import file_sha256
 from axbake.errors import AxbakeError
+
+MOST_COLUMNS = 64  # of a table
 
 
 class ConfigError(AxbakeError):
@@ -109,11 +112,12 @@ def _listed(faults: list[str], what: str) -> str:
 
 def _typed(text: str, entry: dict):
     """Value of a cell by its column's type; the text itself where it is no number, for the schema to refuse."""
-    convert = {"integer": int, "number": float}.get(entry.get("type", "string"), str)
-    try:
-        return convert(text)
-    except ValueError:
-        return text
+    kind = entry.get("type")
+    if kind == "integer" and re.fullmatch(r"[+-]?[0-9]+", text):
+        return int(text)
+    if kind == "number" and re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+", text):
+        return float(text)
+    return text
 
 
 def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
@@ -125,16 +129,19 @@ def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
     if not path.is_file():
         raise TableError(f"{path}: no such file. config.yaml's entry models names the table of models.")
     rules = read_schema(schema)
-    table = _read_cells(path)
+    header, cells = _read_cells(path)
     known = rules["properties"]
-    faults = [f"column {name}: unknown{_nearest(name, list(known))}" for name in table.columns if name not in known]
-    faults += [f"column {name}: missing" for name in rules["required"] if name not in table.columns]
+    faults = [f"column {name}: unknown{_nearest(name, list(known))}" for name in header if name not in known]
+    faults += [f"column {name}: missing" for name in rules["required"] if name not in header]
     if faults:
         raise TableError(f"{path}: {_listed(faults, 'these columns cannot be used')}")
     rows = {
-        line: {name: _typed(cell, known[name]) for name, cell in cells.items() if cell.strip()}
-        for line, cells in enumerate(table.to_dict("records"), start=2)
+        line: {name: _typed(cell.strip(), known[name]) for name, cell in zip(header, row, strict=False) if cell.strip()}
+        for line, row in cells.items()
     }
+    for row in rows.values():
+        if "sha256" in row:
+            row["sha256"] = row["sha256"].lower()  # Civitai shows it in capitals
     faults = [fault for line, row in rows.items() for fault in _row_faults(line, row, rules)]
     names = Counter(row.get("model") for row in rows.values())
     faults += [
@@ -150,15 +157,37 @@ def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
     }
 
 
-def _read_cells(path: Path) -> pd.DataFrame:
-    """The table's cells as text as they stand: prompts hold quotes and the word «null»."""
+def _read_cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
+    """The header, and the cells of each line that is not blank, by its number in the file.
+
+    Cells are text as they stand: prompts hold quotes and the word «null».
+    """
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, index_col=False)
+        table = pd.read_csv(
+            path,
+            sep="\t",
+            header=None,
+            names=range(MOST_COLUMNS),  # so that a line of too many cells is seen, and not cut
+            dtype=str,
+            keep_default_na=False,
+            quoting=csv.QUOTE_NONE,
+            skip_blank_lines=False,  # lines are counted as editors count them
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise TableError(
             f"{path}: {error}. Wanted a header line, and lines of as many cells, parted by tabs, in UTF-8."
         ) from error
-    return table.fillna("")  # what is lacking at the end of a short line
+    if table.empty:
+        raise TableError(f"{path}: empty. Wanted a header line, and lines of as many cells, parted by tabs, in UTF-8.")
+    lines = [[cell if isinstance(cell, str) else "" for cell in row] for row in table.itertuples(index=False)]
+    lines = [line[: 1 + max((i for i, cell in enumerate(line) if cell.strip()), default=-1)] for line in lines]
+    header = lines[0]
+    long = [number for number, line in enumerate(lines, start=1) if len(line) > len(header)]
+    if long:
+        raise TableError(
+            f"{path}: line {', '.join(map(str, long))}: more cells than the {len(header)} of the header. Is a tab in a prompt?"
+        )
+    return header, {number: line for number, line in enumerate(lines, start=1) if line and number > 1}
 
 
 def _row_faults(line: int, row: dict, rules: dict) -> Iterator[str]:
@@ -180,13 +209,15 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         PromptsError: no such file, not UTF-8, or no prompt in it.
     """
+    if not path.is_file():
+        raise PromptsError(f"{path} is no file")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptsError(f"{path}: cannot be read ({error}); wanted a text file in UTF-8, a prompt a line") from error
+    except UnicodeDecodeError as error:
+        raise PromptsError(f"{path} is not UTF-8 ({error}); wanted text, a prompt a line") from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise PromptsError(f"{path}: has no prompts; wanted one a line")
+        raise PromptsError(f"{path} has no prompts; one a line")
     return prompts
 
 

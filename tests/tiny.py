@@ -1,6 +1,6 @@
 """Real networks of diffusers and transformers at tiny sizes, seeded, in a single file of LDM names as users have them.
 
-    python tests/tiny.py DIRECTORY    writes every family's checkpoint to DIRECTORY
+python tests/tiny.py DIRECTORY    writes every family's checkpoint to DIRECTORY
 """
 
 import re
@@ -21,7 +21,9 @@ from axbake.components import VaeDecoder, VaeEncoder
 from resources.demo.to_single_file import unet_name, vae_name
 
 SEED = 0
-WIDTH = 32  # channels of every level; the family's 32 norm groups allow no fewer
+WIDTH = 32  # channels; the family's 32 norm groups allow no fewer
+# Of the UNet's levels. At 64 × 64 pixels the last one has a single latent pixel, and torch norms no group of one value.
+UNET_WIDTHS = (WIDTH, WIDTH, 2 * WIDTH, 2 * WIDTH)
 PRECISIONS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}  # by safetensors' names
 
 
@@ -60,7 +62,7 @@ def sd1(dtype: torch.dtype = torch.float16) -> Networks:
     )
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(WIDTH,) * 4,
+        block_out_channels=UNET_WIDTHS,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=WIDTH,
@@ -78,7 +80,9 @@ def sd1(dtype: torch.dtype = torch.float16) -> Networks:
     )
     for network in (text_encoder, unet, vae):
         _unsettle(network)
-        network.to(dtype).float().eval().requires_grad_(False)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(dtype).float()
+        network.eval().requires_grad_(False)
     return Networks(text_encoder, unet, vae, dtype)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from axbake.cache.store import Entry
 
+Makers = Callable[[set[str]], Iterable["Entry"]]  # builds that made one of the contents with these SHA-256
 FORMAT = 1  # of keys; another one finds nothing that was stored before
 SHA256 = re.compile(r"[0-9a-f]{64}")
 LONGEST = 60  # characters of a value in a sentence
@@ -54,29 +55,40 @@ def _flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{above}{name}", value
 
 
-def explain(key: Key, entries: Iterable["Entry"]) -> str:
+def explain(key: Key, entries: Iterable["Entry"], makers: Makers | None = None) -> str:
     """Why *key* is new: what differs from the nearest earlier build of the same step and component, and what does not.
 
-    An input that differs is traced to what made it differ, as far as the builds that made it are among *entries*.
+    An input that differs is traced to what made it differ, as far as the builds that made it are known.
+
+    Args:
+        entries: earlier builds; others than of this step and component are passed over.
+        makers: gives the builds that made one of some contents; otherwise they are looked for among *entries*.
     """
     entries = list(entries)
     earlier = [entry for entry in entries if (entry.key.step, entry.key.component) == (key.step, key.component)]
     if not earlier:
         return f"first build of {key.name}"
     near = max(earlier, key=lambda entry: (_likeness(key, entry.key), entry.created)).key
-    changes = _changes(key, near, entries)
+    changes = _changes(
+        key, near, makers or (lambda contents: (entry for entry in entries if made_any(entry, contents)))
+    )
     if not changes:
         return f"{key.component or key.step}: as before; what was stored is gone or damaged"
     same = _unchanged(key, near)
     return f"{key.component or key.step}: {', '.join(changes)}" + (f"; {', '.join(same)} as before" if same else "")
 
 
+def made_any(entry: "Entry", contents: set[str]) -> bool:
+    """Whether one of the outputs of *entry* has one of these SHA-256."""
+    return any(blob.sha256 in contents for blob in entry.outputs.values())
+
+
 def _likeness(one: Key, other: Key) -> int:
     return sum(one.parts[part] == other.parts[part] for part in one.parts.keys() & other.parts.keys())
 
 
-def _changes(new: Key, old: Key, entries: list["Entry"]) -> list[str]:
-    """What is other in *new* than in *old*, a phrase each."""
+def _changes(new: Key, old: Key, makers: Makers, seen: frozenset[str] = frozenset()) -> list[str]:
+    """What is other in *new* than in *old*, a phrase each. What *seen* contents come from was asked before."""
     phrases: dict[str, None] = {}  # the same prompt may come in through several inputs
     for part in [*new.parts, *(old.parts.keys() - new.parts.keys())]:
         group, name = part
@@ -84,24 +96,23 @@ def _changes(new: Key, old: Key, entries: list["Entry"]) -> list[str]:
         if part not in old.parts or part not in new.parts:
             phrases[f"{label} is {'new' if part in new.parts else 'gone'}"] = None
         elif new.parts[part] != old.parts[part]:
-            causes = _causes(old.parts[part], new.parts[part], entries) if group == "input" else []
+            causes = _causes(old.parts[part], new.parts[part], makers, seen) if group == "input" else []
             phrases |= dict.fromkeys(causes or [_change(group, label, old.parts[part], new.parts[part])])
     return list(phrases)
 
 
-def _causes(old: str, new: str, entries: list["Entry"]) -> list[str]:
+def _causes(old: str, new: str, makers: Makers, seen: frozenset[str]) -> list[str]:
     """Why the job that made the content *new* did not make *old*; nothing if either's maker is unknown."""
-    made: dict[str, list[Entry]] = {old: [], new: []}
-    for entry in entries:
-        for output in entry.outputs.values():
-            if output.sha256 in made:
-                made[output.sha256].append(entry)
-    pairs = [(a, b) for a in made[new] for b in made[old] if a.key.name == b.key.name]
-    if not pairs:
-        return []
-    pair = max(pairs, key=lambda pair: _likeness(pair[0].key, pair[1].key))
-    # Without these two: a job may give what it was given, and must not explain itself.
-    return _changes(pair[0].key, pair[1].key, [entry for entry in entries if entry not in pair])
+    if new in seen:
+        return []  # a job may give what it was given
+    made = list(makers({old, new}))
+    pairs = [
+        (one.key, other.key)
+        for one in made
+        for other in made
+        if one.key.name == other.key.name and made_any(one, {new}) and made_any(other, {old})
+    ]
+    return _changes(*max(pairs, key=lambda pair: _likeness(*pair)), makers, seen | {new}) if pairs else []
 
 
 def _change(group: str, label: str, old: Any, new: Any) -> str:

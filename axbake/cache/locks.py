@@ -19,6 +19,17 @@ logger = logging.getLogger(__name__)
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 REMIND = 600  # s between two lines that say we are still waiting
 HOST = socket.gethostname()
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+def _let_go() -> None:
+    """A forked worker lets go of what it inherited; else it would hold the locks of an owner that is killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
@@ -37,6 +48,7 @@ def lock(path: Path, *, about: str, shared: bool = False, **more: str) -> Iterat
         OSError: the file cannot be made.
     """
     descriptor = _acquire(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, about)
+    _held.add(descriptor)
     try:
         if not shared:
             note = {"owner": owner(), "host": HOST, "about": about, "since": now(), **more}
@@ -45,9 +57,11 @@ def lock(path: Path, *, about: str, shared: bool = False, **more: str) -> Iterat
                 os.pwrite(descriptor, json.dumps(note).encode(), 0)
         yield
     finally:
-        if not shared:
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
+        if descriptor in _held:  # not in a fork, whose parent holds it
+            if not shared:
+                path.unlink(missing_ok=True)
+            _held.remove(descriptor)
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from axbake.cache.errors import (
     writing,
 )
 from axbake.cache.files import refresh, sync, write
-from axbake.cache.key import Key, explain
+from axbake.cache.key import Key, explain, made_any
 from axbake.cache.locks import HOST, abandoned, lock, now
 
 logger = logging.getLogger(__name__)
@@ -92,18 +92,38 @@ class Cache:
         self.sha256 = self.blobs.sha256
 
     def find(self, key: Key) -> Entry | None:
-        """The stored build of *key*, by its presence alone; for whoever plans."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-            entry = Entry.read(self.entry_path(key))
-            if all(self.blobs.path(blob).stat().st_size == blob.size for blob in entry.outputs.values()):
-                return entry
-        return None
+        """The stored build of *key*, by its presence alone; for whoever plans.
 
-    def entries(self) -> Iterator[Entry]:
-        """All builds that are stored and readable."""
-        for path in sorted(self.directory.glob("entries/*/*/[!.]*.json")):
+        Raises:
+            CacheUnusable: it may not be read.
+        """
+        try:
+            entry = Entry.read(self.entry_path(key))
+            whole = all(self.blobs.path(blob).stat().st_size == blob.size for blob in entry.outputs.values())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        except OSError as error:
+            raise CacheUnusable(f"{trouble(error, self.directory)}. It is in the build cache; {ELSEWHERE}.") from error
+        return entry if whole else None
+
+    def entries(self, step: str = "*", component: str | None = "*") -> Iterator[Entry]:
+        """Builds that are stored and readable: all, or those of a step and component."""
+        for path in sorted(self.directory.glob(f"entries/{step}/{component or '-'}/[!.]*.json")):
             with contextlib.suppress(FileNotFoundError, ValueError):
                 yield Entry.read(path)
+
+    def makers(self, contents: set[str]) -> Iterator[Entry]:
+        """Builds that made one of *contents*, by SHA-256."""
+        for path in self.directory.glob("entries/*/*/[!.]*.json"):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                text = path.read_text(encoding="utf-8")
+                # Ten times as fast as parsing them all.
+                if any(content in text for content in contents) and made_any(entry := Entry.read(path), contents):
+                    yield entry
+
+    def why(self, key: Key) -> str:
+        """Why *key* is not stored: what is new in it."""
+        return explain(key, self.entries(key.step, key.component), self.makers)
 
     def entry_path(self, key: Key) -> Path:
         """The file of *key*'s entry."""
@@ -147,22 +167,26 @@ class Cache:
                 self.remove_leftovers()
             return self._build(key, places, build, inputs=inputs or {}, stores=stores)
 
-    def remove_leftovers(self) -> list[Path]:
-        """Remove the private directories of killed owners, as far as this machine sees them; gives what it removed."""
-        removed = []
+    def leftovers(self) -> list[Path]:
+        """Private directories of killed owners, as far as this machine sees them."""
+        return [directory for _, _, directory in self._of_the_dead() if _is_private(directory)]
+
+    def remove_leftovers(self) -> None:
+        """Remove the private directories of killed owners, as far as this machine sees them and may."""
+        for announcement, note, directory in self._of_the_dead():
+            elsewhere = note and note["host"] != HOST and not directory.parent.is_dir()
+            if _is_private(directory):
+                logger.info("%s: removing what %s left, who is dead", directory, note["owner"])
+                shutil.rmtree(directory, ignore_errors=True)
+            if not elsewhere and not _is_private(directory):
+                announcement.unlink(missing_ok=True)
+
+    def _of_the_dead(self) -> Iterator[tuple[Path, dict, Path]]:
+        """Announcements of killed owners: file, what it says, private directory. Locked until the next is asked for."""
         for path in sorted((self.directory / "running").glob("[!.]*.json")):
             with contextlib.suppress(PermissionError), abandoned(path) as note:
-                if note is None:
-                    continue
-                directory = Path(note.get("directory", os.devnull))
-                if PRIVATE in directory.name and directory.is_dir():
-                    logger.info("%s: removing what %s left, who is dead", directory, note["owner"])
-                    shutil.rmtree(directory)
-                    removed.append(directory)
-                elif note and note["host"] != HOST and not directory.parent.is_dir():
-                    continue  # on a disk of that machine
-                path.unlink()
-        return removed
+                if note is not None:
+                    yield path, note, Path(note.get("directory", os.devnull))
 
     @contextlib.contextmanager
     def unswept(self, about: str) -> Iterator[None]:
@@ -218,7 +242,7 @@ class Cache:
                 self.blobs.set_aside(path)
             return None
         except OSError as error:
-            raise CacheUnusable(f"{trouble(error, path)}. The build cache must be readable; {ELSEWHERE}.") from error
+            raise CacheUnusable(f"{trouble(error, path)}. It is in the build cache; {ELSEWHERE}.") from error
         if damage and repair:
             for blob, what in damage.items():
                 logger.warning("%s: damaged blob of %s (%s); building again", self.blobs.path(blob), key.name, what)
@@ -246,23 +270,14 @@ class Cache:
     def _build(
         self, key: Key, places: Paths, build: Callable[[Paths], None], *, inputs: Paths, stores: bool
     ) -> Outcome:
-        reason = explain(key, self.entries())
+        reason = self.why(key)
         logger.info("building: %s", reason)
         contents = {name: self.sha256(path) for name, path in inputs.items()}
         with self._private_directory(key, places) as made:
             before = _occupants(places)
             started = time.monotonic()
-            try:
-                build(made)
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                where = next(iter(made.values())).parent
-                raise NotWritten(f"{key.name}: {trouble(error, where)}. Make room, and run again.") from error
+            _run(key, build, made)
             seconds = time.monotonic() - started
-            missing = [path.name for path in made.values() if path.is_symlink() or not path.is_file()]
-            if missing:
-                raise NoResult(f"{key.name}: ended well, but made no file {', '.join(missing)}.")
             # By content: another checkout may have touched a file that it shares with this one.
             changed = [str(path) for name, path in inputs.items() if self.sha256(path) != contents[name]]
             if changed:
@@ -325,6 +340,24 @@ class Cache:
                 yield {name: directory / place.name for name, place in places.items()}
             finally:
                 shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run(key: Key, build: Callable[[Paths], None], made: Paths) -> None:
+    """Have *build* make all files of *made*."""
+    try:
+        build(made)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = next(iter(made.values())).parent
+        raise NotWritten(f"{key.name}: {trouble(error, where)}. Make room, and run again.") from error
+    missing = [path.name for path in made.values() if path.is_symlink() or not path.is_file()]
+    if missing:
+        raise NoResult(f"{key.name}: ended well, but made no file {', '.join(missing)}.")
+
+
+def _is_private(directory: Path) -> bool:
+    return PRIVATE in directory.name and directory.is_dir()
 
 
 def _occupants(places: Paths) -> dict[str, int | None]:

@@ -37,6 +37,10 @@ class Schedule:
     coefficients: np.ndarray  # (N, 1 + 2N) float64: latent after step i = row i · [initial latent, m_0 …, n_0 …]
     draws_noise: np.ndarray  # (N,) bool: whether the step draws n_i from the generator
 
+    def runs_model(self, step: int) -> bool:
+        """Whether the model's output of *step* enters any latent; that of a last step from sigma_min to itself does not."""
+        return bool(self.coefficients[:, 1 + step].any())
+
 
 def load_schedule(path: Path) -> Schedule:
     """The schedule in an `.npz` file, as `axbake.schedule` writes it."""
@@ -107,7 +111,7 @@ def sample(
     latents = np.empty((steps, *shape), dtype=np.float32)
     latent = terms[0]
     for i in range(steps):
-        if schedule.coefficients[:, 1 + i].any():
+        if schedule.runs_model(i):
             scaled = (latent * schedule.input_scale[i]).astype(np.float32)
             time_row = schedule.time_embedding[i : i + 1]
             output = denoise(scaled, time_row, prompt_embeds)

@@ -1,16 +1,24 @@
 """The tiny model of each family, imported once: checkpoint, weights, schedule."""
 
 import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTokenizer
 
 from axbake.checkpoint import import_checkpoint
 from axbake.export import export_onnx
-from axbake.families import COMPONENTS, FAMILIES
-from axbake.schedule import derive_schedule
+from axbake.families import COMPONENTS
+from axbake.schedule import build_scheduler, derive_schedule
 from tests import tiny
+
+CLIP = Path(__file__).parents[2] / "resources" / "clip"
+torch.set_num_threads(1)  # tiny tensors are done sooner by one, above all on busy machines
+logging.getLogger("torch.__trace").propagate = False  # thousands of lines an export, beside a failing test's own
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,25 @@ class TinyModel:
         derive_schedule(
             scheduler=scheduler,
             steps=steps,
-            prediction_type=FAMILIES[self.family].prediction_type,
-            weights=self.weights["unet"],
+            unet=self.weights["unet"],
             schedule=path,
         )
         return path
+
+    def pipeline(self, scheduler: str) -> StableDiffusionPipeline:
+        """diffusers' own pipeline of the original networks."""
+        pipeline = StableDiffusionPipeline(
+            vae=self.networks.vae,
+            text_encoder=self.networks.text_encoder,
+            tokenizer=CLIPTokenizer.from_pretrained(CLIP, local_files_only=True),
+            unet=self.networks.unet,
+            scheduler=build_scheduler(scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
 
 @pytest.fixture(scope="session", params=tiny.FAMILIES)
@@ -45,6 +67,11 @@ def model(request, tmp_path_factory) -> TinyModel:
     return TinyModel(request.param, networks, checkpoint, weights)
 
 
+def tensors_of(graph: Path) -> Path:
+    """The file of a graph's tensors."""
+    return graph.with_name(f"{graph.name}.data")
+
+
 @pytest.fixture(scope="session")
 def graph_of(model, tmp_path_factory):
     """A function that gives the ONNX graph of a component, exported once a size."""
@@ -53,7 +80,7 @@ def graph_of(model, tmp_path_factory):
     def export(component: str, height: int = 64, width: int = 64) -> Path:
         size = {} if component == "text_encoder" else {"height": height, "width": width}
         graph = tmp_path_factory.mktemp(f"{component}-{height}x{width}") / f"{component}.onnx"
-        export_onnx(model.weights[component], graph=graph, **size)
+        export_onnx(model.weights[component], graph=graph, tensors=tensors_of(graph), **size)
         return graph
 
     return export

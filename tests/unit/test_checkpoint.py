@@ -256,7 +256,7 @@ def test_a_missing_tensor_is_named(tensors, tmp_path):
 
     said = refusal(TensorMismatch, tensors, tmp_path)
 
-    assert "unet: mid_block.resnets.0.norm1.bias: missing, wanted (32,)" in said
+    assert "unet: mid_block.resnets.0.norm1.bias: missing, wanted (64,)" in said
 
 
 def test_a_tensor_of_a_wrong_shape_is_named_with_both_shapes(tensors, tmp_path):

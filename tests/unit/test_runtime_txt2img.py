@@ -20,6 +20,7 @@ from axbake.runtime.session import Session, open_model
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import SAMPLERS, decode_latent, draw, png_parameters, save_png
 from axbake.schedule import SCHEDULERS, build_scheduler, derive_schedule
+from axbake.weights import Description
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "resources" / "clip"
@@ -103,11 +104,12 @@ def bundle(pipeline, tmp_path_factory):
     """A folder of the three graphs and one schedule of 4 steps per scheduler."""
     folder = tmp_path_factory.mktemp("bundle")
     weights = folder / "unet.safetensors"
-    save_file({name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}, weights)
+    description = Description("unet", "sd1", {}).as_metadata()
+    save_file(
+        {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}, weights, metadata=description
+    )
     for name in SCHEDULERS:
-        derive_schedule(
-            scheduler=name, steps=4, prediction_type="epsilon", weights=weights, schedule=folder / f"{name}.npz"
-        )
+        derive_schedule(scheduler=name, steps=4, unet=weights, schedule=folder / f"{name}.npz")
     copy = UNet2DConditionModel.from_config(pipeline.unet.config)
     copy.load_state_dict(pipeline.unet.state_dict())
     sample, prompt, row = torch.zeros(1, 4, 6, 4), torch.zeros(1, 77, 8), torch.zeros(1, 32)

@@ -21,6 +21,7 @@ from axbake.schedule import (
     scheduler_arrays,
     time_embedding,
 )
+from axbake.weights import Description
 
 SHAPE = (1, 4, 8, 8)
 STEPS = [1, 2, 4, 10, 20, 30, 50]
@@ -45,7 +46,8 @@ def unet():
 @pytest.fixture
 def weights(unet, tmp_path):
     path = tmp_path / "unet.safetensors"
-    save_file({name: tensor.clone() for name, tensor in unet.state_dict().items()}, path)
+    description = Description("unet", "sd1", {}).as_metadata()
+    save_file({name: tensor.clone() for name, tensor in unet.state_dict().items()}, path, metadata=description)
     return path
 
 
@@ -165,7 +167,7 @@ def test_time_rows_are_what_the_residual_blocks_of_the_unet_take(unet, weights, 
 
 def test_a_schedule_is_read_back_as_it_was_derived(weights, tmp_path):
     path = tmp_path / "schedule.npz"
-    derive_schedule(scheduler="euler", steps=4, prediction_type="epsilon", weights=weights, schedule=path)
+    derive_schedule(scheduler="euler", steps=4, unet=weights, schedule=path)
 
     schedule = load_schedule(path)
 
@@ -199,7 +201,7 @@ def test_a_step_uses_nothing_of_later_steps():
 
 def test_the_same_schedule_has_the_same_bytes(weights, tmp_path):
     for name in ("one.npz", "two.npz"):
-        derive_schedule(scheduler="lcm", steps=4, prediction_type="epsilon", weights=weights, schedule=tmp_path / name)
+        derive_schedule(scheduler="lcm", steps=4, unet=weights, schedule=tmp_path / name)
 
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
     a, b = np.arange(3), np.ones((), dtype=bool)

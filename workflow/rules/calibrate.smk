@@ -7,6 +7,7 @@ rule record_trajectories:
     input:
         settings=settings(
             "axbake.trajectories.record_trajectories",
+            data=["resources/clip"],
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy"],
             row=["height", "width", "negative_prompt", "guidance_scale"],
             entries={"seed": "calibration/seed"},
@@ -141,6 +142,7 @@ rule calibrate_text_encoder:
     input:
         settings=settings(
             "axbake.calibration.calibrate_text_encoder",
+            data=["resources/clip"],
             tools=["tokenizers", "numpy"],
             more={"prompts": text_prompts},
         ),

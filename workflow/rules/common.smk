@@ -34,7 +34,7 @@ wildcard_constraints:
 def row_of(wildcards):
     """The table's row of a job's model."""
     if wildcards.model not in MODELS:
-        raise WorkflowError(
+        raise SystemExit(
             f"{wildcards.model}: no row of that name in {config['models']}; there are {', '.join(MODELS)}."
         )
     return MODELS[wildcards.model]
@@ -50,27 +50,28 @@ def source_digest(row):
     try:
         return checkpoint_sha256(row)
     except AxbakeError as error:
-        raise WorkflowError(f"{type(error).__name__}: {error}") from None
+        # Snakemake would show a WorkflowError of an input function with a traceback.
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
 
 
-def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, sources=None, **how):
+def settings(function, *, tools=(), row=(), entries=None, more=None, sources=None, **how):
     """Input function that gives a job's settings file and writes it when its text changes.
 
     function: of the package, that does the work; called with inputs, outputs and settings by name.
-    step: name of the file in results/{model}/settings/; by default the function's.
     tools: packages whose version can change the result.
     row: columns of the table that the job reads; by component, or for all. «component» is the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
     more: name -> function of the row.
     sources: name of an input that the user brings -> function of the row that gives its SHA-256.
-    how: cached, gates, own_code, as `axbake.identity.identify` has them.
+    how: cached, data, gates, own_code, as `axbake.identity.identify` has them.
     """
 
     def path_of(wildcards):
         model_row = row_of(wildcards)
         component = wildcards.get("component")
-        path = Path("results", wildcards.model, "settings", step or function.rpartition(".")[2])
-        path = (path / component if component else path).with_suffix(".json")
+        # A directory a step: Snakemake lists a directory once a run, and takes for missing what comes into it later.
+        step = function.rpartition(".")[2]
+        path = Path("results", wildcards.model, "settings", step, f"{component or 'model'}.json")
         columns = row[component] if isinstance(row, dict) else row
         values = {column: component if column == "component" else model_row[column] for column in columns}
         values |= {name: entry(place.format(component=component)) for name, place in (entries or {}).items()}

@@ -7,6 +7,7 @@ rule import_checkpoint:
     input:
         settings=settings(
             "axbake.checkpoint.import_checkpoint",
+            data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["component"],
             sources={"checkpoint": source_digest},
@@ -33,6 +34,7 @@ rule describe_checkpoint:
     input:
         settings=settings(
             "axbake.checkpoint.describe_checkpoint",
+            data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             more={"sha256": source_digest},
             sources={"checkpoint": source_digest},

@@ -6,6 +6,7 @@ rule draw_reference:
     input:
         settings=settings(
             "axbake.reference.draw_reference",
+            data=["resources/clip"],
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow"],
             row=[*DRAWING, "scheduler", "steps"],
         ),

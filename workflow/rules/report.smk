@@ -16,7 +16,9 @@ JOBS = [
 rule write_report:
     """Write the page of a model."""
     input:
-        settings=settings("axbake.report.write_report", tools=["jinja2"], row=["model"], cached=False),
+        settings=settings(
+            "axbake.report.write_report", data=["axbake/report.html.j2"], tools=["jinja2"], row=["model"], cached=False
+        ),
         checkpoint="results/{model}/checkpoint.json",
         drawn="results/{model}/reference/settings.json",
         reference="results/{model}/reference/image.png",

@@ -6,6 +6,7 @@ rule simulate:
     input:
         settings=settings(
             "axbake.simulation.simulate",
+            data=["resources/clip"],
             tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
             row=DRAWING,
         ),

@@ -1,0 +1,67 @@
+"""`python -m axbake.cache [usage | remove --yes]`: what the build cache holds, and removal of what nobody needs."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from axbake.cache.errors import readable
+from axbake.cache.garbage import DAYS, Usage, remove_garbage, usage
+from axbake.cache.store import Cache, cache_directory
+from axbake.errors import AxbakeError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 1 if something is to be removed and --yes was not said."""
+    parser = argparse.ArgumentParser(prog="python -m axbake.cache", description=__doc__)
+    parser.add_argument("--directory", help="the build cache; otherwise AXBAKE_CACHE, or ~/.cache/axbake")
+    parser.add_argument(
+        "--days", type=float, default=DAYS, help="keep what was made or used since (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="keys that results need, one a line; - is standard input"
+    )
+    parser.add_argument("--yes", action="store_true", help="do remove")
+    parser.add_argument("command", nargs="?", choices=["usage", "remove"], default="usage")
+    options = parser.parse_args(arguments)
+    cache = Cache(Path(options.directory) if options.directory else cache_directory(None))
+    if not cache.directory.is_dir():
+        print(f"{cache.directory}: there is no build cache yet")
+        return 0
+    used = _lines(options.keep)
+    try:
+        if options.command == "remove" and options.yes:
+            _show(cache, remove_garbage(cache, used, days=options.days), "removed")
+            return 0
+        found = usage(cache, used, days=options.days)
+    except AxbakeError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    _show(cache, found, "not needed")
+    if options.command == "remove" and found.garbage:
+        print("Nothing was removed. `remove --yes` removes it.")
+        return 1
+    return 0
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    return (sys.stdin.read() if str(path) == "-" else path.read_text()).split()
+
+
+def _show(cache: Cache, found: Usage, what: str) -> None:
+    print(cache.directory)
+    rows = [
+        (f"{found.entries} builds, {found.blobs} blobs", found.size),
+        ("  linked to results", found.linked),
+        (f"  {what}", found.freed),
+    ]
+    for title, size in rows:
+        print(f"{title:<50}{readable(size):>12}")
+    for one in found.garbage:
+        place = one.path.relative_to(cache.directory) if one.path.is_relative_to(cache.directory) else one.path
+        print(f"    {one.what:<46}{readable(one.size):>12}  {place}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Calibration samples are what the networks saw, evenly chosen, in the forms that the compiler reads."""
+
+import io
+import itertools
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from axbake.calibration import (
+    TOKENIZER,
+    CalibrationError,
+    calibrate_text_encoder,
+    calibrate_unet,
+    calibrate_vae_decoder,
+    calibrate_vae_encoder,
+    stratified,
+)
+from axbake.components import load
+from axbake.interface import TIME_INPUT, interface
+from axbake.runtime.noise import TorchNoise
+from axbake.runtime.sampler import load_schedule, sample
+from axbake.schedule import npz_bytes
+from axbake.trajectories import _denoising, record_trajectories
+from axbake.weights import read_description
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["slice of pizza", "rocket", "penguin"]
+NEGATIVE = "blurry, low quality"
+SEED, STEPS, GUIDANCE = 5, 4, 7.0
+HEIGHT, WIDTH = 64, 64
+
+
+def counts(numbers):
+    return Counter(numbers).values()
+
+
+@pytest.mark.parametrize(
+    ("count", "prompts", "steps", "branches"),
+    [(32, 7, 20, 2), (32, 8, 20, 2), (8, 3, 4, 2), (24, 3, 4, 2), (12, 3, 4, 1), (5, 7, 4, 2), (64, 6, 20, 2), (1, 1, 1, 1)],
+)  # fmt: skip
+def test_samples_are_different_and_spread_over_prompts_steps_and_branches(count, prompts, steps, branches):
+    chosen = stratified(count, prompts=prompts, steps=steps, branches=branches)
+
+    assert len(chosen) == len(set(chosen)) == count
+    for axis, size in enumerate((prompts, steps, branches)):
+        numbers = [which[axis] for which in chosen]
+        spread = counts(numbers)
+        assert set(numbers) <= set(range(size))
+        assert len(spread) == min(size, count), f"axis {axis}"
+        assert max(spread) - min(spread) <= 1, f"axis {axis}"
+    assert [step for _, step, _ in chosen] == sorted(step for _, step, _ in chosen)
+
+
+def test_every_number_of_samples_that_there_are_can_be_had_without_a_double():
+    for prompts, steps, branches in itertools.product(range(1, 7), range(1, 7), (1, 2)):
+        for count in range(1, prompts * steps * branches + 1):
+            chosen = stratified(count, prompts=prompts, steps=steps, branches=branches)
+            assert len(set(chosen)) == count, (count, prompts, steps, branches)
+
+
+def test_every_prompt_is_seen_early_and_late_and_in_both_branches():
+    chosen = stratified(64, prompts=8, steps=20, branches=2)
+
+    for prompt in range(8):
+        own = [(step, branch) for p, step, branch in chosen if p == prompt]
+        assert min(step for step, _ in own) < 5
+        assert max(step for step, _ in own) >= 15
+        assert {branch for _, branch in own} == {0, 1}
+
+
+def test_more_samples_than_there_are_is_an_error_that_counts_them():
+    with pytest.raises(CalibrationError) as caught:
+        stratified(49, prompts=3, steps=8, branches=2)
+
+    assert "calibration/samples: 49, but 3 prompts × 8 steps × 2 branches give 48" in str(caught.value)
+
+
+def record(model, directory, *, scheduler):
+    """schedule.npz and trajectories.npz in *directory*."""
+    model.schedule(directory / "schedule.npz", scheduler=scheduler, steps=STEPS)
+    record_trajectories(
+        text_encoder=model.weights["text_encoder"],
+        unet=model.weights["unet"],
+        schedule=directory / "schedule.npz",
+        prompts=PROMPTS,
+        negative_prompt=NEGATIVE,
+        guidance_scale=GUIDANCE,
+        height=HEIGHT,
+        width=WIDTH,
+        seed=SEED,
+        trajectories=directory / "trajectories.npz",
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def recorded(model, tmp_path_factory):
+    return record(model, tmp_path_factory.mktemp("recorded"), scheduler="euler")
+
+
+def pack_unet(recorded, archive, *, samples=8, guidance_scale=GUIDANCE):
+    calibrate_unet(
+        recorded / "trajectories.npz",
+        recorded / "schedule.npz",
+        samples=samples,
+        guidance_scale=guidance_scale,
+        archive=archive,
+    )
+    return archive
+
+
+def contents(archive, *, pickled=False):
+    """Name and array of each member."""
+    with tarfile.open(archive) as tar:
+        return {
+            member.name: np.load(io.BytesIO(tar.extractfile(member).read()), allow_pickle=pickled)
+            for member in tar.getmembers()
+        }
+
+
+def dicts(archive):
+    found = contents(archive, pickled=True)
+    assert all(array.dtype == object and array.shape == () for array in found.values())
+    return {name: array.item() for name, array in found.items()}
+
+
+def shapes(sample):
+    return {name: (array.shape, str(array.dtype)) for name, array in sample.items()}
+
+
+def wanted_shapes(model, component):
+    config = read_description(model.weights[component]).config
+    face = interface(component, config, height=HEIGHT, width=WIDTH)
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in face.inputs.items()}
+
+
+def test_unet_samples_have_the_names_shapes_and_types_of_the_graph(model, recorded, tmp_path):
+    found = dicts(pack_unet(recorded, tmp_path / "unet.tar"))
+
+    assert list(found) == [f"unet_{number:04d}.npy" for number in range(8)]
+    assert all(shapes(sample) == wanted_shapes(model, "unet") for sample in found.values())
+
+
+def fed_to_the_unet(model, directory):
+    """What the sampler gives the UNet when it draws the calibration prompts, as bytes."""
+    fed = set()
+    arrays, schedule = np.load(directory / "trajectories.npz"), load_schedule(directory / "schedule.npz")
+    denoise = _denoising(load(model.weights["unet"]))
+
+    def watched(latent, row, text):
+        fed.add((latent.tobytes(), row.tobytes(), text.tobytes()))
+        return denoise(latent, row, text)
+
+    for number in range(len(PROMPTS)):
+        sample(
+            watched,
+            schedule,
+            TorchNoise(SEED + number),
+            shape=(1, 4, HEIGHT // 8, WIDTH // 8),
+            prompt_embeds=arrays["prompt_embeds"][number],
+            negative_embeds=arrays["negative_embeds"],
+            guidance_scale=GUIDANCE,
+        )
+    return fed
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m_karras"])
+def test_unet_samples_are_what_the_sampler_feeds_it_and_nothing_else(model, scheduler, tmp_path):
+    """dpmpp_2m_karras does not run the model in its last step, so no sample may be of it."""
+    fed = fed_to_the_unet(model, record(model, tmp_path, scheduler=scheduler))
+
+    found = dicts(pack_unet(tmp_path, tmp_path / "unet.tar", samples=len(fed))).values()
+
+    assert len(fed) == len(PROMPTS) * 2 * (STEPS if scheduler == "euler" else STEPS - 1)
+    assert {
+        tuple(one[name].tobytes() for name in ("sample", TIME_INPUT, "encoder_hidden_states")) for one in found
+    } == fed
+
+
+def test_without_guidance_no_sample_is_of_the_negative_prompt(recorded, tmp_path):
+    negative = np.load(recorded / "trajectories.npz")["negative_embeds"]
+
+    with_it = dicts(pack_unet(recorded, tmp_path / "with.tar"))
+    without = dicts(pack_unet(recorded, tmp_path / "without.tar", guidance_scale=1))
+
+    assert sum(np.array_equal(sample["encoder_hidden_states"], negative) for sample in with_it.values()) == 4
+    assert not any(np.array_equal(sample["encoder_hidden_states"], negative) for sample in without.values())
+
+
+def test_more_unet_samples_than_were_recorded_is_an_error_and_no_file(recorded, tmp_path):
+    with pytest.raises(CalibrationError, match="give 24"):
+        pack_unet(recorded, tmp_path / "unet.tar", samples=25)
+
+    assert not (tmp_path / "unet.tar").exists()
+
+
+def test_decoder_samples_are_the_latents_they_are_made_of(model, tmp_path):
+    latents = np.random.default_rng(0).normal(size=(3, 1, 4, HEIGHT // 8, WIDTH // 8)).astype(np.float32)
+    np.save(tmp_path / "latents.npy", latents)
+    calibrate_vae_decoder(tmp_path / "latents.npy", archive=tmp_path / "vae_decoder.tar")
+
+    found = dicts(tmp_path / "vae_decoder.tar")
+    assert list(found) == [f"vae_decoder_{number:04d}.npy" for number in range(3)]
+    assert all(shapes(one) == wanted_shapes(model, "vae_decoder") for one in found.values())
+    assert np.array_equal(np.stack([one["x"] for one in found.values()]), latents)
+
+
+def test_encoder_samples_are_the_pictures_to_the_pixel(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
+    calibrate_vae_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
+
+    with tarfile.open(tmp_path / "vae_encoder.tar") as tar:
+        images = [Image.open(io.BytesIO(tar.extractfile(member).read())) for member in tar.getmembers()]
+        assert tar.getnames() == [f"vae_encoder_{number:04d}.png" for number in range(3)]
+
+    assert all(image.format == "PNG" and image.mode == "RGB" for image in images)
+    assert np.array_equal(np.stack([np.asarray(image) for image in images]), pictures)
+
+
+def test_token_ids_are_those_of_transformers(tmp_path):
+    prompts = [*PROMPTS, "Élan vital, (masterpiece:1.2), <lora:film:0.4>", "word " * 90]
+    calibrate_text_encoder(prompts=[*prompts, PROMPTS[0]], archive=tmp_path / "text_encoder.tar")
+
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
+    found = contents(tmp_path / "text_encoder.tar")
+    assert list(found) == [f"text_encoder_{number:04d}.npy" for number in range(6)]  # each once, and the empty prompt
+    for ids, prompt in zip(found.values(), [*prompts, ""], strict=True):
+        wanted = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="np").input_ids
+        assert ids.dtype == np.int64
+        assert np.array_equal(ids, wanted), prompt
+
+
+@pytest.fixture
+def archives(model, recorded, tmp_path):
+    """One archive of each component."""
+    np.save(tmp_path / "pictures.npy", np.zeros((2, 64, 64, 3), np.uint8))
+    calibrate_vae_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
+    np.save(tmp_path / "latents.npy", np.zeros((2, 1, 4, 8, 8), np.float32))
+    calibrate_vae_decoder(tmp_path / "latents.npy", archive=tmp_path / "vae_decoder.tar")
+    calibrate_text_encoder(prompts=PROMPTS, archive=tmp_path / "text_encoder.tar")
+    pack_unet(recorded, tmp_path / "unet.tar")
+    return sorted(tmp_path.glob("*.tar"))
+
+
+def test_archives_hold_files_alone_without_times_and_owners(archives):
+    assert len(archives) == 4
+    for archive in archives:
+        with tarfile.open(archive) as tar:
+            for member in tar.getmembers():
+                assert member.isreg()
+                assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+
+
+def test_the_same_samples_give_the_same_bytes_in_another_process(model, recorded, archives, tmp_path):
+    command = (
+        "import sys; from pathlib import Path; from axbake.calibration import calibrate_unet\n"
+        "calibrate_unet(Path(sys.argv[1]), Path(sys.argv[2]), samples=8, guidance_scale=7.0, archive=Path(sys.argv[3]))"
+    )
+    inputs = [recorded / "trajectories.npz", recorded / "schedule.npz"]
+    subprocess.run([sys.executable, "-c", command, *inputs, tmp_path / "again.tar"], cwd=ROOT, check=True)
+
+    assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "unet.tar").read_bytes()
+
+
+def test_sample_dicts_name_no_module_that_only_one_generation_of_numpy_has(archives):
+    for archive in archives:
+        content = archive.read_bytes()
+        assert b"numpy._core" not in content
+        assert b"numpy.core" not in content
+
+
+def test_latents_of_one_step_are_multiplied_as_that_step_wants(recorded, tmp_path):
+    """Euler scales its input; a sample taken unscaled would calibrate the UNet for values that it never sees."""
+    arrays = dict(np.load(recorded / "trajectories.npz"))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    arrays["latents"] = np.ones_like(arrays["latents"])
+    (flat / "trajectories.npz").write_bytes(npz_bytes(arrays))
+    (flat / "schedule.npz").write_bytes((recorded / "schedule.npz").read_bytes())
+
+    found = dicts(pack_unet(flat, tmp_path / "unet.tar")).values()
+
+    scales = load_schedule(recorded / "schedule.npz").input_scale
+    assert scales[0] < 0.5  # so the test means something
+    assert [float(s["sample"].max()) for s in found] == pytest.approx([scales[i] for i in (0, 0, 1, 1, 2, 2, 3, 3)])

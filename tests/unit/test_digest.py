@@ -1,0 +1,118 @@
+"""A digest is remembered while its file is the same, and computed anew as soon as it may not be."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from axbake.digest import MEMORY, file_sha256, write_atomically
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def file():
+    path = Path("model.safetensors")
+    path.write_bytes(b"first")
+    return path
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def set_mtime(path, nanoseconds):
+    os.utime(path, ns=(nanoseconds, nanoseconds))
+
+
+def test_it_is_the_sha256_of_the_content(file):
+    assert file_sha256(file) == sha256(b"first")
+    assert file_sha256(file) == sha256(b"first")  # remembered
+
+
+def test_a_file_unchanged_by_size_inode_and_mtime_is_not_read_again(file):
+    file_sha256(file)
+    state = file.stat()
+    with file.open("r+b") as opened:
+        opened.write(b"other")
+    set_mtime(file, state.st_mtime_ns)
+
+    assert (file.stat().st_ino, file.stat().st_size) == (state.st_ino, state.st_size)
+    assert file_sha256(file) == sha256(b"first")
+
+
+@pytest.mark.parametrize("shift", [1, -3600 * 10**9], ids=["newer", "older"])
+def test_an_edit_of_the_same_size_is_seen_whether_it_looks_newer_or_older(file, shift):
+    file_sha256(file)
+    mtime = file.stat().st_mtime_ns
+    with file.open("r+b") as opened:
+        opened.write(b"other")
+    set_mtime(file, mtime + shift)
+
+    assert file_sha256(file) == sha256(b"other")
+
+
+def test_another_size_is_seen_at_the_same_mtime(file):
+    file_sha256(file)
+    mtime = file.stat().st_mtime_ns
+    file.write_bytes(b"longer")
+    set_mtime(file, mtime)
+
+    assert file_sha256(file) == sha256(b"longer")
+
+
+def test_another_file_in_its_place_is_seen_at_the_same_size_and_mtime(file):
+    file_sha256(file)
+    mtime = file.stat().st_mtime_ns
+    other = Path("other")
+    other.write_bytes(b"other")
+    set_mtime(other, mtime)
+    other.replace(file)
+
+    assert file_sha256(file) == sha256(b"other")
+
+
+def test_a_link_is_known_by_the_file_that_it_leads_to(file):
+    link = Path("link.safetensors")
+    link.symlink_to(file)
+    other = Path("other")
+    other.write_bytes(b"other")
+
+    assert file_sha256(link) == sha256(b"first")
+    link.unlink()
+    link.symlink_to(other)
+    assert file_sha256(link) == sha256(b"other")
+
+
+def test_two_files_do_not_share_a_note(file):
+    other = Path("other")
+    other.write_bytes(b"other")
+
+    assert [file_sha256(file), file_sha256(other), file_sha256(file)] == [
+        sha256(b"first"),
+        sha256(b"other"),
+        sha256(b"first"),
+    ]
+    assert len(list(MEMORY.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", ["", '{"state": [', "[]"], ids=["empty", "cut off", "something else"])
+def test_a_damaged_note_is_made_again(file, content):
+    file_sha256(file)
+    (note,) = MEMORY.iterdir()
+    note.write_text(content)
+
+    assert file_sha256(file) == sha256(b"first")
+
+
+def test_writing_leaves_the_whole_text_and_no_other_file():
+    path = Path("deep/er/file.json")
+    write_atomically(path, "first")
+    write_atomically(path, "second")
+
+    assert path.read_text() == "second"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]

@@ -1,0 +1,174 @@
+"""A job's outputs appear whole or not at all; its errors are one line on the screen and a traceback in the log."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from axbake.identity import identify, write_identity
+
+ROOT = Path(__file__).parents[2]
+# A job as Snakemake starts it; the function that its settings name runs the text in the environment's BLOCK.
+JOB = """
+import os
+from types import SimpleNamespace
+from snakemake.iocontainers import Namedlist
+from axbake.jobs import run
+
+snakemake = SimpleNamespace(
+    log=Namedlist(["logs/tiny/job.log"]),
+    input=Namedlist(fromdict={"settings": "settings.json", "weights": "in.bin", "parts": ["a", "b"]}),
+    output=Namedlist(fromdict={"graph": "results/tiny/out.onnx", "tensors": "results/tiny/out.onnx.data"}),
+)
+os.umask(0o022)
+run(snakemake)
+"""
+BLOCK = """
+import logging, os, time, warnings
+from types import SimpleNamespace
+from axbake.errors import AxbakeError
+from axbake.runtime.errors import BundleError
+
+def work(*, height, prompts, weights, parts, graph, tensors):
+    settings = SimpleNamespace(height=height, prompts=prompts)
+    input = SimpleNamespace(weights=weights, parts=parts)
+    output = SimpleNamespace(graph=graph, tensors=tensors)
+    exec(os.environ["BLOCK"])
+"""
+WRITE = "output.graph.write_text('graph'); output.tensors.write_text('tensors');"
+
+
+@pytest.fixture
+def directory(tmp_path):
+    settings = {"height": 64, "prompts": ["a"]}
+    identity = identify(
+        "block.work", component=None, settings=settings, sources={}, tools=(), cached=False, own_code=False
+    )
+    write_identity(tmp_path / "settings.json", identity)
+    (tmp_path / "block.py").write_text(BLOCK)
+    return tmp_path
+
+
+COMMAND = [sys.executable, "-c", JOB]
+
+
+def environment(block):
+    return os.environ | {"PYTHONPATH": str(ROOT), "BLOCK": block}
+
+
+def run(block, directory):
+    return subprocess.run(COMMAND, cwd=directory, env=environment(block), capture_output=True, text=True)
+
+
+def made(directory):
+    """Everything in the directory of results, hidden things too."""
+    return sorted(path.name for path in (directory / "results" / "tiny").iterdir())
+
+
+def log(directory):
+    return (directory / "logs" / "tiny" / "job.log").read_text()
+
+
+def test_a_job_has_settings_inputs_and_outputs_by_name(directory):
+    block = (
+        "assert (settings.height, settings.prompts) == (64, ['a']);"
+        "assert (str(input.weights), list(map(str, input.parts))) == ('in.bin', ['a', 'b']);"
+        "assert (output.graph.name, output.tensors.name) == ('out.onnx', 'out.onnx.data');"
+        "assert output.graph.parent == output.tensors.parent;" + WRITE
+    )
+    done = run(block, directory)
+
+    assert done.returncode == 0, done.stderr
+    assert made(directory) == ["out.onnx", "out.onnx.data"]
+    assert (directory / "results" / "tiny" / "out.onnx").read_text() == "graph"
+
+
+def test_outputs_can_be_read_as_the_umask_says(directory):
+    run(WRITE + "output.graph.chmod(0o600)", directory)
+
+    for name in made(directory):
+        assert stat.S_IMODE((directory / "results" / "tiny" / name).stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("error", ["AxbakeError", "BundleError"])
+def test_a_known_error_is_one_line_on_the_screen_and_a_traceback_in_the_log(directory, error):
+    done = run(WRITE + f"raise {error}('conv_in: found 9, wanted 4')", directory)
+
+    assert done.returncode == 1
+    assert done.stderr == f"{error}: conv_in: found 9, wanted 4\n"
+    assert done.stdout == ""
+    assert "Traceback (most recent call last)" in log(directory)
+    assert f"{error}: conv_in: found 9, wanted 4" in log(directory)
+    assert made(directory) == []
+
+
+def test_an_unknown_error_asks_for_a_report_in_the_log(directory):
+    done = run(WRITE + "1 / 0", directory)
+
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert "not an error that axbake knows; please report it" in log(directory)
+    assert "Traceback (most recent call last)" in log(directory)
+    assert made(directory) == []
+
+
+def test_after_an_error_the_older_result_is_whole(directory):
+    run(WRITE, directory)
+    run("output.graph.write_text('other'); raise AxbakeError('no')", directory)
+
+    assert made(directory) == ["out.onnx", "out.onnx.data"]
+    assert (directory / "results" / "tiny" / "out.onnx").read_text() == "graph"
+
+
+def test_while_the_job_works_nothing_is_in_place_and_a_kill_leaves_it_so(directory):
+    block = WRITE + "open('ready', 'w').close(); time.sleep(60)"
+    process = subprocess.Popen(COMMAND, cwd=directory, env=environment(block))
+    try:
+        deadline = time.monotonic() + 60
+        while not (directory / "ready").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert process.returncode == -signal.SIGKILL
+    assert not [name for name in made(directory) if not name.startswith(".")]
+    assert run(WRITE, directory).returncode == 0  # what is left does not hinder the next
+    assert (directory / "results" / "tiny" / "out.onnx").read_text() == "graph"
+
+
+def test_an_output_that_the_job_forgot_is_an_error(directory):
+    done = run("output.graph.write_text('graph')", directory)
+
+    assert done.returncode == 1
+    assert "out.onnx.data" in done.stderr
+
+
+def test_records_go_to_the_log_and_the_packages_own_to_the_screen(directory):
+    block = (
+        "logging.getLogger('axbake.export').info('traced 12 of 64');"
+        "logging.getLogger('axbake.export').debug('a detail');"
+        "logging.getLogger('torch').warning('of torch');"
+        "warnings.warn('of a library');" + WRITE
+    )
+    done = run(block, directory)
+
+    told = done.stderr.splitlines()
+    assert told[0] == "traced 12 of 64"
+    assert not [line for line in told if "detail" in line or "torch" in line or "library" in line]
+    for said in ("INFO traced 12 of 64", "DEBUG a detail", "WARNING of torch", "of a library"):
+        assert said in log(directory)
+
+
+def test_a_log_is_of_the_last_run_alone(directory):
+    run("raise AxbakeError('the first')", directory)
+    run(WRITE, directory)
+
+    assert "the first" not in log(directory)

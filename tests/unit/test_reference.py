@@ -1,0 +1,103 @@
+"""The reference picture is diffusers' own, the same each time, and says how it was made."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from axbake.distance import psnr
+from axbake.reference import draw_reference
+from axbake.schedule import SCHEDULERS
+
+SETTINGS = {
+    "model": "tiny",
+    "prompt": "a rocket, in the night",
+    "negative_prompt": "blurry",
+    "height": 64,
+    "width": 96,
+    "scheduler": "euler",
+    "steps": 3,
+    "guidance_scale": 5,
+    "seed": 9,
+}
+
+
+def draw(model, directory, **changed):
+    """The files that *SETTINGS* with *changed* give: picture, latents, settings."""
+    directory.mkdir()
+    image, trajectory, settings = (directory / name for name in ("image.png", "trajectory.npy", "settings.json"))
+    weights = {name: model.weights[name] for name in ("text_encoder", "unet", "vae_decoder")}
+    draw_reference(**weights, **SETTINGS | changed, image=image, trajectory=trajectory, settings=settings)
+    return image, trajectory, settings
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_picture_is_what_diffusers_draws_with_the_original_networks(model, scheduler, tmp_path):
+    image, trajectory, settings = draw(model, tmp_path / "ours", scheduler=scheduler)
+
+    latents = []
+
+    def keep(pipeline, step, timestep, tensors):
+        latents.append(tensors["latents"].numpy().copy())
+        return tensors
+
+    (wanted,) = model.pipeline(scheduler)(
+        SETTINGS["prompt"],
+        negative_prompt=SETTINGS["negative_prompt"],
+        height=64,
+        width=96,
+        num_inference_steps=3,
+        guidance_scale=5,
+        generator=torch.Generator().manual_seed(9),
+        callback_on_step_end=keep,
+    ).images
+    found = np.load(trajectory)
+    assert found.shape == (3, 1, 4, 8, 12)
+    assert found.dtype == np.float32
+    assert psnr(np.stack(latents), found) > 60
+    assert psnr(np.asarray(wanted), np.asarray(Image.open(image)), peak=255) > 50
+    assert json.loads(settings.read_text())["sampler"] in Image.open(image).text["parameters"]
+
+
+def test_the_same_settings_give_the_same_files_and_another_seed_another_picture(model, tmp_path):
+    first, again, other = (draw(model, tmp_path / name, seed=seed) for name, seed in [("a", 9), ("b", 9), ("c", 10)])
+
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    assert all(path.read_bytes() != changed.read_bytes() for path, changed in zip(first, other, strict=True))
+    assert not np.array_equal(*(np.asarray(Image.open(files[0])) for files in (first, other)))
+
+
+def test_settings_lie_beside_the_picture_and_in_it(model, tmp_path):
+    image, _, settings = draw(model, tmp_path / "drawn", prompt="Élan, «vital»")
+
+    said = json.loads(settings.read_text(encoding="utf-8"))
+    assert said == {name: value for name, value in SETTINGS.items() if name != "scheduler"} | {
+        "sampler": "Euler",
+        "prompt": "Élan, «vital»",
+    }
+    parameters = Image.open(image).text["parameters"]
+    assert parameters.splitlines()[:2] == ["Élan, «vital»", "Negative prompt: blurry"]
+    assert "Steps: 3, Sampler: Euler, CFG scale: 5, Seed: 9, Size: 96x64, Model: tiny" in parameters
+
+
+def test_a_prompt_longer_than_77_tokens_warns_with_the_end_that_does_not_count(model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        draw(model, tmp_path / "long", prompt="word " * 75 + "lighthouse", steps=1)
+        draw(model, tmp_path / "short", prompt="word " * 75, steps=1)
+
+    warnings = [record.message for record in caplog.records if record.name == "axbake.reference"]
+    assert len(warnings) == 1
+    assert "longer than 77 tokens" in warnings[0]
+    assert warnings[0].endswith(": lighthouse")
+
+
+def test_without_guidance_the_negative_prompt_does_not_count(model, tmp_path):
+    one, other = (
+        draw(model, tmp_path / name, guidance_scale=1, negative_prompt=text, steps=2)
+        for name, text in [("a", ""), ("b", "blurry")]
+    )
+
+    assert one[1].read_bytes() == other[1].read_bytes()

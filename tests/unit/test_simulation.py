@@ -1,0 +1,73 @@
+"""The simulation measures the compiled models and nothing of its own: graphs that are not quantised come out as the reference."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from axbake.families import COMPONENTS
+from axbake.reference import draw_reference
+from axbake.simulation import simulate
+
+DRAWING = {
+    "model": "tiny",
+    "prompt": "a rocket, in the night",
+    "negative_prompt": "",
+    "guidance_scale": 5,
+    "seed": 9,
+    "height": 64,
+    "width": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def reference(model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("reference")
+    draw_reference(
+        **{name: model.weights[name] for name in ("text_encoder", "unet", "vae_decoder")},
+        **DRAWING,
+        scheduler="euler",
+        steps=4,
+        image=directory / "image.png",
+        trajectory=directory / "trajectory.npy",
+        settings=directory / "settings.json",
+    )
+    model.schedule(directory / "schedule.npz", scheduler="euler", steps=4)
+    return directory
+
+
+def distance(model, reference, models, directory, **changed):
+    simulate(
+        **models,
+        vae_encoder_weights=model.weights["vae_encoder"],
+        schedule=reference / "schedule.npz",
+        reference=reference / "image.png",
+        trajectory=reference / "trajectory.npy",
+        **DRAWING | changed,
+        image=directory / "image.png",
+        distance=directory / "distance.json",
+    )
+    return json.loads((directory / "distance.json").read_text())
+
+
+def test_graphs_that_are_not_quantised_draw_the_reference(model, graph_of, reference, tmp_path):
+    said = distance(model, reference, {name: graph_of(name) for name in COMPONENTS}, tmp_path)
+
+    assert said["emulated"] is False
+    assert len(said["latent_psnr_db_by_step"]) == 4
+    assert said["latent_psnr_db"] == said["latent_psnr_db_by_step"][-1]
+    assert min(said["latent_psnr_db_by_step"]) > 60
+    assert said["image_psnr_db"] > 45
+    assert said["image_ssim"] > 0.99
+    assert said["vae_encoder_psnr_db"] > 80
+    parameters = [Image.open(where / "image.png").text["parameters"] for where in (reference, tmp_path)]
+    assert parameters[0] == parameters[1]
+
+
+def test_another_seed_is_far_from_the_reference(model, graph_of, reference, tmp_path):
+    said = distance(model, reference, {name: graph_of(name) for name in COMPONENTS}, tmp_path, seed=10)
+
+    assert said["latent_psnr_db"] < 25
+    assert said["vae_encoder_psnr_db"] > 80  # it is given the reference's picture, whatever was drawn
+    assert not np.array_equal(*(np.asarray(Image.open(where / "image.png")) for where in (reference, tmp_path)))

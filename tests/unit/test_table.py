@@ -1,0 +1,352 @@
+"""Config and table are refused before anything starts, every fault at once, with its place, its value and what to do."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from axbake.table import (
+    ConfigError,
+    MissingCheckpoint,
+    TableError,
+    WrongChecksum,
+    check_config,
+    checkpoint_sha256,
+    read_models,
+)
+
+ROOT = Path(__file__).parents[2]
+SCHEMAS = ROOT / "workflow" / "schemas"
+ROW = {
+    "model": "tiny",
+    "checkpoint": "tiny.safetensors",
+    "sha256": "",
+    "source": "",
+    "height": "64",
+    "width": "96",
+    "scheduler": "euler",
+    "steps": "4",
+    "guidance_scale": "7.5",
+    "seed": "3",
+    "prompt": "a rocket",
+    "negative_prompt": "blurry",
+    "calibration_prompts": "prompts.txt",
+}
+DEFAULTS = {"sha256": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras", "steps": 20}
+DEFAULTS |= {"guidance_scale": 7, "seed": 42}
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("# a comment\n\n  slice of pizza  \nrocket\n")
+
+
+def table(*rows):
+    """A table of *rows*, of the columns of the first."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join("\t".join(cells) + "\n" for cells in lines)
+
+
+def read(text):
+    path = Path("models.tsv")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_models(path, schema=SCHEMAS / "models.schema.yaml")
+
+
+def refusal(text):
+    with pytest.raises(TableError) as caught:
+        read(text)
+    return str(caught.value)
+
+
+def faults(text):
+    """The faults that an error lists, one a line below its first."""
+    return text.splitlines()[1:]
+
+
+def test_cells_have_their_columns_types():
+    assert read(table(ROW)) == {
+        "tiny": ROW
+        | {
+            "height": 64,
+            "width": 96,
+            "steps": 4,
+            "guidance_scale": 7.5,
+            "seed": 3,
+            "calibration_prompts": ["slice of pizza", "rocket"],
+        }
+    }
+
+
+@pytest.mark.parametrize("how", ["empty cells", "no columns"])
+def test_what_is_not_given_has_its_default(how):
+    row = ROW | dict.fromkeys(DEFAULTS, "")
+    given = row if how == "empty cells" else {name: cell for name, cell in row.items() if name not in DEFAULTS}
+
+    (found,) = read(table(given)).values()
+
+    assert {name: found[name] for name in DEFAULTS} == DEFAULTS
+
+
+def test_prompts_are_taken_as_they_stand():
+    prompts = ['a "quoted" word', "null", "NA", "nan", "1girl, (huge:1.3)", "it's", '"', "Élan «vital»", "007", "#1"]
+
+    found = read(table(*(ROW | {"model": f"m{n}", "prompt": prompt} for n, prompt in enumerate(prompts))))
+
+    assert [row["prompt"] for row in found.values()] == prompts
+
+
+@pytest.mark.parametrize("change", ["\ufeff{}", "{}\n\n"], ids=["byte order mark", "blank last line"])
+def test_what_editors_add_does_no_harm(change):
+    assert list(read(change.format(table(ROW)))) == ["tiny"]
+
+
+def test_line_ends_of_windows_do_no_harm():
+    assert read(table(ROW).replace("\n", "\r\n")) == read(table(ROW))
+
+
+@pytest.mark.parametrize("name", ["a", "0", "sd1.5-lcm", "xx_mix.v4"])
+def test_good_names_are_taken(name):
+    assert list(read(table(ROW | {"model": name}))) == [name]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "said"),
+    [
+        ("model", "../x", "'../x' has not the form"),
+        ("model", "A", "'A' has not the form"),
+        ("model", ".hidden", "'.hidden' has not the form"),
+        ("model", "a b", "'a b' has not the form"),
+        ("model", "a/b", "'a/b' has not the form"),
+        ("checkpoint", "", "checkpoint: missing"),
+        ("height", "500", "500 is not a multiple of 8; take 496 or 504"),
+        ("height", "", "height: missing"),
+        ("height", "56", "56 is less than the minimum of 64"),
+        ("width", "0", "0 is less than the minimum of 64"),
+        ("width", "2048", "2048 is greater than the maximum of 1024"),
+        ("width", "64.5", "'64.5' is no integer"),
+        ("scheduler", "dpm", "'dpm' is none of dpmpp_2m_karras, unipc, euler, ddim, lcm"),
+        ("steps", "many", "'many' is no integer"),
+        ("steps", "0", "0 is less than the minimum of 1"),
+        ("guidance_scale", "0.5", "0.5 is less than the minimum of 1"),
+        ("guidance_scale", "nan", "nan"),
+        ("guidance_scale", "inf", "'inf' is no number"),
+        ("seed", "-1", "-1 is less than the minimum of 0"),
+        ("seed", "4294967296", "4294967296 is greater than the maximum of 4294967295"),
+        ("sha256", "abc", "'abc' has not the form"),
+        ("sha256", "x" * 64, "has not the form"),
+        ("prompt", "", "prompt: missing"),
+        ("prompt", "  ", "prompt: missing"),
+        ("calibration_prompts", "", "calibration_prompts: missing"),
+        ("calibration_prompts", "nowhere.txt", "nowhere.txt is no file"),
+        ("calibration_prompts", "comments.txt", "comments.txt has no prompts; one a line"),
+        ("calibration_prompts", "latin1.txt", "latin1.txt"),
+    ],
+)
+def test_a_cell_that_cannot_be_used_is_refused_with_its_line_model_and_column(column, cell, said):
+    Path("comments.txt").write_text("# only this\n\n")
+    Path("latin1.txt").write_bytes("un café\n".encode("latin-1"))
+
+    text = refusal(table(ROW | {"model": "first"}, ROW | {column: cell}))
+
+    assert text.startswith("models.tsv: ")
+    assert len(faults(text)) == 1
+    assert "line 3" in text
+    assert (cell if column == "model" else "tiny") in text
+    assert f"column {column}" in text
+    assert said in text
+
+
+def test_a_row_without_a_name_is_refused():
+    text = refusal(table(ROW | {"model": ""}))
+
+    assert "line 2 (no name), column model: missing" in text
+
+
+def test_a_name_that_stands_twice_is_refused_at_both_lines():
+    text = refusal(table(ROW, ROW | {"model": "other"}, ROW))
+
+    assert "line 2 (tiny), column model: 'tiny' stands 2 times" in text
+    assert "line 4 (tiny), column model: 'tiny' stands 2 times" in text
+    assert "line 3" not in text
+
+
+def test_lines_are_counted_as_an_editor_counts_them():
+    text = table(ROW, ROW | {"model": "other", "height": "500"})
+    header, first, second = text.splitlines(keepends=True)
+
+    assert "line 5 (other), column height" in refusal(header + "\n" + first + "\n" + second)
+
+
+def test_several_faults_are_all_told_at_once():
+    text = refusal(
+        table(ROW | {"height": "500", "steps": "many"}, ROW | {"model": "B", "scheduler": "dpm", "prompt": ""})
+    )
+
+    assert len(faults(text)) == 5
+    for place in (
+        "line 2 (tiny), column height",
+        "line 2 (tiny), column steps",
+        "line 3 (B), column model",
+        "line 3 (B), column scheduler",
+        "line 3 (B), column prompt: missing",
+    ):
+        assert place in text
+
+
+def test_unknown_and_missing_columns_are_named_with_the_nearest():
+    cells = {("hieght" if name == "height" else name): cell for name, cell in ROW.items() if name != "prompt"}
+
+    text = refusal(table(cells | {"comment": "x"}))
+
+    assert len(faults(text)) == 4
+    assert "column hieght: unknown; did you mean height?" in text
+    assert (
+        "column comment: unknown; known: model, checkpoint" in text or "column comment: unknown; did you mean" in text
+    )
+    assert "column height: missing" in text
+    assert "column prompt: missing" in text
+
+
+@pytest.mark.parametrize("place", ["the only row", "the first", "the last"])
+def test_a_line_of_too_many_cells_is_refused(place):
+    header, row = table(ROW).splitlines()
+    long, other = row + "\tone more", row.replace("tiny", "other", 1)
+    rows = {"the only row": [long], "the first": [long, other], "the last": [other, long]}[place]
+
+    text = refusal("\n".join([header, *rows]) + "\n")
+
+    assert str(2 + rows.index(long)) in text
+
+
+def test_a_line_that_ends_early_takes_the_defaults_or_says_what_is_missing():
+    header, row = table(ROW).splitlines()
+    columns = header.split("\t")
+    order = [*(name for name in columns if name != "seed"), "seed"]
+    cells = dict(zip(columns, row.split("\t"), strict=True))
+
+    (found,) = read("\t".join(order) + "\n" + "\t".join(cells[name] for name in order[:-1]) + "\n").values()
+    assert found["seed"] == 42
+    assert "column calibration_prompts: missing" in refusal(header + "\n" + "\t".join(row.split("\t")[:-1]) + "\n")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", "model\theight\ncaf\u00e9\t64\n".encode("latin-1")], ids=["empty", "not UTF-8"]
+)
+def test_a_file_that_is_no_table_is_refused(content):
+    text = refusal(content)
+
+    assert text.startswith("models.tsv: ")
+    assert "parted by tabs, in UTF-8" in text
+
+
+def test_a_table_that_is_not_there_is_named_with_the_entry_that_names_it():
+    with pytest.raises(TableError, match=r"nowhere\.tsv: no such file\. config\.yaml's entry models"):
+        read_models(Path("nowhere.tsv"), schema=SCHEMAS / "models.schema.yaml")
+
+
+def checked(config):
+    return check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config.yaml")
+
+
+def config_refusal(config):
+    with pytest.raises(ConfigError) as caught:
+        checked(config)
+    return str(caught.value)
+
+
+def test_the_config_that_is_shipped_is_the_defaults():
+    shipped = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+
+    assert checked({}) == shipped
+    assert checked(shipped) == shipped
+
+
+def test_what_a_config_leaves_out_has_its_default_at_every_depth():
+    found = checked({"precision": {"unet": "S16"}, "parity": {"min_psnr": {"unet": 40}}})
+
+    assert found["precision"] == {"text_encoder": "U16", "unet": "S16", "vae_encoder": "U16", "vae_decoder": "U16"}
+    assert found["parity"]["min_psnr"] == {"text_encoder": 60, "unet": 40, "vae_encoder": 60, "vae_decoder": 60}
+    assert checked({})["precision"]["unet"] == "U16"  # the defaults themselves are as they were
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"toolchian": "native"}, "toolchian: unknown; did you mean toolchain?"),
+        ({"precision": {"unet_": "U8"}}, "precision/unet_: unknown; did you mean unet?"),
+        ({"zzz": 1}, "zzz: unknown; known: models, toolchain"),
+        ({"toolchain": "docker"}, "toolchain: 'docker' is none of emulator, native"),
+        ({"precision": {"unet": "U4"}}, "precision/unet: 'U4' is none of U8, U16, S16"),
+        ({"precision": "U16"}, "precision: 'U16' is no object"),
+        ({"calibration": None}, "calibration: None is no object"),
+        ({"calibration": {"samples": "32"}}, "calibration/samples: '32' is no integer"),
+        ({"calibration": {"samples": True}}, "calibration/samples: True is no integer"),
+        ({"calibration": {"samples": 0}}, "calibration/samples: 0 is less than the minimum of 1"),
+        ({"parity": {"min_psnr": {"unet": -1}}}, "parity/min_psnr/unet: -1 is less than the minimum of 0"),
+        ({"pulsar2_version": 4.2}, "pulsar2_version: 4.2 is no string"),
+        ({"pulsar2_version": "latest"}, "pulsar2_version: 'latest' has not the form"),
+    ],
+)
+def test_an_entry_that_cannot_be_used_is_refused_with_its_place(config, said):
+    text = config_refusal(config)
+
+    assert text.startswith("config.yaml: ")
+    assert len(faults(text)) == 1
+    assert said in text
+
+
+def test_several_entries_are_all_told_at_once():
+    text = config_refusal({"toolchian": "native", "npu_mode": "NPU4", "calibration": {"sampels": 8, "seed": -1}})
+
+    assert len(faults(text)) == 4
+    for said in ("toolchian: unknown", "npu_mode: 'NPU4'", "calibration/sampels: unknown", "calibration/seed: -1"):
+        assert said in text
+
+
+def row_of(**cells):
+    return ROW | {"checkpoint": "tiny.safetensors"} | cells
+
+
+def test_a_checkpoint_is_known_by_its_sha256_or_the_first_ten_digits_of_it():
+    Path("tiny.safetensors").write_bytes(b"content")
+    whole = hashlib.sha256(b"content").hexdigest()
+
+    for given in ("", whole, whole[:10]):
+        assert checkpoint_sha256(row_of(sha256=given)) == whole
+
+
+def test_another_checkpoint_than_the_tables_is_refused_with_both_checksums():
+    Path("tiny.safetensors").write_bytes(b"content")
+
+    for given in ("0" * 10, "0" * 64):
+        with pytest.raises(WrongChecksum) as caught:
+            checkpoint_sha256(row_of(sha256=given))
+        assert "tiny: tiny.safetensors has SHA-256 " + hashlib.sha256(b"content").hexdigest() in str(caught.value)
+        assert f"the table says {given}" in str(caught.value)
+
+
+def test_a_checkpoint_that_is_not_there_is_named_with_where_it_is_had_and_where_it_belongs():
+    with pytest.raises(MissingCheckpoint) as caught:
+        checkpoint_sha256(row_of(source="https://example.org/models/1", sha256="0123456789"))
+
+    text = str(caught.value)
+    assert text.startswith("tiny: tiny.safetensors is not there. It is had at https://example.org/models/1; put")
+    assert "(SHA-256 0123456789…)" in text
+    with pytest.raises(MissingCheckpoint, match=r"is not there\. Put the file there"):
+        checkpoint_sha256(row_of())
+
+
+def test_every_entry_of_the_schemas_says_what_it_means():
+    def entries(schema, place):
+        for name, entry in schema.get("properties", {}).items():
+            yield f"{place}{name}", entry
+            yield from entries(entry, f"{place}{name}/")
+
+    for path in SCHEMAS.glob("*.yaml"):
+        for place, entry in entries(yaml.safe_load(path.read_text()), ""):
+            # Entries for one component each share what is said above them.
+            if not place.startswith(("precision/", "parity/min_psnr/")):
+                assert entry.get("description"), f"{path.name}: {place}"

@@ -1,0 +1,92 @@
+"""What the recording says the networks saw is what diffusers' pipeline feeds them."""
+
+import numpy as np
+import pytest
+import torch
+
+from axbake.distance import psnr
+from axbake.trajectories import record_trajectories
+
+PROMPTS = ["slice of pizza", "a rocket, in the night"]
+NEGATIVE = "blurry"
+SEED, STEPS, GUIDANCE = 11, 4, 5.0
+HEIGHT, WIDTH = 64, 96
+MIN_PSNR = 60  # dB
+
+
+@pytest.fixture(scope="module", params=["euler", "lcm"])
+def recorded(request, model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp(request.param)
+    schedule = model.schedule(directory / "schedule.npz", scheduler=request.param, steps=STEPS)
+    record_trajectories(
+        text_encoder=model.weights["text_encoder"],
+        unet=model.weights["unet"],
+        schedule=schedule,
+        prompts=PROMPTS,
+        negative_prompt=NEGATIVE,
+        guidance_scale=GUIDANCE,
+        height=HEIGHT,
+        width=WIDTH,
+        seed=SEED,
+        trajectories=directory / "trajectories.npz",
+    )
+    return request.param, directory / "trajectories.npz"
+
+
+def test_latents_are_those_of_diffusers_for_the_same_seeds_and_prompts(recorded, model):
+    scheduler, path = recorded
+    latents = np.load(path)["latents"]
+    assert latents.shape == (2, STEPS + 1, 1, 4, HEIGHT // 8, WIDTH // 8)
+    pipeline = model.pipeline(scheduler)
+
+    for number, prompt in enumerate(PROMPTS):
+        wanted = []
+
+        def keep(pipeline, step, timestep, tensors, wanted=wanted):
+            wanted.append(tensors["latents"].numpy().copy())
+            return tensors
+
+        pipeline(
+            prompt,
+            negative_prompt=NEGATIVE,
+            height=HEIGHT,
+            width=WIDTH,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            generator=torch.Generator().manual_seed(SEED + number),
+            callback_on_step_end=keep,
+            output_type="latent",
+        )
+        assert all(psnr(a, b) > MIN_PSNR for a, b in zip(wanted, latents[number, 1:], strict=True))
+
+    start = torch.randn((1, 4, HEIGHT // 8, WIDTH // 8), generator=torch.Generator().manual_seed(SEED))
+    assert psnr((start * pipeline.scheduler.init_noise_sigma).numpy(), latents[0, 0]) > MIN_PSNR
+
+
+def test_embeddings_are_those_of_diffusers(recorded, model):
+    arrays, pipeline = np.load(recorded[1]), model.pipeline("euler")
+
+    for number, prompt in enumerate(PROMPTS):
+        wanted, negative = pipeline.encode_prompt(prompt, "cpu", 1, True, NEGATIVE)
+        assert psnr(wanted.numpy(), arrays["prompt_embeds"][number]) > MIN_PSNR
+        assert psnr(negative.numpy(), arrays["negative_embeds"]) > MIN_PSNR
+
+
+def test_without_guidance_the_negative_prompt_does_not_count(model, tmp_path):
+    latents = []
+    for negative in ("", "blurry"):
+        record_trajectories(
+            text_encoder=model.weights["text_encoder"],
+            unet=model.weights["unet"],
+            schedule=model.schedule(tmp_path / "schedule.npz", steps=2),
+            prompts=PROMPTS[:1],
+            negative_prompt=negative,
+            guidance_scale=1,
+            height=64,
+            width=64,
+            seed=0,
+            trajectories=tmp_path / "trajectories.npz",
+        )
+        latents.append(np.load(tmp_path / "trajectories.npz")["latents"])
+
+    assert np.array_equal(*latents)

@@ -1,0 +1,33 @@
+"""One baked project for all tests, copies of it to edit, and projects in which nothing was baked yet."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.workflow.project import REPORT, Project
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    return tiny.save(tiny.sd1(), tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
+
+
+@pytest.fixture
+def fresh(checkpoint, tmp_path) -> Project:
+    """A project in which nothing was baked yet."""
+    return Project.lay_out(tmp_path / "project", checkpoint)
+
+
+@pytest.fixture(scope="module")
+def baked(checkpoint, tmp_path_factory) -> Project:
+    """A project whose report was baked; for reading alone."""
+    project = Project.lay_out(tmp_path_factory.mktemp("baked") / "project", checkpoint)
+    project.bake(REPORT)
+    return project
+
+
+@pytest.fixture
+def project(baked, tmp_path) -> Project:
+    """A copy of the baked project, to edit."""
+    return baked.copy(tmp_path / "project")

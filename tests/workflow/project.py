@@ -1,0 +1,131 @@
+"""A project of a user's: a directory with config, table, prompts and checkpoint, in which Snakemake runs as users run it."""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+REPORT = "results/tiny/report.html"
+ROW = {
+    "model": "tiny",
+    "checkpoint": "checkpoints/tiny.safetensors",
+    "sha256": "",
+    "source": "https://example.org/models/tiny",
+    "height": "64",
+    "width": "64",
+    "scheduler": "euler",
+    "steps": "4",
+    "guidance_scale": "5",
+    "seed": "7",
+    "prompt": "a rocket, in the night",
+    "negative_prompt": "blurry",
+    "calibration_prompts": "config/prompts/few.txt",
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project's directory, and the checkout whose Snakefile it runs; its first row is the tiny model's."""
+
+    directory: Path
+    checkout: Path = ROOT
+
+    @classmethod
+    def lay_out(cls, directory: Path, checkpoint: Path) -> "Project":
+        """A new project with the shipped config, few samples, and one row for *checkpoint*."""
+        project = cls(directory)
+        shutil.copytree(ROOT / "config", directory / "config")
+        (directory / "checkpoints").mkdir()
+        shutil.copy(checkpoint, directory / ROW["checkpoint"])
+        (directory / ROW["calibration_prompts"]).write_text("slice of pizza\npenguin\n")
+        project.edit("config/config.yaml", "samples: 32", "samples: 8")
+        project.write_rows(ROW)
+        return project
+
+    def copy(self, directory: Path) -> "Project":
+        """The same project at another place, results included; files keep their times."""
+        shutil.copytree(self.directory, directory, symlinks=True)
+        return Project(directory)
+
+    def copy_checkout(self, directory: Path) -> "Project":
+        """The same project, run by a copy of the checkout in *directory*; files keep their times."""
+        unneeded = shutil.ignore_patterns("__pycache__", "demo")
+        for name in ("axbake", "envs", "profiles", "resources", "workflow"):
+            shutil.copytree(ROOT / name, directory / name, ignore=unneeded)
+        for name in ("Snakefile", "requirements.lock"):
+            shutil.copy2(ROOT / name, directory)
+        return Project(self.directory, directory)
+
+    def write_rows(self, *rows: dict[str, str]) -> None:
+        """Make *rows* the table of models."""
+        lines = [ROW, *(row.values() for row in rows)]
+        (self.directory / "config" / "models.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace *old*, which stands once in the project's file *name*, by *new*."""
+        _replace(self.directory / name, old, new)
+
+    def edit_checkout(self, name: str, old: str, new: str) -> None:
+        """The same in a file of the checkout, which has to be a copy."""
+        assert self.checkout != ROOT
+        _replace(self.checkout / name, old, new)
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
+        """A run of Snakemake in the project; its output and errors as one text."""
+        program = Path(sys.executable).with_name("snakemake")  # not `python -m`, which would import from the directory
+        command = [program, "--snakefile", self.checkout / "Snakefile", "--directory", self.directory, "--cores", "2"]
+        return subprocess.run(
+            [*command, *arguments], cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def bake(self, *targets: str) -> str:
+        """What a run that has to succeed says."""
+        done = self.snakemake(*targets)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def plan(self, *targets: str) -> "Plan":
+        """What a dry run for *targets* would do."""
+        return Plan(self.bake("--dry-run", *targets))
+
+    def refusal(self, *targets: str) -> str:
+        """What a run that must fail says."""
+        done = self.snakemake(*targets)
+        assert done.returncode != 0, done.stdout
+        return done.stdout
+
+    def results(self) -> list[str]:
+        """Finished files below results/, settings files apart."""
+        base = self.directory / "results"
+        files = (path.relative_to(base) for path in base.rglob("*") if path.is_file())
+        return sorted(str(path) for path in files if "settings" not in path.parts)
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, f"{path.name}: {text.count(old)} times {old!r}"
+    path.write_text(text.replace(old, new))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dry run's text."""
+
+    text: str
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """How many jobs of each rule, as the table of job counts says; empty when there is nothing to do."""
+        table = re.search(r"^Job stats:\n.*\n-+ +-+\n((?:\w+ +\d+\n)+?)total", self.text, re.MULTILINE)
+        if table is None:
+            assert "Nothing to be done" in self.text
+            return {}
+        return {name: int(count) for name, count in (line.split() for line in table[1].splitlines()) if name != "all"}
+
+    @property
+    def messages(self) -> list[str]:
+        """What the jobs say that they do."""
+        return re.findall(r"^Job \d+: (.+)$", self.text, re.MULTILINE)
