@@ -9,11 +9,16 @@ as soon as the content of its inputs is, and that of a job not yet run is known 
     run      it does not go through the build cache
 """
 
-import csv
-import subprocess
+import contextlib
+import io
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from snakemake.cli import args_to_api, parse_args
+from snakemake.logging import logger
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache, Key, cache_directory, explain
 from axbake.errors import AxbakeError
@@ -52,20 +57,38 @@ def pending_jobs(arguments: list[str]) -> list[Job]:
     Raises:
         PlanError: Snakemake's own words.
     """
-    command = [sys.executable, "-m", "snakemake", "--detailed-summary", "--nolock", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise PlanError(f"snakemake ended with status {done.returncode}:\n{done.stderr.strip()}")
-    outputs: dict[tuple[str, str], list[Path]] = {}
-    for row in csv.DictReader(done.stdout.splitlines(), delimiter="\t"):
-        if row["plan"] != "no update":
-            outputs.setdefault((row["rule"], row["input-file(s)"]), []).append(Path(row["output_file"]))
-    jobs = []
-    for (rule, inputs), made in outputs.items():
-        paths = [Path(path) for path in inputs.split(",")]
-        (settings,) = (path for path in paths if path.parts[0] == "results" and path.parts[2] == "settings")
-        jobs.append(Job(rule, tuple(path for path in paths if path != settings), tuple(made), settings))
-    return jobs
+    started: list[logging.LogRecord] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        if getattr(record, "event", None) == LogEvent.JOB_INFO:
+            started.append(record)
+        return True
+
+    # Snakemake tells of each job of a dry run in a log record; it takes handlers off its logger, but not filters.
+    logger.addFilter(note)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            parser, options = parse_args([*arguments, "--dry-run", "--nolock"])
+            done = args_to_api(options, parser)
+    except SystemExit as error:
+        raise PlanError(f"{said.getvalue().strip()}\n{error}".strip()) from error
+    finally:
+        logger.removeFilter(note)
+    if not done:
+        raise PlanError(f"no plan, since snakemake says:\n{said.getvalue().strip()}")
+    return [job for record in started if (job := _job(record))]
+
+
+def _job(record: logging.LogRecord) -> Job | None:
+    """The job that a record of Snakemake's tells of; None for one that only gathers targets."""
+    told = vars(record)
+    inputs = [Path(path) for path in told["input"]]
+    settings = [path for path in inputs if path.parts[0] == "results" and path.parts[2:3] == ("settings",)]
+    if not settings:
+        return None
+    read = tuple(path for path in inputs if path not in settings)
+    return Job(told["rule_name"], read, tuple(Path(path) for path in told["output"]), settings[0])
 
 
 class Planner:

@@ -143,8 +143,8 @@ def test_the_runtime_imports_nothing_that_a_board_has_not(path):
             assert node.level == 1 or (node.level == 0 and node.module.split(".")[0] in RUNTIME_MAY_IMPORT)
 
 
-def test_the_package_knows_nothing_of_snakemake():
-    for path in sorted((ROOT / "axbake").rglob("*.py")):
+def test_the_package_knows_nothing_of_snakemake_but_for_the_planner_of_its_runs():
+    for path in sorted({*(ROOT / "axbake").rglob("*.py")} - {ROOT / "axbake" / "plan.py"}):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
