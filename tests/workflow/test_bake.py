@@ -283,6 +283,12 @@ def test_every_artifact_can_be_asked_for_first(fresh, target):
     assert fresh.plan(f"results/tiny/{target}").jobs
 
 
+def test_several_artifacts_can_be_asked_for_at_once(fresh):
+    names = [f"{step}/{part}.{end}" for part in COMPONENTS for step, end in (("onnx", "onnx"), ("parity", "json"))]
+
+    assert fresh.plan(*(f"results/tiny/{name}" for name in names)).jobs["export_onnx"] == 4
+
+
 def test_all_models_of_the_table_are_the_default_target(fresh):
     fresh.write_rows(ROW, ROW | {"model": "other"})
 

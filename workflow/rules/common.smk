@@ -69,9 +69,9 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, sources=Non
     def path_of(wildcards):
         model_row = row_of(wildcards)
         component = wildcards.get("component")
-        # A directory a step: Snakemake lists a directory once a run, and takes for missing what comes into it later.
+        # A directory of its own: Snakemake lists a directory once a run, and takes for missing what comes into it later.
         step = function.rpartition(".")[2]
-        path = Path("results", wildcards.model, "settings", step, f"{component or 'model'}.json")
+        path = Path("results", wildcards.model, "settings", step, component or "model", "settings.json")
         columns = row[component] if isinstance(row, dict) else row
         values = {column: component if column == "component" else model_row[column] for column in columns}
         values |= {name: entry(place.format(component=component)) for name, place in (entries or {}).items()}
