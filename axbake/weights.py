@@ -7,10 +7,11 @@ whoever has the file can rebuild the network, and two checkpoints that share a n
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
-from axbake.families import FAMILIES
+from axbake.families import FAMILIES, Shapes
 
 METADATA = "axbake"
 
@@ -37,3 +38,19 @@ def read_description(weights: Path) -> Description:
 def prediction_type(unet: Path) -> str:
     """diffusers' name of what the UNet of a `weights/unet.safetensors` was trained to predict."""
     return FAMILIES[read_description(unet).family].prediction_type
+
+
+def read_shapes(weights: Path) -> Shapes:
+    """Shape of each tensor of a safetensors file."""
+    with safe_open(weights, "np") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # not a dict
+
+
+def read_tensor(weights: Path, name: str) -> Any:
+    """Tensor *name* of a safetensors file as torch's, in the type that it is stored in.
+
+    The file is opened for this tensor alone: one that stays open keeps every page mapped that was ever read, and all of
+    them count as the process' memory.
+    """
+    with safe_open(weights, "pt") as file:
+        return file.get_tensor(name)
