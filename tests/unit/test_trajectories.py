@@ -28,6 +28,7 @@ def recorded(request, model, tmp_path_factory):
         height=HEIGHT,
         width=WIDTH,
         seed=SEED,
+        precision="float32",
         trajectories=directory / "trajectories.npz",
     )
     return request.param, directory / "trajectories.npz"
@@ -85,6 +86,7 @@ def test_without_guidance_the_negative_prompt_does_not_count(model, tmp_path):
             height=64,
             width=64,
             seed=0,
+            precision="float32",
             trajectories=tmp_path / "trajectories.npz",
         )
         latents.append(np.load(tmp_path / "trajectories.npz")["latents"])
