@@ -15,7 +15,7 @@ from axbake.runtime.progress import progress
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import SAMPLERS, png_parameters, save_png
 from axbake.schedule import build_scheduler
-from axbake.weights import prediction_type, read_description
+from axbake.weights import read_description, read_sampling
 
 logger = logging.getLogger(__name__)
 TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
@@ -26,15 +26,23 @@ def load_pipeline(text_encoder: Path, unet: Path, vae_decoder: Path, *, schedule
     pipeline = StableDiffusionPipeline(
         vae=_decoding_vae(vae_decoder),
         text_encoder=components.load(text_encoder),
-        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True),
+        tokenizer=_tokenizer(text_encoder),
         unet=components.channels_last(components.load(unet)),
-        scheduler=build_scheduler(scheduler, prediction_type=prediction_type(unet)),
+        scheduler=build_scheduler(scheduler, read_sampling(unet)),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _tokenizer(text_encoder: Path) -> CLIPTokenizer:
+    """CLIP's tokenizer, which fills prompts up with the token that the text encoder was trained with."""
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
+    # Set afterwards: given to `from_pretrained`, open_clip's «!» would become a special token, and prompts' own «!» with it.
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(read_description(text_encoder).config["pad_token_id"])
+    return tokenizer
 
 
 def _decoding_vae(weights: Path) -> AutoencoderKL:
@@ -76,6 +84,7 @@ def draw_reference(
     """
     if cut := ClipTokenizer(TOKENIZER).cut_off(prompt):
         logger.warning("the prompt is longer than 77 tokens; this end of it does not count: %s", cut)
+    read_sampling(unet).check(steps=steps, guidance_scale=guidance_scale)
     pipeline = load_pipeline(text_encoder, unet, vae_decoder, scheduler=scheduler)
     latents: list[np.ndarray] = []
     tell = progress("reference: step")

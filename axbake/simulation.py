@@ -26,6 +26,7 @@ def simulate(
     unet: Path,
     vae_encoder: Path,
     vae_decoder: Path,
+    text_encoder_weights: Path,
     vae_encoder_weights: Path,
     schedule: Path,
     reference: Path,
@@ -46,7 +47,7 @@ def simulate(
 
     Args:
         text_encoder, unet, vae_encoder, vae_decoder: models that ONNX Runtime runs.
-        vae_encoder_weights: `weights/vae_encoder.safetensors`.
+        text_encoder_weights, vae_encoder_weights: `weights/{component}.safetensors`.
         reference, trajectory: the reference's picture and latents.
         image: PNG to write.
         distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM.
@@ -57,7 +58,7 @@ def simulate(
         open_model(text_encoder),
         open_model(unet),
         open_model(vae_decoder),
-        ClipTokenizer(TOKENIZER),
+        ClipTokenizer(TOKENIZER, pad_token_id=read_description(text_encoder_weights).config["pad_token_id"]),
         steps,
         prompt=prompt,
         negative_prompt=negative_prompt,

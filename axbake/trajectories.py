@@ -13,6 +13,7 @@ from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import Denoiser, load_schedule, sample
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.schedule import npz_bytes
+from axbake.weights import read_description, read_sampling
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,7 +46,8 @@ def record_trajectories(
             (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each. All float32.
     """
     steps = load_schedule(schedule)
-    encode = _text_encoding(components.load(text_encoder))
+    read_sampling(unet).check(steps=len(steps.timesteps), guidance_scale=guidance_scale)
+    encode = _text_encoding(text_encoder)
     negative = encode(negative_prompt)
     denoise = _denoising(components.load(unet, dtype=PRECISIONS[precision]))
     shape = (1, 4, height // 8, width // 8)
@@ -69,8 +71,9 @@ def record_trajectories(
     trajectories.write_bytes(npz_bytes(arrays))
 
 
-def _text_encoding(network: torch.nn.Module) -> Callable[[str], np.ndarray]:
-    tokenizer = ClipTokenizer(TOKENIZER)
+def _text_encoding(weights: Path) -> Callable[[str], np.ndarray]:
+    network = components.load(weights)
+    tokenizer = ClipTokenizer(TOKENIZER, pad_token_id=read_description(weights).config["pad_token_id"])
 
     def encode(prompt: str) -> np.ndarray:
         with torch.inference_mode():

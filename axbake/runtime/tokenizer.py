@@ -22,22 +22,25 @@ class ClipTokenizer:
 
     Args:
         folder: holds `vocab.json` and `merges.txt`.
+        pad_token_id: of the token that prompts are filled up with; None: the end token, as CLIP was trained. open_clip's
+            text encoder of Stable Diffusion 2.x has 0.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, pad_token_id: int | None = None) -> None:
         vocab, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
         missing = [path.name for path in (vocab, merges) if not path.is_file()]
         if missing:
             raise BundleError(f"{folder}: no {' and no '.join(missing)}; wanted CLIP's vocab.json and merges.txt.")
         self._tokenizer = _tokenizer(vocab, merges)
         self._end = _id(self._tokenizer, END)
+        self._pad = self._end if pad_token_id is None else pad_token_id
 
     def encode(self, prompt: str) -> np.ndarray:
-        """(1, 77) int64: start, the prompt's first 75 tokens, end; the rest filled with more ends."""
+        """(1, 77) int64: start, the prompt's first 75 tokens, end; the rest filled up."""
         ids = self._tokenizer.encode(prompt).ids
         if len(ids) > TOKENS:
             ids = [*ids[: TOKENS - 1], self._end]
-        return np.array([ids + [self._end] * (TOKENS - len(ids))], dtype=np.int64)
+        return np.array([ids + [self._pad] * (TOKENS - len(ids))], dtype=np.int64)
 
     def cut_off(self, prompt: str) -> str:
         """The end of *prompt* that `encode` leaves out because 75 tokens do not hold it; mostly empty."""

@@ -14,6 +14,7 @@ from axbake.checkpoint import import_checkpoint
 from axbake.export import export_onnx
 from axbake.families import COMPONENTS
 from axbake.schedule import build_scheduler, derive_schedule
+from axbake.weights import Sampling
 from tests import tiny
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
@@ -42,18 +43,25 @@ class TinyModel:
 
     def pipeline(self, scheduler: str) -> StableDiffusionPipeline:
         """diffusers' own pipeline of the original networks."""
-        pipeline = StableDiffusionPipeline(
-            vae=self.networks.vae,
-            text_encoder=self.networks.text_encoder,
-            tokenizer=CLIPTokenizer.from_pretrained(CLIP, local_files_only=True),
-            unet=self.networks.unet,
-            scheduler=build_scheduler(scheduler),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return pipeline_of(self.networks, scheduler)
+
+
+def pipeline_of(networks: tiny.Networks, scheduler: str) -> StableDiffusionPipeline:
+    """diffusers' pipeline of *networks*."""
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP, local_files_only=True)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(networks.pad_token_id)
+    pipeline = StableDiffusionPipeline(
+        vae=networks.vae,
+        text_encoder=networks.text_encoder,
+        tokenizer=tokenizer,
+        unet=networks.unet,
+        scheduler=build_scheduler(scheduler, Sampling(networks.prediction_type)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.fixture(scope="session", params=tiny.FAMILIES)

@@ -40,6 +40,7 @@ def reference(model, tmp_path_factory):
 def distance(model, reference, models, directory, **changed):
     simulate(
         **models,
+        text_encoder_weights=model.weights["text_encoder"],
         vae_encoder_weights=model.weights["vae_encoder"],
         schedule=reference / "schedule.npz",
         reference=reference / "image.png",

@@ -22,6 +22,7 @@ ROW = {
     "model": "tiny",
     "checkpoint": "tiny.safetensors",
     "sha256": "",
+    "prediction": "",
     "source": "",
     "height": "64",
     "width": "96",
@@ -33,7 +34,14 @@ ROW = {
     "negative_prompt": "blurry",
     "calibration_prompts": "prompts.txt",
 }
-DEFAULTS = {"sha256": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras", "steps": 20}
+DEFAULTS = {
+    "sha256": "",
+    "prediction": "",
+    "source": "",
+    "negative_prompt": "",
+    "scheduler": "dpmpp_2m_karras",
+    "steps": 20,
+}
 DEFAULTS |= {"guidance_scale": 7, "seed": 42}
 
 

@@ -1,5 +1,36 @@
-# Takes a single-file checkpoint. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which
-# says what the file is.
+# Takes a checkpoint in any form. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which says what
+# it is. What is no single safetensors file becomes one first, once for all components.
+
+# Only the UNet's import asks what it predicts.
+PREDICTION = {
+    component: ["component", "prediction"] if component == "unet" else ["component"] for component in COMPONENTS
+}
+SIDECAR = {component: {"sidecar": sidecar} if component == "unet" else {} for component in COMPONENTS}
+
+
+rule convert_checkpoint:
+    """Make one safetensors file of a pickle or a diffusers folder."""
+    input:
+        settings=settings(
+            "axbake.checkpoint.convert_checkpoint",
+            tools=["torch"],
+            sources={"source": source_digest},
+        ),
+        source=brought,
+    output:
+        checkpoint="results/{model}/checkpoint.safetensors",
+    log:
+        "logs/{model}/checkpoint.safetensors.log",
+    benchmark:
+        "benchmarks/{model}/checkpoint.safetensors.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    resources:
+        mem_mb=4000,
+    message:
+        "Converting the checkpoint of {wildcards.model} to safetensors"
+    script:
+        "../scripts/job.py"
 
 
 rule import_checkpoint:
@@ -9,8 +40,9 @@ rule import_checkpoint:
             "axbake.checkpoint.import_checkpoint",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
-            row=["component"],
-            sources={"checkpoint": source_digest},
+            row=PREDICTION,
+            more=SIDECAR,
+            sources={"checkpoint": checkpoint_digest},
         ),
         checkpoint=checkpoint,
     output:
@@ -36,8 +68,9 @@ rule describe_checkpoint:
             "axbake.checkpoint.describe_checkpoint",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
-            more={"sha256": source_digest},
-            sources={"checkpoint": source_digest},
+            row=["prediction"],
+            more={"sha256": source_digest, "sidecar": sidecar},
+            sources={"checkpoint": checkpoint_digest},
         ),
         checkpoint=checkpoint,
     output:

@@ -14,6 +14,7 @@ rule simulate:
         unet="results/{model}/unet.axmodel",
         vae_encoder="results/{model}/vae_encoder.axmodel",
         vae_decoder="results/{model}/vae_decoder.axmodel",
+        text_encoder_weights="results/{model}/weights/text_encoder.safetensors",
         vae_encoder_weights="results/{model}/weights/vae_encoder.safetensors",
         schedule="results/{model}/schedule.npz",
         reference="results/{model}/reference/image.png",
