@@ -22,6 +22,8 @@ from axbake.weights import Sampling
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 WORDS = {"epsilon": EPSILON, "eps": EPSILON, "v": VELOCITY, "v_prediction": VELOCITY}
 TERMINAL = 1e-6  # share of the signal in the last step, below which a schedule ends in pure noise
+# What PyYAML raises besides its own error on dates that are none, numbers that are none, tables as keys, and endless nesting.
+YAML_FAULTS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
 ROUNDING = 1e-2  # relative; a schedule stored in bfloat16 is off by 4e-3
 
 
@@ -62,7 +64,7 @@ def read_sidecar(checkpoint: Path) -> str:
             raise ValueError(f"{path.stat().st_size} bytes; at most {MOST_CONFIG_BYTES}")
         # Pure Python and safe: it makes texts, numbers, lists and tables only.
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, yaml.YAMLError, *YAML_FAULTS) as error:
         raise UnreadableSidecar(
             f"{path}: {str(error)[:300]}. Wanted the LDM config of {checkpoint.name} in YAML; take it away if it is not that."
         ) from None

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
 
@@ -331,14 +333,12 @@ def save_pickle(networks: Networks, path: Path, *, layout: str = "ldm", zipped: 
     }
     if networks.prediction_type == "v_prediction":
         tensors["v_pred"] = torch.empty(0)
-    module = type(sys)(ModelCheckpoint.__module__)
-    module.ModelCheckpoint = ModelCheckpoint  # type: ignore[attr-defined]
-    sys.modules[module.__name__] = module
-    try:
+    parts = ModelCheckpoint.__module__.split(".")
+    modules = {".".join(parts[:end]): ModuleType(parts[end - 1]) for end in range(1, len(parts) + 1)}
+    modules[ModelCheckpoint.__module__].ModelCheckpoint = ModelCheckpoint  # type: ignore[attr-defined]
+    with mock.patch.dict(sys.modules, modules):
         content = {"epoch": 3, "global_step": 1000, "callbacks": {ModelCheckpoint: {"best": torch.tensor(0.1)}}}
         torch.save(content | {"state_dict": tensors}, path, _use_new_zipfile_serialization=zipped)
-    finally:
-        del sys.modules[module.__name__]
     return path
 
 

@@ -87,3 +87,27 @@ rule describe_checkpoint:
         "Describing {input.checkpoint}"
     script:
         "../scripts/job.py"
+
+
+rule write_single_file:
+    """Write a model as one fp16 safetensors file of LDM names, for stable-diffusion.cpp and web UIs."""
+    input:
+        settings=settings("axbake.single_file.write_single_file", tools=["torch"]),
+        text_encoder="results/{model}/weights/text_encoder.safetensors",
+        unet="results/{model}/weights/unet.safetensors",
+        vae_encoder="results/{model}/weights/vae_encoder.safetensors",
+        vae_decoder="results/{model}/weights/vae_decoder.safetensors",
+    output:
+        single_file="results/{model}/single_file.safetensors",
+    log:
+        "logs/{model}/single_file.log",
+    benchmark:
+        "benchmarks/{model}/single_file.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    resources:
+        mem_mb=2000,
+    message:
+        "Writing {wildcards.model} as a single file"
+    script:
+        "../scripts/job.py"
