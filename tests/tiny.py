@@ -173,10 +173,11 @@ VARIANTS = {**FAMILIES} | {
 
 def _unsettle(network: torch.nn.Module) -> None:
     """Give norms and biases values of their own: fresh ones are 1 and 0, and two that changed places would pass."""
+    generator = torch.Generator().manual_seed(SEED)  # its own, so that a network is the same whatever stands beside it
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def _dense_name(name: str) -> str:
