@@ -71,6 +71,29 @@ TOLD_BY_CONFIG = {
 }
 
 
+#: What a diffusers folder's config may say of parts that Stable Diffusion has not: anything else is another network.
+WITHOUT: dict[str, dict[str, Any]] = {
+    "unet": {
+        "addition_embed_type": None,
+        "attention_type": "default",
+        "center_input_sample": False,
+        "class_embed_type": None,
+        "cross_attention_norm": None,
+        "dual_cross_attention": False,
+        "encoder_hid_dim_type": None,
+        "mid_block_scale_factor": 1,
+        "resnet_out_scale_factor": 1,
+        "resnet_skip_time_act": False,
+        "resnet_time_scale_shift": "default",
+        "time_embedding_act_fn": None,
+        "time_embedding_type": "positional",
+        "timestep_post_act": None,
+    },
+    "vae": {"latents_mean": None, "latents_std": None, "shift_factor": None},
+    "text_encoder": {},
+}
+
+
 class UnknownFamily(AxbakeError):
     """The file's tensors fit no family, or are of a kind that axbake does not bake."""
 
@@ -160,9 +183,10 @@ def find_family(container: Container) -> Family:
     layouts = {layout.marker: layout for family in FAMILIES.values() for layout in family.components["unet"].layouts}
     shapes = container.shapes
     if not any(_prefixes(shapes, layout) for layout in layouts.values()):
+        only = " It holds a UNet's moving average alone (model_ema.…); give the file that it was pruned from."
         raise UnknownFamily(
             f"{container.path}: {len(shapes)} tensors that fit no family; known: {known}. A UNet would have"
-            f" {' or '.join(layouts)}."
+            f" {' or '.join(layouts)}.{only if any(name.startswith('model_ema.') for name in shapes) else ''}"
         )
     _, sources = _find_names(container.path, shapes, "unet", tuple(layouts.values()))
     unet = {new: shapes[source.name] for new, source in sources.items()}
@@ -219,6 +243,7 @@ def read_part(container: Container, family: Family, component: str) -> Part:
             f" {family.title}."
         ) from error
     told = container.configs.get(wanted.folder, {})
+    _check_told(container.path, wanted.folder, told)
     config |= {name: told[name] for name in TOLD_BY_CONFIG[wanted.folder] if told.get(name) is not None}
     _check_limits(container.path, component, config)
     _check_types(container, component, sources)
@@ -232,6 +257,22 @@ def _check_vae(container: Container, component: str) -> None:
         raise UnknownFamily(
             f"{container.path}: its VAE is an AutoencoderTiny (TAESD; {tiny[0]}), as SDXS has it. axbake bakes AutoencoderKL"
             " only; give a checkpoint of the model that holds one."
+        )
+
+
+def _check_told(path: Path, folder: str, told: Mapping[str, Any]) -> None:
+    """Refuse a folder's config that speaks of a network of another make."""
+    faults = [
+        f"{name}: {str(told[name])[:80]}, wanted {value}"
+        for name, value in WITHOUT[folder].items()
+        if name in told and told[name] != value
+    ]
+    scale = told.get("scaling_factor", 1)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1000:
+        faults.append(f"scaling_factor: {str(scale)[:80]}, wanted a number above 0")
+    if faults:
+        raise UnknownFamily(
+            f"{path}: {folder}/config.json: {'; '.join(faults)}. axbake has no export of such a network."
         )
 
 
@@ -464,7 +505,7 @@ def summary(container: Container, *, prediction: str = "", sidecar: str = "") ->
     unused: dict[str, list[str]] = {}
     for name in sorted(set(container.tensors) - used):
         unused.setdefault(_why_unused(name), []).append(name)
-    said = json.loads(container.metadata[CONVERTED]) if CONVERTED in container.metadata else {}
+    said = container.origin
     return {
         "bytes": said.get("bytes", sum(path.stat().st_size for path in {s.path for s in container.tensors.values()})),
         "container": said.get("form", container.format),

@@ -53,6 +53,7 @@ class Container:
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
     configs: Mapping[str, dict] = field(default_factory=dict)  # of a diffusers folder: folder -> its config
+    origin: Mapping[str, Any] = field(default_factory=dict)  # what `convert_checkpoint` says of the form it was in
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -195,8 +196,14 @@ def open_safetensors(path: Path) -> Container:
         raise refusal(str(error)) from None
     if 8 + length + end != size:
         raise refusal(f"its tensors end at byte {8 + length + end}")
-    configs = _json_object(metadata[CONVERTED]).get("configs", {}) if CONVERTED in metadata else {}
-    return Container(path, "safetensors", tensors, metadata, configs)
+    said = _json_object(metadata.get(CONVERTED, "{}"))
+    configs = said.get("configs")
+    told = (
+        {name: config for name, config in configs.items() if isinstance(config, dict)}
+        if isinstance(configs, dict)
+        else {}
+    )
+    return Container(path, "safetensors", tensors, metadata, told, said)
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict:
@@ -232,7 +239,11 @@ def _stored(name: str, entry: Any, path: Path, base: int) -> Stored:
 
 
 def _json_object(text: str) -> dict:
-    value = json.loads(text)
+    """The JSON object *text*; an empty one if it is none, since anybody can write metadata."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
     return value if isinstance(value, dict) else {}
 
 

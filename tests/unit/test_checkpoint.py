@@ -315,3 +315,44 @@ def test_a_unet_that_is_hardly_there_is_of_no_family(tensors, tmp_path):
 
 def test_the_family_is_found_by_names_alone(model):
     assert find_family(open_container(model.checkpoint)).name == model.family
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "said"),
+    [
+        ("unet", {"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift: scale_shift, wanted default"),
+        ("unet", {"class_embed_type": "timestep"}, "class_embed_type: timestep, wanted None"),
+        ("vae", {"scaling_factor": "large"}, "scaling_factor: large, wanted a number above 0"),
+        ("vae", {"shift_factor": 0.1}, "shift_factor: 0.1, wanted None"),
+    ],
+)
+def test_a_folders_config_of_another_network_is_refused(place, change, said, tmp_path):
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model")
+    path = folder / place / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    component = {"unet": "unet", "vae": "vae_decoder"}[place]
+
+    with pytest.raises(UnknownFamily) as caught:
+        import_checkpoint(folder, component=component, weights=tmp_path / "weights.safetensors")
+
+    assert f"{place}/config.json: {said}" in str(caught.value)
+
+
+def test_what_a_folders_configs_say_goes_before_the_familys(tmp_path):
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model")
+    for place, change in (("unet", {"attention_head_dim": 4}), ("vae", {"scaling_factor": 0.5})):
+        path = folder / place / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    for component in ("unet", "vae_decoder"):
+        import_checkpoint(folder, component=component, weights=tmp_path / f"{component}.safetensors")
+
+    assert read_description(tmp_path / "unet.safetensors").config["attention_head_dim"] == 4
+    assert read_description(tmp_path / "vae_decoder.safetensors").config["scaling_factor"] == 0.5
+
+
+def test_a_file_of_the_moving_average_alone_is_called_so(tmp_path):
+    path = saved(tiny.leftovers(), tmp_path)
+
+    with pytest.raises(UnknownFamily, match="a UNet's moving average alone"):
+        import_checkpoint(path, component="unet", weights=tmp_path / "weights.safetensors")

@@ -24,7 +24,7 @@ from axbake.prediction import read_sidecar
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
-SAFETENSORS, NETWORKS, PICKLES, YAMLS, CONFIGS = 1200, 60, 700, 400, 200  # mutations of each kind
+SAFETENSORS, NETWORKS, PICKLES, YAMLS, CONFIGS = 800, 60, 900, 400, 200  # mutations of each kind
 STRANGE = [
     -1,
     0,
@@ -47,6 +47,7 @@ STRANGE = [
     "a" * 9999,
 ]
 MOST_MEMORY = 2**31  # bytes
+SOURCES = ["[]", "{", '{"configs": 3}', '{"configs": {"unet": 3, "vae": {"scaling_factor": "x"}}}']
 
 
 def split(content):
@@ -103,9 +104,7 @@ def spoilt_header(draw, content):
             max(0, offset + draw.choice([-8, -1, 1, 8, 2**40])) for offset in entry["data_offsets"]
         ]
     elif kind == 6:
-        header["__metadata__"] = draw.choice(
-            [*STRANGE, {"a": 1}, {"axbake.source": draw.choice(["[]", "{", '{"configs": 3}'])}]
-        )
+        header["__metadata__"] = draw.choice([*STRANGE, {"a": 1}, *({"axbake.source": text} for text in SOURCES)])
     elif kind == 7:
         text = json.dumps(header)
         return joined(f"{text[:-1]}, {json.dumps(name)}: {json.dumps(entry)}}}", tensors)
