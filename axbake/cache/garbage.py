@@ -113,7 +113,7 @@ def _read(path: Path) -> Entry | None:
 
 
 def _half_written(cache: Cache) -> Iterator[Path]:
-    for place in ("blobs/*/.*", "entries/*/*/.*", "verified/.*"):
+    for place in ("blobs/*/.*", "entries/*/*/.*", "verified/.*", "placed/.*"):
         yield from sorted(cache.directory.glob(place))
 
 
