@@ -145,8 +145,12 @@ def identify(
 def write_identity(path: Path, identity: Identity) -> None:
     """Write *identity* to *path*, unless it says so already."""
     text = json.dumps(vars(identity), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    if not path.is_file() or path.read_text() != text:
-        write_atomically(path, text)
+    try:
+        if path.read_text() == text:
+            return
+    except FileNotFoundError:
+        pass
+    write_atomically(path, text)
 
 
 def read_identity(path: Path) -> Identity:

@@ -46,9 +46,15 @@ def checkpoint(wildcards):
     return row_of(wildcards)["checkpoint"]
 
 
+SOURCE_DIGESTS = {}  # model -> SHA-256; looked up once a run
+
+
 def source_digest(row):
+    """SHA-256 of the checkpoint of *row*."""
     try:
-        return checkpoint_sha256(row)
+        if row["model"] not in SOURCE_DIGESTS:
+            SOURCE_DIGESTS[row["model"]] = checkpoint_sha256(row)
+        return SOURCE_DIGESTS[row["model"]]
     except AxbakeError as error:
         # Snakemake would show a WorkflowError of an input function with a traceback.
         raise SystemExit(f"{type(error).__name__}: {error}") from None
