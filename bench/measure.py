@@ -19,17 +19,22 @@ class Cost:
 
     seconds: float  # wall time, its imports included
     gib: float  # peak resident memory of it, as the kernel counts: mapped pages of files are in it
+    said: str = ""  # its standard output
 
 
 def run(script: str, *arguments: object) -> Cost:
     """Run a script of `bench/` in a process of its own."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, ROOT / "bench" / script, *map(str, arguments)])
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "bench" / script, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
     if status:
         sys.exit(f"{script} {' '.join(map(str, arguments))}: ended with status {os.waitstatus_to_exitcode(status)}")
-    return Cost(seconds, usage.ru_maxrss / 2**20)
+    return Cost(seconds, usage.ru_maxrss / 2**20, said)
 
 
 def median(costs: Sequence[Cost]) -> Cost:

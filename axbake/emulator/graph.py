@@ -122,7 +122,8 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session of *model*, its declared weights taken from *constants*.
 
-    The session copies what it prepacks; together with the maps it holds about twice the weights' size at its peak.
+    The session copies what it prepacks; together with the maps it holds about twice the weights' size at its peak. Higher
+    levels of optimisation take 1.4 GB more for Stable Diffusion's UNet, and save nothing where each tensor is observed.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
