@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from axbake import components
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, FAMILIES, Family, Shapes
-from axbake.weights import Description
+from axbake.weights import Description, read_tensor, write_tensors
 
 # Tensors that training leaves behind and no run of the model reads (CompVis' `ddpm.py`, Lightning, transformers 4).
 LEFTOVERS = (
@@ -193,7 +192,7 @@ def _compare(path: Path, component: str, found: Shapes, wanted: Shapes) -> None:
 
 
 def import_checkpoint(checkpoint: Path, *, component: str, weights: Path) -> None:
-    """Write *component* of *checkpoint* under diffusers' names, contiguous, in the precision it is stored in.
+    """Write *component* of *checkpoint* under diffusers' names, in the precision it is stored in, one tensor at a time.
 
     Args:
         checkpoint: single-file safetensors with LDM names.
@@ -206,12 +205,12 @@ def import_checkpoint(checkpoint: Path, *, component: str, weights: Path) -> Non
     header = read_header(checkpoint)
     family = find_family(header)
     part = find_part(header, family, component)
-    with safe_open(checkpoint, "pt") as file:
-        tensors = {
-            new: file.get_tensor(old).reshape(part.shapes[new]).contiguous()
-            for new, old in sorted(part.sources.items())
-        }
-    save_file(tensors, weights, metadata=Description(component, family.name, part.config).as_metadata())
+    write_tensors(
+        weights,
+        {new: (header.dtypes[old], part.shapes[new]) for new, old in part.sources.items()},
+        lambda name: read_tensor(checkpoint, part.sources[name]),
+        metadata=Description(component, family.name, part.config).as_metadata(),
+    )
 
 
 def _why_unused(name: str) -> str:

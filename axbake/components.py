@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from axbake.weights import read_description
+from axbake.weights import read_description, read_shapes, read_tensor
 
 
 class VaeEncoder(torch.nn.Module):
@@ -67,8 +66,7 @@ def load(weights: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     description = read_description(weights)
     with torch.device("meta"):
         module = build(description.component, description.config)
-    with safe_open(weights, "pt") as file:
-        tensors = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118  # not a dict
+    tensors = {name: read_tensor(weights, name).to(dtype) for name in read_shapes(weights)}
     module.load_state_dict(tensors, assign=True)
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:  # CLIP's position ids, the only buffer that no checkpoint holds

@@ -14,15 +14,14 @@ import onnx
 import onnx_ir as ir
 import onnxsim
 import torch
-from onnx_ir.passes.common import InlinePass
-from onnxscript.optimizer import optimize_ir
-from safetensors import safe_open
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from axbake import components
 from axbake.errors import AxbakeError
 from axbake.interface import TOKENS, Interface, interface
-from axbake.weights import Description, read_description
+from axbake.weights import Description, read_description, read_shapes, read_tensor
 
 OPSET = 18  # torch's exporter writes it without conversion; 17 and 18 are in published builds for AX650
 # What a causal mask adds to a score that must not count. -inf, or float32's lowest number, would take up the whole range
@@ -82,7 +81,7 @@ def export_onnx(
 ) -> None:
     """Trace the component of *weights* into *graph*, its tensors in one file beside it.
 
-    The same weights and sizes give the same bytes. Peak memory is that of tracing, about 1 GB for SD 1.5's UNet.
+    The same weights and sizes give the same bytes. Peak memory is that of tracing: 0.7 GB for SD 1.5's UNet.
 
     Args:
         weights: `weights/{component}.safetensors`.
@@ -95,14 +94,12 @@ def export_onnx(
     """
     description = read_description(weights)
     model = _trace(description, interface(description.component, description.config, height=height, width=width))
-    with safe_open(weights, "pt") as file:
-        names = _attach_weights(model, file)
-        # Folding would transpose whole weights in memory, and then only those of small models; `_fold_transposes` does it.
-        optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
-        simplified = _simplify(model, file, names)
-        _fold_transposes(simplified)
-        _tidy(simplified, description.component)
-        ir.save(simplified, graph, external_data=tensors.name)
+    names = _attach_weights(model, weights)
+    _fold_constants(model)
+    simplified = _simplify(model, weights, names)
+    _fold_transposes(simplified)
+    _tidy(simplified, description.component)
+    ir.save(simplified, graph, external_data=tensors.name)
 
 
 def _trace(description: Description, face: Interface) -> ir.Model:
@@ -127,29 +124,38 @@ def _trace(description: Description, face: Interface) -> ir.Model:
     return program.model
 
 
-def _lazy(file: safe_open, name: str, shape: tuple[int, ...], *, turned: bool = False) -> ir.LazyTensor:
-    """The float32 values of tensor *name* of *file* when they are asked for; transposed if *turned*."""
+def _lazy(weights: Path, name: str, shape: tuple[int, ...]) -> ir.LazyTensor:
+    """The float32 values of tensor *name* of *weights*, read when they are asked for."""
 
     def read() -> ir.Tensor:
-        values = file.get_tensor(name).to(torch.float32).numpy()
-        return ir.tensor(np.ascontiguousarray(values.T) if turned else values)
+        return ir.tensor(read_tensor(weights, name).to(torch.float32).numpy())
 
     return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
 
 
-def _attach_weights(model: ir.Model, file: safe_open) -> dict[str, str]:
-    """Give each initialiser of the traced graph its value in *file*; the names in the graph -> those in the file."""
-    known, names = set(file.keys()), {}
+def _attach_weights(model: ir.Model, weights: Path) -> dict[str, str]:
+    """Give each initialiser of the traced graph its value in *weights*; the names in the graph -> those in the file."""
+    shapes, names = read_shapes(weights), {}
     for graph_name, value in list(model.graph.initializers.items()):
         name = graph_name.removeprefix("model.")
-        if name not in known:
+        if name not in shapes:
             raise ExportError(f"{graph_name}: a tensor of the traced network, which the weights file has not")
-        value.const_value = _lazy(file, name, tuple(file.get_slice(name).get_shape()))
+        value.const_value = _lazy(weights, name, shapes[name])
         names[graph_name] = name
     return names
 
 
-def _simplify(model: ir.Model, file: safe_open, names: dict[str, str]) -> ir.Model:
+def _fold_constants(model: ir.Model) -> None:
+    """Compute what only constants enter; the exporter's own `optimize_ir` does no more here, and takes six times as long."""
+    # Folding would transpose whole weights in memory, and then only those of small models; `_fold_transposes` does it.
+    fold_constants(
+        model, onnx_shape_inference=True, should_fold=lambda node: False if node.op_type == "Transpose" else None
+    )
+    RemoveUnusedNodesPass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def _simplify(model: ir.Model, weights: Path, names: dict[str, str]) -> ir.Model:
     """onnxsim's version of *model*; weights pass by as inputs, since the model with them would not fit in a protobuf."""
     inputs = len(model.graph.inputs)
     for name in names:
@@ -163,7 +169,7 @@ def _simplify(model: ir.Model, file: safe_open, names: dict[str, str]) -> ir.Mod
         result.graph.inputs.remove(value)
         if value.uses():
             assert value.name
-            value.const_value = _lazy(file, names[value.name], tuple(value.shape or ()))
+            value.const_value = _lazy(weights, names[value.name], tuple(value.shape or ()))
             result.graph.register_initializer(value)
     return result
 

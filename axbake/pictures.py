@@ -12,15 +12,14 @@ checks of one pixel and of eight, ramps, white noise.
 What that costs: docs/numbers.md compares it with calibration by what the model draws.
 """
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from axbake.runtime.progress import progress
 from axbake.weights import read_description
 
-logger = logging.getLogger(__name__)
 LEAVES = 24  # pictures of dead leaves
 COLOURS = (
     (0, 0, 0),
@@ -86,9 +85,10 @@ def encode_pictures(pictures: Path, vae_encoder: Path, *, latents: Path) -> None
     encode = _encoding(vae_encoder)
     drawn = np.load(pictures)
     means: list[np.ndarray] = []
+    tell = progress("encoding: picture")
     for number, picture in enumerate(drawn):
         means.append(encode(picture))
-        logger.info("encoding: picture %d of %d", number + 1, len(drawn))
+        tell(number + 1, len(drawn))
     # What a UNet makes has a standard deviation of about 1 after scaling: that is what the factor is for.
     unit = np.random.RandomState(0).standard_normal((len(NOISE), *means[0].shape))
     scaling_factor = read_description(vae_encoder).config["scaling_factor"]

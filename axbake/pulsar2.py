@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
+from axbake.runtime.progress import progress
 from axbake.runtime.session import EMULATOR, producer
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
 TOOLCHAINS = {"emulator": [sys.executable, "-m", "axbake.emulator"], "native": ["pulsar2"]}
+CALIBRATED = re.compile(r"Calibration Progress.* (\d+)/(\d+) ")  # Pulsar2's bar: samples done, and all
 PRODUCERS = {"emulator": EMULATOR, "native": "Pulsar2"}
 
 # What differs between the components: the calibration archive's format, and what the compiled model takes.
@@ -187,6 +189,7 @@ def _environment() -> dict[str, str]:
 def _run(command: list[str], place: Path) -> int:
     """Exit status of *command*, run in *place*; its output goes to the log, line by line, as it comes."""
     logger.info("running: %s", " ".join(command))
+    tell = progress("calibrating:")
     with subprocess.Popen(
         command,
         cwd=place,
@@ -199,8 +202,9 @@ def _run(command: list[str], place: Path) -> int:
         assert process.stdout
         try:
             for line in process.stdout:  # a progress bar's carriage returns come as lines too
-                told = "emulated" in line or "Calibration Progress" in line
-                logger.log(logging.INFO if told else logging.DEBUG, "%s", line.rstrip())
+                logger.log(logging.INFO if "emulated" in line else logging.DEBUG, "%s", line.rstrip())
+                if counted := CALIBRATED.search(line):
+                    tell(int(counted[1]), int(counted[2]))
         except BaseException:
             process.terminate()
             raise

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from axbake import components
+from axbake.runtime.progress import progress
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import SAMPLERS, png_parameters, save_png
 from axbake.schedule import build_scheduler
@@ -77,10 +78,11 @@ def draw_reference(
         logger.warning("the prompt is longer than 77 tokens; this end of it does not count: %s", cut)
     pipeline = load_pipeline(text_encoder, unet, vae_decoder, scheduler=scheduler)
     latents: list[np.ndarray] = []
+    tell = progress("reference: step")
 
     def keep(pipeline, step: int, timestep, tensors: dict) -> dict:
         latents.append(tensors["latents"].numpy().copy())
-        logger.info("reference: %d of %d steps", step + 1, steps)
+        tell(step + 1, steps)
         return tensors
 
     drawn = pipeline(

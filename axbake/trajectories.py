@@ -15,6 +15,7 @@ from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.schedule import npz_bytes
 
 logger = logging.getLogger(__name__)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 
 
@@ -29,6 +30,7 @@ def record_trajectories(
     height: int,
     width: int,
     seed: int,
+    precision: str,
     trajectories: Path,
 ) -> None:
     """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
@@ -38,17 +40,18 @@ def record_trajectories(
         schedule: `schedule.npz`; N steps.
         height, width: image pixels.
         seed: of the first prompt's noise; the n-th prompt has seed + n.
+        precision: float32 or bfloat16: of the UNet's weights and activations; the sampler's sums are as ever.
         trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, 77, W), `negative_embeds` (1, 77, W), `latents`
             (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each. All float32.
     """
     steps = load_schedule(schedule)
     encode = _text_encoding(components.load(text_encoder))
     negative = encode(negative_prompt)
-    denoise = _denoising(components.load(unet))
+    denoise = _denoising(components.load(unet, dtype=PRECISIONS[precision]))
     shape = (1, 4, height // 8, width // 8)
     embeds, latents = [], []
     for number, prompt in enumerate(prompts):
-        logger.info("recording: prompt %d of %d: %s", number + 1, len(prompts), prompt)
+        logger.debug("prompt %d: %s", number + 1, prompt)
         embeds.append(encode(prompt))
         start = TorchNoise(seed + number).normal(shape) * np.float32(steps.init_noise_sigma)
         _, path = sample(
@@ -59,6 +62,7 @@ def record_trajectories(
             prompt_embeds=embeds[-1],
             negative_embeds=negative,
             guidance_scale=guidance_scale,
+            what=f"recording: prompt {number + 1} of {len(prompts)}, step",
         )
         latents.append(np.concatenate([start[None], path]))
     arrays = {"prompt_embeds": np.stack(embeds), "negative_embeds": negative, "latents": np.stack(latents)}
@@ -76,11 +80,14 @@ def _text_encoding(network: torch.nn.Module) -> Callable[[str], np.ndarray]:
 
 
 def _denoising(network: torch.nn.Module) -> Denoiser:
-    """The UNet as the sampler calls it, its time embedding passed by as in the exported graph."""
+    """The UNet as the sampler calls it, its time embedding passed by as in the exported graph; in the network's own type."""
+    (dtype,) = {parameter.dtype for parameter in network.parameters()}
     cut = CutUnet(components.channels_last(network))
 
-    def denoise(latent: np.ndarray, time_row: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+    def denoise(latent: np.ndarray, time_row: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        branches = len(prompts)
+        arrays = np.repeat(latent, branches, axis=0), prompts, np.repeat(time_row, branches, axis=0)
         with torch.inference_mode():
-            return cut(*map(torch.from_numpy, (latent, prompt, time_row))).contiguous().numpy()
+            return cut(*(torch.from_numpy(array).to(dtype) for array in arrays)).float().contiguous().numpy()
 
     return denoise

@@ -5,12 +5,16 @@ whoever has the file can rebuild the network, and two checkpoints that share a n
 """
 
 import json
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
-from axbake.families import FAMILIES
+from axbake.families import FAMILIES, Shapes
 
 METADATA = "axbake"
 
@@ -37,3 +41,58 @@ def read_description(weights: Path) -> Description:
 def prediction_type(unet: Path) -> str:
     """diffusers' name of what the UNet of a `weights/unet.safetensors` was trained to predict."""
     return FAMILIES[read_description(unet).family].prediction_type
+
+
+def read_shapes(weights: Path) -> Shapes:
+    """Shape of each tensor of a safetensors file."""
+    with safe_open(weights, "np") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # not a dict
+
+
+def read_tensor(weights: Path, name: str) -> Any:
+    """Tensor *name* of a safetensors file as torch's, in the type that it is stored in.
+
+    The file is opened for this tensor alone: one that stays open keeps every page mapped that was ever read, and all of
+    them count as the process' memory.
+    """
+    with safe_open(weights, "pt") as file:
+        return file.get_tensor(name)
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    read: Callable[[str], Any],
+    *,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file one tensor at a time; the bytes are those of safetensors' own `save_file`.
+
+    That one wants all tensors at once. The format is public (safetensors' README): length of the header, the header in JSON,
+    the tensors, the largest types first so that all are aligned.
+
+    Args:
+        tensors: name -> type in safetensors' name (F16, BF16, F32 …), shape.
+        read: name -> the tensor, torch's, of that type and as many values.
+    """
+    widths = {kind: int(re.search(r"\d+", kind)[0]) // 8 for kind, _ in tensors.values()}  # type: ignore[index]
+    order = sorted(tensors, key=lambda name: (-widths[tensors[name][0]], tensors[name][0], name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        kind, shape = tensors[name]
+        start, end = end, end + math.prod(shape) * widths[kind]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(_bytes(read(name)))
+
+
+def _bytes(tensor: Any) -> memoryview:
+    """The bytes of a tensor of any type, NumPy's or not."""
+    import torch  # here, since who only reads descriptions does without
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from .errors import BundleError
+from .progress import progress
 from .session import Session, only
 
-logger = logging.getLogger(__name__)
-
-#: (latent (1, 4, h, w), time row (1, C), prompt (1, 77, W)), all float32 -> the UNet's output, of the latent's shape
+#: (latent (1, 4, h, w), time row (1, C), prompts (B, 77, W)), all float32 -> the UNet's output for each prompt, (B, 4, h, w)
 Denoiser = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -71,8 +69,9 @@ def denoiser(unet: Session) -> Denoiser:
     time = only(rest, f"{unet.name}, input for the time row")
     output = only(unet.outputs, f"{unet.name}, outputs")
 
-    def denoise(latent: np.ndarray, time_row: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-        return unet.run({"sample": latent, time: time_row, "encoder_hidden_states": prompt})[output]
+    def denoise(latent: np.ndarray, time_row: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        runs = [unet.run({"sample": latent, time: time_row, "encoder_hidden_states": text[None]}) for text in prompts]
+        return np.concatenate([run[output] for run in runs])
 
     return denoise
 
@@ -86,6 +85,7 @@ def sample(
     prompt_embeds: np.ndarray,
     negative_embeds: np.ndarray | None,
     guidance_scale: float,
+    what: str = "denoising: step",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a latent.
 
@@ -99,12 +99,16 @@ def sample(
         negative_embeds: the same of the negative prompt; not used, and None will do, where *guidance_scale* ≤ 1.
         guidance_scale: of classifier-free guidance. At 1 or less the model runs once a step, without the negative
             prompt, as in diffusers.
+        what: the lines of progress begin with it.
 
     Returns:
         (1, 4, h, w) float32 final latent, and (N, 1, 4, h, w) float32 latents after each step.
     """
     if guidance_scale > 1 and negative_embeds is None:
         raise BundleError(f"guidance scale {guidance_scale:g} without a negative prompt; an empty one will do.")
+    guided = guidance_scale > 1 and negative_embeds is not None
+    prompts = np.concatenate([prompt_embeds, negative_embeds]) if guided else prompt_embeds
+    tell = progress(what)
     steps = len(schedule.timesteps)
     terms = np.zeros((1 + 2 * steps, *shape), dtype=np.float32)  # initial latent, outputs of the model, noises
     terms[0] = noise.normal(shape) * np.float32(schedule.init_noise_sigma)
@@ -114,15 +118,14 @@ def sample(
         if schedule.runs_model(i):
             scaled = (latent * schedule.input_scale[i]).astype(np.float32)
             time_row = schedule.time_embedding[i : i + 1]
-            output = denoise(scaled, time_row, prompt_embeds)
-            if guidance_scale > 1 and negative_embeds is not None:
-                negative = denoise(scaled, time_row, negative_embeds)
-                output = negative + np.float32(guidance_scale) * (output - negative)
+            output = denoise(scaled, time_row, prompts)
+            if guided:
+                output = output[1:] + np.float32(guidance_scale) * (output[:1] - output[1:])
             terms[1 + i] = output
         if schedule.draws_noise[i]:
             terms[1 + steps + i] = noise.normal(shape)
         latent = latents[i] = _weighted_sum(schedule.coefficients[i], terms)
-        logger.info("denoising: %d of %d steps", i + 1, steps)
+        tell(i + 1, steps)
     return latents[-1], latents
 
 

@@ -95,6 +95,7 @@ def record(model, directory, *, scheduler):
         height=HEIGHT,
         width=WIDTH,
         seed=SEED,
+        precision="float32",
         trajectories=directory / "trajectories.npz",
     )
     return directory
@@ -154,9 +155,9 @@ def fed_to_the_unet(model, directory):
     arrays, schedule = np.load(directory / "trajectories.npz"), load_schedule(directory / "schedule.npz")
     denoise = _denoising(load(model.weights["unet"]))
 
-    def watched(latent, row, text):
-        fed.add((latent.tobytes(), row.tobytes(), text.tobytes()))
-        return denoise(latent, row, text)
+    def watched(latent, row, texts):
+        fed.update((latent.tobytes(), row.tobytes(), text.tobytes()) for text in texts)
+        return denoise(latent, row, texts)
 
     for number in range(len(PROMPTS)):
         sample(

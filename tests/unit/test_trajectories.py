@@ -28,6 +28,7 @@ def recorded(request, model, tmp_path_factory):
         height=HEIGHT,
         width=WIDTH,
         seed=SEED,
+        precision="float32",
         trajectories=directory / "trajectories.npz",
     )
     return request.param, directory / "trajectories.npz"
@@ -63,6 +64,28 @@ def test_latents_are_those_of_diffusers_for_the_same_seeds_and_prompts(recorded,
     assert psnr((start * pipeline.scheduler.init_noise_sigma).numpy(), latents[0, 0]) > MIN_PSNR
 
 
+def test_latents_in_bfloat16_are_near_those_in_float32(recorded, model, tmp_path):
+    scheduler, path = recorded
+    record_trajectories(
+        text_encoder=model.weights["text_encoder"],
+        unet=model.weights["unet"],
+        schedule=model.schedule(tmp_path / "schedule.npz", scheduler=scheduler, steps=STEPS),
+        prompts=PROMPTS,
+        negative_prompt=NEGATIVE,
+        guidance_scale=GUIDANCE,
+        height=HEIGHT,
+        width=WIDTH,
+        seed=SEED,
+        precision="bfloat16",
+        trajectories=tmp_path / "trajectories.npz",
+    )
+    wanted, found = np.load(path), np.load(tmp_path / "trajectories.npz")
+
+    assert 30 < psnr(wanted["latents"], found["latents"]) < MIN_PSNR  # near, and not the same arithmetic
+    assert found["latents"].dtype == np.float32
+    assert np.array_equal(wanted["prompt_embeds"], found["prompt_embeds"])
+
+
 def test_embeddings_are_those_of_diffusers(recorded, model):
     arrays, pipeline = np.load(recorded[1]), model.pipeline("euler")
 
@@ -85,6 +108,7 @@ def test_without_guidance_the_negative_prompt_does_not_count(model, tmp_path):
             height=64,
             width=64,
             seed=0,
+            precision="float32",
             trajectories=tmp_path / "trajectories.npz",
         )
         latents.append(np.load(tmp_path / "trajectories.npz")["latents"])

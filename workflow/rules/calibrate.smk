@@ -11,7 +11,7 @@ rule record_trajectories:
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy"],
             row=["height", "width", "negative_prompt", "guidance_scale"],
             entries={"seed": "calibration/seed"},
-            more={"prompts": lambda row: row["calibration_prompts"]},
+            more={"prompts": lambda row: row["calibration_prompts"], "precision": recording_precision},
         ),
         text_encoder="results/{model}/weights/text_encoder.safetensors",
         unet="results/{model}/weights/unet.safetensors",

@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
+from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
 from axbake.table import check_config, checkpoint_sha256, read_models, read_prompts
 
@@ -112,3 +113,8 @@ def compiler(row):
 def text_prompts(row):
     """Prompts that every text encoder is calibrated with, whatever its model draws."""
     return TEXT_PROMPTS
+
+
+def recording_precision(row):
+    """In what torch runs the UNet to record its samples. Decided here, so that it stands in the job's settings."""
+    return chosen_precision(config["calibration"]["recorded_in"])

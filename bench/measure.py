@@ -1,0 +1,87 @@
+"""What the benchmarks share: a model of full size to measure on, and a process's time and peak memory."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # run as a file, from anywhere
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took."""
+
+    seconds: float  # wall time, its imports included
+    gib: float  # peak resident memory of it, as the kernel counts: mapped pages of files are in it
+    said: str = ""  # its standard output
+
+
+def run(script: str, *arguments: object) -> Cost:
+    """Run a script of `bench/` in a process of its own."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "bench" / script, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - started
+    if status:
+        sys.exit(f"{script} {' '.join(map(str, arguments))}: ended with status {os.waitstatus_to_exitcode(status)}")
+    return Cost(seconds, usage.ru_maxrss / 2**20, said)
+
+
+def median(costs: Sequence[Cost]) -> Cost:
+    """Medians of time and of memory."""
+    return Cost(statistics.median(c.seconds for c in costs), statistics.median(c.gib for c in costs))
+
+
+def full_size(directory: Path) -> dict[str, Path]:
+    """Weights of a random checkpoint of Stable Diffusion 1.5's size, by component; made in *directory* where they are not yet."""
+    from axbake.checkpoint import import_checkpoint
+    from axbake.families import COMPONENTS
+
+    directory.mkdir(parents=True, exist_ok=True)
+    checkpoint = directory / "random-sd15.safetensors"
+    if not checkpoint.is_file():
+        subprocess.run([sys.executable, ROOT / "bench" / "random_checkpoint.py", checkpoint], check=True)
+    weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
+    for component, path in weights.items():
+        if not path.is_file():
+            import_checkpoint(checkpoint, component=component, weights=path)
+    return weights
+
+
+def diffusers_folder(directory: Path) -> Path:
+    """The same model as a folder that `StableDiffusionPipeline.from_pretrained` reads, fp16, as hubs have them."""
+    folder = directory / "diffusers"
+    if not (folder / "model_index.json").is_file():
+        import torch
+        from diffusers import AutoencoderKL, StableDiffusionPipeline
+        from transformers import CLIPTokenizer
+
+        from axbake import components
+        from axbake.schedule import build_scheduler
+        from axbake.weights import read_description
+
+        weights = full_size(directory)
+        halves = [components.load(weights[half], dtype=torch.float16) for half in ("vae_encoder", "vae_decoder")]
+        vae = AutoencoderKL.from_config(read_description(weights["vae_encoder"]).config).to(torch.float16)
+        vae.load_state_dict({name: tensor for half in halves for name, tensor in half.state_dict().items()})
+        StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=components.load(weights["text_encoder"], dtype=torch.float16),
+            tokenizer=CLIPTokenizer.from_pretrained(ROOT / "resources" / "clip", local_files_only=True),
+            unet=components.load(weights["unet"], dtype=torch.float16),
+            scheduler=build_scheduler("dpmpp_2m_karras"),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder)
+    return folder
