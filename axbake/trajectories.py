@@ -9,10 +9,10 @@ import torch
 
 from axbake import components
 from axbake.export import CutUnet
+from axbake.npz import npz_bytes
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import Denoiser, load_schedule, sample
 from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.schedule import npz_bytes
 
 logger = logging.getLogger(__name__)
 TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
@@ -38,8 +38,9 @@ def record_trajectories(
         schedule: `schedule.npz`; N steps.
         height, width: image pixels.
         seed: of the first prompt's noise; the n-th prompt has seed + n.
-        trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, 77, W), `negative_embeds` (1, 77, W), `latents`
-            (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each. All float32.
+        trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, 77, W), `negative_embeds` and `empty_embeds`,
+            of the empty prompt, (1, 77, W), `latents` (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each; all
+            float32. `prompts` (P,) and `negative_prompt` () are the texts.
     """
     steps = load_schedule(schedule)
     encode = _text_encoding(components.load(text_encoder))
@@ -61,7 +62,14 @@ def record_trajectories(
             guidance_scale=guidance_scale,
         )
         latents.append(np.concatenate([start[None], path]))
-    arrays = {"prompt_embeds": np.stack(embeds), "negative_embeds": negative, "latents": np.stack(latents)}
+    arrays = {
+        "prompts": np.array(prompts),
+        "negative_prompt": np.array(negative_prompt),
+        "prompt_embeds": np.stack(embeds),
+        "negative_embeds": negative,
+        "empty_embeds": encode(""),
+        "latents": np.stack(latents),
+    }
     trajectories.write_bytes(npz_bytes(arrays))
 
 

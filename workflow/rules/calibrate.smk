@@ -1,5 +1,5 @@
-# Takes the weights, the schedule and the row's calibration prompts. Makes calibration/{component}.tar: samples of what each
-# network sees, in Pulsar2's formats. Those of VAE and text encoder do not depend on the model around them.
+# Takes the weights, the schedule, the UNet's graph and the row's calibration prompts. Makes calibration/{component}.tar: samples
+# of what each network sees, in Pulsar2's formats. Those of VAE and text encoder do not depend on the model around them.
 
 
 rule record_trajectories:
@@ -33,19 +33,50 @@ rule record_trajectories:
         "../scripts/job.py"
 
 
-rule calibrate_unet:
-    """Pack samples of the UNet's inputs, spread over prompts, steps and branches."""
+rule observe_unet:
+    """Record the range of each of the UNet's activations on all that it saw."""
     input:
         settings=settings(
-            "axbake.calibration.calibrate_unet",
-            tools=["numpy"],
+            "axbake.observation.observe_unet",
+            tools=["numpy", "onnx", "onnxruntime"],
             row=["guidance_scale"],
-            entries={"samples": "calibration/samples"},
         ),
+        graph="results/{model}/onnx/unet.onnx",
+        tensors="results/{model}/onnx/unet.onnx.data",
         trajectories="results/{model}/calibration/trajectories.npz",
         schedule="results/{model}/schedule.npz",
     output:
+        ranges="results/{model}/calibration/unet.ranges.npz",
+    log:
+        "logs/{model}/calibration/ranges.log",
+    benchmark:
+        "benchmarks/{model}/calibration/ranges.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    threads: 4
+    resources:
+        mem_mb=10000,
+    message:
+        "Observing the activations of the unet of {wildcards.model}"
+    script:
+        "../scripts/job.py"
+
+
+rule calibrate_unet:
+    """Choose and pack samples of the UNet's inputs."""
+    input:
+        settings=settings(
+            "axbake.calibration.calibrate_unet",
+            data=["resources/clip"],
+            tools=["numpy", "tokenizers"],
+            entries={"samples": "calibration/samples", "selection": "calibration/selection"},
+        ),
+        trajectories="results/{model}/calibration/trajectories.npz",
+        schedule="results/{model}/schedule.npz",
+        ranges="results/{model}/calibration/unet.ranges.npz",
+    output:
         archive="results/{model}/calibration/unet.tar",
+        record="results/{model}/calibration/unet.json",
     log:
         "logs/{model}/calibration/unet.log",
     benchmark:
