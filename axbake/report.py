@@ -18,6 +18,9 @@ def write_report(
     reference: Path,
     simulation: Path,
     distance: Path,
+    attribution: Path,
+    calibration: Path,
+    check: Path,
     parities: list[Path],
     records: list[Path],
     benchmarks: list[Path],
@@ -30,6 +33,8 @@ def write_report(
         drawn: how the reference picture was made, JSON.
         reference, simulation: PNGs.
         distance: JSON of the simulation.
+        attribution: `simulation/attribution.json`.
+        calibration, check: `calibration/unet.json` and `unet.check.json`.
         parities, records: JSONs of parity and compile, one a component.
         benchmarks: Snakemake's benchmark files, one a job.
     """
@@ -53,6 +58,9 @@ def write_report(
         reference=_data_uri(reference),
         simulation=_data_uri(simulation),
         distance=_read_json(distance),
+        attribution=_read_json(attribution)["quantised"],
+        calibration=_read_json(calibration),
+        check=_read_json(check),
         settings=_read_json(drawn),
         checkpoint=described,
         components=components,

@@ -106,12 +106,12 @@ def test_the_choice_has_one_of_each_required_set(count):
 
 
 def test_what_is_required_is_put_off_until_there_is_no_room_for_anything_else():
-    covering, required = shares(random_ranges(6, samples=40, tensors=8), {"a"}), required_by(2, 5)
-    free, bound = choose(covering, 6), choose(covering, 6, required)
+    covering, required = shares(random_ranges(6, samples=40, tensors=8), {"a"}), required_by(2, 10)
+    free, bound = choose(covering, 12), choose(covering, 12, required)
 
-    same = next(n for n in range(6) if free[n] != bound[n])
+    same = next(n for n in range(12) if free[n] != bound[n])
     missing = [[wish for wish in group if not wish & set(free[:same])] for group in required]
-    assert max(map(len, missing)) == 6 - same
+    assert max(map(len, missing)) == 12 - same
 
 
 def test_fewer_samples_than_required_are_greeds_alone():

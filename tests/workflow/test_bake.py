@@ -17,7 +17,7 @@ from axbake.weights import read_description
 from tests.workflow.project import REPORT, ROOT, ROW, Project
 
 # Rules below the compiled models
-AFTER = {"simulate": 1, "write_report": 1}
+AFTER = {"simulate": 1, "attribute_error": 1, "write_report": 1}
 
 
 def results(project, name):
@@ -117,6 +117,7 @@ def another_prompt(project: Project) -> None:
     project.edit(ROW["calibration_prompts"], "penguin", "tractor")
 
 
+CALIBRATED = {"observe_unet": 1, "calibrate_unet": 1, "check_calibration": 1}
 # What is edited -> the rules that run again, with their jobs
 EDITS = {
     "nothing": (lambda project: None, {}),
@@ -126,11 +127,11 @@ EDITS = {
     "a comment in the config": (config("# of the UNet, spread", "# of the UNet, all spread"), {}),
     "a comment among the prompts": (lambda p: p.edit(ROW["calibration_prompts"], "penguin", "# one\npenguin"), {}),
     "where the checkpoint is had": (row(source="https://example.org/elsewhere"), {}),
-    "the reference's prompt": (row(prompt="a tractor"), {"draw_reference": 1, **AFTER}),
-    "the reference's seed": (row(seed="8"), {"draw_reference": 1, **AFTER}),
+    "the reference's prompt": (row(prompt="a tractor"), {"draw_reference": 1, "check_calibration": 1, **AFTER}),
+    "the reference's seed": (row(seed="8"), {"draw_reference": 1, "check_calibration": 1, **AFTER}),
     "a calibration prompt": (
         another_prompt,
-        {"record_trajectories": 1, "calibrate_unet": 1, "compile_model": 1, **AFTER},
+        {"record_trajectories": 1, **CALIBRATED, "compile_model": 1, **AFTER},
     ),
     "the steps": (
         row(steps="5"),
@@ -138,7 +139,7 @@ EDITS = {
             "derive_schedule": 1,
             "draw_reference": 1,
             "record_trajectories": 1,
-            "calibrate_unet": 1,
+            **CALIBRATED,
             "compile_model": 1,
             **AFTER,
         },
@@ -150,7 +151,7 @@ EDITS = {
             "export_onnx": 3,
             "check_parity": 3,
             "record_trajectories": 1,
-            "calibrate_unet": 1,
+            **CALIBRATED,
             "draw_pictures": 1,
             "encode_pictures": 1,
             "calibrate_vae_encoder": 1,
@@ -173,7 +174,7 @@ EDITS = {
     ),
     "the number of samples": (
         config("samples: 8", "samples: 9"),
-        {"calibrate_unet": 1, "compile_model": 1, **AFTER},
+        {"calibrate_unet": 1, "check_calibration": 1, "compile_model": 1, **AFTER},
     ),
     "the version of a compiler that is not used": (config('"4.2"', '"5.0"'), {}),
     "the toolchain": (config("toolchain: emulator", "toolchain: native"), {"compile_model": 4, **AFTER}),
@@ -224,7 +225,7 @@ def test_an_edit_is_seen_without_what_snakemake_remembers(project):
     forget(project)
     project.write_rows(ROW | {"prompt": "a tractor"})
 
-    assert project.plan(REPORT).jobs == {"draw_reference": 1, **AFTER}
+    assert project.plan(REPORT).jobs == {"draw_reference": 1, "check_calibration": 1, **AFTER}
 
 
 def test_an_edit_taken_back_leaves_nothing_to_do(project):
@@ -256,6 +257,7 @@ def test_the_unet_alone_needs_no_vae_no_reference_and_no_report(fresh):
         "export_onnx": 1,
         "check_parity": 1,
         "record_trajectories": 1,
+        "observe_unet": 1,
         "calibrate_unet": 1,
         "configure_build": 1,
         "compile_model": 1,

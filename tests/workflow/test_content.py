@@ -46,9 +46,11 @@ def job_name(log: Path) -> str:
         "parity": "check_parity",
         "build": "compile_model",
         "simulation": "simulate",
+        "attribution": "attribute_error",
     }
     if step == "calibration":
         own = {"trajectories": "record_trajectories", "pictures": "draw_pictures", "latents": "encode_pictures"}
+        own |= {"ranges": "observe_unet", "check": "check_calibration"}
         return own.get(component, f"calibrate_{component}")
     if component.endswith(".config"):
         return f"configure_build/{component.removesuffix('.config')}"
@@ -91,8 +93,9 @@ def another_name(project: Project) -> None:
     project.write_rows(ROW, ROW | {"model": "other"})
 
 
-PICTURES = {"draw_reference", "simulate"}
-UNET = {"record_trajectories", "calibrate_unet", "compile_model/unet", "simulate"}
+COMPILED = {"simulate", "attribute_error"}
+PICTURES = {"draw_reference", "check_calibration", *COMPILED}
+UNET = {"record_trajectories", "observe_unet", "calibrate_unet", "check_calibration", "compile_model/unet", *COMPILED}
 # What is edited -> jobs that do real work
 EDITS = {
     "touch everything": (touch, set()),
@@ -105,7 +108,7 @@ EDITS = {
     "a threshold of parity": (config("    unet: 60", "    unet: 55"), {"check_parity/unet"}),
     "reference prompt": (row(prompt="a tractor"), PICTURES),
     "seed": (row(seed="8"), PICTURES),
-    "samples": (config("samples: 8", "samples: 9"), UNET - {"record_trajectories"}),
+    "samples": (config("samples: 8", "samples: 9"), UNET - {"record_trajectories", "observe_unet"}),
     "calibration prompt": (lambda p: p.edit(ROW["calibration_prompts"], "penguin", "tractor"), UNET),
     "negative prompt": (row(negative_prompt="ugly"), UNET | PICTURES),
     "guidance": (row(guidance_scale="6"), UNET | PICTURES),
@@ -113,7 +116,7 @@ EDITS = {
     "scheduler": (row(scheduler="ddim"), UNET | PICTURES | {"derive_schedule"}),
     "Pulsar2 option of the VAE": (
         config("  vae_decoder: U16", "  vae_decoder: S16"),
-        {"configure_build/vae_decoder", "compile_model/vae_decoder", "simulate"},
+        {"configure_build/vae_decoder", "compile_model/vae_decoder", *COMPILED},
     ),
     "height": (
         row(height="72"),

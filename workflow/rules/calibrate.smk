@@ -89,6 +89,41 @@ rule calibrate_unet:
         "../scripts/job.py"
 
 
+rule check_calibration:
+    """Compare the ranges that the UNet was calibrated for with those of the reference's drawing."""
+    input:
+        settings=settings(
+            "axbake.held_out.check_calibration",
+            data=["resources/clip"],
+            tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
+            row=["prompt", "negative_prompt", "guidance_scale", "seed"],
+            more={"prompts": lambda row: row["calibration_prompts"]},
+        ),
+        graph="results/{model}/onnx/unet.onnx",
+        tensors="results/{model}/onnx/unet.onnx.data",
+        text_encoder="results/{model}/onnx/text_encoder.onnx",
+        text_encoder_tensors="results/{model}/onnx/text_encoder.onnx.data",
+        schedule="results/{model}/schedule.npz",
+        trajectory="results/{model}/reference/trajectory.npy",
+        ranges="results/{model}/calibration/unet.ranges.npz",
+        calibration="results/{model}/calibration/unet.json",
+    output:
+        record="results/{model}/calibration/unet.check.json",
+    log:
+        "logs/{model}/calibration/check.log",
+    benchmark:
+        "benchmarks/{model}/calibration/check.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    threads: 4
+    resources:
+        mem_mb=10000,
+    message:
+        "Checking the calibration of the unet of {wildcards.model} on its reference"
+    script:
+        "../scripts/job.py"
+
+
 rule draw_pictures:
     """Draw the pictures that every VAE of one size is calibrated with."""
     input:
