@@ -91,7 +91,7 @@ def calibrate_unet(
     prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
     sizes = {"prompts": len(prompts), "steps": len(steps), "branches": len(branches)}
     _check_count(samples, **sizes, empty=len(observed.samples) - len(drawn) if selection == "coverage" else 0)
-    required = _required(recorded, observed.samples)
+    required = required_samples(recorded, observed.samples)
     covered = shares(observed.ranges, observed.outputs)
     by_coverage = choose(covered, samples, [list(group.values()) for group in required])
     chosen = by_coverage[:samples]
@@ -116,7 +116,7 @@ def calibrate_unet(
     record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _required(recorded: UnetSamples, samples: list[Which]) -> list[dict[str, set[int]]]:
+def required_samples(recorded: UnetSamples, samples: list[Which]) -> list[dict[str, set[int]]]:
     """What a choice must hold one of, with the rows that are one, in the groups that `axbake.coverage.choose` wants."""
     rows, longest = range(len(samples)), recorded.longest()
     texts = {
