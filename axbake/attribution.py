@@ -22,8 +22,12 @@ def attribute_error(
     text_encoder: Path,
     unet: Path,
     vae_decoder: Path,
-    graphs: list[Path],
-    tensors: list[Path],
+    float_text_encoder: Path,
+    float_text_encoder_tensors: Path,
+    float_unet: Path,
+    float_unet_tensors: Path,
+    float_vae_decoder: Path,
+    float_vae_decoder_tensors: Path,
     weights: Path,
     schedule: Path,
     trajectory: Path,
@@ -43,7 +47,7 @@ def attribute_error(
 
     Args:
         text_encoder, unet, vae_decoder: compiled models that ONNX Runtime runs.
-        graphs, tensors: `onnx/{component}.onnx` of the same three in that order, and the files of their weights beside them.
+        float_…: `onnx/{component}.onnx` of the same three, and the files of their weights beside them.
         weights: `weights/vae_decoder.safetensors`, which says the latents' scale.
         trajectory: `reference/trajectory.npy`.
         distance: `simulation/distance.json`.
@@ -52,7 +56,7 @@ def attribute_error(
     """
     scaling_factor = read_description(weights).config["scaling_factor"]
     steps, tokenizer, latent = load_schedule(schedule), ClipTokenizer(TOKENIZER), np.load(trajectory)[-1]
-    float_encoder, float_unet, decoder = graphs[0], graphs[1], open_model(graphs[2])
+    decoder = open_model(float_vae_decoder)
     wanted = decode_latent(decoder, latent, scaling_factor=scaling_factor)
 
     def drawn_with(encoder: Path, network: Path) -> dict[str, float | None]:
@@ -79,7 +83,7 @@ def attribute_error(
     logger.info("attributing: 2 of 3: text_encoder")
     found["text_encoder"] = drawn_with(text_encoder, float_unet)
     logger.info("attributing: 3 of 3: unet")
-    found["unet"] = drawn_with(float_encoder, unet)
+    found["unet"] = drawn_with(float_text_encoder, unet)
     simulated = json.loads(distance.read_text(encoding="utf-8"))
     found["all"] = {name: simulated[name] for name in found["unet"]}
     content = {

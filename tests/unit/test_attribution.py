@@ -42,11 +42,11 @@ def reference(model, tmp_path_factory):
 
 
 def attribute(model, graph_of, reference, directory, **compiled):
-    graphs = [graph_of(part) for part in PARTS]
+    graphs = {part: graph_of(part) for part in PARTS}
     attribute_error(
-        **dict(zip(PARTS, graphs, strict=True)) | compiled,
-        graphs=graphs,
-        tensors=list(map(tensors_of, graphs)),
+        **graphs | compiled,
+        **{f"float_{part}": graph for part, graph in graphs.items()},
+        **{f"float_{part}_tensors": tensors_of(graph) for part, graph in graphs.items()},
         weights=model.weights["vae_decoder"],
         schedule=reference / "schedule.npz",
         trajectory=reference / "trajectory.npy",

@@ -71,6 +71,20 @@ def test_the_report_says_emulated_and_shows_both_pictures(baked):
         assert said in page
 
 
+def test_the_report_tells_what_calibration_covers_and_what_each_part_costs(baked):
+    page = results(baked, "report.html").read_text()
+    calibration = json.loads(results(baked, "calibration/unet.json").read_text())
+    found = json.loads(results(baked, "simulation/attribution.json").read_text())["quantised"]
+
+    assert len(calibration["samples"]) == 8
+    assert all(calibration["required"].values())
+    assert all(name in page for name in calibration["worst_covered"])
+    points = re.search(r'<polyline .*points="(.*?) *"', page)[1].split()
+    assert len(points) == len(calibration["coverage_by_samples"])
+    assert found["all"]["image_psnr_db"] <= min(part["image_psnr_db"] for part in found.values()) + 3
+    assert all(f"{part['image_psnr_db']} dB" in page for part in found.values())
+
+
 def test_every_job_has_a_log_and_none_has_a_traceback(baked):
     logs = list((baked.directory / "logs" / "tiny").rglob("*.log"))
 
@@ -174,6 +188,10 @@ EDITS = {
     ),
     "the number of samples": (
         config("samples: 8", "samples: 9"),
+        {"calibrate_unet": 1, "check_calibration": 1, "compile_model": 1, **AFTER},
+    ),
+    "how samples are chosen": (
+        config("selection: coverage", "selection: first"),
         {"calibrate_unet": 1, "check_calibration": 1, "compile_model": 1, **AFTER},
     ),
     "the version of a compiler that is not used": (config('"4.2"', '"5.0"'), {}),

@@ -1,8 +1,6 @@
 # Takes the compiled models. Makes the picture that they draw on the host, its distance from the reference, and how much of that
 # distance each model makes.
 
-DRAWS = ["text_encoder", "unet", "vae_decoder"]  # components that take part in drawing
-
 
 rule simulate:
     """Draw the reference's picture with the compiled models."""
@@ -51,8 +49,12 @@ rule attribute_error:
         text_encoder="results/{model}/text_encoder.axmodel",
         unet="results/{model}/unet.axmodel",
         vae_decoder="results/{model}/vae_decoder.axmodel",
-        graphs=collect("results/{{model}}/onnx/{component}.onnx", component=DRAWS),
-        tensors=collect("results/{{model}}/onnx/{component}.onnx.data", component=DRAWS),
+        float_text_encoder="results/{model}/onnx/text_encoder.onnx",
+        float_text_encoder_tensors="results/{model}/onnx/text_encoder.onnx.data",
+        float_unet="results/{model}/onnx/unet.onnx",
+        float_unet_tensors="results/{model}/onnx/unet.onnx.data",
+        float_vae_decoder="results/{model}/onnx/vae_decoder.onnx",
+        float_vae_decoder_tensors="results/{model}/onnx/vae_decoder.onnx.data",
         weights="results/{model}/weights/vae_decoder.safetensors",
         schedule="results/{model}/schedule.npz",
         trajectory="results/{model}/reference/trajectory.npy",
