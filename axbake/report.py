@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import math
 from pathlib import Path
 
 import jinja2
@@ -60,6 +61,7 @@ def write_report(
         distance=_read_json(distance),
         attribution=_read_json(attribution)["quantised"],
         calibration=_read_json(calibration),
+        plot=_plot(_read_json(calibration)["coverage_by_samples"]),
         check=_read_json(check),
         settings=_read_json(drawn),
         checkpoint=described,
@@ -71,6 +73,25 @@ def write_report(
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _plot(curve: list[float]) -> dict[str, list]:
+    """Places of *curve*, coverage by number of samples, in a plot of 560 × 200 pixels: samples in octaves, coverage up to 1."""
+    lowest = math.floor(curve[0] * 10) / 10 if curve[0] < 1 else 0.0
+
+    def x(samples: int) -> float:
+        return round(560 * math.log(samples) / math.log(max(2, len(curve))), 1)
+
+    def y(share: float) -> float:
+        return round(200 * (1 - share) / (1 - lowest), 1)
+
+    octaves = [2**power for power in range(len(curve).bit_length())]
+    tenths = [share / 10 for share in range(round(10 * lowest), 11)]
+    return {
+        "points": [(x(number), y(share)) for number, share in enumerate(curve, start=1)],
+        "samples": [(number, x(number)) for number in octaves],
+        "shares": [(share, y(share)) for share in tenths],
+    }
 
 
 def _data_uri(png: Path) -> str:

@@ -176,11 +176,13 @@ def variants(results: Path, draws: int) -> dict[str, Choices]:
     spread = stratified(32, prompts=len(prompts), steps=len(steps), branches=len(branches))
     required = [list(group.values()) for group in required_samples(recorded, observed.samples)]
     greedy = choose(shares(observed.ranges, observed.outputs), 32, required)
+    unweighted = choose(shares(observed.ranges, frozenset()), 32, required)[:32]
     return {
         "first 4, as published": [list(range(4))],
         "random 32": [list(np.random.RandomState(n).permutation(len(drawn))[:32]) for n in range(draws)],
         "stratified 32": [[observed.samples.index((p, steps[number], branch)) for p, number, branch in spread]],
         **{f"coverage {count}": [greedy[:count]] for count in (4, 8, 16, 32)},
+        "coverage 32, the output weighing as one tensor of all": [unweighted],
         f"all {len(observed.samples)}": [list(range(len(observed.samples)))],
     }
 
