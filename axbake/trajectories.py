@@ -9,10 +9,10 @@ import torch
 
 from axbake import components
 from axbake.export import CutUnet
+from axbake.npz import npz_bytes
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import Denoiser, load_schedule, sample
 from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.schedule import npz_bytes
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,8 +41,9 @@ def record_trajectories(
         height, width: image pixels.
         seed: of the first prompt's noise; the n-th prompt has seed + n.
         precision: float32 or bfloat16: of the UNet's weights and activations; the sampler's sums are as ever.
-        trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, 77, W), `negative_embeds` (1, 77, W), `latents`
-            (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each. All float32.
+        trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, 77, W), `negative_embeds` and `empty_embeds`,
+            of the empty prompt, (1, 77, W), `latents` (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each; all
+            float32. `prompts` (P,) and `negative_prompt` () are the texts.
     """
     steps = load_schedule(schedule)
     encode = _text_encoding(components.load(text_encoder))
@@ -65,7 +66,14 @@ def record_trajectories(
             what=f"recording: prompt {number + 1} of {len(prompts)}, step",
         )
         latents.append(np.concatenate([start[None], path]))
-    arrays = {"prompt_embeds": np.stack(embeds), "negative_embeds": negative, "latents": np.stack(latents)}
+    arrays = {
+        "prompts": np.array(prompts),
+        "negative_prompt": np.array(negative_prompt),
+        "prompt_embeds": np.stack(embeds),
+        "negative_embeds": negative,
+        "empty_embeds": encode(""),
+        "latents": np.stack(latents),
+    }
     trajectories.write_bytes(npz_bytes(arrays))
 
 

@@ -96,10 +96,12 @@ def job_name(log: Path) -> str:
         "parity": "check_parity",
         "build": "compile_model",
         "simulation": "simulate",
+        "attribution": "attribute_error",
         "report": "write_report",
     }
     if step == "calibration":
         own = {"trajectories": "record_trajectories", "pictures": "draw_pictures", "latents": "encode_pictures"}
+        own |= {"ranges": "observe_unet", "check": "check_calibration"}
         return own.get(component, f"calibrate_{component}")
     if component.endswith(".config"):
         return f"configure_build/{component.removesuffix('.config')}"
@@ -163,8 +165,10 @@ def _edit(what: str, carry_out: Callable, *work: str | set[str], of_code: bool =
     return Edit(what, carry_out, frozenset(jobs), of_code)
 
 
-PICTURES = {"draw_reference", "simulate"}
-UNET = {"record_trajectories", "calibrate_unet", "compile_model/unet", "simulate"}
+COMPILED = {"simulate", "attribute_error"}
+PICTURES = {"draw_reference", "check_calibration", *COMPILED}
+CHOSEN = {"calibrate_unet", "check_calibration", "compile_model/unet", *COMPILED}
+UNET = {"record_trajectories", "observe_unet", *CHOSEN}
 VAE = ("vae_encoder", "vae_decoder")
 OTHER = ROW | {"model": "other", "prompt": "a tractor", "height": "72"}
 EDITS = [
@@ -187,7 +191,7 @@ EDITS = [
         "the emulator's version",
         code("emulator/build.py", "emulated (axbake", "emulated again (axbake"),
         each("compile_model"),
-        "simulate",
+        COMPILED,
         of_code=True,
     ),
     _edit("the version of a compiler that is not used", config('"4.2"', '"5.0"')),
@@ -206,7 +210,7 @@ EDITS = [
         each("export_onnx", "vae_decoder"),
         each("check_parity", "vae_decoder"),
         each("compile_model", "vae_decoder"),
-        "simulate",
+        COMPILED,
     ),
     _edit("the reference's prompt", row(prompt="a tractor"), PICTURES),
     _edit("its seed", row(seed="8"), PICTURES),
@@ -215,20 +219,21 @@ EDITS = [
     _edit("the guidance scale", row(guidance_scale="6"), UNET, PICTURES),
     _edit("the steps", row(steps="5"), UNET, PICTURES, "derive_schedule"),
     _edit("the scheduler", row(scheduler="ddim"), UNET, PICTURES, "derive_schedule"),
-    _edit("the number of samples", config("samples: 8", "samples: 9"), UNET - {"record_trajectories"}),
+    _edit("the number of samples", config("samples: 8", "samples: 9"), CHOSEN),
+    _edit("how samples are chosen", config("selection: coverage", "selection: first"), CHOSEN),
     _edit(
         "a prompt of all text encoders",
         lambda project: project.edit("config/prompts/text_encoder.txt", "rocket", "tractor"),
         "calibrate_text_encoder",
         "compile_model/text_encoder",
-        "simulate",
+        COMPILED,
     ),
     _edit(
         "Pulsar2's precision of the VAE decoder",
         config("  vae_decoder: U16", "  vae_decoder: S16"),
         "configure_build/vae_decoder",
         "compile_model/vae_decoder",
-        "simulate",
+        COMPILED,
     ),
     _edit(
         "the height",

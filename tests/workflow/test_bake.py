@@ -15,7 +15,7 @@ from tests.workflow.matrix import config, row
 from tests.workflow.project import REPORT, ROOT, ROW, Project
 
 # Rules below the compiled models
-AFTER = {"simulate": 1, "write_report": 1}
+AFTER = {"simulate": 1, "attribute_error": 1, "write_report": 1}
 
 
 def results(project, name):
@@ -67,6 +67,20 @@ def test_the_report_says_emulated_and_shows_both_pictures(baked):
         assert base64.b64encode(results(baked, picture).read_bytes()).decode() in page
     for said in (ROW["prompt"], ROW["negative_prompt"], "Stable Diffusion 1.x", *COMPONENTS):
         assert said in page
+
+
+def test_the_report_tells_what_calibration_covers_and_what_each_part_costs(baked):
+    page = results(baked, "report.html").read_text()
+    calibration = json.loads(results(baked, "calibration/unet.json").read_text())
+    found = json.loads(results(baked, "simulation/attribution.json").read_text())["quantised"]
+
+    assert len(calibration["samples"]) == 8
+    assert all(calibration["required"].values())
+    assert all(name in page for name in calibration["worst_covered"])
+    points = re.search(r'<polyline .*points="(.*?) *"', page)[1].split()
+    assert len(points) == len(calibration["coverage_by_samples"])
+    assert found["all"]["image_psnr_db"] <= min(part["image_psnr_db"] for part in found.values()) + 3
+    assert all(f"{part['image_psnr_db']} dB" in page for part in found.values())
 
 
 def test_every_job_has_a_log_and_none_has_a_traceback(baked):
@@ -132,7 +146,7 @@ def test_an_edit_is_seen_without_what_snakemake_remembers(project):
     project.forget()
     project.write_rows(ROW | {"prompt": "a tractor"})
 
-    assert project.plan(REPORT).jobs == {"draw_reference": 1, **AFTER}
+    assert project.plan(REPORT).jobs == {"draw_reference": 1, "check_calibration": 1, **AFTER}
 
 
 def test_a_checkpoint_of_other_bytes_remakes_everything_and_the_same_bytes_nothing(project):
@@ -156,6 +170,7 @@ def test_the_unet_alone_needs_no_vae_no_reference_and_no_report(fresh):
         "export_onnx": 1,
         "check_parity": 1,
         "record_trajectories": 1,
+        "observe_unet": 1,
         "calibrate_unet": 1,
         "configure_build": 1,
         "compile_model": 1,
