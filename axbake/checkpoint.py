@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from axbake import components
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, FAMILIES, Family, Shapes
-from axbake.weights import Description, read_tensor, write_tensors
+from axbake.weights import Description, read_places, write_tensors
 
 # Tensors that training leaves behind and no run of the model reads (CompVis' `ddpm.py`, Lightning, transformers 4).
 LEFTOVERS = (
@@ -205,12 +205,20 @@ def import_checkpoint(checkpoint: Path, *, component: str, weights: Path) -> Non
     header = read_header(checkpoint)
     family = find_family(header)
     part = find_part(header, family, component)
-    write_tensors(
-        weights,
-        {new: (header.dtypes[old], part.shapes[new]) for new, old in part.sources.items()},
-        lambda name: read_tensor(checkpoint, part.sources[name]),
-        metadata=Description(component, family.name, part.config).as_metadata(),
-    )
+    places = read_places(checkpoint)
+    with checkpoint.open("rb") as file:
+
+        def read(name: str) -> bytes:
+            start, end = places[part.sources[name]]
+            file.seek(start)
+            return file.read(end - start)
+
+        write_tensors(
+            weights,
+            {new: (header.dtypes[old], part.shapes[new]) for new, old in part.sources.items()},
+            read,
+            metadata=Description(component, family.name, part.config).as_metadata(),
+        )
 
 
 def _why_unused(name: str) -> str:

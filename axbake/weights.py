@@ -59,21 +59,35 @@ def read_tensor(weights: Path, name: str) -> Any:
         return file.get_tensor(name)
 
 
+def read_places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where in a safetensors file the bytes of each tensor begin and end.
+
+    The format is public (safetensors' README), and its library does not tell: the header's length, the header, the tensors.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: (8 + length + entry["data_offsets"][0], 8 + length + entry["data_offsets"][1])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
 def write_tensors(
     path: Path,
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-    read: Callable[[str], Any],
+    read: Callable[[str], bytes],
     *,
     metadata: Mapping[str, str],
 ) -> None:
     """Write a safetensors file one tensor at a time; the bytes are those of safetensors' own `save_file`.
 
-    That one wants all tensors at once. The format is public (safetensors' README): length of the header, the header in JSON,
-    the tensors, the largest types first so that all are aligned.
+    That one wants all tensors at once. The largest types come first, so that all tensors are aligned.
 
     Args:
         tensors: name -> type in safetensors' name (F16, BF16, F32 …), shape.
-        read: name -> the tensor, torch's, of that type and as many values.
+        read: name -> the tensor's bytes.
     """
     widths = {kind: int(re.search(r"\d+", kind)[0]) // 8 for kind, _ in tensors.values()}  # type: ignore[index]
     order = sorted(tensors, key=lambda name: (-widths[tensors[name][0]], tensors[name][0], name))
@@ -88,11 +102,4 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(_bytes(read(name)))
-
-
-def _bytes(tensor: Any) -> memoryview:
-    """The bytes of a tensor of any type, NumPy's or not."""
-    import torch  # here, since who only reads descriptions does without
-
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            file.write(read(name))

@@ -5,7 +5,7 @@
 DIRECTORY keeps a random checkpoint of Stable Diffusion 1.5's size (made where it is not yet). Each way draws the same latent,
 of the same seed, prompts and sampler, with guidance, in a process of its own, by turns:
 
-- obvious: `StableDiffusionPipeline.from_pretrained(…, torch_dtype=torch.float32)` as it comes;
+- obvious: `StableDiffusionPipeline.from_pretrained(…, dtype=torch.float32)` as it comes;
 - reference: the same in float32 with channels last, as the job `draw_reference` does;
 - float32, bfloat16: as the job `record_trajectories` does in that precision;
 - stable-diffusion.cpp: its Python package, where it is installed; in f16, flash attention off, as it comes.
@@ -58,7 +58,7 @@ def obvious(options, place: Path) -> list[float]:
     from diffusers import StableDiffusionPipeline
 
     folder = options.directory / "diffusers"
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     return _pipeline_seconds(pipeline, options, place)
 
 

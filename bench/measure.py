@@ -44,7 +44,6 @@ def median(costs: Sequence[Cost]) -> Cost:
 
 def full_size(directory: Path) -> dict[str, Path]:
     """Weights of a random checkpoint of Stable Diffusion 1.5's size, by component; made in *directory* where they are not yet."""
-    from axbake.checkpoint import import_checkpoint
     from axbake.families import COMPONENTS
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -54,6 +53,8 @@ def full_size(directory: Path) -> dict[str, Path]:
     weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
     for component, path in weights.items():
         if not path.is_file():
+            from axbake.checkpoint import import_checkpoint
+
             import_checkpoint(checkpoint, component=component, weights=path)
     return weights
 
