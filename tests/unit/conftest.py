@@ -14,6 +14,7 @@ from axbake.checkpoint import import_checkpoint
 from axbake.export import export_onnx
 from axbake.families import COMPONENTS
 from axbake.schedule import build_scheduler, derive_schedule
+from axbake.text_encoder import list_embeddings
 from tests import tiny
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
@@ -29,6 +30,7 @@ class TinyModel:
     networks: tiny.Networks
     checkpoint: Path
     weights: dict[str, Path]  # by component
+    embeddings: Path  # embeddings.json; it has none
 
     def schedule(self, path: Path, *, scheduler: str = "euler", steps: int = 4) -> Path:
         """A schedule for its UNet, written to *path*."""
@@ -64,7 +66,8 @@ def model(request, tmp_path_factory) -> TinyModel:
     weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
     for component, path in weights.items():
         import_checkpoint(checkpoint, component=component, weights=path)
-    return TinyModel(request.param, networks, checkpoint, weights)
+    list_embeddings([], names=[], listing=directory / "embeddings.json")
+    return TinyModel(request.param, networks, checkpoint, weights, directory / "embeddings.json")
 
 
 def tensors_of(graph: Path) -> Path:

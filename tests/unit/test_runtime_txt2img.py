@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from axbake.runtime.errors import BundleError
+from axbake.runtime.prompt import chunk_prompt
 from axbake.runtime.sampler import denoiser, load_schedule, sample
 from axbake.runtime.session import Session, open_model
 from axbake.runtime.tokenizer import ClipTokenizer
@@ -194,9 +195,13 @@ def test_a_drawing_says_how_long_each_run_took(models, bundle):
     assert {name: len(seconds) for name, seconds in plain.items()} == {"text_encoder": 1, "unet": 4, "vae_decoder": 1}
 
 
-def test_a_drawing_says_what_of_the_prompt_was_cut_off(models, bundle):
-    assert draw_with(models, bundle, "lcm").cut_off == ""
-    assert draw_with(models, bundle, "lcm", prompt="word " * 75 + "lost").cut_off == "lost"
+def test_a_drawing_says_what_of_its_prompts_does_not_count(models, bundle):
+    long = "word " * 75 + "lost"
+
+    assert draw_with(models, bundle, "lcm").warnings == ()
+    (said,) = draw_with(models, bundle, "lcm", negative_prompt=long).warnings
+    assert said.endswith("this end of it does not count: lost")
+    assert draw_with(models, bundle, "lcm", negative_prompt=long, guidance_scale=1).warnings == ()
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(models, bundle):
@@ -276,7 +281,7 @@ def test_inputs_and_outputs_have_shapes_and_types(models):
 
 
 def test_integers_are_cast_to_what_the_model_asks_for(models):
-    ids = ClipTokenizer(CLIP).encode(PROMPT)
+    ids = chunk_prompt(PROMPT, ClipTokenizer(CLIP))[0].ids
 
     same = [models[0].run({"input_ids": ids.astype(dtype)}) for dtype in (np.int64, np.int32, np.uint16)]
 

@@ -27,8 +27,10 @@ def reference(model, tmp_path_factory):
     draw_reference(
         **{name: model.weights[name] for name in ("text_encoder", "unet", "vae_decoder")},
         **DRAWING,
+        embeddings=model.embeddings,
         scheduler="euler",
         steps=4,
+        prompt_chunks=1,
         image=directory / "image.png",
         trajectory=directory / "trajectory.npy",
         settings=directory / "settings.json",
@@ -40,6 +42,7 @@ def reference(model, tmp_path_factory):
 def distance(model, reference, models, directory, **changed):
     simulate(
         **models,
+        embeddings=model.embeddings,
         vae_encoder_weights=model.weights["vae_encoder"],
         schedule=reference / "schedule.npz",
         reference=reference / "image.png",

@@ -9,11 +9,14 @@ import shutil
 from collections.abc import Callable
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from axbake.families import COMPONENTS
 from axbake.interface import interface
 from axbake.runtime.session import EMULATOR, open_model, producer
-from axbake.weights import read_description
+from axbake.weights import read_description, read_shapes
+from tests import tiny
 from tests.workflow.project import REPORT, ROOT, ROW, Project
 
 # Rules below the compiled models
@@ -89,6 +92,31 @@ def test_a_second_run_has_nothing_to_do(project):
     assert "Nothing to be done" in project.bake()  # the default target
 
 
+def test_a_prompt_of_the_web_ui_is_drawn_with_its_embedding_its_chunks_and_its_clip_skip(fresh):
+    embeddings(fresh)
+    prompt = "a (rocket:1.3), [night] BREAK ((stars))"
+    cells = {"embeddings": "embeddings/easynegative.safetensors", "prompt_chunks": "2", "clip_skip": "2"}
+    fresh.write_rows(ROW | cells | {"prompt": prompt, "negative_prompt": "(easynegative:1.2), blurry"})
+
+    said = fresh.bake("results/tiny/simulation/distance.json")
+
+    assert open_model(results(fresh, "unet.axmodel")).inputs["encoder_hidden_states"][0][1] == 154
+    table = "embeddings.token_embedding.weight"
+    assert read_shapes(results(fresh, "weights/text_encoder.safetensors"))[table] == (49416, tiny.WIDTH)
+    assert json.loads(results(fresh, "reference/settings.json").read_text())["prompt"] == prompt
+    assert json.loads(results(fresh, "simulation/distance.json").read_text())["latent_psnr_db"] > 20
+    assert "looks like an embedding" not in said and "does not count" not in said
+
+
+def test_an_embedding_that_is_not_there_is_named(fresh):
+    fresh.write_rows(ROW | {"embeddings": "embeddings/nowhere.pt"})
+
+    said = fresh.refusal("--dry-run", REPORT)
+
+    assert "MissingEmbedding: tiny: embeddings/nowhere.pt: not there. Put the files there" in said
+    assert "Traceback" not in said
+
+
 def touch_everything(project: Project) -> None:
     for path in project.directory.rglob("*"):
         if path.is_file() and ".snakemake" not in path.parts:
@@ -117,6 +145,25 @@ def another_prompt(project: Project) -> None:
     project.edit(ROW["calibration_prompts"], "penguin", "tractor")
 
 
+def embeddings(project: Project) -> None:
+    """Give the row an embedding."""
+    path = project.directory / "embeddings" / "easynegative.safetensors"
+    path.parent.mkdir()
+    save_file({"emb_params": torch.full((8, tiny.WIDTH), 0.02)}, path)
+    row(embeddings="embeddings/easynegative.safetensors")(project)
+
+
+# What a change of the text encoder's weights remakes
+TEXT_ENCODER = {
+    "import_text_encoder": 1,
+    "export_onnx": 1,
+    "check_parity": 1,
+    "draw_reference": 1,
+    "record_trajectories": 1,
+    "calibrate_unet": 1,
+    "compile_model": 2,
+    **AFTER,
+}
 # What is edited -> the rules that run again, with their jobs
 EDITS = {
     "nothing": (lambda project: None, {}),
@@ -143,6 +190,20 @@ EDITS = {
             **AFTER,
         },
     ),
+    "the chunks of prompts": (
+        row(prompt_chunks="2"),
+        {
+            "draw_reference": 1,
+            "export_onnx": 1,
+            "check_parity": 1,
+            "record_trajectories": 1,
+            "calibrate_unet": 1,
+            "compile_model": 1,
+            **AFTER,
+        },
+    ),
+    "the clip skip": (row(clip_skip="2"), TEXT_ENCODER),
+    "the embeddings": (embeddings, TEXT_ENCODER | {"list_embeddings": 1, "calibrate_text_encoder": 1}),
     "the width": (
         row(width="72"),
         {

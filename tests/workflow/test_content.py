@@ -93,6 +93,9 @@ def another_name(project: Project) -> None:
 
 PICTURES = {"draw_reference", "simulate"}
 UNET = {"record_trajectories", "calibrate_unet", "compile_model/unet", "simulate"}
+TEXT_ENCODER = {"import_text_encoder"} | {
+    f"{step}/text_encoder" for step in ("export_onnx", "check_parity", "compile_model")
+}
 # What is edited -> jobs that do real work
 EDITS = {
     "touch everything": (touch, set()),
@@ -111,6 +114,7 @@ EDITS = {
     "guidance": (row(guidance_scale="6"), UNET | PICTURES),
     "steps": (row(steps="5"), UNET | PICTURES | {"derive_schedule"}),
     "scheduler": (row(scheduler="ddim"), UNET | PICTURES | {"derive_schedule"}),
+    "clip skip": (row(clip_skip="2"), UNET | PICTURES | TEXT_ENCODER),
     "Pulsar2 option of the VAE": (
         config("  vae_decoder: U16", "  vae_decoder: S16"),
         {"configure_build/vae_decoder", "compile_model/vae_decoder", "simulate"},
@@ -165,7 +169,10 @@ def test_a_checkpoint_of_other_bytes_and_an_older_date_is_another_checkpoint(pro
 
     worked = real_work(project)
 
-    assert {f"import_checkpoint/{part}" for part in ("text_encoder", "unet", "vae_encoder", "vae_decoder")} < worked
+    imported = {f"import_checkpoint/{part}" for part in ("unet", "vae_encoder", "vae_decoder")} | {
+        "import_text_encoder"
+    }
+    assert imported < worked
     compiled = {name for name in worked if name.startswith("compile_model")}
     assert len(compiled) == 1  # the component that the value is of
 

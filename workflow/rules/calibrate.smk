@@ -9,13 +9,14 @@ rule record_trajectories:
             "axbake.trajectories.record_trajectories",
             data=["resources/clip"],
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy"],
-            row=["height", "width", "negative_prompt", "guidance_scale"],
+            row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
             entries={"seed": "calibration/seed"},
             more={"prompts": lambda row: row["calibration_prompts"], "precision": recording_precision},
         ),
         text_encoder="results/{model}/weights/text_encoder.safetensors",
         unet="results/{model}/weights/unet.safetensors",
         schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
     output:
         trajectories="results/{model}/calibration/trajectories.npz",
     log:
@@ -146,6 +147,7 @@ rule calibrate_text_encoder:
             tools=["tokenizers", "numpy"],
             more={"prompts": text_prompts},
         ),
+        embeddings="results/{model}/embeddings.json",
     output:
         archive="results/{model}/calibration/text_encoder.tar",
     log:

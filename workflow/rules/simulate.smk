@@ -16,6 +16,7 @@ rule simulate:
         vae_decoder="results/{model}/vae_decoder.axmodel",
         vae_encoder_weights="results/{model}/weights/vae_encoder.safetensors",
         schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
         reference="results/{model}/reference/image.png",
         trajectory="results/{model}/reference/trajectory.npy",
     output:
