@@ -15,7 +15,7 @@ CLIP = Path(__file__).parents[1] / "resources" / "clip"
 
 
 def load_tokenizer(embeddings: Path) -> ClipTokenizer:
-    """CLIP's tokenizer with the names in an `embeddings.json` (`axbake.text_encoder.list_embeddings`)."""
+    """CLIP's tokenizer with the names in an `embeddings.json` (`axbake.embeddings.list_embeddings`)."""
     return ClipTokenizer(CLIP, json.loads(embeddings.read_text(encoding="utf-8")))
 
 

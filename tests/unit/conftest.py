@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from axbake.checkpoint import import_checkpoint
+from axbake.embeddings import list_embeddings
 from axbake.export import export_onnx
 from axbake.families import COMPONENTS
 from axbake.schedule import build_scheduler, derive_schedule
-from axbake.text_encoder import list_embeddings
 from tests import tiny
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"

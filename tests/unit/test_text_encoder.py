@@ -13,18 +13,13 @@ from safetensors.torch import save_file
 from axbake import components
 from axbake.checkpoint import import_checkpoint
 from axbake.distance import psnr
+from axbake.embeddings import EmbeddingError, list_embeddings, read_embedding
 from axbake.export import export_onnx
 from axbake.parity import check_parity
 from axbake.prompts import load_tokenizer, text_encoding
 from axbake.runtime.prompt import chunk_prompt, embed_prompt
 from axbake.runtime.session import open_model
-from axbake.text_encoder import (
-    ClipSkipError,
-    EmbeddingError,
-    import_text_encoder,
-    list_embeddings,
-    read_embedding,
-)
+from axbake.text_encoder import ClipSkipError, import_text_encoder
 from axbake.weights import read_description, read_tensor
 from tests import tiny
 from tests.unit.conftest import tensors_of
@@ -94,7 +89,7 @@ def test_code_in_a_file_is_not_run_and_named(tmp_path):
         path = tmp_path / f"{number}.pt"
         content = {"string_to_param": {"*": Payload(tmp_path / "run")}}
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-        with pytest.raises(EmbeddingError, match=r"asks for \w+\.system, which is not data; it was not run"):
+        with pytest.raises(EmbeddingError, match=r"asks for \w+\.system, which was not run"):
             read_embedding(path)
 
     assert not (tmp_path / "run").exists()

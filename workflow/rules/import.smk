@@ -63,7 +63,7 @@ rule list_embeddings:
     """Say which token ids the row's embeddings have."""
     input:
         settings=settings(
-            "axbake.text_encoder.list_embeddings",
+            "axbake.embeddings.list_embeddings",
             tools=["safetensors", "torch"],
             more={"names": embedding_names},
             sources={"embeddings": embeddings_digest},
