@@ -124,17 +124,17 @@ def parse_attention(prompt: str) -> list[list[Span]]:
 
 
 def _sections(spans: list[list]) -> list[list[Span]]:
-    """*spans* parted at each BREAK, without empty texts, neighbours of one weight joined."""
+    """*spans* parted at each BREAK, neighbours of one weight joined, then without empty texts."""
     sections: list[list[Span]] = [[]]
     for text, weight in spans:
         section = sections[-1]
         if text is None:
             sections.append([])
-        elif text and section and section[-1][1] == weight:
+        elif section and section[-1][1] == weight:
             section[-1] = (section[-1][0] + text, weight)
-        elif text:
+        else:
             section.append((text, weight))
-    return sections
+    return [[span for span in section if span[0]] for section in sections]
 
 
 def chunk_prompt(prompt: str, tokenizer: ClipTokenizer) -> list[Chunk]:
