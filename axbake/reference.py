@@ -58,6 +58,7 @@ def draw_reference(
     guidance_scale: float,
     seed: int,
     prompt_chunks: int,
+    clip_skip: int,
     image: Path,
     trajectory: Path,
     settings: Path,
@@ -69,6 +70,7 @@ def draw_reference(
         embeddings: `embeddings.json`.
         seed: of torch's CPU generator, as people who use diffusers give it.
         prompt_chunks: chunks of 77 tokens in the UNet's context.
+        clip_skip: that the text encoder was imported with; told beside the picture.
         image: PNG to write, with its settings in the form that web UIs read.
         trajectory: .npy to write: (N, 1, 4, H/8, W/8) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
@@ -104,6 +106,7 @@ def draw_reference(
         "height": height,
         "width": width,
         "model": model,
+        "clip_skip": clip_skip,
     }
     save_png(image, (drawn * 255).round().astype(np.uint8), png_parameters(**parameters))
     np.save(trajectory, np.stack(latents))

@@ -37,6 +37,7 @@ def simulate(
     seed: int,
     height: int,
     width: int,
+    clip_skip: int,
     image: Path,
     distance: Path,
 ) -> None:
@@ -78,6 +79,7 @@ def simulate(
         height=height,
         width=width,
         model=model,
+        clip_skip=clip_skip,
     )
     save_png(image, drawing.image, parameters)
     wanted, latents = np.asarray(Image.open(reference).convert("RGB")), np.load(trajectory)

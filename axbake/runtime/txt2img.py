@@ -108,11 +108,13 @@ def png_parameters(
     height: int,
     width: int,
     model: str,
+    clip_skip: int,
 ) -> str:
     """How a picture was made, as AUTOMATIC1111's web UI and those after it read it back.
 
     Args:
         sampler: one of the values of `SAMPLERS`.
+        clip_skip: of the model's text encoder; 1 is not told.
     """
     lines = [prompt]
     if negative_prompt:
@@ -121,7 +123,7 @@ def png_parameters(
     name = json.dumps(model, ensure_ascii=False) if set(model) & set(",:\n") else model
     lines.append(
         f"Steps: {steps}, Sampler: {sampler}, CFG scale: {guidance_scale:g}, Seed: {seed}, "
-        f"Size: {width}x{height}, Model: {name}"
+        f"Size: {width}x{height}, Model: {name}" + (f", Clip skip: {clip_skip}" if clip_skip > 1 else "")
     )
     return "\n".join(lines)
 

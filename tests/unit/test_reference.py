@@ -22,6 +22,7 @@ SETTINGS = {
     "steps": 3,
     "guidance_scale": 5,
     "seed": 9,
+    "clip_skip": 1,
 }
 
 

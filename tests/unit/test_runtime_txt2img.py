@@ -247,7 +247,7 @@ def test_a_schedule_file_of_something_else_is_refused(tmp_path):
 def test_png_text_is_what_web_uis_read(models, bundle, tmp_path):
     text = png_parameters(
         prompt="a cat, 猫", negative_prompt="blurry", steps=20, sampler=SAMPLERS["dpmpp_2m_karras"],
-        guidance_scale=7.0, seed=42, height=480, width=320, model="xxmix9: v4, pruned",
+        guidance_scale=7.0, seed=42, height=480, width=320, model="xxmix9: v4, pruned", clip_skip=2,
     )  # fmt: skip
     image = draw_with(models, bundle, "lcm").image
     for name in ("one.png", "two.png"):
@@ -256,16 +256,17 @@ def test_png_text_is_what_web_uis_read(models, bundle, tmp_path):
     opened = Image.open(tmp_path / "one.png")
     assert opened.text["parameters"] == (
         "a cat, 猫\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 42, "
-        'Size: 320x480, Model: "xxmix9: v4, pruned"'
+        'Size: 320x480, Model: "xxmix9: v4, pruned", Clip skip: 2'
     )
     assert (np.asarray(opened) == image).all()
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
 def test_png_text_has_no_line_for_an_empty_negative_prompt():
-    options = {"steps": 4, "sampler": "LCM", "guidance_scale": 1.5, "seed": 1, "height": 64, "width": 64, "model": "m"}
-
-    text = png_parameters(prompt="a cat", negative_prompt="", **options)
+    text = png_parameters(
+        prompt="a cat", negative_prompt="", steps=4, sampler="LCM", guidance_scale=1.5, seed=1, height=64, width=64,
+        model="m", clip_skip=1,
+    )  # fmt: skip
 
     assert text == "a cat\nSteps: 4, Sampler: LCM, CFG scale: 1.5, Seed: 1, Size: 64x64, Model: m"
 

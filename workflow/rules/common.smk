@@ -15,7 +15,7 @@ SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
 SIZE = {component: [] if component == "text_encoder" else ["height", "width"] for component in COMPONENTS}
 SIZE["unet"] = [*SIZE["unet"], "prompt_chunks"]
-DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed"]
+DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed", "clip_skip"]
 
 try:
     config = check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config/config.yaml")
