@@ -25,16 +25,15 @@ DRAWING = {
 }
 
 
-@pytest.fixture(scope="module")
-def reference(model, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("reference")
+def draw(model, directory, *, prompt_chunks=1, **changed):
+    """*directory* with the reference and its schedule in it."""
     draw_reference(
         **{name: model.weights[name] for name in ("text_encoder", "unet", "vae_decoder")},
-        **DRAWING,
+        **DRAWING | changed,
         embeddings=model.embeddings,
         scheduler="euler",
         steps=4,
-        prompt_chunks=1,
+        prompt_chunks=prompt_chunks,
         image=directory / "image.png",
         trajectory=directory / "trajectory.npy",
         settings=directory / "settings.json",
