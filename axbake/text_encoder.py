@@ -4,21 +4,24 @@ Vectors become rows of the token table, behind CLIP's own, so a compiled text en
 """
 
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from axbake.checkpoint import Part, find_family, find_part, read_header
+from axbake.checkpoint import import_checkpoint
 from axbake.embeddings import VOCABULARY, EmbeddingError, read_embedding
 from axbake.errors import AxbakeError
 from axbake.runtime.prompt import CHUNK
-from axbake.weights import Description, read_tensor, write_tensors
+from axbake.weights import read_description
 
-COMPONENT = "text_encoder"
 TOKEN_TABLE = "embeddings.token_embedding.weight"
 # What an embedding was made for, by the width of its vectors
 ENCODERS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "Stable Diffusion XL"}
+
+Tensors = dict[str, torch.Tensor]
 
 
 class ClipSkipError(AxbakeError):
@@ -28,10 +31,10 @@ class ClipSkipError(AxbakeError):
 def import_text_encoder(checkpoint: Path, embeddings: list[Path], *, clip_skip: int, weights: Path) -> None:
     """Write the text encoder of *checkpoint* with *embeddings* and without its last layers.
 
-    Without embeddings, and with a clip skip of 1, the bytes are those of `axbake.checkpoint.import_checkpoint`.
+    Without embeddings, and with a clip skip of 1, it is what `axbake.checkpoint.import_checkpoint` writes, to the byte.
 
     Args:
-        checkpoint: single-file safetensors with LDM names.
+        checkpoint: as for `import_checkpoint`.
         embeddings: files of textual-inversion embeddings; their vectors follow CLIP's in the token table, in this order, in
             the type that the table is stored in.
         clip_skip: the last *clip_skip* - 1 layers are left out; the final norm stays, as in AUTOMATIC1111's
@@ -39,47 +42,43 @@ def import_text_encoder(checkpoint: Path, embeddings: list[Path], *, clip_skip: 
         weights: the safetensors file to write.
 
     Raises:
-        UnreadableCheckpoint, UnknownFamily, TensorMismatch, EmbeddingError, ClipSkipError
+        EmbeddingError, ClipSkipError, and the errors of `import_checkpoint`.
     """
-    header = read_header(checkpoint)
-    family = find_family(header)
-    part = _without_last_layers(find_part(header, family, COMPONENT), clip_skip - 1)
-    rows, width = part.shapes[TOKEN_TABLE]
-    vectors = [_fitting(read_embedding(path), path, rows=rows, width=width) for path in embeddings]
-    count = sum(len(vector) for vector in vectors)
-    shapes = dict(part.shapes) | {TOKEN_TABLE: (rows + count, width)}
-
-    def read(name: str) -> torch.Tensor:
-        tensor = read_tensor(checkpoint, part.sources[name])
-        return torch.cat([tensor, *(vector.to(tensor.dtype) for vector in vectors)]) if name == TOKEN_TABLE else tensor
-
-    write_tensors(
-        weights,
-        {new: (header.dtypes[old], shapes[new]) for new, old in part.sources.items()},
-        read,
-        metadata=Description(COMPONENT, family.name, part.config | {"vocab_size": rows + count}).as_metadata(),
-    )
+    with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".") as beside:
+        plain = Path(beside) / weights.name
+        import_checkpoint(checkpoint, component="text_encoder", weights=plain)
+        if not embeddings and clip_skip == 1:
+            plain.replace(weights)
+            return
+        description = read_description(plain)
+        layers = _layers_left(description.config["num_hidden_layers"], clip_skip=clip_skip)
+        tensors = _with_embeddings(_without_last_layers(load_file(plain), layers), embeddings)
+    config = description.config | {"num_hidden_layers": layers, "vocab_size": len(tensors[TOKEN_TABLE])}
+    save_file(tensors, weights, metadata=replace(description, config=config).as_metadata())
 
 
-def _without_last_layers(part: Part, count: int) -> Part:
-    """*part* without its last *count* layers."""
-    kept = part.config["num_hidden_layers"] - count
-    if kept < 1:
+def _layers_left(layers: int, *, clip_skip: int) -> int:
+    left = layers - (clip_skip - 1)
+    if left < 1:
         raise ClipSkipError(
-            f"clip_skip: {count + 1} leaves out {count} layers of {part.config['num_hidden_layers']}; at least one must stay."
-            " Set a lower number in the table."
+            f"clip_skip: {clip_skip} leaves out {clip_skip - 1} layers of {layers}; at least one must stay. Set a lower"
+            " number in the table."
         )
+    return left
 
-    def stays(name: str) -> bool:
-        layer = re.match(r"encoder\.layers\.(\d+)\.", name)
-        return layer is None or int(layer[1]) < kept
 
-    return replace(
-        part,
-        config=part.config | {"num_hidden_layers": kept},
-        sources={new: old for new, old in part.sources.items() if stays(new)},
-        shapes={name: shape for name, shape in part.shapes.items() if stays(name)},
-    )
+def _without_last_layers(tensors: Tensors, layers: int) -> Tensors:
+    """*tensors* without those of the layers behind the first *layers*."""
+    numbers = {name: re.match(r"encoder\.layers\.(\d+)\.", name) for name in tensors}
+    return {name: tensors[name] for name, number in numbers.items() if number is None or int(number[1]) < layers}
+
+
+def _with_embeddings(tensors: Tensors, embeddings: list[Path]) -> Tensors:
+    """*tensors* with the vectors of *embeddings* as rows behind those of the token table."""
+    table = tensors[TOKEN_TABLE]
+    rows, width = table.shape
+    vectors = [_fitting(read_embedding(path), path, rows=rows, width=width).to(table.dtype) for path in embeddings]
+    return tensors | {TOKEN_TABLE: torch.cat([table, *vectors])}
 
 
 def _fitting(vectors: torch.Tensor, path: Path, *, rows: int, width: int) -> torch.Tensor:
