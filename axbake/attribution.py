@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from axbake.distance import psnr, ssim
+from axbake.prompts import load_tokenizer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import EMULATOR, open_model, producer
-from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import decode_latent, draw
 from axbake.weights import read_description
 
 logger = logging.getLogger(__name__)
-TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 
 
 def attribute_error(
@@ -30,6 +29,7 @@ def attribute_error(
     float_vae_decoder_tensors: Path,
     weights: Path,
     schedule: Path,
+    embeddings: Path,
     trajectory: Path,
     distance: Path,
     prompt: str,
@@ -49,13 +49,14 @@ def attribute_error(
         text_encoder, unet, vae_decoder: compiled models that ONNX Runtime runs.
         float_…: `onnx/{component}.onnx` of the same three, and the files of their weights beside them.
         weights: `weights/vae_decoder.safetensors`, which says the latents' scale.
+        embeddings: `embeddings.json`.
         trajectory: `reference/trajectory.npy`.
         distance: `simulation/distance.json`.
         attribution: JSON to write: by what is quantised, PSNR of the last latent in dB, null where that is the reference's own,
             PSNR of the picture in dB, and SSIM.
     """
     scaling_factor = read_description(weights).config["scaling_factor"]
-    steps, tokenizer, latent = load_schedule(schedule), ClipTokenizer(TOKENIZER), np.load(trajectory)[-1]
+    steps, tokenizer, latent = load_schedule(schedule), load_tokenizer(embeddings), np.load(trajectory)[-1]
     decoder = open_model(float_vae_decoder)
     wanted = decode_latent(decoder, latent, scaling_factor=scaling_factor)
 

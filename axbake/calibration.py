@@ -22,11 +22,11 @@ from PIL import Image
 from axbake.coverage import Shares, choose, shares
 from axbake.errors import AxbakeError
 from axbake.observation import read_observed
-from axbake.runtime.tokenizer import ClipTokenizer
+from axbake.prompts import load_tokenizer
+from axbake.runtime.prompt import chunk_prompt
 from axbake.unet_samples import EMPTY, PROMPT, UnetSamples, Which, load_unet_samples
 
 logger = logging.getLogger(__name__)
-TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 WORST = 10  # tensors that a record names
 ENOUGH = (0.99, 1.0)  # shares of the ranges for which a record says how many samples they take
 
@@ -149,11 +149,18 @@ def calibrate_vae_decoder(latents: Path, *, archive: Path) -> None:
     _write_archive(archive, members)
 
 
-def calibrate_text_encoder(*, prompts: list[str], archive: Path) -> None:
-    """Pack the token ids of *prompts* and of the empty prompt into a `Numpy` archive: (1, 77) int64 each."""
-    tokenizer = ClipTokenizer(TOKENIZER)
-    texts = dict.fromkeys([*prompts, ""])  # each once, in order
-    members = ((f"text_encoder_{n:04d}.npy", _npy(tokenizer.encode(text))) for n, text in enumerate(texts))
+def calibrate_text_encoder(embeddings: Path, *, prompts: list[str], archive: Path) -> None:
+    """Pack the chunks of *prompts*, of all embeddings' names and of the empty prompt into a `Numpy` archive.
+
+    Each chunk is there once, (1, 77) int64 ids; a long prompt has several.
+
+    Args:
+        embeddings: `embeddings.json`.
+    """
+    tokenizer = load_tokenizer(embeddings)
+    texts = [*prompts, *tokenizer.embeddings, ""]
+    samples = {chunk.ids.tobytes(): chunk.ids for text in texts for chunk in chunk_prompt(text, tokenizer)}
+    members = ((f"text_encoder_{n:04d}.npy", _npy(ids)) for n, ids in enumerate(samples.values()))
     _write_archive(archive, members)
 
 

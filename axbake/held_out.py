@@ -10,15 +10,15 @@ import numpy as np
 from axbake.emulator.graph import load_graph
 from axbake.emulator.ranges import Ranges, record_ranges
 from axbake.interface import TIME_INPUT
-from axbake.observation import progress, read_observed
+from axbake.observation import read_observed
+from axbake.prompts import load_tokenizer, prompt_embedding
 from axbake.runtime.noise import TorchNoise
+from axbake.runtime.progress import progress
+from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_model
-from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.runtime.txt2img import encode_prompt
 from axbake.unet_samples import BRANCHES
 
-TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 STEPS = 8  # of the reference that are looked at, at most
 WORST = 10  # tensors that the record names
 
@@ -30,6 +30,7 @@ def check_calibration(
     text_encoder: Path,
     text_encoder_tensors: Path,
     schedule: Path,
+    embeddings: Path,
     trajectory: Path,
     ranges: Path,
     calibration: Path,
@@ -37,6 +38,7 @@ def check_calibration(
     negative_prompt: str,
     guidance_scale: float,
     seed: int,
+    prompt_chunks: int,
     prompts: list[str],
     record: Path,
 ) -> None:
@@ -47,6 +49,7 @@ def check_calibration(
     Args:
         graph, tensors: `onnx/unet.onnx` and the file of its weights beside it.
         text_encoder, text_encoder_tensors: the same of the text encoder.
+        embeddings: `embeddings.json`.
         trajectory: `reference/trajectory.npy`.
         ranges: `calibration/unet.ranges.npz`.
         calibration: `calibration/unet.json`, which names the samples chosen.
@@ -59,9 +62,9 @@ def check_calibration(
     latents = np.load(trajectory)
     start = TorchNoise(seed).normal(latents.shape[1:]) * np.float32(steps.init_noise_sigma)
     before = [start, *latents]
-    encoder, tokenizer = open_model(text_encoder), ClipTokenizer(TOKENIZER)
+    embed = prompt_embedding(encoder(open_model(text_encoder)), load_tokenizer(embeddings), chunks=prompt_chunks)
     texts = [prompt, negative_prompt][: 2 if guidance_scale > 1 else 1]
-    embeds = [encode_prompt(encoder, tokenizer, text) for text in texts]
+    embeds = [embed(text) for text in texts]
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
     samples = [
@@ -73,7 +76,8 @@ def check_calibration(
         for step in seen
         for text in embeds
     ]
-    found = record_ranges(load_graph(graph), samples, on_sample=progress("checking", len(samples)))
+    tell = progress("checking:")
+    found = record_ranges(load_graph(graph), samples, on_sample=lambda done: tell(done, len(samples)))
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
     content = {
         "component": "unet",

@@ -1,8 +1,5 @@
 """Ranges of every activation of a UNet on all that was recorded of it, by the emulator's own observer."""
 
-import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +8,8 @@ import numpy as np
 from axbake.emulator.graph import load_graph
 from axbake.emulator.ranges import Ranges, record_ranges
 from axbake.npz import npz_bytes
+from axbake.runtime.progress import progress
 from axbake.unet_samples import Which, load_unet_samples
-
-logger = logging.getLogger(__name__)
-SECONDS = 5  # between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,9 @@ def observe_unet(
     recorded = load_unet_samples(trajectories, schedule)
     samples = recorded.recorded(guidance_scale)
     network = load_graph(graph)
-    observed = record_ranges(network, recorded.all_inputs(samples), on_sample=progress("observing", len(samples)))
+    tell = progress("observing:")
+    inputs = recorded.all_inputs(samples)
+    observed = record_ranges(network, inputs, on_sample=lambda done: tell(done, len(samples)))
     content = {
         "samples": np.array(samples),
         "names": np.array(observed.names),
@@ -58,16 +55,3 @@ def read_observed(path: Path) -> Observed:
         samples = [(int(prompt), int(step), int(branch)) for prompt, step, branch in arrays["samples"]]
         ranges = Ranges(tuple(map(str, arrays["names"])), arrays["low"], arrays["high"])
         return Observed(samples, ranges, frozenset(map(str, arrays["outputs"])))
-
-
-def progress(what: str, total: int) -> Callable[[int], None]:
-    """A function that logs how many of *total* are done: every few seconds, and when all are."""
-    told = time.monotonic()
-
-    def tell(done: int) -> None:
-        nonlocal told
-        if done == total or time.monotonic() - told >= SECONDS:
-            told = time.monotonic()
-            logger.info("%s: %d of %d", what, done, total)
-
-    return tell

@@ -13,9 +13,7 @@ import numpy as np
 
 from axbake.interface import TIME_INPUT
 from axbake.runtime.sampler import Schedule, load_schedule
-from axbake.runtime.tokenizer import ClipTokenizer
 
-TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 PROMPT, NEGATIVE, EMPTY = range(3)
 BRANCHES = ("prompt", "negative prompt", "empty prompt")
 
@@ -27,7 +25,8 @@ class UnetSamples:
     """What was recorded of P prompts (`axbake.trajectories`), and the schedule of N steps that it was recorded with."""
 
     prompts: tuple[str, ...]
-    texts: tuple[np.ndarray, np.ndarray, np.ndarray]  # by branch: (P or 1, 1, 77, W) float32
+    tokens: np.ndarray  # (P,) int64: of each prompt
+    texts: tuple[np.ndarray, np.ndarray, np.ndarray]  # by branch: (P or 1, 1, T, W) float32
     latents: np.ndarray  # (P, N + 1, 1, 4, h, w) float32
     negative_prompt: str
     schedule: Schedule
@@ -64,10 +63,8 @@ class UnetSamples:
         return {"drawing": self.prompts[prompt], "step": step + 1, "text": BRANCHES[branch]}
 
     def longest(self) -> set[int]:
-        """Numbers of the prompts that have the most tokens, those that count: up to 77 with start and end."""
-        tokenizer = ClipTokenizer(TOKENIZER)
-        counts = [int((tokenizer.encode(prompt) != tokenizer.encode("")).sum()) for prompt in self.prompts]
-        return {number for number, count in enumerate(counts) if count == max(counts)}
+        """Numbers of the prompts that have the most tokens."""
+        return set(np.flatnonzero(self.tokens == self.tokens.max()).tolist())
 
     def inputs(self, which: Which) -> dict[str, np.ndarray]:
         """The sample, by the names of the exported graph; float32."""
@@ -89,6 +86,7 @@ def load_unet_samples(trajectories: Path, schedule: Path) -> UnetSamples:
     with np.load(trajectories, allow_pickle=False) as arrays:
         return UnetSamples(
             prompts=tuple(map(str, arrays["prompts"])),
+            tokens=arrays["tokens"],
             texts=(arrays["prompt_embeds"], arrays["negative_embeds"][None], arrays["empty_embeds"][None]),
             latents=arrays["latents"],
             negative_prompt=str(arrays["negative_prompt"]),

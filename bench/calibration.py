@@ -37,13 +37,14 @@ from axbake.emulator.graph import load_graph
 from axbake.emulator.precision import Precision, resolve_precision
 from axbake.emulator.ranges import Ranges, record_ranges
 from axbake.interface import TIME_INPUT
-from axbake.observation import progress, read_observed
+from axbake.observation import read_observed
+from axbake.prompts import load_tokenizer, prompt_embedding
+from axbake.runtime.progress import progress
+from axbake.runtime.prompt import encoder
 from axbake.pulsar2 import configure_build
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import Denoiser, denoiser, load_schedule, sample
 from axbake.runtime.session import open_model
-from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.runtime.txt2img import encode_prompt
 from axbake.unet_samples import EMPTY, load_unet_samples
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ FULL_SIZE = {
     "height": "256",
     "width": "256",
 }
-FILES = ["onnx/unet.onnx", "onnx/text_encoder.onnx", "calibration/unet.ranges.npz"]
+FILES = ["onnx/unet.onnx", "onnx/text_encoder.onnx", "embeddings.json", "calibration/unet.ranges.npz"]
 
 Choices = list[list[int]]  # rows of the ranges, of each of several draws
 
@@ -98,22 +99,22 @@ class HeldOut:
 
     def __init__(self, results: Path, prompts: list[str], every: int):
         self.schedule = load_schedule(results / "schedule.npz")
-        encoder, tokenizer = (
-            open_model(results / "onnx" / "text_encoder.onnx"),
-            ClipTokenizer(ROOT / "resources" / "clip"),
-        )
-        self.texts = [encode_prompt(encoder, tokenizer, prompt) for prompt in prompts]
-        self.negative = encode_prompt(encoder, tokenizer, "")
+        encode = encoder(open_model(results / "onnx" / "text_encoder.onnx"))
+        embed = prompt_embedding(encode, load_tokenizer(results / "embeddings.json"), chunks=1)
+        self.texts = [embed(prompt) for prompt in prompts]
+        self.negative = embed("")
         unet = open_model(results / "onnx" / "unet.onnx")
         self.shape, _ = unet.inputs["sample"]
         self.inputs: list[dict[str, np.ndarray]] = []
         seen: list[np.ndarray] = []
         run = denoiser(unet)
 
-        def watched(latent: np.ndarray, time_row: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-            self.inputs.append({"sample": latent, TIME_INPUT: time_row, "encoder_hidden_states": prompt})
-            seen.append(run(latent, time_row, prompt))
-            return seen[-1]
+        def watched(latent: np.ndarray, time_row: np.ndarray, texts: np.ndarray) -> np.ndarray:
+            outputs = run(latent, time_row, texts)
+            for text, output in zip(texts, outputs, strict=True):
+                self.inputs.append({"sample": latent, TIME_INPUT: time_row, "encoder_hidden_states": text[None]})
+                seen.append(output[None])
+            return outputs
 
         self.latents = self.draw(watched)
         # The two branches of a step follow one another.
@@ -212,9 +213,8 @@ def main() -> None:
     for name, choices in variants(results, 1 if options.full_size else 5).items():
         chosen = [Ranges(observed.names, observed.low[rows], observed.high[rows]) for rows in choices]
         print(row_of(name, [held_out.measure(quantising.quantise(ranges)) for ranges in chosen]), flush=True)
-    own = record_ranges(
-        quantising.graph, held_out.inputs, on_sample=progress("observing held-out prompts", len(held_out.inputs))
-    )
+    tell = progress("observing held-out prompts:")
+    own = record_ranges(quantising.graph, held_out.inputs, on_sample=lambda done: tell(done, len(held_out.inputs)))
     both = Ranges(observed.names, np.concatenate([observed.low, own.low]), np.concatenate([observed.high, own.high]))
     print(row_of("held-out too", [held_out.measure(quantising.quantise(both))]), flush=True)
     # Which Pulsar2's config cannot say: convolutions of float activations.

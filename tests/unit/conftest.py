@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from axbake.checkpoint import import_checkpoint
+from axbake.embeddings import list_embeddings
 from axbake.export import export_onnx
 from axbake.families import COMPONENTS
 from axbake.schedule import build_scheduler, derive_schedule
@@ -29,6 +30,7 @@ class TinyModel:
     networks: tiny.Networks
     checkpoint: Path
     weights: dict[str, Path]  # by component
+    embeddings: Path  # embeddings.json; it has none
 
     def schedule(self, path: Path, *, scheduler: str = "euler", steps: int = 4) -> Path:
         """A schedule for its UNet, written to *path*."""
@@ -64,7 +66,8 @@ def model(request, tmp_path_factory) -> TinyModel:
     weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
     for component, path in weights.items():
         import_checkpoint(checkpoint, component=component, weights=path)
-    return TinyModel(request.param, networks, checkpoint, weights)
+    list_embeddings([], names=[], listing=directory / "embeddings.json")
+    return TinyModel(request.param, networks, checkpoint, weights, directory / "embeddings.json")
 
 
 def tensors_of(graph: Path) -> Path:

@@ -31,6 +31,9 @@ def reference(model, tmp_path_factory):
         **{part: model.weights[part] for part in PARTS},
         **DRAWING,
         model="tiny",
+        embeddings=model.embeddings,
+        clip_skip=1,
+        prompt_chunks=1,
         scheduler="euler",
         steps=4,
         image=directory / "image.png",
@@ -49,6 +52,7 @@ def attribute(model, graph_of, reference, directory, **compiled):
         **{f"float_{part}_tensors": tensors_of(graph) for part, graph in graphs.items()},
         weights=model.weights["vae_decoder"],
         schedule=reference / "schedule.npz",
+        embeddings=model.embeddings,
         trajectory=reference / "trajectory.npy",
         distance=reference / "distance.json",
         **DRAWING,
@@ -92,7 +96,7 @@ def test_graphs_that_are_not_quantised_have_no_error_and_the_whole_is_the_simula
 
 
 def test_the_error_is_that_of_the_part_that_is_quantised(model, graph_of, reference, tmp_path, caplog):
-    calibrate_text_encoder(prompts=["slice of pizza"], archive=tmp_path / "text_encoder.tar")
+    calibrate_text_encoder(model.embeddings, prompts=["slice of pizza"], archive=tmp_path / "text_encoder.tar")
     np.save(tmp_path / "latents.npy", np.load(reference / "trajectory.npy")[-1:] / 0.18215)
     calibrate_vae_decoder(tmp_path / "latents.npy", archive=tmp_path / "vae_decoder.tar")
     parts = {part: compiled(graph_of, part, tmp_path) for part in ("text_encoder", "vae_decoder")}

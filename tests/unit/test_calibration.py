@@ -17,7 +17,6 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from axbake.calibration import (
-    TOKENIZER,
     CalibrationError,
     calibrate_text_encoder,
     calibrate_unet,
@@ -29,6 +28,7 @@ from axbake.components import load
 from axbake.interface import TIME_INPUT, interface
 from axbake.npz import npz_bytes
 from axbake.observation import observe_unet, read_observed
+from axbake.prompts import CLIP
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import load_schedule, sample
 from axbake.runtime.session import open_model
@@ -96,6 +96,7 @@ def record(model, graph, directory, *, scheduler, negative_prompt=NEGATIVE, guid
         text_encoder=model.weights["text_encoder"],
         unet=model.weights["unet"],
         schedule=directory / "schedule.npz",
+        embeddings=model.embeddings,
         prompts=PROMPTS,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
@@ -103,6 +104,7 @@ def record(model, graph, directory, *, scheduler, negative_prompt=NEGATIVE, guid
         width=WIDTH,
         seed=SEED,
         precision="float32",
+        prompt_chunks=1,
         trajectories=directory / "trajectories.npz",
     )
     observe(graph, directory, guidance_scale=guidance_scale)
@@ -360,14 +362,18 @@ def test_encoder_samples_are_the_pictures_to_the_pixel(tmp_path):
     assert np.array_equal(np.stack([np.asarray(image) for image in images]), pictures)
 
 
-def test_token_ids_are_those_of_transformers(tmp_path):
-    prompts = [*PROMPTS, "Élan vital, (masterpiece:1.2), <lora:film:0.4>", "word " * 90]
-    calibrate_text_encoder(prompts=[*prompts, PROMPTS[0]], archive=tmp_path / "text_encoder.tar")
+def test_text_samples_are_the_chunks_of_the_prompts_each_once_and_embeddings(tmp_path):
+    (tmp_path / "embeddings.json").write_text('{"easynegative": [49408, 49409]}')
+    prompts = [*PROMPTS, "Élan vital, (masterpiece:1.2)", "word " * 90, PROMPTS[0], "a cat BREAK " + PROMPTS[1]]
+    calibrate_text_encoder(tmp_path / "embeddings.json", prompts=prompts, archive=tmp_path / "text_encoder.tar")
 
-    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP, local_files_only=True)
     found = contents(tmp_path / "text_encoder.tar")
-    assert list(found) == [f"text_encoder_{number:04d}.npy" for number in range(6)]  # each once, and the empty prompt
-    for ids, prompt in zip(found.values(), [*prompts, ""], strict=True):
+    assert list(found) == [f"text_encoder_{number:04d}.npy" for number in range(9)]
+    *ids_of_texts, empty = found.values()
+    assert ids_of_texts.pop()[0, :4].tolist() == [49406, 49408, 49409, 49407]
+    texts = [*PROMPTS, "Élan vital, masterpiece", "word " * 75, "word " * 15, "a cat", ""]
+    for ids, prompt in zip([*ids_of_texts, empty], texts, strict=True):
         wanted = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="np").input_ids
         assert ids.dtype == np.int64
         assert np.array_equal(ids, wanted), prompt
@@ -380,7 +386,7 @@ def archives(model, recorded, tmp_path):
     calibrate_vae_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
     np.save(tmp_path / "latents.npy", np.zeros((2, 1, 4, 8, 8), np.float32))
     calibrate_vae_decoder(tmp_path / "latents.npy", archive=tmp_path / "vae_decoder.tar")
-    calibrate_text_encoder(prompts=PROMPTS, archive=tmp_path / "text_encoder.tar")
+    calibrate_text_encoder(model.embeddings, prompts=PROMPTS, archive=tmp_path / "text_encoder.tar")
     pack_unet(recorded, tmp_path / "unet.tar")
     return sorted(tmp_path.glob("*.tar"))
 

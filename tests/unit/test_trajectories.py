@@ -22,6 +22,7 @@ def recorded(request, model, tmp_path_factory):
         text_encoder=model.weights["text_encoder"],
         unet=model.weights["unet"],
         schedule=schedule,
+        embeddings=model.embeddings,
         prompts=PROMPTS,
         negative_prompt=NEGATIVE,
         guidance_scale=GUIDANCE,
@@ -29,6 +30,7 @@ def recorded(request, model, tmp_path_factory):
         width=WIDTH,
         seed=SEED,
         precision="float32",
+        prompt_chunks=1,
         trajectories=directory / "trajectories.npz",
     )
     return request.param, directory / "trajectories.npz"
@@ -102,6 +104,7 @@ def test_without_guidance_the_negative_prompt_does_not_count(model, tmp_path):
             text_encoder=model.weights["text_encoder"],
             unet=model.weights["unet"],
             schedule=model.schedule(tmp_path / "schedule.npz", steps=2),
+            embeddings=model.embeddings,
             prompts=PROMPTS[:1],
             negative_prompt=negative,
             guidance_scale=1,
@@ -109,6 +112,7 @@ def test_without_guidance_the_negative_prompt_does_not_count(model, tmp_path):
             width=64,
             seed=0,
             precision="float32",
+            prompt_chunks=1,
             trajectories=tmp_path / "trajectories.npz",
         )
         latents.append(np.load(tmp_path / "trajectories.npz")["latents"])

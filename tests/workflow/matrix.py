@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from axbake.families import COMPONENTS
@@ -89,6 +90,7 @@ def job_name(log: Path) -> str:
     step, component = (log.parts[0], log.stem) if len(log.parts) > 1 else (log.stem, "")
     rules = {
         "weights": "import_checkpoint",
+        "embeddings": "list_embeddings",
         "checkpoint": "describe_checkpoint",
         "reference": "draw_reference",
         "schedule": "derive_schedule",
@@ -103,6 +105,8 @@ def job_name(log: Path) -> str:
         own = {"trajectories": "record_trajectories", "pictures": "draw_pictures", "latents": "encode_pictures"}
         own |= {"ranges": "observe_unet", "check": "check_calibration"}
         return own.get(component, f"calibrate_{component}")
+    if log.parts == ("weights", "text_encoder.log"):
+        return "import_text_encoder"
     if component.endswith(".config"):
         return f"configure_build/{component.removesuffix('.config')}"
     return f"{rules[step]}/{component}" if component else rules[step]
@@ -155,6 +159,14 @@ def same_checkpoint_elsewhere(project: Project) -> None:
     project.write_rows(ROW | {"checkpoint": "checkpoints/copy.safetensors"})
 
 
+def embeddings(project: Project) -> None:
+    """Give the row an embedding."""
+    path = project.directory / "embeddings" / "easynegative.safetensors"
+    path.parent.mkdir()
+    save_file({"emb_params": torch.full((8, tiny.WIDTH), 0.02)}, path)
+    project.write_rows(ROW | {"embeddings": "embeddings/easynegative.safetensors"})
+
+
 def each(rule: str, *components: str) -> set[str]:
     """Jobs of *rule*, one a component; of all if none is named."""
     return {f"{rule}/{component}" for component in components or COMPONENTS}
@@ -170,6 +182,9 @@ PICTURES = {"draw_reference", "check_calibration", *COMPILED}
 CHOSEN = {"calibrate_unet", "check_calibration", "compile_model/unet", *COMPILED}
 UNET = {"record_trajectories", "observe_unet", *CHOSEN}
 VAE = ("vae_encoder", "vae_decoder")
+TEXT_ENCODER = {"import_text_encoder"} | {
+    f"{rule}/text_encoder" for rule in ("export_onnx", "check_parity", "compile_model")
+}
 OTHER = ROW | {"model": "other", "prompt": "a tractor", "height": "72"}
 EDITS = [
     _edit("nothing", lambda project: None),
@@ -204,7 +219,8 @@ EDITS = [
     _edit(
         "a checkpoint of other bytes and an older date; only its VAE decoder differs",
         other_bytes,
-        each("import_checkpoint"),
+        each("import_checkpoint", "unet", *VAE),
+        "import_text_encoder",
         "describe_checkpoint",
         "draw_reference",
         each("export_onnx", "vae_decoder"),
@@ -219,6 +235,16 @@ EDITS = [
     _edit("the guidance scale", row(guidance_scale="6"), UNET, PICTURES),
     _edit("the steps", row(steps="5"), UNET, PICTURES, "derive_schedule"),
     _edit("the scheduler", row(scheduler="ddim"), UNET, PICTURES, "derive_schedule"),
+    _edit("clip skip", row(clip_skip="2"), UNET, PICTURES, TEXT_ENCODER),
+    _edit("an embedding", embeddings, "list_embeddings", "calibrate_text_encoder", UNET, PICTURES, TEXT_ENCODER),
+    _edit(
+        "chunks of prompts",
+        row(prompt_chunks="2"),
+        UNET,
+        PICTURES,
+        each("export_onnx", "unet"),
+        each("check_parity", "unet"),
+    ),
     _edit("the number of samples", config("samples: 8", "samples: 9"), CHOSEN),
     _edit("how samples are chosen", config("selection: coverage", "selection: first"), CHOSEN),
     _edit(

@@ -24,6 +24,9 @@ ROW = {
     "seed": "7",
     "prompt": "a rocket, in the night",
     "negative_prompt": "blurry",
+    "prompt_chunks": "1",
+    "clip_skip": "1",
+    "embeddings": "",
     "calibration_prompts": "config/prompts/few.txt",
 }
 

@@ -10,8 +10,9 @@ import pytest
 from axbake.families import COMPONENTS
 from axbake.interface import interface
 from axbake.runtime.session import EMULATOR, open_model, producer
-from axbake.weights import read_description
-from tests.workflow.matrix import config, row
+from axbake.weights import read_description, read_shapes
+from tests import tiny
+from tests.workflow.matrix import config, embeddings, row
 from tests.workflow.project import REPORT, ROOT, ROW, Project
 
 # Rules below the compiled models
@@ -99,6 +100,31 @@ def test_every_rule_takes_part(fresh):
 def test_a_second_run_has_nothing_to_do(project):
     assert "Nothing to be done" in project.bake(REPORT)
     assert "Nothing to be done" in project.bake()  # the default target
+
+
+def test_a_prompt_of_the_web_ui_is_drawn_with_its_embedding_its_chunks_and_its_clip_skip(fresh):
+    embeddings(fresh)
+    prompt = "a (rocket:1.3), [night] BREAK ((stars))"
+    cells = {"embeddings": "embeddings/easynegative.safetensors", "prompt_chunks": "2", "clip_skip": "2"}
+    fresh.write_rows(ROW | cells | {"prompt": prompt, "negative_prompt": "(easynegative:1.2), blurry"})
+
+    said = fresh.bake(REPORT)
+
+    assert open_model(results(fresh, "unet.axmodel")).inputs["encoder_hidden_states"][0][1] == 154
+    table = "embeddings.token_embedding.weight"
+    assert read_shapes(results(fresh, "weights/text_encoder.safetensors"))[table] == (49416, tiny.WIDTH)
+    assert json.loads(results(fresh, "reference/settings.json").read_text())["prompt"] == prompt
+    assert json.loads(results(fresh, "simulation/distance.json").read_text())["latent_psnr_db"] > 20
+    assert "looks like an embedding" not in said and "does not count" not in said
+
+
+def test_an_embedding_that_is_not_there_is_named(fresh):
+    fresh.write_rows(ROW | {"embeddings": "embeddings/nowhere.pt"})
+
+    said = fresh.refusal("--dry-run", REPORT)
+
+    assert "MissingEmbedding: tiny: embeddings/nowhere.pt: not there. Put the files there" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ rule record_trajectories:
             "axbake.trajectories.record_trajectories",
             data=["resources/clip"],
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy"],
-            row=["height", "width", "negative_prompt", "guidance_scale"],
+            row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
             entries={"seed": "calibration/seed"},
             more={"prompts": lambda row: row["calibration_prompts"], "precision": recording_precision},
         ),
         text_encoder="results/{model}/weights/text_encoder.safetensors",
         unet="results/{model}/weights/unet.safetensors",
         schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
     output:
         trajectories="results/{model}/calibration/trajectories.npz",
     log:
@@ -67,8 +68,7 @@ rule calibrate_unet:
     input:
         settings=settings(
             "axbake.calibration.calibrate_unet",
-            data=["resources/clip"],
-            tools=["numpy", "tokenizers"],
+            tools=["numpy"],
             entries={"samples": "calibration/samples", "selection": "calibration/selection"},
         ),
         trajectories="results/{model}/calibration/trajectories.npz",
@@ -96,7 +96,7 @@ rule check_calibration:
             "axbake.held_out.check_calibration",
             data=["resources/clip"],
             tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
-            row=["prompt", "negative_prompt", "guidance_scale", "seed"],
+            row=["prompt", "negative_prompt", "guidance_scale", "seed", "prompt_chunks"],
             more={"prompts": lambda row: row["calibration_prompts"]},
         ),
         graph="results/{model}/onnx/unet.onnx",
@@ -104,6 +104,7 @@ rule check_calibration:
         text_encoder="results/{model}/onnx/text_encoder.onnx",
         text_encoder_tensors="results/{model}/onnx/text_encoder.onnx.data",
         schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
         trajectory="results/{model}/reference/trajectory.npy",
         ranges="results/{model}/calibration/unet.ranges.npz",
         calibration="results/{model}/calibration/unet.json",
@@ -212,6 +213,7 @@ rule calibrate_text_encoder:
             tools=["tokenizers", "numpy"],
             more={"prompts": text_prompts},
         ),
+        embeddings="results/{model}/embeddings.json",
     output:
         archive="results/{model}/calibration/text_encoder.tar",
     log:

@@ -9,12 +9,13 @@ from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
 from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
-from axbake.table import check_config, checkpoint_sha256, read_models, read_prompts
+from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
 SIZE = {component: [] if component == "text_encoder" else ["height", "width"] for component in COMPONENTS}
-DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed"]
+SIZE["unet"] = [*SIZE["unet"], "prompt_chunks"]
+DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed", "clip_skip"]
 
 try:
     config = check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config/config.yaml")
@@ -59,6 +60,24 @@ def source_digest(row):
     except AxbakeError as error:
         # Snakemake would show a WorkflowError of an input function with a traceback.
         raise SystemExit(f"{type(error).__name__}: {error}") from None
+
+
+def embeddings(wildcards):
+    """Paths of a model's textual-inversion embeddings, which are there."""
+    embeddings_digest(row_of(wildcards))
+    return row_of(wildcards)["embeddings"]
+
+
+def embeddings_digest(row):
+    try:
+        return " ".join(embeddings_sha256(row))
+    except AxbakeError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+
+
+def embedding_names(row):
+    """What prompts call a model's embeddings: their files' names without the ending."""
+    return [Path(path).stem for path in row["embeddings"]]
 
 
 def settings(function, *, tools=(), row=(), entries=None, more=None, sources=None, **how):

@@ -17,6 +17,7 @@ rule simulate:
         vae_decoder="results/{model}/vae_decoder.axmodel",
         vae_encoder_weights="results/{model}/weights/vae_encoder.safetensors",
         schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
         reference="results/{model}/reference/image.png",
         trajectory="results/{model}/reference/trajectory.npy",
     output:
@@ -57,6 +58,7 @@ rule attribute_error:
         float_vae_decoder_tensors="results/{model}/onnx/vae_decoder.onnx.data",
         weights="results/{model}/weights/vae_decoder.safetensors",
         schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
         trajectory="results/{model}/reference/trajectory.npy",
         distance="results/{model}/simulation/distance.json",
     output:
