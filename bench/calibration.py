@@ -110,10 +110,12 @@ class HeldOut:
         seen: list[np.ndarray] = []
         run = denoiser(unet)
 
-        def watched(latent: np.ndarray, time_row: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-            self.inputs.append({"sample": latent, TIME_INPUT: time_row, "encoder_hidden_states": prompt})
-            seen.append(run(latent, time_row, prompt))
-            return seen[-1]
+        def watched(latent: np.ndarray, time_row: np.ndarray, texts: np.ndarray) -> np.ndarray:
+            outputs = run(latent, time_row, texts)
+            for text, output in zip(texts, outputs, strict=True):
+                self.inputs.append({"sample": latent, TIME_INPUT: time_row, "encoder_hidden_states": text[None]})
+                seen.append(output[None])
+            return outputs
 
         self.latents = self.draw(watched)
         # The two branches of a step follow one another.
