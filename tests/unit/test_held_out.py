@@ -58,6 +58,7 @@ def calibrated(model, graph_of, tmp_path_factory):
         text_encoder=model.weights["text_encoder"],
         unet=model.weights["unet"],
         schedule=directory / "schedule.npz",
+        precision="float32",
         prompts=PROMPTS,
         **DRAWING,
         **SIZE,
