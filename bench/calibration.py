@@ -39,10 +39,10 @@ from axbake.emulator.ranges import Ranges, record_ranges
 from axbake.interface import TIME_INPUT
 from axbake.observation import read_observed
 from axbake.prompts import load_tokenizer, prompt_embedding
-from axbake.runtime.progress import progress
-from axbake.runtime.prompt import encoder
 from axbake.pulsar2 import configure_build
 from axbake.runtime.noise import TorchNoise
+from axbake.runtime.progress import progress
+from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import Denoiser, denoiser, load_schedule, sample
 from axbake.runtime.session import open_model
 from axbake.unet_samples import EMPTY, load_unet_samples
