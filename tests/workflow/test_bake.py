@@ -184,14 +184,21 @@ def test_a_checkpoint_of_other_bytes_remakes_everything_and_the_same_bytes_nothi
 
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     jobs = project.plan(REPORT).jobs
-    assert (jobs["import_checkpoint"], jobs["export_onnx"], jobs["compile_model"]) == (4, 4, 4)
+    assert (jobs["import_checkpoint"], jobs["import_text_encoder"], jobs["export_onnx"], jobs["compile_model"]) == (
+        3,
+        1,
+        4,
+        4,
+    )
 
 
 def test_the_unet_alone_needs_no_vae_no_reference_and_no_report(fresh):
     plan = fresh.plan("results/tiny/unet.axmodel")
 
     assert plan.jobs == {
-        "import_checkpoint": 2,
+        "import_checkpoint": 1,
+        "import_text_encoder": 1,
+        "list_embeddings": 1,
         "derive_schedule": 1,
         "export_onnx": 1,
         "check_parity": 1,
@@ -207,7 +214,7 @@ def test_the_unet_alone_needs_no_vae_no_reference_and_no_report(fresh):
 def test_the_text_encoder_alone_needs_no_drawing(fresh):
     plan = fresh.plan("results/tiny/text_encoder.axmodel")
 
-    assert sum(plan.jobs.values()) == 6
+    assert sum(plan.jobs.values()) == 7
     assert not [said for said in plan.messages if "text_encoder" not in said]
 
 
