@@ -24,7 +24,7 @@ rule import_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=6000,
+        mem_mb=2000,
     message:
         "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
     script:
