@@ -40,6 +40,7 @@ def job_name(log: Path) -> str:
     rules = {
         "weights": "import_checkpoint",
         "checkpoint": "describe_checkpoint",
+        "embeddings": "list_embeddings",
         "reference": "draw_reference",
         "schedule": "derive_schedule",
         "onnx": "export_onnx",
@@ -50,6 +51,8 @@ def job_name(log: Path) -> str:
     if step == "calibration":
         own = {"trajectories": "record_trajectories", "pictures": "draw_pictures", "latents": "encode_pictures"}
         return own.get(component, f"calibrate_{component}")
+    if (step, component) == ("weights", "text_encoder"):
+        return "import_text_encoder"
     if component.endswith(".config"):
         return f"configure_build/{component.removesuffix('.config')}"
     return f"{rules[step]}/{component}" if component else rules[step]
