@@ -331,7 +331,7 @@ def test_ranges_are_those_of_the_samples_that_they_name(model, recorded, graph_o
 def test_observing_twice_gives_the_same_bytes_and_tells_how_far_it_is(recorded, graph_of, tmp_path, caplog):
     for name in ("trajectories.npz", "schedule.npz"):
         shutil.copy(recorded / name, tmp_path)
-    with caplog.at_level(logging.INFO, "axbake.observation"):
+    with caplog.at_level(logging.INFO, "axbake"):
         observe(graph_of("unet"), tmp_path)
 
     assert (tmp_path / "ranges.npz").read_bytes() == (recorded / "ranges.npz").read_bytes()

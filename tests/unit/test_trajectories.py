@@ -79,6 +79,8 @@ def test_latents_in_bfloat16_are_near_those_in_float32(recorded, model, tmp_path
         width=WIDTH,
         seed=SEED,
         precision="bfloat16",
+        embeddings=model.embeddings,
+        prompt_chunks=1,
         trajectories=tmp_path / "trajectories.npz",
     )
     wanted, found = np.load(path), np.load(tmp_path / "trajectories.npz")
