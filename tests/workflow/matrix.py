@@ -237,7 +237,13 @@ EDITS = [
     _edit("the steps", row(steps="5"), UNET, PICTURES, "derive_schedule"),
     _edit("the scheduler", row(scheduler="ddim"), UNET, PICTURES, "derive_schedule"),
     _edit("clip skip", row(clip_skip="2"), UNET, PICTURES, TEXT_ENCODER),
-    _edit("an embedding", embeddings, "list_embeddings", "calibrate_text_encoder", UNET, PICTURES, TEXT_ENCODER),
+    _edit(
+        "an embedding that no prompt names",
+        embeddings,
+        {"list_embeddings", "calibrate_text_encoder", "record_trajectories"},
+        PICTURES,
+        TEXT_ENCODER,
+    ),
     _edit(
         "chunks of prompts",
         row(prompt_chunks="2"),
