@@ -122,8 +122,13 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
 def stable_diffusion_cpp(options, place: Path) -> list[float]:
     from stable_diffusion_cpp import StableDiffusion
 
-    ends: list[float] = []
-    model = StableDiffusion(model_path=str(options.directory / "random-sd15.safetensors"), wtype="f16")
+    ends: dict[int, float] = {}
+
+    def note(step: int, steps: int, seconds: float) -> None:
+        if steps == options.steps:  # loading tensors is told in the same way
+            ends[step] = time.monotonic()
+
+    model = StableDiffusion(model_path=str(options.directory / "random-sd15.safetensors"), wtype="f16", verbose=False)
     model.generate_image(
         prompt=PROMPT,
         negative_prompt=NEGATIVE,
@@ -132,9 +137,9 @@ def stable_diffusion_cpp(options, place: Path) -> list[float]:
         sample_steps=options.steps,
         cfg_scale=GUIDANCE,
         seed=SEED,
-        progress_callback=lambda step, steps, seconds: ends.append(time.monotonic()),
+        progress_callback=note,
     )
-    return [after - before for before, after in itertools.pairwise(ends)][: options.steps - 1]
+    return [ends[step + 1] - ends[step] for step in range(1, options.steps)]
 
 
 WAYS = {way.__name__: way for way in (obvious, reference, float32, bfloat16, stable_diffusion_cpp)}

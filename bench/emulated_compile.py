@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import statistics
 import sys
 import tarfile
@@ -85,8 +86,8 @@ def emulator(place: Path, samples: int) -> dict[str, float]:
     handler = logging.Handler()
     handler.emit = lambda record: lines.append((record.created, record.getMessage()))  # type: ignore[method-assign]
     logging.getLogger("axbake.emulator").addHandler(handler)
-    paths = ["--input", place / "unet.onnx", "--config", place / "config.json", "--output_dir", place / "out"]
-    if build(["build", *map(str, paths)]):
+    os.chdir(place)  # the config names its archive without a folder
+    if build(["build", "--input", "unet.onnx", "--config", "config.json", "--output_dir", "out"]):
         sys.exit("the emulator's build failed")
 
     def at(mark: str) -> list[float]:
