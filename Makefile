@@ -23,7 +23,7 @@ plan: .venv/installed
 	@$(BIN)/python -m axbake.plan $(TARGET)
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -8,27 +8,34 @@ for the UNet and the VAE decoder, a `Numpy` archive for the text encoder, an `Im
 """
 
 import io
+import json
+import logging
 import pickle
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from axbake.coverage import Shares, choose, shares
 from axbake.errors import AxbakeError
-from axbake.interface import TIME_INPUT
-from axbake.runtime.sampler import Schedule, load_schedule
-from axbake.runtime.tokenizer import ClipTokenizer
+from axbake.observation import read_observed
+from axbake.prompts import load_tokenizer
+from axbake.runtime.prompt import chunk_prompt
+from axbake.unet_samples import EMPTY, PROMPT, UnetSamples, Which, load_unet_samples
 
-TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
+logger = logging.getLogger(__name__)
+WORST = 10  # tensors that a record names
+ENOUGH = (0.99, 1.0)  # shares of the ranges for which a record says how many samples they take
 
 
 class CalibrationError(AxbakeError):
     """There are not as many samples as wanted."""
 
 
-def stratified(count: int, *, prompts: int, steps: int, branches: int) -> list[tuple[int, int, int]]:
+def stratified(count: int, *, prompts: int, steps: int, branches: int) -> list[Which]:
     """*count* different (prompt, step, branch), spread evenly over each of the three.
 
     In the order of steps, from the first (all noise) to the last.
@@ -36,11 +43,7 @@ def stratified(count: int, *, prompts: int, steps: int, branches: int) -> list[t
     Raises:
         CalibrationError: there are fewer than *count*.
     """
-    if count > prompts * steps * branches:
-        raise CalibrationError(
-            f"calibration/samples: {count}, but {prompts} prompts × {steps} steps × {branches} branches give"
-            f" {prompts * steps * branches}. Give more calibration prompts, or a lower number."
-        )
+    _check_count(count, prompts=prompts, steps=steps, branches=branches)
     # Numbers of one step follow one another, so they are of different prompts, and of the other branch when a prompt
     # comes round again.
     return [
@@ -49,38 +52,94 @@ def stratified(count: int, *, prompts: int, steps: int, branches: int) -> list[t
     ]
 
 
-def calibrate_unet(trajectories: Path, schedule: Path, *, samples: int, guidance_scale: float, archive: Path) -> None:
+def _check_count(count: int, *, prompts: int, steps: int, branches: int, empty: int = 0) -> None:
+    if count > prompts * steps * branches + empty:
+        more = f", the empty prompt {empty}" if empty else ""
+        raise CalibrationError(
+            f"calibration/samples: {count}, but {prompts} prompts × {steps} steps × {branches} branches give"
+            f" {prompts * steps * branches}{more}. Give more calibration prompts, or a lower number."
+        )
+
+
+def calibrate_unet(
+    trajectories: Path,
+    schedule: Path,
+    ranges: Path,
+    *,
+    samples: int,
+    selection: str,
+    archive: Path,
+    record: Path,
+) -> None:
     """Pack *samples* of the UNet's inputs into a `NumpyObject` archive: float32, the names of the exported graph.
 
+    They lie in it in the order in which they were chosen; with `coverage` the first n are the best n that greed finds.
+
     Args:
-        guidance_scale: at 1 the negative branch does not run, and gives no samples.
+        trajectories: `calibration/trajectories.npz`.
+        ranges: `calibration/unet.ranges.npz`; its samples are those that there are.
+        selection: `coverage` (`axbake.coverage`), with an empty prompt, a longest prompt and every step that runs the model, if
+            *samples* are enough for them; `stratified`, evenly over prompts, steps and branches; `first`, as recorded: by prompt,
+            step, branch.
+        record: JSON to write: the samples chosen, and what of the activations' ranges they cover.
+
+    Raises:
+        CalibrationError: there are fewer than *samples*.
     """
-    steps = load_schedule(schedule)
-    with np.load(trajectories) as arrays:
-        recorded = {name: arrays[name] for name in arrays.files}
-    run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
-    branches = 2 if guidance_scale > 1 else 1
-    chosen = [
-        (prompt, run[number], branch)
-        for prompt, number, branch in stratified(
-            samples, prompts=len(recorded["latents"]), steps=len(run), branches=branches
-        )
-    ]
-    _write_archive(
-        archive,
-        (
-            (f"unet_{number:04d}.npy", _npy_object(_unet_inputs(recorded, steps, *which)))
-            for number, which in enumerate(chosen)
-        ),
+    recorded, observed = load_unet_samples(trajectories, schedule), read_observed(ranges)
+    drawn = [which for which in observed.samples if which[2] != EMPTY]
+    prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
+    sizes = {"prompts": len(prompts), "steps": len(steps), "branches": len(branches)}
+    _check_count(samples, **sizes, empty=len(observed.samples) - len(drawn) if selection == "coverage" else 0)
+    required = required_samples(recorded, observed.samples)
+    covered = shares(observed.ranges, observed.outputs)
+    by_coverage = choose(covered, samples, [list(group.values()) for group in required])
+    chosen = by_coverage[:samples]
+    if selection == "first":
+        chosen = list(range(samples))
+    elif selection == "stratified":
+        spread = stratified(samples, **sizes)
+        chosen = [observed.samples.index((prompt, steps[number], branch)) for prompt, number, branch in spread]
+    members = (_npy_object(recorded.inputs(observed.samples[row])) for row in chosen)
+    _write_archive(archive, ((f"unet_{number:04d}.npy", member) for number, member in enumerate(members)))
+    content = {
+        "component": "unet",
+        "selection": selection,
+        "recorded": len(observed.samples),
+        **_coverage(covered, chosen, by_coverage),
+        "required": {name: not rows.isdisjoint(chosen) for group in required for name, rows in group.items()},
+        "samples": [{"row": row, **recorded.describe(observed.samples[row])} for row in chosen],
+    }
+    logger.info(
+        "%d of %d samples cover %.2f %% of the ranges", samples, len(observed.samples), 100 * content["coverage"]
     )
+    record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _unet_inputs(recorded: dict, steps: Schedule, prompt: int, step: int, branch: int) -> dict[str, np.ndarray]:
-    text = recorded["negative_embeds"] if branch else recorded["prompt_embeds"][prompt]
+def required_samples(recorded: UnetSamples, samples: list[Which]) -> list[dict[str, set[int]]]:
+    """What a choice must hold one of, with the rows that are one, in the groups that `axbake.coverage.choose` wants."""
+    rows, longest = range(len(samples)), recorded.longest()
+    texts = {
+        "an empty prompt": {row for row in rows if recorded.is_empty(samples[row])},
+        "a longest prompt": {row for row in rows if samples[row][2] == PROMPT and samples[row][0] in longest},
+    }
+    # The time path sees one row of the schedule a step: a finite set, which can be covered wholly.
+    times = {f"step {step + 1}": {row for row in rows if samples[row][1] == step} for step in recorded.steps}
+    return [texts, times]
+
+
+def _coverage(covered: Shares, chosen: list[int], by_coverage: list[int]) -> dict[str, Any]:
+    """What *chosen* cover, and how many samples it takes to cover enough, of *by_coverage*, which cover all."""
+    curve, tensors = covered.curve(chosen), covered.by_tensor(chosen)
+    whole = covered.curve(by_coverage)
+    worst = sorted(tensors, key=lambda name: tensors[name])[:WORST]
     return {
-        "sample": (recorded["latents"][prompt, step] * steps.input_scale[step]).astype(np.float32),
-        "encoder_hidden_states": text,
-        TIME_INPUT: steps.time_embedding[step : step + 1],
+        "coverage": round(curve[-1], 6),
+        "tensors": len(tensors),
+        "worst_covered": {name: round(tensors[name], 4) for name in worst},
+        "samples_for": {f"{share:.0%}": 1 + next(i for i, at in enumerate(whole) if at >= share) for share in ENOUGH},
+        # With «coverage» on to the sample that completes it.
+        "coverage_by_samples": [round(at, 6) for at in (whole if chosen == by_coverage[: len(chosen)] else curve)],
     }
 
 
@@ -90,11 +149,18 @@ def calibrate_vae_decoder(latents: Path, *, archive: Path) -> None:
     _write_archive(archive, members)
 
 
-def calibrate_text_encoder(*, prompts: list[str], archive: Path) -> None:
-    """Pack the token ids of *prompts* and of the empty prompt into a `Numpy` archive: (1, 77) int64 each."""
-    tokenizer = ClipTokenizer(TOKENIZER)
-    texts = dict.fromkeys([*prompts, ""])  # each once, in order
-    members = ((f"text_encoder_{n:04d}.npy", _npy(tokenizer.encode(text))) for n, text in enumerate(texts))
+def calibrate_text_encoder(embeddings: Path, *, prompts: list[str], archive: Path) -> None:
+    """Pack the chunks of *prompts*, of all embeddings' names and of the empty prompt into a `Numpy` archive.
+
+    Each chunk is there once, (1, 77) int64 ids; a long prompt has several.
+
+    Args:
+        embeddings: `embeddings.json`.
+    """
+    tokenizer = load_tokenizer(embeddings)
+    texts = [*prompts, *tokenizer.embeddings, ""]
+    samples = {chunk.ids.tobytes(): chunk.ids for text in texts for chunk in chunk_prompt(text, tokenizer)}
+    members = ((f"text_encoder_{n:04d}.npy", _npy(ids)) for n, ids in enumerate(samples.values()))
     _write_archive(archive, members)
 
 

@@ -28,7 +28,7 @@ from axbake.families import COMPONENTS, FAMILIES, Family, Layout, Shapes
 from axbake.families.architecture import unet_variant
 from axbake.families.others import recognise
 from axbake.prediction import decide_sampling, gather_evidence, probe_unet, reasons
-from axbake.weights import Description, Sampling, write_tensors
+from axbake.weights import Description, Sampling, tensor_bytes, write_tensors
 
 # Tensors that training leaves behind and no run of the model reads (CompVis' `ddpm.py`, Lightning, transformers 4).
 LEFTOVERS = (
@@ -359,7 +359,8 @@ def read_part_tensor(container: Container, part: Part, name: str) -> Any:
         tensor = tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1))
     kinds = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
     tensor = tensor.to(kinds[_precision(container, source)])
-    if not torch.isfinite(tensor).all():
+    # A piece at a time: the check of a whole tensor would take several times its memory.
+    if not all(torch.isfinite(piece).all() for piece in tensor.reshape(-1).split(1 << 20)):
         raise TensorMismatch(f"{container.path}: {source.name} holds values that are not finite. The file is damaged.")
     rows = tensor.shape[0] // source.parts if source.parts > 1 else 0
     tensor = tensor[source.part * rows : (source.part + 1) * rows] if rows else tensor
@@ -395,7 +396,7 @@ def import_checkpoint(
     write_tensors(
         weights,
         {new: (_precision(container, source), part.shapes[new]) for new, source in part.sources.items()},
-        lambda name: read_part_tensor(container, part, name),
+        lambda name: tensor_bytes(read_part_tensor(container, part, name)),
         metadata=Description(component, family.name, part.config, sampling).as_metadata(),
     )
 
@@ -464,7 +465,7 @@ def convert_checkpoint(source: list[Path], *, checkpoint: Path) -> None:
         write_tensors(
             checkpoint,
             {name: (stored.dtype, stored.shape) for name, stored in tensors.items()},
-            view.read,
+            view.content,
             metadata=metadata | {CONVERTED: json.dumps(said, sort_keys=True)},
         )
 

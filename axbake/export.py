@@ -77,7 +77,13 @@ WRAPPERS = {"text_encoder": TextEncoder, "unet": CutUnet}  # the VAE's halves ar
 
 
 def export_onnx(
-    weights: Path, *, graph: Path, tensors: Path, height: int | None = None, width: int | None = None
+    weights: Path,
+    *,
+    graph: Path,
+    tensors: Path,
+    height: int | None = None,
+    width: int | None = None,
+    prompt_chunks: int = 1,
 ) -> None:
     """Trace the component of *weights* into *graph*, its tensors in one file beside it.
 
@@ -88,12 +94,14 @@ def export_onnx(
         graph: ONNX file to write, opset 18.
         tensors: file to write beside it; the graph refers to it by name.
         height, width: image pixels, multiples of 8; the text encoder has none.
+        prompt_chunks: chunks of 77 tokens in the UNet's context.
 
     Raises:
         ExportError: the graph has weights that the safetensors file has not.
     """
     description = read_description(weights)
-    model = _trace(description, interface(description.component, description.config, height=height, width=width))
+    face = interface(description.component, description.config, height=height, width=width, prompt_chunks=prompt_chunks)
+    model = _trace(description, face)
     names = _attach_weights(model, weights)
     _fold_constants(model)
     simplified = _simplify(model, weights, names)

@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from axbake.digest import write_atomically
@@ -144,9 +144,13 @@ def identify(
 
 def write_identity(path: Path, identity: Identity) -> None:
     """Write *identity* to *path*, unless it says so already."""
-    text = json.dumps(asdict(identity), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    if not path.is_file() or path.read_text() != text:
-        write_atomically(path, text)
+    text = json.dumps(vars(identity), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    try:
+        if path.read_text() == text:
+            return
+    except FileNotFoundError:
+        pass
+    write_atomically(path, text)
 
 
 def read_identity(path: Path) -> Identity:

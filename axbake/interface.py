@@ -5,7 +5,7 @@ The names are a contract with the programs that run on boards: those of AXERA-TE
 
 from dataclasses import dataclass
 
-TOKENS = 77  # CLIP's prompt length
+TOKENS = 77  # that one run of CLIP's text encoder takes
 # The UNet's time input in AXERA-TECH/sd1.5-lcm.axera and yuyun2000/sd15-to-ax8850-deploy: the name that the row had inside
 # their graphs before they cut it out.
 TIME_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"
@@ -27,12 +27,15 @@ class Interface:
     output: str
 
 
-def interface(component: str, config: dict, *, height: int | None = None, width: int | None = None) -> Interface:
+def interface(
+    component: str, config: dict, *, height: int | None = None, width: int | None = None, prompt_chunks: int = 1
+) -> Interface:
     """Interface of *component*.
 
     Args:
         config: of the network, in diffusers' form.
         height, width: image pixels, multiples of 8; the text encoder has none.
+        prompt_chunks: chunks of 77 tokens that the UNet takes at once. Published on-board programs give one.
     """
     if component == "text_encoder":
         return Interface({"input_ids": Tensor((1, TOKENS), "int64")}, "last_hidden_state")
@@ -46,7 +49,7 @@ def interface(component: str, config: dict, *, height: int | None = None, width:
     return Interface(
         {
             "sample": latent,
-            "encoder_hidden_states": Tensor((1, TOKENS, config["cross_attention_dim"]), "float32"),
+            "encoder_hidden_states": Tensor((1, prompt_chunks * TOKENS, config["cross_attention_dim"]), "float32"),
             TIME_INPUT: Tensor((1, row), "float32"),
         },
         "out_sample",

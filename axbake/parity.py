@@ -33,6 +33,7 @@ def check_parity(
     parity: Path,
     height: int | None = None,
     width: int | None = None,
+    prompt_chunks: int = 1,
 ) -> None:
     """Run *graph* in ONNX Runtime and its network in torch on the same seeded inputs; write the distance to *parity*.
 
@@ -42,12 +43,13 @@ def check_parity(
         tensors: of the graph, beside it under the name by which it refers to them.
         min_psnr: least PSNR of the output, in dB.
         height, width: image pixels; the text encoder has none.
+        prompt_chunks: chunks of 77 tokens in the UNet's context.
 
     Raises:
         ParityError: the output is farther away. Nothing is written then.
     """
     description = read_description(weights)
-    inputs, wanted = _run_torch(weights, description, height=height, width=width)
+    inputs, wanted = _run_torch(weights, description, height=height, width=width, prompt_chunks=prompt_chunks)
     gc.collect()  # torch's copy of the weights goes before ONNX Runtime loads its own
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     output = session.get_outputs()[0].name
@@ -71,7 +73,7 @@ def check_parity(
 
 
 def _run_torch(
-    weights: Path, description: Description, *, height: int | None, width: int | None
+    weights: Path, description: Description, *, height: int | None, width: int | None, prompt_chunks: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Seeded inputs of the graph, in its order, and what the network makes of them."""
     generator = torch.Generator().manual_seed(SEED)
@@ -87,7 +89,9 @@ def _run_torch(
         latent = torch.randn((1, 4, height // 8, width // 8), generator=generator)
         if description.component == "vae_decoder":
             return [latent.numpy()], network(latent).numpy()
-        context = torch.randn((1, TOKENS, description.config["cross_attention_dim"]), generator=generator)
+        context = torch.randn(
+            (1, prompt_chunks * TOKENS, description.config["cross_attention_dim"]), generator=generator
+        )
         time = torch.tensor([TIMESTEP])
         row = torch.nn.functional.silu(network.time_embedding(network.get_time_embed(latent, time)))
         output = network(latent, time, context, return_dict=False)[0]

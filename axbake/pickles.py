@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from axbake.containers import MOST_TENSORS, UnreadableCheckpoint
-from axbake.weights import write_tensors
+from axbake.weights import tensor_bytes, write_tensors
 
 # Checkpoints of 2,600 tensors have 0.4 MB of instructions.
 MOST_INSTRUCTION_BYTES = 64_000_000
@@ -257,7 +257,7 @@ def _convert(source: Path, target: Path | None) -> dict:
     kinds = _kinds(source, tensors)
     shapes = {name: (kinds[name], tuple(tensor.shape)) for name, tensor in tensors.items()}
     if target:
-        write_tensors(target, shapes, lambda name: tensors[name].detach(), metadata={"format": "pt"})
+        write_tensors(target, shapes, lambda name: tensor_bytes(tensors[name].detach()), metadata={"format": "pt"})
     left_out = sorted(str(name)[:100] for name in table if name not in tensors)
     return {"tensors": shapes, "left_out": left_out[:20], "leftovers": sorted(names & LEFTOVERS)}
 

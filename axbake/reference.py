@@ -1,32 +1,27 @@
 """The picture that a model should draw: diffusers, in float32, on the host."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from transformers import CLIPTokenizer
 
 from axbake import components
+from axbake.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.runtime.progress import progress
-from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import SAMPLERS, png_parameters, save_png
 from axbake.schedule import build_scheduler
 from axbake.weights import read_description, read_sampling
 
-logger = logging.getLogger(__name__)
-TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 
-
-def load_pipeline(text_encoder: Path, unet: Path, vae_decoder: Path, *, scheduler: str) -> StableDiffusionPipeline:
-    """diffusers' pipeline of three `weights/{component}.safetensors`, float32; it cannot encode images."""
+def load_pipeline(unet: Path, vae_decoder: Path, *, scheduler: str) -> StableDiffusionPipeline:
+    """diffusers' pipeline of two `weights/{component}.safetensors`, float32; it takes embedded prompts, and no images."""
     pipeline = StableDiffusionPipeline(
         vae=_decoding_vae(vae_decoder),
-        text_encoder=components.load(text_encoder),
-        tokenizer=_tokenizer(text_encoder),
+        text_encoder=None,
+        tokenizer=None,
         unet=components.channels_last(components.load(unet)),
         scheduler=build_scheduler(scheduler, read_sampling(unet)),
         safety_checker=None,
@@ -35,14 +30,6 @@ def load_pipeline(text_encoder: Path, unet: Path, vae_decoder: Path, *, schedule
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _tokenizer(text_encoder: Path) -> CLIPTokenizer:
-    """CLIP's tokenizer, which fills prompts up with the token that the text encoder was trained with."""
-    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True)
-    # Set afterwards: given to `from_pretrained`, open_clip's «!» would become a special token, and prompts' own «!» with it.
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(read_description(text_encoder).config["pad_token_id"])
-    return tokenizer
 
 
 def _decoding_vae(weights: Path) -> AutoencoderKL:
@@ -60,6 +47,7 @@ def draw_reference(
     text_encoder: Path,
     unet: Path,
     vae_decoder: Path,
+    embeddings: Path,
     model: str,
     prompt: str,
     negative_prompt: str,
@@ -69,6 +57,8 @@ def draw_reference(
     steps: int,
     guidance_scale: float,
     seed: int,
+    prompt_chunks: int,
+    clip_skip: int,
     image: Path,
     trajectory: Path,
     settings: Path,
@@ -77,15 +67,17 @@ def draw_reference(
 
     Args:
         text_encoder, unet, vae_decoder: `weights/{component}.safetensors`.
+        embeddings: `embeddings.json`.
         seed: of torch's CPU generator, as people who use diffusers give it.
+        prompt_chunks: chunks of 77 tokens in the UNet's context.
+        clip_skip: that the text encoder was imported with; told beside the picture.
         image: PNG to write, with its settings in the form that web UIs read.
         trajectory: .npy to write: (N, 1, 4, H/8, W/8) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
     """
-    if cut := ClipTokenizer(TOKENIZER).cut_off(prompt):
-        logger.warning("the prompt is longer than 77 tokens; this end of it does not count: %s", cut)
     read_sampling(unet).check(steps=steps, guidance_scale=guidance_scale)
-    pipeline = load_pipeline(text_encoder, unet, vae_decoder, scheduler=scheduler)
+    embed = prompt_embedding(text_encoding(text_encoder), load_tokenizer(embeddings), chunks=prompt_chunks)
+    pipeline = load_pipeline(unet, vae_decoder, scheduler=scheduler)
     latents: list[np.ndarray] = []
     tell = progress("reference: step")
 
@@ -95,8 +87,8 @@ def draw_reference(
         return tensors
 
     drawn = pipeline(
-        prompt,
-        negative_prompt=negative_prompt,
+        prompt_embeds=torch.from_numpy(embed(prompt)),
+        negative_prompt_embeds=torch.from_numpy(embed(negative_prompt)) if guidance_scale > 1 else None,
         height=height,
         width=width,
         num_inference_steps=steps,
@@ -115,6 +107,7 @@ def draw_reference(
         "height": height,
         "width": width,
         "model": model,
+        "clip_skip": clip_skip,
     }
     save_png(image, (drawn * 255).round().astype(np.uint8), png_parameters(**parameters))
     np.save(trajectory, np.stack(latents))

@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import math
 from pathlib import Path
 
 import jinja2
@@ -18,6 +19,9 @@ def write_report(
     reference: Path,
     simulation: Path,
     distance: Path,
+    attribution: Path,
+    calibration: Path,
+    check: Path,
     parities: list[Path],
     records: list[Path],
     benchmarks: list[Path],
@@ -30,6 +34,8 @@ def write_report(
         drawn: how the reference picture was made, JSON.
         reference, simulation: PNGs.
         distance: JSON of the simulation.
+        attribution: `simulation/attribution.json`.
+        calibration, check: `calibration/unet.json` and `unet.check.json`.
         parities, records: JSONs of parity and compile, one a component.
         benchmarks: Snakemake's benchmark files, one a job.
     """
@@ -53,6 +59,10 @@ def write_report(
         reference=_data_uri(reference),
         simulation=_data_uri(simulation),
         distance=_read_json(distance),
+        attribution=_read_json(attribution)["quantised"],
+        calibration=_read_json(calibration),
+        plot=_plot(_read_json(calibration)["coverage_by_samples"]),
+        check=_read_json(check),
         settings=_read_json(drawn),
         checkpoint=described,
         components=components,
@@ -63,6 +73,25 @@ def write_report(
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _plot(curve: list[float]) -> dict[str, list]:
+    """Places of *curve*, coverage by number of samples, in a plot of 560 × 200 pixels: samples in octaves, coverage up to 1."""
+    lowest = math.floor(curve[0] * 10) / 10 if curve[0] < 1 else 0.0
+
+    def x(samples: int) -> float:
+        return round(560 * math.log(samples) / math.log(max(2, len(curve))), 1)
+
+    def y(share: float) -> float:
+        return round(200 * (1 - share) / (1 - lowest), 1)
+
+    octaves = [2**power for power in range(len(curve).bit_length())]
+    tenths = [share / 10 for share in range(round(10 * lowest), 11)]
+    return {
+        "points": [(x(number), y(share)) for number, share in enumerate(curve, start=1)],
+        "samples": [(number, x(number)) for number in octaves],
+        "shares": [(share, y(share)) for share in tenths],
+    }
 
 
 def _data_uri(png: Path) -> str:

@@ -24,8 +24,6 @@ guidance) and n_i the unit normal noise of step i. Coefficients of later steps a
 from __future__ import annotations
 
 import inspect
-import io
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +43,7 @@ from safetensors import safe_open
 from torch.overrides import TorchFunctionMode
 
 from axbake.errors import AxbakeError
+from axbake.npz import npz_bytes
 from axbake.weights import Sampling, read_sampling
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -73,7 +72,6 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")  # what the model gives: the noise, or Salimans and Ho's velocity
 MAX_DEVIATION = 1e-5  # of the latent's largest value; float32 rounding gives 1e-6, clipping and other noise above 1e-2
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can hold
 
 
 class UnknownSchedulerError(AxbakeError):
@@ -158,23 +156,6 @@ def time_embedding(weights: Path, timesteps: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         rows = torch.nn.functional.silu(embed(project(torch.from_numpy(timesteps)).double()))
     return rows.float().numpy()
-
-
-def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    """*arrays* as an `.npz` file that is the same bytes every time: members sorted, no times, no compression.
-
-    `np.savez` leaves the operating system's mark and the order of the call in the archive.
-    """
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as members:
-        for name, array in sorted(arrays.items()):
-            member = io.BytesIO()
-            np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=ZIP_TIME)
-            entry.create_system = 3  # Unix, on any system
-            entry.external_attr = 0o644 << 16
-            members.writestr(entry, member.getvalue())
-    return archive.getvalue()
 
 
 def _time_tensors(weights: Path) -> dict[str, torch.Tensor]:

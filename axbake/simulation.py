@@ -10,14 +10,13 @@ from PIL import Image
 
 from axbake import components
 from axbake.distance import psnr, ssim
+from axbake.prompts import load_tokenizer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import EMULATOR, Session, only, open_model, producer
-from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import SAMPLERS, draw, png_parameters, save_png
 from axbake.weights import read_description
 
 logger = logging.getLogger(__name__)
-TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 
 
 def simulate(
@@ -26,9 +25,9 @@ def simulate(
     unet: Path,
     vae_encoder: Path,
     vae_decoder: Path,
-    text_encoder_weights: Path,
     vae_encoder_weights: Path,
     schedule: Path,
+    embeddings: Path,
     reference: Path,
     trajectory: Path,
     model: str,
@@ -38,6 +37,7 @@ def simulate(
     seed: int,
     height: int,
     width: int,
+    clip_skip: int,
     image: Path,
     distance: Path,
 ) -> None:
@@ -47,7 +47,8 @@ def simulate(
 
     Args:
         text_encoder, unet, vae_encoder, vae_decoder: models that ONNX Runtime runs.
-        text_encoder_weights, vae_encoder_weights: `weights/{component}.safetensors`.
+        vae_encoder_weights: `weights/vae_encoder.safetensors`.
+        embeddings: `embeddings.json`.
         reference, trajectory: the reference's picture and latents.
         image: PNG to write.
         distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM.
@@ -58,7 +59,7 @@ def simulate(
         open_model(text_encoder),
         open_model(unet),
         open_model(vae_decoder),
-        ClipTokenizer(TOKENIZER, pad_token_id=read_description(text_encoder_weights).config["pad_token_id"]),
+        load_tokenizer(embeddings),
         steps,
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -78,6 +79,7 @@ def simulate(
         height=height,
         width=width,
         model=model,
+        clip_skip=clip_skip,
     )
     save_png(image, drawing.image, parameters)
     wanted, latents = np.asarray(Image.open(reference).convert("RGB")), np.load(trajectory)

@@ -3,14 +3,13 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, FAMILIES
 from axbake.families.names import OPEN_CLIP, OPEN_CLIP_ENDS, RESNET, UNET_ENDS, VAE_ATTENTION
-from axbake.weights import Description, read_description, read_shapes, read_tensor, write_tensors
+from axbake.weights import Description, read_description, read_shapes, read_tensor, tensor_bytes, write_tensors
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP_PREFIX = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
@@ -59,7 +58,7 @@ def write_single_file(
             convolution = (1, 1) if ".attn_1." in new and len(shape) == 2 else ()
             shapes[new] = "F16", (height, *shape[1:], *convolution)
 
-    def read(name: str) -> Any:
+    def read(name: str) -> memoryview:
         path, names = sources[name]
         # The parts of a fused tensor are query, key and value, in this order.
         order = sorted(names, key=lambda part: "qkv".find(part.partition("self_attn.")[2][:1]))
@@ -71,7 +70,7 @@ def write_single_file(
             raise SingleFileError(
                 f"{name}: {float(tensor.abs().max()):g} is too large for fp16, whose largest is 65504."
             )
-        return half
+        return tensor_bytes(half)
 
     write_tensors(single_file, shapes, read, metadata=_metadata(descriptions["unet"]))
 

@@ -12,10 +12,11 @@ import pandas as pd
 import yaml
 
 from axbake.containers import files_of
-from axbake.digest import files_sha256
+from axbake.digest import file_sha256, files_sha256
 from axbake.errors import AxbakeError
 
 MOST_COLUMNS = 64  # of a table
+EMBEDDING_FORMS = (".safetensors", ".pt", ".bin")
 
 
 class ConfigError(AxbakeError):
@@ -32,6 +33,10 @@ class PromptsError(AxbakeError):
 
 class MissingCheckpoint(AxbakeError):
     """A model's checkpoint is not where the table says."""
+
+
+class MissingEmbedding(AxbakeError):
+    """A textual-inversion embedding is not where the table says."""
 
 
 class WrongChecksum(AxbakeError):
@@ -122,7 +127,9 @@ def _typed(text: str, entry: dict):
 
 
 def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
-    """Rows of the table *path* by model, typed, defaults filled in; `calibration_prompts` as a list of prompts.
+    """Rows of the table *path* by model, typed, defaults filled in.
+
+    `calibration_prompts` is a list of prompts, `embeddings` of paths.
 
     Raises:
         TableError: lists every cell that cannot be used, with its line in the file, its model and its column.
@@ -154,7 +161,12 @@ def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
         raise TableError(f"{path}: {_listed(faults, 'these cells cannot be used')}")
     filled = [_with_defaults(row, rules) for row in rows.values()]
     return {
-        row["model"]: row | {"calibration_prompts": read_prompts(Path(row["calibration_prompts"]))} for row in filled
+        row["model"]: row
+        | {
+            "calibration_prompts": read_prompts(Path(row["calibration_prompts"])),
+            "embeddings": embedding_paths(row["embeddings"]),
+        }
+        for row in filled
     }
 
 
@@ -202,6 +214,18 @@ def _row_faults(line: int, row: dict, rules: dict) -> Iterator[str]:
             read_prompts(Path(row["calibration_prompts"]))
         except PromptsError as error:
             yield f"{place}, column calibration_prompts: {error}"
+    paths = embedding_paths(row.get("embeddings", ""))
+    for path in paths:
+        if Path(path).suffix not in EMBEDDING_FORMS:
+            yield f"{place}, column embeddings: {path!r} is none of {', '.join(EMBEDDING_FORMS)}"
+    names = Counter(Path(path).stem.lower() for path in paths)  # capitals do not count in prompts
+    for name in sorted(name for name, count in names.items() if count > 1):
+        yield f"{place}, column embeddings: {name!r} stands {names[name]} times"
+
+
+def embedding_paths(cell: str) -> list[str]:
+    """Paths in a cell of the column `embeddings`, parted by commas."""
+    return [path.strip() for path in cell.split(",") if path.strip()]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -245,3 +269,17 @@ def checkpoint_sha256(row: dict) -> str:
             " Download it again, or correct the column sha256 if this is the file you mean."
         )
     return found
+
+
+def embeddings_sha256(row: dict) -> list[str]:
+    """SHA-256 of each of a model's embeddings, in their order.
+
+    Raises:
+        MissingEmbedding: lists those that are not there.
+    """
+    missing = [path for path in row["embeddings"] if not Path(path).is_file()]
+    if missing:
+        raise MissingEmbedding(
+            f"{row['model']}: {', '.join(missing)}: not there. Put the files there, or correct the column embeddings."
+        )
+    return [file_sha256(Path(path)) for path in row["embeddings"]]

@@ -1,7 +1,6 @@
 """What a model's networks see when it draws its calibration prompts, recorded with torch."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +8,15 @@ import torch
 
 from axbake import components
 from axbake.export import CutUnet
+from axbake.npz import npz_bytes
+from axbake.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.runtime.noise import TorchNoise
+from axbake.runtime.prompt import count_tokens
 from axbake.runtime.sampler import Denoiser, load_schedule, sample
-from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.schedule import npz_bytes
-from axbake.weights import read_description, read_sampling
+from axbake.weights import read_sampling
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TOKENIZER = Path(__file__).parents[1] / "resources" / "clip"
 
 
 def record_trajectories(
@@ -25,6 +24,7 @@ def record_trajectories(
     text_encoder: Path,
     unet: Path,
     schedule: Path,
+    embeddings: Path,
     prompts: list[str],
     negative_prompt: str,
     guidance_scale: float,
@@ -32,6 +32,7 @@ def record_trajectories(
     width: int,
     seed: int,
     precision: str,
+    prompt_chunks: int,
     trajectories: Path,
 ) -> None:
     """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
@@ -39,22 +40,26 @@ def record_trajectories(
     Args:
         text_encoder, unet: `weights/{component}.safetensors`.
         schedule: `schedule.npz`; N steps.
+        embeddings: `embeddings.json`.
         height, width: image pixels.
         seed: of the first prompt's noise; the n-th prompt has seed + n.
         precision: float32 or bfloat16: of the UNet's weights and activations; the sampler's sums are as ever.
-        trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, 77, W), `negative_embeds` (1, 77, W), `latents`
-            (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each. All float32.
+        prompt_chunks: chunks of 77 tokens in the UNet's context; T tokens in all.
+        trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, T, W), `negative_embeds` and `empty_embeds`,
+            of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each; all
+            float32. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the prompts are.
     """
     steps = load_schedule(schedule)
     read_sampling(unet).check(steps=len(steps.timesteps), guidance_scale=guidance_scale)
-    encode = _text_encoding(text_encoder)
-    negative = encode(negative_prompt)
+    tokenizer = load_tokenizer(embeddings)
+    embed = prompt_embedding(text_encoding(text_encoder), tokenizer, chunks=prompt_chunks)
+    negative = embed(negative_prompt)
     denoise = _denoising(components.load(unet, dtype=PRECISIONS[precision]))
     shape = (1, 4, height // 8, width // 8)
     embeds, latents = [], []
     for number, prompt in enumerate(prompts):
         logger.debug("prompt %d: %s", number + 1, prompt)
-        embeds.append(encode(prompt))
+        embeds.append(embed(prompt))
         start = TorchNoise(seed + number).normal(shape) * np.float32(steps.init_noise_sigma)
         _, path = sample(
             denoise,
@@ -67,19 +72,16 @@ def record_trajectories(
             what=f"recording: prompt {number + 1} of {len(prompts)}, step",
         )
         latents.append(np.concatenate([start[None], path]))
-    arrays = {"prompt_embeds": np.stack(embeds), "negative_embeds": negative, "latents": np.stack(latents)}
+    arrays = {
+        "prompts": np.array(prompts),
+        "tokens": np.array([count_tokens(prompt, tokenizer) for prompt in prompts]),
+        "negative_prompt": np.array(negative_prompt),
+        "prompt_embeds": np.stack(embeds),
+        "negative_embeds": negative,
+        "empty_embeds": embed(""),
+        "latents": np.stack(latents),
+    }
     trajectories.write_bytes(npz_bytes(arrays))
-
-
-def _text_encoding(weights: Path) -> Callable[[str], np.ndarray]:
-    network = components.load(weights)
-    tokenizer = ClipTokenizer(TOKENIZER, pad_token_id=read_description(weights).config["pad_token_id"])
-
-    def encode(prompt: str) -> np.ndarray:
-        with torch.inference_mode():
-            return network(torch.from_numpy(tokenizer.encode(prompt))).last_hidden_state.numpy()
-
-    return encode
 
 
 def _denoising(network: torch.nn.Module) -> Denoiser:

@@ -6,7 +6,6 @@ a UNet is to be run. So whoever has the file can rebuild the network, and checkp
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from axbake.containers import BITS
 from axbake.errors import AxbakeError
 from axbake.families import Shapes
 
@@ -91,20 +91,19 @@ def read_tensor(weights: Path, name: str) -> Any:
 def write_tensors(
     path: Path,
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-    read: Callable[[str], Any],
+    read: Callable[[str], bytes | bytearray | memoryview],
     *,
     metadata: Mapping[str, str],
 ) -> None:
     """Write a safetensors file one tensor at a time; the bytes are those of safetensors' own `save_file`.
 
-    That one wants all tensors at once. The format is public (safetensors' README): length of the header, the header in JSON,
-    the tensors, the largest types first so that all are aligned.
+    That one wants all tensors at once. The largest types come first, so that all tensors are aligned.
 
     Args:
         tensors: name -> type in safetensors' name (F16, BF16, F32 …), shape.
-        read: name -> the tensor, torch's, of that type and as many values.
+        read: name -> the tensor's bytes.
     """
-    widths = {kind: int(re.search(r"\d+", kind)[0]) // 8 for kind, _ in tensors.values()}  # type: ignore[index]
+    widths = {kind: BITS[kind] // 8 for kind, _ in tensors.values()}
     order = sorted(tensors, key=lambda name: (-widths[tensors[name][0]], tensors[name][0], name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -117,11 +116,11 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(_bytes(read(name)))
+            file.write(read(name))
 
 
-def _bytes(tensor: Any) -> memoryview:
-    """The bytes of a tensor of any type, NumPy's or not."""
+def tensor_bytes(tensor: Any) -> memoryview:
+    """The bytes of a torch tensor of any type, NumPy's or not."""
     import torch  # here, since who only reads descriptions does without
 
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -27,7 +27,7 @@ def obvious(directory: Path, height: int, width: int) -> None:
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(
-        directory / "diffusers", torch_dtype=torch.float32, local_files_only=True
+        directory / "diffusers", dtype=torch.float32, local_files_only=True
     )
     unet = pipeline.unet.eval()
 

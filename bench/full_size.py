@@ -4,7 +4,7 @@
 
 Writes the checkpoint (`random_checkpoint.py`) and a project with one row into DIRECTORY, bakes all four models with the
 emulator, and prints wall time and peak resident memory of every job (of its largest process, as the kernel counts). Takes
-about an hour on 2 cores, 12 GB of disk, and less than 12 GiB of memory.
+more than an hour on 2 cores, 12 GB of disk, and less than 12 GiB of memory.
 """
 
 import argparse

@@ -19,17 +19,22 @@ class Cost:
 
     seconds: float  # wall time, its imports included
     gib: float  # peak resident memory of it, as the kernel counts: mapped pages of files are in it
+    said: str = ""  # its standard output
 
 
 def run(script: str, *arguments: object) -> Cost:
     """Run a script of `bench/` in a process of its own."""
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, ROOT / "bench" / script, *map(str, arguments)])
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "bench" / script, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
     if status:
         sys.exit(f"{script} {' '.join(map(str, arguments))}: ended with status {os.waitstatus_to_exitcode(status)}")
-    return Cost(seconds, usage.ru_maxrss / 2**20)
+    return Cost(seconds, usage.ru_maxrss / 2**20, said)
 
 
 def median(costs: Sequence[Cost]) -> Cost:
@@ -39,7 +44,6 @@ def median(costs: Sequence[Cost]) -> Cost:
 
 def full_size(directory: Path) -> dict[str, Path]:
     """Weights of a random checkpoint of Stable Diffusion 1.5's size, by component; made in *directory* where they are not yet."""
-    from axbake.checkpoint import import_checkpoint
     from axbake.families import COMPONENTS
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -49,6 +53,8 @@ def full_size(directory: Path) -> dict[str, Path]:
     weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
     for component, path in weights.items():
         if not path.is_file():
+            from axbake.checkpoint import import_checkpoint
+
             import_checkpoint(checkpoint, component=component, weights=path)
     return weights
 

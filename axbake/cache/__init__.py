@@ -5,6 +5,7 @@ Jobs, checkouts, users and cluster nodes share one directory, also over a networ
     entries/{step}/{component}/{key}.json   what was built: the key in full, outputs, seconds, peak memory
     blobs/ab/{sha256}                       content of outputs
     verified/{inode}.json                   when a blob was last read and found right: size and modification time
+    placed/{place}.json                     at which place a blob was put as a copy or clone
     locks/{key}                             held by who builds it; says who that is
     running/{random}.json                   held by who writes; says in which private directory
     damaged/                                what was found damaged, for the curious

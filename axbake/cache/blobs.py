@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from axbake.cache.files import share, sync, write
+from axbake.cache.locks import HOST
 from axbake.digest import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -109,6 +111,34 @@ class Blobs:
         if how == "link" and self._remembered(before) == blob.sha256:
             self._remember(target.stat(), blob.sha256)  # our touch does not make the blob unknown
         return how
+
+    def note_places(self, blobs: Mapping[str, Blob], places: Mapping[str, Path]) -> None:
+        """Note that *blobs* are at *places*; not of hard links, which their file counts itself."""
+        for name, blob in blobs.items():
+            place = places[name].absolute()
+            note = self.directory / "placed" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()}.json"
+            with contextlib.suppress(OSError):  # a cache that cannot be written to, which was said
+                if os.path.samestat(place.stat(), self.path(blob).stat()):
+                    note.unlink(missing_ok=True)
+                else:
+                    said = {"place": str(place), "host": HOST, "sha256": blob.sha256, "size": blob.size}
+                    write(note, json.dumps(said), mode=mode_of(self.directory) & 0o666)
+
+    def placed(self) -> Iterator[tuple[Path, Blob | None]]:
+        """Notes of places, each with the blob that is there; None if it is not there any more.
+
+        What another machine has on a disk that this one does not see counts as there.
+        """
+        for note in self.directory.glob("placed/[!.]*.json"):
+            blob = None
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                said = json.loads(note.read_text())
+                place = Path(said["place"])
+                elsewhere = said["host"] != HOST and not place.parent.is_dir()
+                # Not its time, which Snakemake changes; what is of another size was replaced.
+                if elsewhere or place.stat().st_size == said["size"]:
+                    blob = Blob(said["sha256"], said["size"])
+            yield note, blob
 
     def set_aside(self, path: Path) -> None:
         """Move what is damaged away, for the curious."""

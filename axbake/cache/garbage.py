@@ -41,8 +41,8 @@ class Usage:
 def usage(cache: Cache, used: Collection[str] = (), *, days: float = DAYS, named: Collection[str] = ()) -> Usage:
     """What *cache* holds and what of it nobody needs.
 
-    Needed is a build that a current result needs, that is linked to a result, that a running job holds, or that was made or
-    used lately.
+    Needed is a build that a current result needs, whose content was placed as a result that is still there, that a running
+    job holds, or that was made or used lately.
 
     Args:
         used: digests of the keys that current results need.
@@ -52,6 +52,7 @@ def usage(cache: Cache, used: Collection[str] = (), *, days: float = DAYS, named
     entries = {path: _read(path) for path in sorted(cache.directory.glob("entries/*/*/[!.]*.json"))}
     blobs = {path: path.stat() for path in sorted(cache.directory.glob("blobs/*/[!.]*"))}
     linked = {path for path, state in blobs.items() if state.st_nlink > 1}
+    in_use = linked | {cache.blobs.path(blob) for _, blob in cache.blobs.placed() if blob}
     going = {}
     kept: set[Path] = set()
     names: dict[Path, str] = {}
@@ -60,7 +61,7 @@ def usage(cache: Cache, used: Collection[str] = (), *, days: float = DAYS, named
         names |= dict.fromkeys(contents, entry.key.name if entry else "")
         lately = path.stat().st_mtime > time.time() - days * 86400 and path.stem not in named
         if entry and (
-            path.stem in used or contents & linked or lately or _is_held(cache.directory / "locks" / path.stem)
+            path.stem in used or contents & in_use or lately or _is_held(cache.directory / "locks" / path.stem)
         ):
             kept |= contents
         else:
@@ -71,7 +72,7 @@ def usage(cache: Cache, used: Collection[str] = (), *, days: float = DAYS, named
     garbage += [
         Garbage(path, names.get(path, "blob of no build"), _on_disk(path))
         for path in blobs
-        if path not in kept and path not in linked
+        if path not in kept and path not in in_use
     ]
     garbage += [Garbage(path, "damaged", _on_disk(path)) for path in sorted(cache.directory.glob("damaged/*"))]
     garbage += [Garbage(path, "half-written", _on_disk(path)) for path in _half_written(cache)]
@@ -95,6 +96,9 @@ def remove_garbage(
             with abandoned(path) as note:
                 if note is not None:
                     path.unlink()
+        for path, blob in cache.blobs.placed():
+            if blob is None:
+                path.unlink(missing_ok=True)
         inodes = {path.stat().st_ino for path in cache.directory.glob("blobs/*/*")}
         for path in cache.directory.glob("verified/*.json"):
             if path.stem.isdigit() and int(path.stem) not in inodes:
@@ -109,7 +113,7 @@ def _read(path: Path) -> Entry | None:
 
 
 def _half_written(cache: Cache) -> Iterator[Path]:
-    for place in ("blobs/*/.*", "entries/*/*/.*", "verified/.*"):
+    for place in ("blobs/*/.*", "entries/*/*/.*", "verified/.*", "placed/.*"):
         yield from sorted(cache.directory.glob(place))
 
 

@@ -207,7 +207,7 @@ class Cache:
                 f"{trouble(error, self.directory)}. It was to be the build cache; {ELSEWHERE}."
             ) from error
         with contextlib.suppress(OSError):  # a cache that is full or read-only can still be read
-            for name in ("locks", "running", "verified", "damaged", "blobs"):
+            for name in ("locks", "running", "verified", "placed", "damaged", "blobs"):
                 make_directory(self.directory / name, within=self.directory)
             make_directory(self.entry_path(key).parent, within=self.directory)
 
@@ -256,6 +256,7 @@ class Cache:
             with writing(next(iter(places.values()))):
                 ways = Counter(self.blobs.place(blob, paths[name]) for name, blob in entry.outputs.items())
                 _publish(paths, places, before)
+        self.blobs.note_places(entry.outputs, places)
         with contextlib.suppress(OSError):
             os.utime(self.entry_path(entry.key))  # last use, for whoever removes garbage
         size = readable(sum(blob.size for blob in entry.outputs.values()))
@@ -291,6 +292,8 @@ class Cache:
                     for name, path in made.items():
                         self._settle(path, entry.outputs[name] if entry else None)
                     _publish(made, places, before)
+                if entry:
+                    self.blobs.note_places(entry.outputs, places)
         return Outcome(False, entry, reason)
 
     def _store(self, key: Key, made: Paths, seconds: float) -> Entry | None:

@@ -9,6 +9,9 @@ from onnx import TensorProto, helper
 
 from axbake.emulator.graph import Graph, runtime_errors, session
 
+# Their output holds exactly the values of their first input, so it has its range too.
+REORDERS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
+
 
 @dataclass(frozen=True)
 class Ranges:
@@ -43,15 +46,28 @@ def record_ranges(
     after each sample how many are done.
     """
     names = tuple(float_activations(graph) if tensors is None else tensors)
-    runner = session(_observed(graph, names), graph.constants)
-    wanted = [f"{name}/{bound}" for bound in ("Min", "Max") for name in names]
+    sources = _sources(graph)
+    observed = list(dict.fromkeys(sources.get(name, name) for name in names))
+    runner = session(_observed(graph, observed), graph.constants)
+    wanted = [f"{name}/{bound}" for bound in ("Min", "Max") for name in observed]
     bounds: list[np.ndarray] = []
     for sample in samples:
         with runtime_errors("calibration run"):
             bounds.append(np.array(runner.run(wanted, dict(sample)), np.float32))
         on_sample(len(bounds))
-    table = np.stack(bounds).reshape(len(bounds), 2, len(names)) if bounds else np.empty((0, 2, len(names)), np.float32)
-    return Ranges(names, table[:, 0], table[:, 1])
+    table = np.array(bounds, np.float32).reshape(len(bounds), 2, len(observed))
+    places = {name: place for place, name in enumerate(observed)}
+    columns = [places[sources.get(name, name)] for name in names]
+    return Ranges(names, table[:, 0, columns], table[:, 1, columns])
+
+
+def _sources(graph: Graph) -> dict[str, str]:
+    """For each tensor that only reorders another's values: that other one."""
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op_type in REORDERS and node.input[0] not in graph.constants:
+            found[node.output[0]] = found.get(node.input[0], node.input[0])
+    return found
 
 
 def _observed(graph: Graph, names: Sequence[str]) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ import onnxruntime
 
 from axbake import __version__
 from axbake.emulator import PRODUCER
-from axbake.emulator.graph import GraphError, TensorSpec, read_model, runtime_errors, tensor_spec
+from axbake.emulator.graph import GraphError, TensorSpec, read_model, runtime_errors, session_options, tensor_spec
 from axbake.emulator.writer import written_beside
 from axbake.errors import AxbakeError
 
@@ -66,10 +66,8 @@ def load_model(path: Path) -> tuple[onnxruntime.InferenceSession, tuple[TensorSp
     inputs = tuple(tensor_spec(value) for value in model.graph.input if value.name not in constants)
     outputs = tuple(tensor_spec(value) for value in model.graph.output)
     del model  # a gigabyte, which the session reads anew
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     # Higher levels replace 8-bit nodes by integer kernels that round differently: 38 dB against the graph as written.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options = session_options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
     with runtime_errors(str(path)):
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), inputs, outputs
 

@@ -46,5 +46,6 @@ SD1 = Family(
         ),
         **VAE,
     },
+    clip_skip=True,
     prediction_type="epsilon",
 )

@@ -33,5 +33,6 @@ SD2 = Family(
         ),
         **VAE,
     },
+    clip_skip=False,  # AUTOMATIC1111's `modules/sd_hijack_open_clip.py` passes it by
     prediction_type=None,  # 2.x base predicts the noise, 2.x at 768 pixels the velocity, and their shapes are the same
 )

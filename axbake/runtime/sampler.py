@@ -13,7 +13,7 @@ from .errors import BundleError
 from .progress import progress
 from .session import Session, only
 
-#: (latent (1, 4, h, w), time row (1, C), prompts (B, 77, W)), all float32 -> the UNet's output for each prompt, (B, 4, h, w)
+#: (latent (1, 4, h, w), time row (1, C), prompts (B, T, W)), all float32 -> the UNet's output for each prompt, (B, 4, h, w)
 Denoiser = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -95,7 +95,7 @@ def sample(
     Args:
         noise: the initial latent is its first array, the steps' own noises the next ones, as in diffusers' pipelines.
         shape: of the latent, (1, 4, h, w).
-        prompt_embeds: (1, 77, W) what the text encoder makes of the prompt.
+        prompt_embeds: (1, T, W) what the text encoder makes of the prompt (`prompt.embed_prompt`); T is 77 a chunk.
         negative_embeds: the same of the negative prompt; not used, and None will do, where *guidance_scale* ≤ 1.
         guidance_scale: of classifier-free guidance. At 1 or less the model runs once a step, without the negative
             prompt, as in diffusers.

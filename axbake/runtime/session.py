@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def open_model(path: Path, *, threads: int = 0) -> Session:
     """The model in the file *path*: an `.onnx`, with tensors in files beside it or not, or an emulated `.axmodel`.
 
     Args:
-        threads: that one operator is spread over; 0: one a core.
+        threads: that one operator is spread over; 0: as many as the environment's OMP_NUM_THREADS says, or one a core.
 
     Raises:
         BundleError: there is no such file, or it is not a model, or an axmodel for the card.
@@ -122,7 +123,7 @@ def _onnxruntime_session(path: Path, threads: int) -> Session:
     import onnxruntime  # here, so that a machine with nothing but axmodels of a card needs no ONNX Runtime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
     if producer(path) == EMULATOR:
         # Higher levels fuse quantised nodes: 8-bit models then differ from what their graph says.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

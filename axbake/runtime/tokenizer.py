@@ -2,53 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from .errors import BundleError
 
 TOKENS = 77  # that CLIP's text encoder takes, start and end included
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, COMMA = "<|startoftext|>", "<|endoftext|>", ",</w>"
 
 #: What a prompt is split at before bytes are paired: clip/simple_tokenizer.py of OpenAI's CLIP.
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class ClipTokenizer:
-    """Prompts to token ids, as transformers' `CLIPTokenizer` (version 5) gives them.
+    """Words to token ids, as transformers' `CLIPTokenizer` (version 5) gives them, and names of embeddings to theirs.
 
-    Args:
-        folder: holds `vocab.json` and `merges.txt`.
-        pad_token_id: of the token that prompts are filled up with; None: the end token, as CLIP was trained. open_clip's
-            text encoder of Stable Diffusion 2.x has 0.
+    Attributes:
+        start, end, comma, pad: ids of the tokens; chunks are filled up with *pad*.
+        embeddings: name of each textual-inversion embedding -> ids of its vectors in the text encoder's token table.
     """
 
-    def __init__(self, folder: Path, *, pad_token_id: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, embeddings: Mapping[str, Sequence[int]] | None = None, *, pad_token_id: int | None = None
+    ) -> None:
+        """
+        Args:
+            folder: holds `vocab.json` and `merges.txt`.
+            pad_token_id: of the token that chunks are filled up with; None: the end token, as CLIP was trained. open_clip's
+                text encoder of Stable Diffusion 2.x has 0.
+        """
         vocab, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
         missing = [path.name for path in (vocab, merges) if not path.is_file()]
         if missing:
             raise BundleError(f"{folder}: no {' and no '.join(missing)}; wanted CLIP's vocab.json and merges.txt.")
         self._tokenizer = _tokenizer(vocab, merges)
-        self._end = _id(self._tokenizer, END)
-        self._pad = self._end if pad_token_id is None else pad_token_id
+        self.start, self.end, self.comma = (_id(self._tokenizer, token) for token in (START, END, COMMA))
+        self.pad = self.end if pad_token_id is None else pad_token_id
+        self.embeddings = dict(embeddings or {})
+        spelt = {tuple(self._ids(name)): tuple(ids) for name, ids in self.embeddings.items()}
+        # The longest first, so that a name which another begins with does not take its place.
+        self._names = sorted(spelt.items(), key=lambda item: -len(item[0]))
 
-    def encode(self, prompt: str) -> np.ndarray:
-        """(1, 77) int64: start, the prompt's first 75 tokens, end; the rest filled up."""
-        ids = self._tokenizer.encode(prompt).ids
-        if len(ids) > TOKENS:
-            ids = [*ids[: TOKENS - 1], self._end]
-        return np.array([ids + [self._pad] * (TOKENS - len(ids))], dtype=np.int64)
+    def words(self, text: str) -> list[tuple[tuple[int, ...], int]]:
+        """The ids of *text* without start and end, each with the place of its first character.
 
-    def cut_off(self, prompt: str) -> str:
-        """The end of *prompt* that `encode` leaves out because 75 tokens do not hold it; mostly empty."""
-        encoding = self._tokenizer.encode(prompt)
-        if len(encoding.ids) <= TOKENS:
-            return ""
-        first, _ = encoding.offsets[TOKENS - 1]  # of the first token without room; the end token takes its place
-        return prompt[first:].strip()
+        An embedding is where its name's tokens are, in any letters, as in AUTOMATIC1111's `textual_inversion.py`
+        (`find_embedding_at_position`); its ids stay together.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        ids, words, i = tuple(encoding.ids), [], 0
+        while i < len(ids):
+            name, vectors = next(
+                (pair for pair in self._names if ids[i : i + len(pair[0])] == pair[0]), ((ids[i],), (ids[i],))
+            )
+            words.append((vectors, encoding.offsets[i][0]))
+            i += len(name)
+        return words
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _tokenizer(vocab: Path, merges: Path) -> Tokenizer:
@@ -75,5 +90,5 @@ def _tokenizer(vocab: Path, merges: Path) -> Tokenizer:
 
 def _id(tokenizer: Tokenizer, token: str) -> int:
     number = tokenizer.token_to_id(token)
-    assert number is not None  # `_tokenizer` adds both, wherever the vocabulary lacks them
+    assert number is not None  # start and end are added where the vocabulary lacks them; CLIP's has the comma
     return number

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .errors import BundleError
 from .noise import TorchNoise
+from .prompt import chunks_of, embed_prompt, encoder, prompt_warnings
 from .sampler import Schedule, denoiser, sample
 from .session import Session, only
 from .tokenizer import ClipTokenizer
@@ -33,7 +34,7 @@ class Drawing:
     image: np.ndarray  # (height, width, 3) uint8 RGB
     latents: np.ndarray  # (N, 1, 4, h, w) float32: after each step
     seconds: dict[str, tuple[float, ...]]  # of text_encoder, unet, vae_decoder: of each run of the model, in order
-    cut_off: str  # the end of the prompt that did not fit in 77 tokens; mostly empty
+    warnings: tuple[str, ...]  # what of the prompts does not count, or is not what it looks like (`prompt_warnings`)
 
 
 def draw(
@@ -51,7 +52,7 @@ def draw(
     height: int,
     width: int,
 ) -> Drawing:
-    """Draw *prompt*.
+    """Draw *prompt*, written as in AUTOMATIC1111's web UI (`axbake.runtime.prompt`).
 
     Args:
         guidance_scale: see `sampler.sample`.
@@ -63,30 +64,28 @@ def draw(
         BundleError: the models, or the size, do not fit each other.
     """
     shape = _latent_shape(unet, vae_decoder, height=height, width=width)
+    chunks = chunks_of(unet)
+    prompts = [prompt, negative_prompt] if guidance_scale > 1 else [prompt]
     models = {"text_encoder": text_encoder, "unet": unet, "vae_decoder": vae_decoder}
     runs_before = {name: len(model.seconds) for name, model in models.items()}
+    prompt_embeds, *negative_embeds = [
+        embed_prompt(encoder(text_encoder), tokenizer, text, chunks=chunks) for text in prompts
+    ]
     final, latents = sample(
         denoiser(unet),
         schedule,
         TorchNoise(seed),
         shape=shape,
-        prompt_embeds=encode_prompt(text_encoder, tokenizer, prompt),
-        negative_embeds=encode_prompt(text_encoder, tokenizer, negative_prompt) if guidance_scale > 1 else None,
+        prompt_embeds=prompt_embeds,
+        negative_embeds=negative_embeds[0] if negative_embeds else None,
         guidance_scale=guidance_scale,
     )
     return Drawing(
         image=decode_latent(vae_decoder, final, scaling_factor=scaling_factor),
         latents=latents,
         seconds={name: tuple(model.seconds[runs_before[name] :]) for name, model in models.items()},
-        cut_off=tokenizer.cut_off(prompt),
+        warnings=tuple(said for text in prompts for said in prompt_warnings(text, tokenizer, chunks=chunks)),
     )
-
-
-def encode_prompt(text_encoder: Session, tokenizer: ClipTokenizer, prompt: str) -> np.ndarray:
-    """(1, 77, W) float32: the text encoder's output for *prompt*."""
-    ids = only(text_encoder.inputs, f"{text_encoder.name}, inputs")
-    output = only(text_encoder.outputs, f"{text_encoder.name}, outputs")
-    return text_encoder.run({ids: tokenizer.encode(prompt)})[output]
 
 
 def decode_latent(vae_decoder: Session, latent: np.ndarray, *, scaling_factor: float) -> np.ndarray:
@@ -109,11 +108,13 @@ def png_parameters(
     height: int,
     width: int,
     model: str,
+    clip_skip: int,
 ) -> str:
     """How a picture was made, as AUTOMATIC1111's web UI and those after it read it back.
 
     Args:
         sampler: one of the values of `SAMPLERS`.
+        clip_skip: of the model's text encoder; 1 is not told.
     """
     lines = [prompt]
     if negative_prompt:
@@ -122,7 +123,7 @@ def png_parameters(
     name = json.dumps(model, ensure_ascii=False) if set(model) & set(",:\n") else model
     lines.append(
         f"Steps: {steps}, Sampler: {sampler}, CFG scale: {guidance_scale:g}, Seed: {seed}, "
-        f"Size: {width}x{height}, Model: {name}"
+        f"Size: {width}x{height}, Model: {name}" + (f", Clip skip: {clip_skip}" if clip_skip > 1 else "")
     )
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
-"""The tiny model of each family, imported once: checkpoint, weights, schedule."""
+"""The tiny models of all families, imported once: checkpoint, weights, schedule."""
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from axbake.checkpoint import import_checkpoint
+from axbake.embeddings import list_embeddings
 from axbake.export import export_onnx
 from axbake.families import COMPONENTS
 from axbake.schedule import build_scheduler, derive_schedule
@@ -30,6 +32,7 @@ class TinyModel:
     networks: tiny.Networks
     checkpoint: Path
     weights: dict[str, Path]  # by component
+    embeddings: Path  # embeddings.json; it has none
 
     def schedule(self, path: Path, *, scheduler: str = "euler", steps: int = 4) -> Path:
         """A schedule for its UNet, written to *path*."""
@@ -64,15 +67,31 @@ def pipeline_of(networks: tiny.Networks, scheduler: str) -> StableDiffusionPipel
     return pipeline
 
 
-@pytest.fixture(scope="session", params=tiny.FAMILIES)
-def model(request, tmp_path_factory) -> TinyModel:
-    directory = tmp_path_factory.mktemp(request.param)
-    networks = tiny.FAMILIES[request.param]()
-    checkpoint = tiny.save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
-    weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
-    for component, path in weights.items():
-        import_checkpoint(checkpoint, component=component, weights=path)
-    return TinyModel(request.param, networks, checkpoint, weights)
+every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory) -> Callable[[str], TinyModel]:
+    """A function that gives the tiny model of a family, imported once."""
+
+    @functools.cache
+    def imported(family: str) -> TinyModel:
+        directory = tmp_path_factory.mktemp(family)
+        networks = tiny.FAMILIES[family]()
+        checkpoint = tiny.save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
+        weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
+        for component, path in weights.items():
+            import_checkpoint(checkpoint, component=component, weights=path)
+        list_embeddings(weights["text_encoder"], [], names=[], listing=directory / "embeddings.json")
+        return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
+
+    return imported
+
+
+@pytest.fixture(scope="session")
+def model(model_of) -> TinyModel:
+    """Of Stable Diffusion 1.x, for what does not depend on the family."""
+    return model_of("sd1")
 
 
 def tensors_of(graph: Path) -> Path:

@@ -4,7 +4,9 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +81,25 @@ def test_what_is_linked_to_a_result_stays(cache, tmp_path):
     assert usage(cache).linked == 8192
     cache.entry_path(key).unlink()
     assert usage(cache).garbage == []
+
+
+def test_what_was_copied_to_a_result_stays_until_that_is_gone(cache):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        place = Path(elsewhere) / "unet.axmodel"
+        assert place.parent.stat().st_dev != cache.directory.parent.stat().st_dev
+        key = key_of("copied")
+        build(cache, key, place.parent, b"x" * 8192, keep=True)
+        os.utime(place)  # as Snakemake does
+        age(cache, key, 30)
+
+        assert usage(cache).garbage == []
+        remove_garbage(cache)
+        assert cache.find(key)
+
+        place.write_bytes(b"another result")
+        assert [one.what for one in usage(cache).garbage] == ["entry of compile_model/unet", "compile_model/unet"]
+        remove_garbage(cache)
+        assert blobs(cache) == list(cache.directory.glob("placed/*")) == []
 
 
 def test_what_a_running_job_holds_stays(cache, old):

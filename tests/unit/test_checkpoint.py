@@ -18,6 +18,7 @@ from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, FAMILIES
 from axbake.weights import Sampling, read_description, read_sampling
 from tests import tiny
+from tests.unit.conftest import every_family
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "resources" / "demo" / "emoji-sd.safetensors"
@@ -75,8 +76,10 @@ def test_every_tensor_is_the_original_in_its_own_precision(build, precision, tmp
             assert torch.equal(tensor.float(), wanted[name]), name
 
 
+@every_family
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_the_rebuilt_network_computes_what_the_original_does(model, component):
+def test_the_rebuilt_network_computes_what_the_original_does(family, model_of, component):
+    model = model_of(family)
     inputs = INPUTS[component](model.networks.text_encoder.config.hidden_size)
     rebuilt, original = components.load(model.weights[component]), model.networks.component(component)
 
@@ -108,8 +111,10 @@ def pipeline_folder(directory, configs):
     return directory
 
 
+@every_family
 @pytest.mark.parametrize("which", ["demo", "tiny"])
-def test_diffusers_own_loader_finds_the_same_tensors(model, which, tmp_path):
+def test_diffusers_own_loader_finds_the_same_tensors(family, model_of, which, tmp_path):
+    model = model_of(family)
     checkpoint = DEMO if which == "demo" else model.checkpoint
     weights = {component: tmp_path / f"{component}.safetensors" for component in COMPONENTS}
     for component, path in weights.items():
@@ -129,7 +134,9 @@ def test_diffusers_own_loader_finds_the_same_tensors(model, which, tmp_path):
         assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
 
 
-def test_the_architecture_is_read_from_the_shapes(model):
+@every_family
+def test_the_architecture_is_read_from_the_shapes(family, model_of):
+    model = model_of(family)
     for component in COMPONENTS:
         found = read_description(model.weights[component])
         own = model.networks.component(component)
@@ -146,11 +153,15 @@ def test_the_architecture_is_read_from_the_shapes(model):
             assert value == wanted, name
 
 
-def test_the_weights_say_how_the_unet_is_run(model):
+@every_family
+def test_the_weights_say_how_the_unet_is_run(family, model_of):
+    model = model_of(family)
     assert read_sampling(model.weights["unet"]) == Sampling(model.networks.prediction_type)
 
 
-def test_the_description_says_what_the_file_is_and_what_is_left_over(model, tmp_path):
+@every_family
+def test_the_description_says_what_the_file_is_and_what_is_left_over(family, model_of, tmp_path):
+    model = model_of(family)
     describe_checkpoint(model.checkpoint, sha256="0123456789" + 54 * "a", description=tmp_path / "checkpoint.json")
 
     said = json.loads((tmp_path / "checkpoint.json").read_text())

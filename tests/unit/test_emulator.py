@@ -380,6 +380,28 @@ def test_ranges_are_recorded_for_each_sample(matmul):
         assert np.allclose(ranges.high[index, :2], [sample["x"].max(), product.max()], rtol=1e-5)
 
 
+def test_tensors_that_only_reorder_values_have_their_ranges_too(tmp_path):
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["shaped"]),
+        helper.make_node("Transpose", ["shaped"], ["turned"], perm=[1, 0]),
+        helper.make_node("Mul", ["turned", "two"], ["doubled"]),
+        helper.make_node("Slice", ["doubled", "start", "end"], ["part"]),
+        helper.make_node("Flatten", ["part"], ["out"]),
+    ]
+    numbers = {"shape": [2, 6], "start": [3], "end": [6]}
+    constants = {name: np.array(values) for name, values in numbers.items()} | {"two": np.float32([2])}
+    save(tmp_path / "net.onnx", nodes, {"x": [3, 4]}, {"out": [3, 2], "shaped": [2, 6]}, constants)
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    part = 2 * x.reshape(2, 6).T[3:6]
+
+    ranges = record_ranges(load_graph(tmp_path / "net.onnx"), [{"x": x}]).overall()
+
+    wanted = {"x": x, "shaped": x, "turned": x, "doubled": 2 * x, "part": part, "out": part}
+    assert ranges == {name: (float(values.min()), float(values.max())) for name, values in wanted.items()}
+    chosen = record_ranges(load_graph(tmp_path / "net.onnx"), [{"x": x}], ["turned", "part"])
+    assert chosen.names == ("turned", "part") and chosen.overall() == {name: ranges[name] for name in chosen.names}
+
+
 def test_a_float_model_that_gives_nan_is_an_error_that_names_the_tensor(tmp_path, capsys):
     save(tmp_path / "net.onnx", [helper.make_node("Sqrt", ["x"], ["out"])], {"x": [2]}, {"out": [2]}, {})
     save_samples(tmp_path / "samples.tar", [{"x": -np.ones(2, np.float32)}])

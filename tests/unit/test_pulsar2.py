@@ -128,6 +128,16 @@ def test_a_build_is_moved_to_its_place_with_a_record_of_what_made_it(pulsar2, tm
     assert said["pulsar2_config"] == json.loads(configured(tmp_path, "unet").read_text())
 
 
+def test_the_compilers_progress_is_told_with_its_total(pulsar2, tmp_path, caplog):
+    bar = "Calibration Progress(Phase 1): 100%|██████████| 4/4 [00:06<00:00,  1.52s/it]"  # Pulsar2's own
+    pulsar2(build=f"echo '{bar}'; printf '{PULSAR2_MODEL}' > \"$out/$name\"; echo '{{}}' > \"$out/build_context.json\"")
+    caplog.set_level("INFO", logger="axbake")
+
+    build(tmp_path)
+
+    assert "calibrating: 4 of 4" in caplog.messages
+
+
 def test_the_compiler_is_given_the_graph_and_the_config(pulsar2, tmp_path):
     pulsar2(
         build='test -f "$input" && test -f "$input.data" && test -f unet.tar && test -f "$config" || exit 9; exit 3'

@@ -22,6 +22,7 @@ SETTINGS = {
     "steps": 3,
     "guidance_scale": 5,
     "seed": 9,
+    "clip_skip": 1,
 }
 
 
@@ -30,12 +31,20 @@ def draw(model, directory, **changed):
     directory.mkdir()
     image, trajectory, settings = (directory / name for name in ("image.png", "trajectory.npy", "settings.json"))
     weights = {name: model.weights[name] for name in ("text_encoder", "unet", "vae_decoder")}
-    draw_reference(**weights, **SETTINGS | changed, image=image, trajectory=trajectory, settings=settings)
+    draw_reference(
+        **weights,
+        embeddings=model.embeddings,
+        **{"prompt_chunks": 1} | SETTINGS | changed,
+        image=image,
+        trajectory=trajectory,
+        settings=settings,
+    )
     return image, trajectory, settings
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_the_picture_is_what_diffusers_draws_with_the_original_networks(model, scheduler, tmp_path):
+@pytest.mark.parametrize(("family", "scheduler"), [*(("sd1", name) for name in SCHEDULERS), ("sd2", "unipc")])
+def test_the_picture_is_what_diffusers_draws_with_the_original_networks(family, model_of, scheduler, tmp_path):
+    model = model_of(family)
     image, trajectory, settings = draw(model, tmp_path / "ours", scheduler=scheduler)
 
     latents = []
@@ -83,14 +92,14 @@ def test_settings_lie_beside_the_picture_and_in_it(model, tmp_path):
     assert "Steps: 3, Sampler: Euler, CFG scale: 5, Seed: 9, Size: 96x64, Model: tiny" in parameters
 
 
-def test_a_prompt_longer_than_77_tokens_warns_with_the_end_that_does_not_count(model, tmp_path, caplog):
+def test_a_prompt_longer_than_its_chunks_warns_with_the_end_that_does_not_count(model, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         draw(model, tmp_path / "long", prompt="word " * 75 + "lighthouse", steps=1)
         draw(model, tmp_path / "short", prompt="word " * 75, steps=1)
 
-    warnings = [record.message for record in caplog.records if record.name == "axbake.reference"]
+    warnings = [record.message for record in caplog.records if record.name == "axbake.prompts"]
     assert len(warnings) == 1
-    assert "longer than 77 tokens" in warnings[0]
+    assert "longer than 75 tokens (prompt_chunks: 1)" in warnings[0]
     assert warnings[0].endswith(": lighthouse")
 
 

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
@@ -54,28 +53,31 @@ def test_ids_are_those_of_transformers(tokenizer, prompt, reference):
         theirs = CLIPTokenizer.from_pretrained(CLIP, local_files_only=True)
     else:
         files = {"vocab": str(CLIP / "vocab.json"), "merges": str(CLIP / "merges.txt")}
-        theirs = CLIPTokenizer(**files, model_max_length=77)
-    expected = theirs(prompt, padding="max_length", truncation=True, return_tensors="np").input_ids
+        theirs = CLIPTokenizer(**files)
 
-    ids = tokenizer.encode(prompt)
+    words = tokenizer.words(prompt)
 
-    assert ids.shape == (1, 77) and ids.dtype == np.int64
-    assert ids.tolist() == expected.tolist()
+    assert [id for ids, _ in words for id in ids] == theirs(prompt, add_special_tokens=False).input_ids
 
 
 def test_known_ids(tokenizer):
-    ids = tokenizer.encode("a photo of a cat")[0].tolist()
-
-    assert ids[:7] == [49406, 320, 1125, 539, 320, 2368, 49407]
-    assert set(ids[7:]) == {49407}
+    assert [ids for ids, _ in tokenizer.words("a photo of a cat")] == [(320,), (1125,), (539,), (320,), (2368,)]
+    assert (tokenizer.start, tokenizer.end, tokenizer.comma) == (49406, 49407, 267)
 
 
-def test_what_is_cut_off_is_known(tokenizer):
-    assert tokenizer.cut_off("a photo of a cat") == ""
-    assert tokenizer.cut_off("word " * 75) == ""
-    assert tokenizer.cut_off("WORD " * 75 + "Café and  more") == "Café and  more"
-    prompt = "🙂 " + "word " * 73 + "kept lost"
-    assert tokenizer.cut_off(prompt) == "lost"
+def test_words_know_where_they_stand(tokenizer):
+    text = "🙂 CAFÉ,  white \n space"
+
+    assert [text[place:].split()[0] for _, place in tokenizer.words(text)] == ["🙂", "CAFÉ,", ",", "white", "space"]
+
+
+def test_names_of_embeddings_are_their_ids_in_any_letters_and_the_longest_first():
+    tokenizer = ClipTokenizer(CLIP, {"bad": [1], "bad-hands-5": [2, 3], "ng_deepnegative_v1_75t": [4, 5, 6]})
+
+    ((badly, _),) = tokenizer.words("badly")
+    text = "BAD, Bad-Hands-5,ng_deepnegative_v1_75T badly"
+    assert [ids for ids, _ in tokenizer.words(text)] == [(1,), (267,), (2, 3), (267,), (4, 5, 6), badly]
+    assert [place for _, place in tokenizer.words(text)] == [0, 3, 5, 16, 17, 40]
 
 
 def test_the_vocabulary_is_clips():

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from axbake.runtime.errors import BundleError
+from axbake.runtime.prompt import chunk_prompt
 from axbake.runtime.sampler import denoiser, load_schedule, sample
 from axbake.runtime.session import Session, open_model
 from axbake.runtime.tokenizer import ClipTokenizer
@@ -194,9 +195,13 @@ def test_a_drawing_says_how_long_each_run_took(models, bundle):
     assert {name: len(seconds) for name, seconds in plain.items()} == {"text_encoder": 1, "unet": 4, "vae_decoder": 1}
 
 
-def test_a_drawing_says_what_of_the_prompt_was_cut_off(models, bundle):
-    assert draw_with(models, bundle, "lcm").cut_off == ""
-    assert draw_with(models, bundle, "lcm", prompt="word " * 75 + "lost").cut_off == "lost"
+def test_a_drawing_says_what_of_its_prompts_does_not_count(models, bundle):
+    long = "word " * 75 + "lost"
+
+    assert draw_with(models, bundle, "lcm").warnings == ()
+    (said,) = draw_with(models, bundle, "lcm", negative_prompt=long).warnings
+    assert said.endswith("this end of it does not count: lost")
+    assert draw_with(models, bundle, "lcm", negative_prompt=long, guidance_scale=1).warnings == ()
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not(models, bundle):
@@ -242,7 +247,7 @@ def test_a_schedule_file_of_something_else_is_refused(tmp_path):
 def test_png_text_is_what_web_uis_read(models, bundle, tmp_path):
     text = png_parameters(
         prompt="a cat, 猫", negative_prompt="blurry", steps=20, sampler=SAMPLERS["dpmpp_2m_karras"],
-        guidance_scale=7.0, seed=42, height=480, width=320, model="xxmix9: v4, pruned",
+        guidance_scale=7.0, seed=42, height=480, width=320, model="xxmix9: v4, pruned", clip_skip=2,
     )  # fmt: skip
     image = draw_with(models, bundle, "lcm").image
     for name in ("one.png", "two.png"):
@@ -251,16 +256,17 @@ def test_png_text_is_what_web_uis_read(models, bundle, tmp_path):
     opened = Image.open(tmp_path / "one.png")
     assert opened.text["parameters"] == (
         "a cat, 猫\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 42, "
-        'Size: 320x480, Model: "xxmix9: v4, pruned"'
+        'Size: 320x480, Model: "xxmix9: v4, pruned", Clip skip: 2'
     )
     assert (np.asarray(opened) == image).all()
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
 def test_png_text_has_no_line_for_an_empty_negative_prompt():
-    options = {"steps": 4, "sampler": "LCM", "guidance_scale": 1.5, "seed": 1, "height": 64, "width": 64, "model": "m"}
-
-    text = png_parameters(prompt="a cat", negative_prompt="", **options)
+    text = png_parameters(
+        prompt="a cat", negative_prompt="", steps=4, sampler="LCM", guidance_scale=1.5, seed=1, height=64, width=64,
+        model="m", clip_skip=1,
+    )  # fmt: skip
 
     assert text == "a cat\nSteps: 4, Sampler: LCM, CFG scale: 1.5, Seed: 1, Size: 64x64, Model: m"
 
@@ -276,7 +282,7 @@ def test_inputs_and_outputs_have_shapes_and_types(models):
 
 
 def test_integers_are_cast_to_what_the_model_asks_for(models):
-    ids = ClipTokenizer(CLIP).encode(PROMPT)
+    ids = chunk_prompt(PROMPT, ClipTokenizer(CLIP))[0].ids
 
     same = [models[0].run({"input_ids": ids.astype(dtype)}) for dtype in (np.int64, np.int32, np.uint16)]
 

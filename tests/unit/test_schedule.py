@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, UNet2DCond
 from safetensors.torch import load_file, save_file
 
 from axbake import schedule as schedules
+from axbake.npz import npz_bytes
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import Schedule, load_schedule, sample
 from axbake.schedule import (
@@ -17,7 +18,6 @@ from axbake.schedule import (
     UnknownSchedulerError,
     build_scheduler,
     derive_schedule,
-    npz_bytes,
     scheduler_arrays,
     time_embedding,
 )

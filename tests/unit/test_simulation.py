@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from axbake.distance import psnr
+from axbake.export import export_onnx
 from axbake.families import COMPONENTS
 from axbake.reference import draw_reference
 from axbake.simulation import simulate
+from tests.unit.conftest import tensors_of
 
 DRAWING = {
     "model": "tiny",
@@ -16,19 +19,21 @@ DRAWING = {
     "negative_prompt": "",
     "guidance_scale": 5,
     "seed": 9,
+    "clip_skip": 1,
     "height": 64,
     "width": 64,
 }
 
 
-@pytest.fixture(scope="module")
-def reference(model, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("reference")
+def draw(model, directory, *, prompt_chunks=1, **changed):
+    """*directory* with the reference and its schedule in it."""
     draw_reference(
         **{name: model.weights[name] for name in ("text_encoder", "unet", "vae_decoder")},
-        **DRAWING,
+        **DRAWING | changed,
+        embeddings=model.embeddings,
         scheduler="euler",
         steps=4,
+        prompt_chunks=prompt_chunks,
         image=directory / "image.png",
         trajectory=directory / "trajectory.npy",
         settings=directory / "settings.json",
@@ -37,10 +42,15 @@ def reference(model, tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="module")
+def reference(model, tmp_path_factory):
+    return draw(model, tmp_path_factory.mktemp("reference"))
+
+
 def distance(model, reference, models, directory, **changed):
     simulate(
         **models,
-        text_encoder_weights=model.weights["text_encoder"],
+        embeddings=model.embeddings,
         vae_encoder_weights=model.weights["vae_encoder"],
         schedule=reference / "schedule.npz",
         reference=reference / "image.png",
@@ -72,3 +82,17 @@ def test_another_seed_is_far_from_the_reference(model, graph_of, reference, tmp_
     assert said["latent_psnr_db"] < 25
     assert said["vae_encoder_psnr_db"] > 80  # it is given the reference's picture, whatever was drawn
     assert not np.array_equal(*(np.asarray(Image.open(where / "image.png")) for where in (reference, tmp_path)))
+
+
+def test_weights_and_several_chunks_draw_the_reference_too(model, graph_of, reference, tmp_path):
+    prompts = {"prompt": "a (rocket:1.4), [night] BREAK ((stars))", "negative_prompt": "(blurry:1.2), " * 30}
+    graph = tmp_path / "unet.onnx"
+    export_onnx(model.weights["unet"], graph=graph, tensors=tensors_of(graph), height=64, width=64, prompt_chunks=2)
+    (tmp_path / "reference").mkdir()
+    longer = draw(model, tmp_path / "reference", prompt_chunks=2, **prompts)
+
+    said = distance(model, longer, {name: graph_of(name) for name in COMPONENTS} | {"unet": graph}, tmp_path, **prompts)
+
+    assert min(said["latent_psnr_db_by_step"]) > 60
+    latents = [np.load(where / "trajectory.npy")[-1] for where in (longer, reference)]
+    assert psnr(*latents) < 40

@@ -9,10 +9,12 @@ import yaml
 from axbake.table import (
     ConfigError,
     MissingCheckpoint,
+    MissingEmbedding,
     TableError,
     WrongChecksum,
     check_config,
     checkpoint_sha256,
+    embeddings_sha256,
     read_models,
 )
 
@@ -32,17 +34,13 @@ ROW = {
     "seed": "3",
     "prompt": "a rocket",
     "negative_prompt": "blurry",
+    "prompt_chunks": "2",
+    "clip_skip": "2",
+    "embeddings": "embeddings/easynegative.safetensors, embeddings/bad.pt",
     "calibration_prompts": "prompts.txt",
 }
-DEFAULTS = {
-    "sha256": "",
-    "prediction": "",
-    "source": "",
-    "negative_prompt": "",
-    "scheduler": "dpmpp_2m_karras",
-    "steps": 20,
-}
-DEFAULTS |= {"guidance_scale": 7, "seed": 42}
+DEFAULTS = {"sha256": "", "prediction": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras"}
+DEFAULTS |= {"steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": []}
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +81,9 @@ def test_cells_have_their_columns_types():
             "steps": 4,
             "guidance_scale": 7.5,
             "seed": 3,
+            "prompt_chunks": 2,
+            "clip_skip": 2,
+            "embeddings": ["embeddings/easynegative.safetensors", "embeddings/bad.pt"],
             "calibration_prompts": ["slice of pizza", "rocket"],
         }
     }
@@ -145,6 +146,11 @@ def test_good_names_are_taken(name):
         ("seed", "4294967296", "4294967296 is greater than the maximum of 4294967295"),
         ("sha256", "abc", "'abc' has not the form"),
         ("sha256", "x" * 64, "has not the form"),
+        ("prompt_chunks", "0", "0 is less than the minimum of 1"),
+        ("prompt_chunks", "5", "5 is greater than the maximum of 4"),
+        ("clip_skip", "0", "0 is less than the minimum of 1"),
+        ("embeddings", "a.pt, b.png", "'b.png' is none of .safetensors, .pt, .bin"),
+        ("embeddings", "one/bad.pt, other/Bad.safetensors", "'bad' stands 2 times"),
         ("prompt", "", "prompt: missing"),
         ("prompt", "  ", "prompt: missing"),
         ("calibration_prompts", "", "calibration_prompts: missing"),
@@ -345,6 +351,16 @@ def test_a_checkpoint_that_is_not_there_is_named_with_where_it_is_had_and_where_
     assert "(SHA-256 0123456789…)" in text
     with pytest.raises(MissingCheckpoint, match=r"is not there\. Put the file there"):
         checkpoint_sha256(row_of())
+
+
+def test_embeddings_are_known_by_their_sha256_and_all_that_are_not_there_are_named():
+    row = row_of() | {"embeddings": ["one.pt", "two.pt", "three.pt"]}
+    Path("two.pt").write_bytes(b"content")
+
+    with pytest.raises(MissingEmbedding, match=r"tiny: one\.pt, three\.pt: not there\. Put the files there"):
+        embeddings_sha256(row)
+    digest = hashlib.sha256(b"content").hexdigest()
+    assert embeddings_sha256(row | {"embeddings": ["two.pt", "two.pt"]}) == [digest, digest]
 
 
 def test_every_entry_of_the_schemas_says_what_it_means():

@@ -22,6 +22,7 @@ def recorded(request, model, tmp_path_factory):
         text_encoder=model.weights["text_encoder"],
         unet=model.weights["unet"],
         schedule=schedule,
+        embeddings=model.embeddings,
         prompts=PROMPTS,
         negative_prompt=NEGATIVE,
         guidance_scale=GUIDANCE,
@@ -29,6 +30,7 @@ def recorded(request, model, tmp_path_factory):
         width=WIDTH,
         seed=SEED,
         precision="float32",
+        prompt_chunks=1,
         trajectories=directory / "trajectories.npz",
     )
     return request.param, directory / "trajectories.npz"
@@ -64,6 +66,30 @@ def test_latents_are_those_of_diffusers_for_the_same_seeds_and_prompts(recorded,
     assert psnr((start * pipeline.scheduler.init_noise_sigma).numpy(), latents[0, 0]) > MIN_PSNR
 
 
+def test_latents_in_bfloat16_are_near_those_in_float32(recorded, model, tmp_path):
+    scheduler, path = recorded
+    record_trajectories(
+        text_encoder=model.weights["text_encoder"],
+        unet=model.weights["unet"],
+        schedule=model.schedule(tmp_path / "schedule.npz", scheduler=scheduler, steps=STEPS),
+        prompts=PROMPTS,
+        negative_prompt=NEGATIVE,
+        guidance_scale=GUIDANCE,
+        height=HEIGHT,
+        width=WIDTH,
+        seed=SEED,
+        precision="bfloat16",
+        embeddings=model.embeddings,
+        prompt_chunks=1,
+        trajectories=tmp_path / "trajectories.npz",
+    )
+    wanted, found = np.load(path), np.load(tmp_path / "trajectories.npz")
+
+    assert 30 < psnr(wanted["latents"], found["latents"]) < MIN_PSNR  # near, and not the same arithmetic
+    assert found["latents"].dtype == np.float32
+    assert np.array_equal(wanted["prompt_embeds"], found["prompt_embeds"])
+
+
 def test_embeddings_are_those_of_diffusers(recorded, model):
     arrays, pipeline = np.load(recorded[1]), model.pipeline("euler")
 
@@ -80,6 +106,7 @@ def test_without_guidance_the_negative_prompt_does_not_count(model, tmp_path):
             text_encoder=model.weights["text_encoder"],
             unet=model.weights["unet"],
             schedule=model.schedule(tmp_path / "schedule.npz", steps=2),
+            embeddings=model.embeddings,
             prompts=PROMPTS[:1],
             negative_prompt=negative,
             guidance_scale=1,
@@ -87,6 +114,7 @@ def test_without_guidance_the_negative_prompt_does_not_count(model, tmp_path):
             width=64,
             seed=0,
             precision="float32",
+            prompt_chunks=1,
             trajectories=tmp_path / "trajectories.npz",
         )
         latents.append(np.load(tmp_path / "trajectories.npz")["latents"])

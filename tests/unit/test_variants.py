@@ -18,17 +18,18 @@ from axbake.checkpoint import (
 )
 from axbake.containers import files_of, open_container
 from axbake.distance import psnr
+from axbake.embeddings import list_embeddings
 from axbake.export import export_onnx
 from axbake.families import COMPONENTS
+from axbake.prompts import load_tokenizer
 from axbake.runtime.noise import TorchNoise
+from axbake.runtime.prompt import embed_prompt, encoder
 from axbake.runtime.sampler import denoiser, load_schedule, sample
 from axbake.runtime.session import open_model
-from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.runtime.txt2img import encode_prompt
 from axbake.schedule import derive_schedule
-from axbake.weights import read_description, read_sampling
+from axbake.weights import read_sampling
 from tests import tiny
-from tests.unit.conftest import CLIP, pipeline_of, tensors_of
+from tests.unit.conftest import pipeline_of, tensors_of
 
 MIN_PSNR = 60  # dB; float32 on both sides
 PROMPT, SIZE = "a rocket!", (64, 96)  # height × width
@@ -58,7 +59,7 @@ def made(variant, dtype=torch.float16):
 
 @pytest.fixture(scope="module")
 def graph_of_text_encoder(tmp_path_factory):
-    """A function that imports and exports the text encoder of a family, once: its weights and its graph."""
+    """A function that imports and exports the text encoder of a family, once: its tokenizer and its graph."""
 
     @functools.cache
     def export(family):
@@ -67,7 +68,8 @@ def graph_of_text_encoder(tmp_path_factory):
         weights, graph = place / "text_encoder.safetensors", place / "text_encoder.onnx"
         import_checkpoint(checkpoint, component="text_encoder", weights=weights)
         export_onnx(weights, graph=graph, tensors=tensors_of(graph))
-        return weights, graph
+        list_embeddings(weights, [], names=[], listing=place / "embeddings.json")
+        return load_tokenizer(place / "embeddings.json"), graph
 
     return export
 
@@ -166,10 +168,9 @@ def test_what_is_exported_draws_what_diffusers_draws(variant, graph_of_text_enco
     derive_schedule(scheduler="euler", steps=steps, unet=weights, schedule=tmp_path / "schedule.npz")
 
     # Of one seed, so the text encoders of a family's variants are the same.
-    text_weights, text_graph = graph_of_text_encoder(networks.family)
-    pad = read_description(text_weights).config["pad_token_id"]
-    tokenizer = ClipTokenizer(CLIP, pad_token_id=pad)
-    prompt, negative = (encode_prompt(open_model(text_graph), tokenizer, text) for text in (PROMPT, ""))
+    tokenizer, text_graph = graph_of_text_encoder(networks.family)
+    encode = encoder(open_model(text_graph))
+    prompt, negative = (embed_prompt(encode, tokenizer, text, chunks=1) for text in (PROMPT, ""))
     found, _ = sample(
         denoiser(open_model(graph)),
         load_schedule(tmp_path / "schedule.npz"),

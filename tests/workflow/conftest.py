@@ -16,18 +16,19 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def fresh(checkpoint, tmp_path) -> Project:
     """A project in which nothing was baked yet."""
-    return Project.lay_out(tmp_path / "project", checkpoint)
+    return Project.lay_out(tmp_path / "project", tmp_path / "cache", checkpoint)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def baked(checkpoint, tmp_path_factory) -> Project:
     """A project whose report was baked; for reading alone."""
-    project = Project.lay_out(tmp_path_factory.mktemp("baked") / "project", checkpoint)
+    directory = tmp_path_factory.mktemp("baked")
+    project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
     project.bake(REPORT)
     return project
 
 
 @pytest.fixture
 def project(baked, tmp_path) -> Project:
-    """A copy of the baked project, to edit."""
-    return baked.copy(tmp_path / "project")
+    """A copy of the baked project, and of its cache, to edit."""
+    return baked.copy(tmp_path / "project").copy_cache(tmp_path / "cache")

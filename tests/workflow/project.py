@@ -1,10 +1,12 @@
 """A project of a user's: a directory with config, table, prompts and checkpoint, in which Snakemake runs as users run it."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -22,21 +24,25 @@ ROW = {
     "seed": "7",
     "prompt": "a rocket, in the night",
     "negative_prompt": "blurry",
+    "prompt_chunks": "1",
+    "clip_skip": "1",
+    "embeddings": "",
     "calibration_prompts": "config/prompts/few.txt",
 }
 
 
 @dataclass(frozen=True)
 class Project:
-    """A project's directory, and the checkout whose Snakefile it runs; its first row is the tiny model's."""
+    """A project's directory, its build cache, and the checkout whose Snakefile it runs; its first row is the tiny model's."""
 
     directory: Path
+    cache: Path
     checkout: Path = ROOT
 
     @classmethod
-    def lay_out(cls, directory: Path, checkpoint: Path) -> "Project":
+    def lay_out(cls, directory: Path, cache: Path, checkpoint: Path) -> "Project":
         """A new project with the shipped config, few samples, and one row for *checkpoint*."""
-        project = cls(directory)
+        project = cls(directory, cache)
         shutil.copytree(ROOT / "config", directory / "config")
         (directory / "checkpoints").mkdir()
         shutil.copy(checkpoint, directory / ROW["checkpoint"])
@@ -48,16 +54,32 @@ class Project:
     def copy(self, directory: Path) -> "Project":
         """The same project at another place, results included; files keep their times."""
         shutil.copytree(self.directory, directory, symlinks=True)
-        return Project(directory)
+        return replace(self, directory=directory)
+
+    def copy_cache(self, cache: Path) -> "Project":
+        """The same project with a build cache of its own, which holds what this one's holds."""
+        shutil.copytree(self.cache, cache)
+        return replace(self, cache=cache)
 
     def copy_checkout(self, directory: Path) -> "Project":
         """The same project, run by a copy of the checkout in *directory*; files keep their times."""
         unneeded = shutil.ignore_patterns("__pycache__", "demo")
         for name in ("axbake", "envs", "profiles", "resources", "workflow"):
-            shutil.copytree(ROOT / name, directory / name, ignore=unneeded)
+            shutil.copytree(self.checkout / name, directory / name, ignore=unneeded)
         for name in ("Snakefile", "requirements.lock"):
-            shutil.copy2(ROOT / name, directory)
-        return Project(self.directory, directory)
+            shutil.copy2(self.checkout / name, directory)
+        return replace(self, checkout=directory)
+
+    def touch(self) -> None:
+        """Make all files as new as now."""
+        for path in self.directory.rglob("*"):
+            if path.is_file() and ".snakemake" not in path.parts:
+                os.utime(path)
+
+    def forget(self) -> None:
+        """Lose what Snakemake and axbake remember."""
+        shutil.rmtree(self.directory / ".snakemake")
+        shutil.rmtree(self.directory / ".axbake")
 
     def write_rows(self, *rows: dict[str, str]) -> None:
         """Make *rows* the table of models."""
@@ -73,13 +95,31 @@ class Project:
         assert self.checkout != ROOT
         _replace(self.checkout / name, old, new)
 
+    @property
+    def command(self) -> list[str | Path]:
+        """Snakemake's command line, without targets; to be run in the project."""
+        program = Path(sys.executable).with_name("snakemake")  # not `python -m`, which would import from the directory
+        return [program, "--snakefile", self.checkout / "Snakefile", "--directory", self.directory, "--cores", "2"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of the project's programs."""
+        return os.environ | {"AXBAKE_CACHE": str(self.cache)}
+
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
         """A run of Snakemake in the project; its output and errors as one text."""
-        program = Path(sys.executable).with_name("snakemake")  # not `python -m`, which would import from the directory
-        command = [program, "--snakefile", self.checkout / "Snakefile", "--directory", self.directory, "--cores", "2"]
-        return subprocess.run(
-            [*command, *arguments], cwd=self.directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return self._run([*self.command, *arguments], self.environment)
+
+    def planner(self, *targets: str) -> str:
+        """What `python -m axbake.plan` says of *targets*."""
+        command = [sys.executable, "-m", "axbake.plan", *targets, *self.command[1:]]
+        done = self._run(command, self.environment | {"PYTHONPATH": str(self.checkout)})
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def _run(self, command: list[str | Path], environment: dict[str, str]) -> subprocess.CompletedProcess:
+        how = {"cwd": self.directory, "env": environment, "text": True}
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how)
 
     def bake(self, *targets: str) -> str:
         """What a run that has to succeed says."""
@@ -117,13 +157,14 @@ class Plan:
     text: str
 
     @property
-    def jobs(self) -> dict[str, int]:
+    def jobs(self) -> Counter[str]:
         """How many jobs of each rule, as the table of job counts says; empty when there is nothing to do."""
         table = re.search(r"^Job stats:\n.*\n-+ +-+\n((?:\w+ +\d+\n)+?)total", self.text, re.MULTILINE)
         if table is None:
             assert "Nothing to be done" in self.text
-            return {}
-        return {name: int(count) for name, count in (line.split() for line in table[1].splitlines()) if name != "all"}
+            return Counter()
+        counts = (line.split() for line in table[1].splitlines())
+        return Counter({name: int(count) for name, count in counts if name != "all"})
 
     @property
     def messages(self) -> list[str]:

@@ -3,21 +3,20 @@
 import base64
 import json
 import math
-import os
 import re
-import shutil
-from collections.abc import Callable
 
 import pytest
 
 from axbake.families import COMPONENTS
 from axbake.interface import interface
 from axbake.runtime.session import EMULATOR, open_model, producer
-from axbake.weights import read_description
+from axbake.weights import read_description, read_shapes
+from tests import tiny
+from tests.workflow.matrix import config, embeddings, row
 from tests.workflow.project import REPORT, ROOT, ROW, Project
 
 # Rules below the compiled models
-AFTER = {"simulate": 1, "write_report": 1}
+AFTER = {"simulate": 1, "attribute_error": 1, "write_report": 1}
 
 
 def results(project, name):
@@ -71,6 +70,20 @@ def test_the_report_says_emulated_and_shows_both_pictures(baked):
         assert said in page
 
 
+def test_the_report_tells_what_calibration_covers_and_what_each_part_costs(baked):
+    page = results(baked, "report.html").read_text()
+    calibration = json.loads(results(baked, "calibration/unet.json").read_text())
+    found = json.loads(results(baked, "simulation/attribution.json").read_text())["quantised"]
+
+    assert len(calibration["samples"]) == 8
+    assert all(calibration["required"].values())
+    assert all(name in page for name in calibration["worst_covered"])
+    points = re.search(r'<polyline .*points="(.*?) *"', page)[1].split()
+    assert len(points) == len(calibration["coverage_by_samples"])
+    assert found["all"]["image_psnr_db"] <= min(part["image_psnr_db"] for part in found.values()) + 3
+    assert all(f"{part['image_psnr_db']} dB" in page for part in found.values())
+
+
 def test_every_job_has_a_log_and_none_has_a_traceback(baked):
     logs = list((baked.directory / "logs" / "tiny").rglob("*.log"))
 
@@ -89,107 +102,50 @@ def test_a_second_run_has_nothing_to_do(project):
     assert "Nothing to be done" in project.bake()  # the default target
 
 
-def touch_everything(project: Project) -> None:
-    for path in project.directory.rglob("*"):
-        if path.is_file() and ".snakemake" not in path.parts:
-            os.utime(path)
+def test_a_prompt_of_the_web_ui_is_drawn_with_its_embedding_its_chunks_and_its_clip_skip(fresh):
+    embeddings(fresh)
+    prompt = "a (rocket:1.3), [night] BREAK ((stars))"
+    cells = {"embeddings": "embeddings/easynegative.safetensors", "prompt_chunks": "2", "clip_skip": "2"}
+    fresh.write_rows(ROW | cells | {"prompt": prompt, "negative_prompt": "(easynegative:1.2), blurry"})
+
+    said = fresh.bake(REPORT)
+
+    assert open_model(results(fresh, "unet.axmodel")).inputs["encoder_hidden_states"][0][1] == 154
+    table = "embeddings.token_embedding.weight"
+    assert read_shapes(results(fresh, "weights/text_encoder.safetensors"))[table] == (49416, tiny.WIDTH)
+    assert json.loads(results(fresh, "reference/settings.json").read_text())["prompt"] == prompt
+    assert json.loads(results(fresh, "simulation/distance.json").read_text())["latent_psnr_db"] > 20
+    assert "looks like an embedding" not in said and "does not count" not in said
 
 
-def forget(project: Project) -> None:
-    """Lose what Snakemake and axbake remember."""
-    shutil.rmtree(project.directory / ".snakemake")
-    shutil.rmtree(project.directory / ".axbake")
+def test_an_embedding_that_is_not_there_is_named(fresh):
+    fresh.write_rows(ROW | {"embeddings": "embeddings/nowhere.pt"})
+
+    said = fresh.refusal("--dry-run", REPORT)
+
+    assert "MissingEmbedding: tiny: embeddings/nowhere.pt: not there. Put the files there" in said
+    assert "Traceback" not in said
 
 
-def row(**cells: str) -> Callable[[Project], None]:
-    return lambda project: project.write_rows(ROW | cells)
-
-
-def config(old: str, new: str) -> Callable[[Project], None]:
-    return lambda project: project.edit("config/config.yaml", old, new)
-
-
-def another_row(project: Project) -> None:
-    project.write_rows(ROW, ROW | {"model": "other", "prompt": "a tractor", "height": "72"})
-
-
-def another_prompt(project: Project) -> None:
-    project.edit(ROW["calibration_prompts"], "penguin", "tractor")
-
-
-# What is edited -> the rules that run again, with their jobs
-EDITS = {
-    "nothing": (lambda project: None, {}),
-    "the times of all files": (touch_everything, {}),
-    "what Snakemake remembers": (forget, {}),
-    "another model's row": (another_row, {}),
-    "a comment in the config": (config("# of the UNet, spread", "# of the UNet, all spread"), {}),
-    "a comment among the prompts": (lambda p: p.edit(ROW["calibration_prompts"], "penguin", "# one\npenguin"), {}),
-    "where the checkpoint is had": (row(source="https://example.org/elsewhere"), {}),
-    "the reference's prompt": (row(prompt="a tractor"), {"draw_reference": 1, **AFTER}),
-    "the reference's seed": (row(seed="8"), {"draw_reference": 1, **AFTER}),
-    "a calibration prompt": (
-        another_prompt,
-        {"record_trajectories": 1, "calibrate_unet": 1, "compile_model": 1, **AFTER},
-    ),
-    "the steps": (
-        row(steps="5"),
-        {
-            "derive_schedule": 1,
-            "draw_reference": 1,
-            "record_trajectories": 1,
-            "calibrate_unet": 1,
-            "compile_model": 1,
-            **AFTER,
-        },
-    ),
-    "the width": (
-        row(width="72"),
-        {
-            "draw_reference": 1,
-            "export_onnx": 3,
-            "check_parity": 3,
-            "record_trajectories": 1,
-            "calibrate_unet": 1,
-            "draw_pictures": 1,
-            "encode_pictures": 1,
-            "calibrate_vae_encoder": 1,
-            "calibrate_vae_decoder": 1,
-            "compile_model": 3,
-            **AFTER,
-        },
-    ),
-    "a prompt of all text encoders": (
-        lambda p: p.edit("config/prompts/text_encoder.txt", "rocket", "tractor"),
-        {"calibrate_text_encoder": 1, "compile_model": 1, **AFTER},
-    ),
-    "how near the unet must be": (
-        config("    unet: 60", "    unet: 55"),
-        {"check_parity": 1, "compile_model": 1, **AFTER},
-    ),
-    "the unet's precision": (
-        config("  unet: U16", "  unet: S16"),
-        {"configure_build": 1, "compile_model": 1, **AFTER},
-    ),
-    "the number of samples": (
-        config("samples: 8", "samples: 9"),
-        {"calibrate_unet": 1, "compile_model": 1, **AFTER},
-    ),
-    "the version of a compiler that is not used": (config('"4.2"', '"5.0"'), {}),
-    "the toolchain": (config("toolchain: emulator", "toolchain: native"), {"compile_model": 4, **AFTER}),
-}
-
-
-@pytest.mark.parametrize("what", EDITS)
-def test_an_edit_remakes_what_it_affects_and_nothing_else(project, what):
-    edit, affected = EDITS[what]
+@pytest.mark.parametrize(
+    ("edit", "components"),
+    [
+        (config("samples: 8", "samples: 9"), {"unet"}),
+        (config("    vae_decoder: 60", "    vae_decoder: 55"), {"vae_decoder"}),
+    ],
+)
+def test_an_edit_of_one_components_setting_leaves_the_others_alone(project, edit, components):
     edit(project)
 
-    plan = project.plan(REPORT)
+    said = [words for words in project.plan(REPORT).messages for name in COMPONENTS if f"the {name} " in words]
+    assert said
+    assert not [words for words in said if not any(f"the {name} " in words for name in components)]
 
-    assert plan.jobs == affected
-    if "unet" in what or "samples" in what:
-        assert not [said for said in plan.messages if "vae" in said or "text_encoder" in said]
+
+def test_another_toolchain_or_version_of_it_compiles_everything_anew(project):
+    project.edit("config/config.yaml", "toolchain: emulator", "toolchain: native")
+
+    assert project.plan(REPORT).jobs == {"compile_model": 4, **AFTER}
 
 
 # What is edited in the checkout -> file, text, new text, and rules that have to run again
@@ -212,27 +168,11 @@ def test_an_edit_of_the_checkout_remakes_what_it_affects(project, what, tmp_path
     assert affected <= set(project.plan(REPORT).jobs)
 
 
-def test_another_checkout_of_the_same_code_has_nothing_to_do_whatever_its_comments_say(project, tmp_path):
-    project = project.copy_checkout(tmp_path / "checkout")
-    project.edit_checkout("axbake/export.py", "\nOPSET = 18", "\n# A comment of its own.\nOPSET = 18")
-    project.edit_checkout("axbake/parity.py", '"""Whether an ONNX graph', '"""Says whether an ONNX graph')
-
-    assert project.plan(REPORT).jobs == {}
-
-
 def test_an_edit_is_seen_without_what_snakemake_remembers(project):
-    forget(project)
+    project.forget()
     project.write_rows(ROW | {"prompt": "a tractor"})
 
-    assert project.plan(REPORT).jobs == {"draw_reference": 1, **AFTER}
-
-
-def test_an_edit_taken_back_leaves_nothing_to_do(project):
-    project.write_rows(ROW | {"prompt": "a tractor"})
-    project.plan(REPORT)
-    project.write_rows(ROW)
-
-    assert project.plan(REPORT).jobs == {}
+    assert project.plan(REPORT).jobs == {"draw_reference": 1, "check_calibration": 1, **AFTER}
 
 
 def test_a_checkpoint_of_other_bytes_remakes_everything_and_the_same_bytes_nothing(project):
@@ -244,18 +184,26 @@ def test_a_checkpoint_of_other_bytes_remakes_everything_and_the_same_bytes_nothi
 
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     jobs = project.plan(REPORT).jobs
-    assert (jobs["import_checkpoint"], jobs["export_onnx"], jobs["compile_model"]) == (4, 4, 4)
+    assert (jobs["import_checkpoint"], jobs["import_text_encoder"], jobs["export_onnx"], jobs["compile_model"]) == (
+        3,
+        1,
+        4,
+        4,
+    )
 
 
 def test_the_unet_alone_needs_no_vae_no_reference_and_no_report(fresh):
     plan = fresh.plan("results/tiny/unet.axmodel")
 
     assert plan.jobs == {
-        "import_checkpoint": 2,
+        "import_checkpoint": 1,
+        "import_text_encoder": 1,
+        "list_embeddings": 1,
         "derive_schedule": 1,
         "export_onnx": 1,
         "check_parity": 1,
         "record_trajectories": 1,
+        "observe_unet": 1,
         "calibrate_unet": 1,
         "configure_build": 1,
         "compile_model": 1,
@@ -266,8 +214,8 @@ def test_the_unet_alone_needs_no_vae_no_reference_and_no_report(fresh):
 def test_the_text_encoder_alone_needs_no_drawing(fresh):
     plan = fresh.plan("results/tiny/text_encoder.axmodel")
 
-    assert sum(plan.jobs.values()) == 6
-    assert not [said for said in plan.messages if "text_encoder" not in said]
+    assert sum(plan.jobs.values()) == 7
+    assert not [said for said in plan.messages if "text_encoder" not in said and "embeddings" not in said]
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ def wanted(model):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(checkpoint, tmp_path_factory):
     """A project with a pickle, a diffusers folder, and a file whose prediction type stands in a YAML beside it."""
     directory = tmp_path_factory.mktemp("project")
     networks = tiny.sd2()
-    project = Project.lay_out(directory / "project", tiny.save(tiny.sd1(), directory / "tiny.safetensors"))
+    project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
     place = project.directory / "checkpoints"
     tiny.save_pickle(networks, place / "pickle.ckpt")
     tiny.save_folder(networks, place / "folder", shard="1MB")

@@ -1,5 +1,5 @@
-# Takes the weights, the schedule and the row's calibration prompts. Makes calibration/{component}.tar: samples of what each
-# network sees, in Pulsar2's formats. Those of VAE and text encoder do not depend on the model around them.
+# Takes the weights, the schedule, the UNet's graph and the row's calibration prompts. Makes calibration/{component}.tar: samples
+# of what each network sees, in Pulsar2's formats. Those of VAE and text encoder do not depend on the model around them.
 
 
 rule record_trajectories:
@@ -9,13 +9,14 @@ rule record_trajectories:
             "axbake.trajectories.record_trajectories",
             data=["resources/clip"],
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy"],
-            row=["height", "width", "negative_prompt", "guidance_scale"],
+            row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
             entries={"seed": "calibration/seed"},
             more={"prompts": lambda row: row["calibration_prompts"], "precision": recording_precision},
         ),
         text_encoder="results/{model}/weights/text_encoder.safetensors",
         unet="results/{model}/weights/unet.safetensors",
         schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
     output:
         trajectories="results/{model}/calibration/trajectories.npz",
     log:
@@ -33,19 +34,49 @@ rule record_trajectories:
         "../scripts/job.py"
 
 
+rule observe_unet:
+    """Record the range of each of the UNet's activations on all that it saw."""
+    input:
+        settings=settings(
+            "axbake.observation.observe_unet",
+            tools=["numpy", "onnx", "onnxruntime"],
+            row=["guidance_scale"],
+        ),
+        graph="results/{model}/onnx/unet.onnx",
+        tensors="results/{model}/onnx/unet.onnx.data",
+        trajectories="results/{model}/calibration/trajectories.npz",
+        schedule="results/{model}/schedule.npz",
+    output:
+        ranges="results/{model}/calibration/unet.ranges.npz",
+    log:
+        "logs/{model}/calibration/ranges.log",
+    benchmark:
+        "benchmarks/{model}/calibration/ranges.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    threads: 4
+    resources:
+        mem_mb=10000,
+    message:
+        "Observing the activations of the unet of {wildcards.model}"
+    script:
+        "../scripts/job.py"
+
+
 rule calibrate_unet:
-    """Pack samples of the UNet's inputs, spread over prompts, steps and branches."""
+    """Choose and pack samples of the UNet's inputs."""
     input:
         settings=settings(
             "axbake.calibration.calibrate_unet",
             tools=["numpy"],
-            row=["guidance_scale"],
-            entries={"samples": "calibration/samples"},
+            entries={"samples": "calibration/samples", "selection": "calibration/selection"},
         ),
         trajectories="results/{model}/calibration/trajectories.npz",
         schedule="results/{model}/schedule.npz",
+        ranges="results/{model}/calibration/unet.ranges.npz",
     output:
         archive="results/{model}/calibration/unet.tar",
+        record="results/{model}/calibration/unet.json",
     log:
         "logs/{model}/calibration/unet.log",
     benchmark:
@@ -54,6 +85,42 @@ rule calibrate_unet:
         "../../envs/axbake.yaml"
     message:
         "Choosing calibration samples for the unet of {wildcards.model}"
+    script:
+        "../scripts/job.py"
+
+
+rule check_calibration:
+    """Compare the ranges that the UNet was calibrated for with those of the reference's drawing."""
+    input:
+        settings=settings(
+            "axbake.held_out.check_calibration",
+            data=["resources/clip"],
+            tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
+            row=["prompt", "negative_prompt", "guidance_scale", "seed", "prompt_chunks"],
+            more={"prompts": lambda row: row["calibration_prompts"]},
+        ),
+        graph="results/{model}/onnx/unet.onnx",
+        tensors="results/{model}/onnx/unet.onnx.data",
+        text_encoder="results/{model}/onnx/text_encoder.onnx",
+        text_encoder_tensors="results/{model}/onnx/text_encoder.onnx.data",
+        schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
+        trajectory="results/{model}/reference/trajectory.npy",
+        ranges="results/{model}/calibration/unet.ranges.npz",
+        calibration="results/{model}/calibration/unet.json",
+    output:
+        record="results/{model}/calibration/unet.check.json",
+    log:
+        "logs/{model}/calibration/check.log",
+    benchmark:
+        "benchmarks/{model}/calibration/check.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    threads: 4
+    resources:
+        mem_mb=10000,
+    message:
+        "Checking the calibration of the unet of {wildcards.model} on its reference"
     script:
         "../scripts/job.py"
 
@@ -146,6 +213,7 @@ rule calibrate_text_encoder:
             tools=["tokenizers", "numpy"],
             more={"prompts": text_prompts},
         ),
+        embeddings="results/{model}/embeddings.json",
     output:
         archive="results/{model}/calibration/text_encoder.tar",
     log:

@@ -11,12 +11,13 @@ from axbake.families import COMPONENTS
 from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
 from axbake.prediction import read_sidecar
-from axbake.table import check_config, checkpoint_sha256, read_models, read_prompts
+from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
 SIZE = {component: [] if component == "text_encoder" else ["height", "width"] for component in COMPONENTS}
-DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed"]
+SIZE["unet"] = [*SIZE["unet"], "prompt_chunks"]
+DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed", "clip_skip"]
 
 try:
     config = check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config/config.yaml")
@@ -69,8 +70,14 @@ def converted(row):
     return told(needs_conversion, Path(row["checkpoint"]))
 
 
+SOURCE_DIGESTS = {}  # model -> SHA-256; looked up once a run
+
+
 def source_digest(row):
-    return told(checkpoint_sha256, row)
+    """SHA-256 of the checkpoint of *row*."""
+    if row["model"] not in SOURCE_DIGESTS:
+        SOURCE_DIGESTS[row["model"]] = told(checkpoint_sha256, row)
+    return SOURCE_DIGESTS[row["model"]]
 
 
 def checkpoint_digest(row):
@@ -81,6 +88,21 @@ def checkpoint_digest(row):
 def sidecar(row):
     """What the YAML beside a checkpoint says of its UNet's prediction."""
     return told(read_sidecar, Path(row["checkpoint"]))
+
+
+def embeddings(wildcards):
+    """Paths of a model's textual-inversion embeddings, which are there."""
+    embeddings_digest(row_of(wildcards))
+    return row_of(wildcards)["embeddings"]
+
+
+def embeddings_digest(row):
+    return " ".join(told(embeddings_sha256, row))
+
+
+def embedding_names(row):
+    """What prompts call a model's embeddings: their files' names without the ending."""
+    return [Path(path).stem for path in row["embeddings"]]
 
 
 def settings(function, *, tools=(), row=(), entries=None, more=None, sources=None, **how):
@@ -109,7 +131,7 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, sources=Non
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
             digests = {name: digest(model_row) for name, digest in (sources or {}).items()}
-            digests = {name: digest for name, digest in digests.items() if digest}
+            digests = {name: digest for name, digest in digests.items() if digest is not None}
             how_run = {"cached": True} | how
             identity = identify(function, component=component, settings=values, sources=digests, tools=tools, **how_run)
             write_identity(path, identity)

@@ -21,7 +21,7 @@ rule export_onnx:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=2000,
     message:
         "Exporting the {wildcards.component} of {wildcards.model}"
     script:

@@ -1,5 +1,6 @@
-# Takes a checkpoint in any form. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which says what
-# it is. What is no single safetensors file becomes one first, once for all components.
+# Takes a checkpoint in any form. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which says
+# what it is; of the text encoder also embeddings.json: token ids of the row's textual-inversion embeddings, and of its padding.
+# What is no single safetensors file becomes one first, once for all components.
 
 # Only the UNet's import asks what it predicts.
 PREDICTION = {
@@ -51,12 +52,65 @@ rule import_checkpoint:
         "logs/{model}/weights/{component}.log",
     benchmark:
         "benchmarks/{model}/weights/{component}.tsv"
+    wildcard_constraints:
+        component="unet|vae_encoder|vae_decoder",  # the text encoder has a rule of its own
+    conda:
+        "../../envs/axbake.yaml"
+    resources:
+        mem_mb=2000,
+    message:
+        "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
+    script:
+        "../scripts/job.py"
+
+
+rule import_text_encoder:
+    """Take the text encoder out of a checkpoint, with the row's embeddings and clip skip."""
+    input:
+        settings=settings(
+            "axbake.text_encoder.import_text_encoder",
+            data=["resources/sd1"],
+            tools=["safetensors", "torch", "diffusers", "transformers"],
+            row=["clip_skip"],
+            sources={"checkpoint": checkpoint_digest, "embeddings": embeddings_digest},
+        ),
+        checkpoint=checkpoint,
+        embeddings=embeddings,
+    output:
+        weights="results/{model}/weights/text_encoder.safetensors",
+    log:
+        "logs/{model}/weights/text_encoder.log",
+    benchmark:
+        "benchmarks/{model}/weights/text_encoder.tsv"
     conda:
         "../../envs/axbake.yaml"
     resources:
         mem_mb=6000,
     message:
-        "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
+        "Importing the text_encoder of {wildcards.model} from {input.checkpoint}"
+    script:
+        "../scripts/job.py"
+
+
+rule list_embeddings:
+    """Say which token ids the row's embeddings have, and which its padding."""
+    input:
+        settings=settings(
+            "axbake.embeddings.list_embeddings",
+            tools=["safetensors", "torch"],
+            more={"names": embedding_names},
+            sources={"embeddings": embeddings_digest},
+        ),
+        text_encoder="results/{model}/weights/text_encoder.safetensors",
+        embeddings=embeddings,
+    output:
+        listing="results/{model}/embeddings.json",
+    log:
+        "logs/{model}/embeddings.log",
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Listing the embeddings of {wildcards.model}"
     script:
         "../scripts/job.py"
 

@@ -8,11 +8,12 @@ rule draw_reference:
             "axbake.reference.draw_reference",
             data=["resources/clip"],
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow"],
-            row=[*DRAWING, "scheduler", "steps"],
+            row=[*DRAWING, "scheduler", "steps", "prompt_chunks"],
         ),
         text_encoder="results/{model}/weights/text_encoder.safetensors",
         unet="results/{model}/weights/unet.safetensors",
         vae_decoder="results/{model}/weights/vae_decoder.safetensors",
+        embeddings="results/{model}/embeddings.json",
     output:
         image="results/{model}/reference/image.png",
         trajectory="results/{model}/reference/trajectory.npy",

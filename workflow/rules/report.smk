@@ -6,10 +6,13 @@ JOBS = [
     "reference",
     "schedule",
     "calibration/trajectories",
+    "calibration/ranges",
+    "calibration/check",
     "calibration/pictures",
     "calibration/latents",
     *PARTS,
     "simulation",
+    "attribution",
 ]
 
 
@@ -24,6 +27,9 @@ rule write_report:
         reference="results/{model}/reference/image.png",
         simulation="results/{model}/simulation/image.png",
         distance="results/{model}/simulation/distance.json",
+        attribution="results/{model}/simulation/attribution.json",
+        calibration="results/{model}/calibration/unet.json",
+        check="results/{model}/calibration/unet.check.json",
         parities=collect("results/{{model}}/parity/{component}.json", component=COMPONENTS),
         records=collect("results/{{model}}/build/{component}.json", component=COMPONENTS),
         benchmarks=collect("benchmarks/{{model}}/{job}.tsv", job=JOBS),

@@ -1,4 +1,5 @@
-# Takes the compiled models. Makes the picture that they draw on the host, and its distance from the reference.
+# Takes the compiled models. Makes the picture that they draw on the host, its distance from the reference, and how much of that
+# distance each model makes.
 
 
 rule simulate:
@@ -14,9 +15,9 @@ rule simulate:
         unet="results/{model}/unet.axmodel",
         vae_encoder="results/{model}/vae_encoder.axmodel",
         vae_decoder="results/{model}/vae_decoder.axmodel",
-        text_encoder_weights="results/{model}/weights/text_encoder.safetensors",
         vae_encoder_weights="results/{model}/weights/vae_encoder.safetensors",
         schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
         reference="results/{model}/reference/image.png",
         trajectory="results/{model}/reference/trajectory.npy",
     output:
@@ -33,5 +34,45 @@ rule simulate:
         mem_mb=12000,
     message:
         "Drawing with the compiled models of {wildcards.model}"
+    script:
+        "../scripts/job.py"
+
+
+rule attribute_error:
+    """Draw with one compiled model at a time, the others float."""
+    input:
+        settings=settings(
+            "axbake.attribution.attribute_error",
+            data=["resources/clip"],
+            tools=["onnxruntime", "tokenizers", "numpy", "scikit-image"],
+            row=["prompt", "negative_prompt", "guidance_scale", "seed", "height", "width"],
+        ),
+        text_encoder="results/{model}/text_encoder.axmodel",
+        unet="results/{model}/unet.axmodel",
+        vae_decoder="results/{model}/vae_decoder.axmodel",
+        float_text_encoder="results/{model}/onnx/text_encoder.onnx",
+        float_text_encoder_tensors="results/{model}/onnx/text_encoder.onnx.data",
+        float_unet="results/{model}/onnx/unet.onnx",
+        float_unet_tensors="results/{model}/onnx/unet.onnx.data",
+        float_vae_decoder="results/{model}/onnx/vae_decoder.onnx",
+        float_vae_decoder_tensors="results/{model}/onnx/vae_decoder.onnx.data",
+        weights="results/{model}/weights/vae_decoder.safetensors",
+        schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
+        trajectory="results/{model}/reference/trajectory.npy",
+        distance="results/{model}/simulation/distance.json",
+    output:
+        attribution="results/{model}/simulation/attribution.json",
+    log:
+        "logs/{model}/attribution.log",
+    benchmark:
+        "benchmarks/{model}/attribution.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    threads: 4
+    resources:
+        mem_mb=12000,
+    message:
+        "Drawing with one compiled model of {wildcards.model} at a time"
     script:
         "../scripts/job.py"

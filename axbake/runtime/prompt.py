@@ -1,0 +1,282 @@
+"""Prompts as AUTOMATIC1111's web UI reads them: weighted words, chunks of 75 tokens, textual-inversion embeddings.
+
+What a prompt means is taken from github AUTOMATIC1111/stable-diffusion-webui: `modules/prompt_parser.py`
+(`parse_prompt_attention`), `modules/sd_hijack_clip.py` (chunks), `modules/sd_emphasis.py` (`EmphasisOriginal`),
+`modules/extra_networks.py` (`<lora:…>`), with the settings that it comes with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import BundleError
+from .session import Session, only
+from .tokenizer import TOKENS, ClipTokenizer
+
+CHUNK = TOKENS - 2  # tokens of a prompt in one run of the text encoder, which adds start and end
+BACKTRACK = 20  # tokens; a chunk that is full ends at a comma as near as this («comma padding backtrack»)
+FACTORS = {"(": 1.1, "[": 1 / 1.1}  # of what stands in brackets without a number
+OPENING = {")": "(", "]": "["}
+
+SYNTAX = re.compile(
+    r"""
+      \\ (?P<literal> [()\[\]\\]? )     # a backslash before anything else is left out
+    | (?P<open> [(\[] )
+    | : \s* (?P<weight> [+-]? (?: \d+ \.? \d* | \. \d+ ) ) \s* \)
+    | (?P<close> [)\]] )
+    | (?P<text> [^\\()\[\]:]+ | : )
+    """,
+    re.VERBOSE,
+)
+BREAK = re.compile(r"\s*\bBREAK\b\s*")
+EXTRA_NETWORK = re.compile(r"<\w+:[^>]+>")
+EMBEDDING = re.compile(r"\bembedding:(?=\S)", re.IGNORECASE)  # ComfyUI's mark before an embedding's name
+
+#: Web UIs' syntax that changes the prompt from step to step, or draws several: pattern -> what it is
+NOT_READ = {
+    re.compile(r"\[(?:[^\[\]:]*:)?[^\[\]:]*:\s*[\d.]+\s*\]"): "prompt editing, which axbake has not",
+    re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"): "alternating words, which axbake has not",
+    re.compile(r"\bAND\b"): "a composition of prompts, which axbake has not",
+}
+
+#: Embeddings that prompts on the net name without a mark, as words: the stems of their files at Civitai, in small letters
+WELL_KNOWN = {
+    "bad-artist",
+    "bad-artist-anime",
+    "bad-hands-5",
+    "bad-image-v2-39000",
+    "bad-picture-chill-75v",
+    "bad_pictures",
+    "bad_prompt",
+    "bad_prompt_version2",
+    "baddream",
+    "badhandv4",
+    "cyberrealistic_negative",
+    "easynegative",
+    "easynegativev2",
+    "fastnegativev2",
+    "negative_hand-neg",
+    "ng_deepnegative_v1_64t",
+    "ng_deepnegative_v1_75t",
+    "realisticvision-negative-embedding",
+    "unrealisticdream",
+    "verybadimagenegative_v1.3",
+}
+
+#: (1, 77) int64 ids -> (1, 77, W) float32: the text encoder's last hidden state
+Encode = Callable[[np.ndarray], np.ndarray]
+Span = tuple[str, float]  # text, and the weight of its tokens
+
+
+class _Token(NamedTuple):
+    id: int
+    weight: float
+    place: int  # in the prompt's plain text
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one run of the text encoder takes of a prompt."""
+
+    ids: np.ndarray  # (1, 77) int64: start, up to 75 tokens, end, padding
+    weights: np.ndarray  # (77,) float32; 1 where no token of the prompt stands
+
+
+def parse_attention(prompt: str) -> list[list[Span]]:
+    r"""The texts of *prompt* with their weights, in sections that BREAK parts.
+
+    `(a)` weighs 1.1, `(a:1.3)` 1.3, `[a]` 1/1.1; brackets in brackets multiply; one that is not closed reaches to the end. A
+    backslash makes the next bracket, or backslash, an ordinary character. Neighbours of one weight are one text. BREAK
+    in brackets parts the prompt too: AUTOMATIC1111 multiplies its mark, and then reads it as a word.
+    """
+    spans: list[list] = []  # text, weight; the text of a BREAK is None
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # of each open bracket, where in `spans` it stands
+
+    def multiply(first: int, factor: float) -> None:
+        for span in spans[first:]:
+            span[1] *= factor
+
+    for match in SYNTAX.finditer(prompt):
+        kind = match.lastgroup
+        if kind == "literal":
+            spans.append([match["literal"], 1.0])
+        elif kind == "open":
+            opened[match["open"]].append(len(spans))
+        elif kind == "weight" and opened["("]:
+            multiply(opened["("].pop(), float(match["weight"]))
+        elif kind == "close" and opened[OPENING[match["close"]]]:
+            bracket = OPENING[match["close"]]
+            multiply(opened[bracket].pop(), FACTORS[bracket])
+        else:
+            first, *others = BREAK.split(match[0])
+            spans.append([first, 1.0])
+            for text in others:
+                spans += [[None, 1.0], [text, 1.0]]
+    for bracket, places in opened.items():
+        for first in places:
+            multiply(first, FACTORS[bracket])
+    return _sections(spans)
+
+
+def _sections(spans: list[list]) -> list[list[Span]]:
+    """*spans* parted at each BREAK, neighbours of one weight joined, then without empty texts."""
+    sections: list[list[Span]] = [[]]
+    for text, weight in spans:
+        section = sections[-1]
+        if text is None:
+            sections.append([])
+        elif section and section[-1][1] == weight:
+            section[-1] = (section[-1][0] + text, weight)
+        else:
+            section.append((text, weight))
+    return [[span for span in section if span[0]] for section in sections]
+
+
+def chunk_prompt(prompt: str, tokenizer: ClipTokenizer) -> list[Chunk]:
+    """*prompt* in as many chunks as it needs, one at least.
+
+    BREAK ends a chunk. One that is full ends after its last comma, if no more than 20 tokens follow it there. An embedding
+    is never parted; it stands where its name does, and its vectors have the weight of the name.
+    """
+    rows, _ = _rows(prompt, tokenizer)
+    return [_chunk(row, tokenizer) for row in rows]
+
+
+def _chunk(row: list[_Token], tokenizer: ClipTokenizer) -> Chunk:
+    ids = [tokenizer.start, *(token.id for token in row), tokenizer.end]
+    weights = [1.0, *(token.weight for token in row), 1.0]
+    rest = TOKENS - len(ids)
+    return Chunk(np.array([ids + [tokenizer.pad] * rest], np.int64), np.array(weights + [1.0] * rest, np.float32))
+
+
+def _rows(prompt: str, tokenizer: ClipTokenizer) -> tuple[list[list[_Token]], str]:
+    """The tokens of each chunk of *prompt*, and the plain text that they have places in."""
+    rows: list[list[_Token]] = []
+    row: list[_Token] = []
+    comma: int | None = None  # where in `row` the last comma stands
+    plain = ""
+
+    def close() -> None:
+        nonlocal row, comma
+        rows.append(row)
+        row, comma = [], None
+
+    for number, section in enumerate(parse_attention(_without_marks(prompt))):
+        if number:
+            close()
+            plain += " BREAK "
+        for text, weight in section:
+            for ids, offset in tokenizer.words(text):
+                if ids == (tokenizer.comma,):
+                    comma = len(row)
+                elif len(row) == CHUNK and comma is not None and CHUNK - comma <= BACKTRACK:
+                    behind = row[comma + 1 :]
+                    del row[comma + 1 :]
+                    close()
+                    row = behind
+                if len(row) + len(ids) > CHUNK:
+                    close()
+                row += [_Token(id, weight, len(plain) + offset) for id in ids]
+            plain += text
+    if row or not rows:
+        close()
+    return rows, plain
+
+
+def count_tokens(prompt: str, tokenizer: ClipTokenizer) -> int:
+    """How many tokens *prompt* has in all its chunks, without their starts and ends."""
+    rows, _ = _rows(prompt, tokenizer)
+    return sum(map(len, rows))
+
+
+def _without_marks(prompt: str) -> str:
+    """*prompt* without what is no word of it: `<lora:name:weight>`, and the mark of `embedding:name`."""
+    return EMBEDDING.sub("", EXTRA_NETWORK.sub("", prompt))
+
+
+def cut_off(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> str:
+    """The end of *prompt* that *chunks* chunks do not hold, without its brackets; mostly empty."""
+    rows, plain = _rows(prompt, tokenizer)
+    places = [row[0].place for row in rows[chunks:] if row]
+    return plain[places[0] :].strip() if places else ""
+
+
+def prompt_warnings(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> list[str]:
+    """What of *prompt* does not count, or does not mean what its writer thinks; a sentence each, mostly none."""
+    return [
+        *(f"{mark} is not applied, and no word of the prompt" for mark in EXTRA_NETWORK.findall(prompt)),
+        *(
+            f"{name} looks like an embedding, but is none of the model's ({', '.join(tokenizer.embeddings) or 'it has none'}):"
+            " its letters are read as words. Give its file in the table's column embeddings."
+            for name in _missing_embeddings(prompt, tokenizer)
+        ),
+        *(
+            f"{found[0]} is {what}: it is read as words"
+            for pattern, what in NOT_READ.items()
+            for found in pattern.finditer(prompt)
+        ),
+        *(
+            f"longer than {CHUNK * chunks} tokens (prompt_chunks: {chunks}); this end of it does not count: {end}"
+            for end in [cut_off(prompt, tokenizer, chunks=chunks)]
+            if end
+        ),
+    ]
+
+
+def _missing_embeddings(prompt: str, tokenizer: ClipTokenizer) -> Iterator[str]:
+    there = {name.lower() for name in tokenizer.embeddings}
+    for match in re.finditer(rf"({EMBEDDING.pattern})?([\w.-]*\w)", prompt, re.IGNORECASE):
+        mark, name = match[1], match[2]
+        if name.lower() not in there and (mark or name.lower() in WELL_KNOWN):
+            yield name
+
+
+def embed_prompt(encode: Encode, tokenizer: ClipTokenizer, prompt: str, *, chunks: int) -> np.ndarray:
+    """What the UNet takes of *prompt*.
+
+    Args:
+        chunks: that the UNet takes; a prompt of fewer is filled with empty ones, of more is cut off (`cut_off`).
+
+    Returns:
+        (1, 77 × chunks, W) float32.
+    """
+    filled = [*chunk_prompt(prompt, tokenizer), *[_chunk([], tokenizer)] * chunks][:chunks]
+    return np.concatenate([emphasise(encode(chunk.ids), chunk.weights) for chunk in filled], axis=1)
+
+
+def emphasise(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """*hidden* times *weights*, scaled so that the mean of all its numbers is what it was.
+
+    Args:
+        hidden: (1, 77, W) float32: of one chunk.
+        weights: (77,) float32; where all are 1, *hidden* comes back as it is.
+    """
+    if (weights == 1).all():
+        return hidden
+    weighted = hidden * weights[None, :, None]
+    mean, new_mean = hidden.mean(dtype=np.float64), weighted.mean(dtype=np.float64)
+    return (weighted * (mean / new_mean)).astype(np.float32)
+
+
+def encoder(text_encoder: Session) -> Encode:
+    """A loaded text encoder as a function."""
+    ids = only(text_encoder.inputs, f"{text_encoder.name}, inputs")
+    output = only(text_encoder.outputs, f"{text_encoder.name}, outputs")
+    return lambda chunk: text_encoder.run({ids: chunk})[output]
+
+
+def chunks_of(unet: Session) -> int:
+    """How many chunks of a prompt *unet* was compiled for."""
+    if "encoder_hidden_states" not in unet.inputs:
+        raise BundleError(f"{unet.name}: inputs {', '.join(unet.inputs)}; wanted encoder_hidden_states among them.")
+    shape, _ = unet.inputs["encoder_hidden_states"]
+    if len(shape) != 3 or shape[1] % TOKENS:
+        raise BundleError(
+            f"{unet.name}: encoder_hidden_states of shape {shape}; wanted (1, a multiple of {TOKENS}, W)."
+        )
+    return shape[1] // TOKENS

@@ -1,0 +1,142 @@
+"""The check of a calibration finds what leaves its ranges, and says whether its prompt was held out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from axbake.calibration import calibrate_unet
+from axbake.emulator.ranges import Ranges
+from axbake.held_out import check_calibration, compare
+from axbake.observation import observe_unet
+from axbake.reference import draw_reference
+from axbake.trajectories import record_trajectories
+from tests.unit.conftest import tensors_of
+
+PROMPTS = ["slice of pizza", "penguin"]
+DRAWING = {"negative_prompt": "blurry", "guidance_scale": 5, "seed": 9}
+SIZE = {"height": 64, "width": 64}
+
+
+def ranges(low, high):
+    return Ranges(("a", "b"), np.array(low, np.float32), np.array(high, np.float32))
+
+
+def test_excess_is_what_lies_beyond_the_chosen_ranges_as_a_share_of_their_width():
+    calibrated = ranges([[-1, 2], [-9, 2]], [[3, 4], [1, 8]])  # the first alone: -1 to 3, and 0 to 4
+    found = ranges([[-2, 1], [-1, -1]], [[4, 4], [3, 4]])
+
+    said = compare(found, calibrated, [0])
+
+    assert said["samples"] == 1
+    assert said["clip_rate"] == 0.5  # a of the first sample, b of the second
+    assert said["largest_excess"] == {"a": 0.5, "b": 0.25}
+    assert said["mean_excess_of_the_clipped"] == pytest.approx((0.5 + 0.25) / 2)
+    assert compare(found, calibrated, [0, 1])["largest_excess"] == {"b": 0.125, "a": pytest.approx(1 / 12, abs=1e-4)}
+
+
+def test_what_was_calibrated_with_leaves_nothing():
+    calibrated = ranges([[-1, 2], [-9, 2]], [[3, 4], [1, 8]])
+
+    assert compare(calibrated, calibrated, [0, 1])["clip_rate"] == 0
+    assert compare(calibrated, calibrated, [0, 1])["largest_excess"] == {}
+
+
+def test_a_tensor_that_calibration_saw_only_as_0_is_clipped_wholly():
+    silent = ranges([[0, 0]], [[0, 1]])
+
+    assert compare(ranges([[0, 0]], [[2, 1]]), silent, [0])["largest_excess"] == {"a": 1}
+    assert compare(silent, silent, [0])["clip_rate"] == 0
+
+
+@pytest.fixture(scope="module")
+def calibrated(model, graph_of, tmp_path_factory):
+    """Everything that the check takes but the reference, for 8 samples of the tiny model."""
+    directory = tmp_path_factory.mktemp("calibrated")
+    model.schedule(directory / "schedule.npz", scheduler="euler", steps=4)
+    record_trajectories(
+        text_encoder=model.weights["text_encoder"],
+        unet=model.weights["unet"],
+        schedule=directory / "schedule.npz",
+        embeddings=model.embeddings,
+        precision="float32",
+        prompt_chunks=1,
+        prompts=PROMPTS,
+        **DRAWING,
+        **SIZE,
+        trajectories=directory / "trajectories.npz",
+    )
+    recorded = [directory / "trajectories.npz", directory / "schedule.npz"]
+    graph = graph_of("unet")
+    observe_unet(graph, tensors_of(graph), *recorded, guidance_scale=5, ranges=directory / "ranges.npz")
+    calibrate_unet(
+        *recorded,
+        directory / "ranges.npz",
+        samples=8,
+        selection="coverage",
+        archive=directory / "unet.tar",
+        record=directory / "unet.json",
+    )
+    return directory
+
+
+def check(model, graph_of, calibrated, directory, *, prompt, **changed):
+    drawing = DRAWING | changed
+    draw_reference(
+        **{name: model.weights[name] for name in ("text_encoder", "unet", "vae_decoder")},
+        **drawing,
+        **SIZE,
+        model="tiny",
+        prompt=prompt,
+        embeddings=model.embeddings,
+        clip_skip=1,
+        prompt_chunks=1,
+        scheduler="euler",
+        steps=4,
+        image=directory / "image.png",
+        trajectory=directory / "trajectory.npy",
+        settings=directory / "settings.json",
+    )
+    check_calibration(
+        graph=graph_of("unet"),
+        tensors=tensors_of(graph_of("unet")),
+        text_encoder=graph_of("text_encoder"),
+        text_encoder_tensors=tensors_of(graph_of("text_encoder")),
+        schedule=calibrated / "schedule.npz",
+        embeddings=model.embeddings,
+        prompt_chunks=1,
+        trajectory=directory / "trajectory.npy",
+        ranges=calibrated / "ranges.npz",
+        calibration=calibrated / "unet.json",
+        prompt=prompt,
+        **drawing,
+        prompts=PROMPTS,
+        record=directory / "check.json",
+    )
+    return json.loads((directory / "check.json").read_text())
+
+
+def test_a_drawing_that_was_calibrated_with_clips_next_to_nothing_and_is_not_called_held_out(
+    model, graph_of, calibrated, tmp_path
+):
+    """The first calibration prompt, with its seed: only float32 rounding is between the reference and what was recorded."""
+    said = check(model, graph_of, calibrated, tmp_path, prompt=PROMPTS[0])
+
+    assert said["held_out"] is False
+    assert said["steps"] == [1, 2, 3, 4]
+    assert said["texts"] == ["prompt", "negative prompt"]
+    assert said["all_recorded"]["samples"] == 20
+    assert max(said["all_recorded"]["largest_excess"].values(), default=0) < 1e-3
+    assert said["chosen"]["samples"] == 8
+    assert max(said["chosen"]["largest_excess"].values()) > 1e-3
+
+
+def test_another_drawing_clips_more_the_fewer_samples_there_are(model, graph_of, calibrated, tmp_path):
+    said = check(model, graph_of, calibrated, tmp_path, prompt="a rocket, in the night", seed=10)
+
+    assert said["held_out"] is True
+    assert 0 < said["all_recorded"]["clip_rate"] < said["chosen"]["clip_rate"] < 1
+
+
+def test_without_guidance_the_negative_prompt_is_not_looked_at(model, graph_of, calibrated, tmp_path):
+    assert check(model, graph_of, calibrated, tmp_path, prompt="rocket", guidance_scale=1)["texts"] == ["prompt"]

@@ -1,0 +1,336 @@
+"""The matrix of edits: what is edited, which jobs then do real work, and what a dry run and the planner say beforehand.
+
+`python -m tests.workflow.matrix docs/rebuilds.md` carries all of it out on a tiny model, in some minutes, and writes the table.
+"""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from axbake.families import COMPONENTS
+from tests import tiny
+from tests.workflow.project import REPORT, ROW, Project
+
+LINE_OF_PLAN = re.compile(r"^(stored|build|unknown|run) +(\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Something that a user does to a baked project, and the jobs that do real work in the next run because of it."""
+
+    what: str
+    carry_out: Callable[[Project], Project | None]  # gives the project, if it is another one afterwards
+    work: frozenset[str]
+    of_code: bool = False  # in the checkout, which has to be a copy
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of an edit."""
+
+    dry_run: Counter[str]  # rule -> jobs, as `snakemake -n` counts them
+    plan: dict[str, str]  # job -> stored, build, unknown, run
+    started: set[str]  # jobs that the run started
+    work: set[str]  # those which did real work, and did not place a stored result
+    plan_back: dict[str, str]  # the same, after the edit was taken back
+    work_back: set[str]
+    dry_run_after: Counter[str]  # when all that was done
+
+
+def jobs_of(plan: dict[str, str], kind: str) -> set[str]:
+    """The jobs that the planner calls *kind*."""
+    return {name for name, said in plan.items() if said == kind}
+
+
+def observe(edit: Edit, project: Project) -> Seen:
+    """Carry *edit* out in the baked *project*, bake, take it back, bake again."""
+    before = _own_files(project)
+    edited = edit.carry_out(project) or project
+    dry_run, plan = edited.plan(REPORT).jobs, planned(edited)
+    started, work = bake(edited)
+    for path, content in before.items():
+        if path.read_bytes() != content:
+            path.write_bytes(content)
+    plan_back = planned(edited)
+    _, work_back = bake(edited)
+    return Seen(dry_run, plan, started, work, plan_back, work_back, edited.plan(REPORT).jobs)
+
+
+def _own_files(project: Project) -> dict[Path, bytes]:
+    """What the user, or a developer, edits: name -> content."""
+    places = [project.directory / "config", project.directory / "checkpoints", project.checkout / "axbake"]
+    return {path: path.read_bytes() for place in places for path in place.rglob("*.*") if path.is_file()}
+
+
+def planned(project: Project) -> dict[str, str]:
+    """What the planner says of each job: rule and component -> stored, build, unknown or run."""
+    return {name: kind for kind, name in LINE_OF_PLAN.findall(project.planner(REPORT))}
+
+
+def bake(project: Project) -> tuple[set[str], set[str]]:
+    """Bake; the jobs that were started, and those which say in their log that they did real work."""
+    logs = project.directory / "logs"
+    shutil.rmtree(logs, ignore_errors=True)
+    project.bake(REPORT)
+    texts = {job_name(path.relative_to(logs / "tiny")): path.read_text() for path in logs.rglob("*.log")}
+    return set(texts), {name for name, text in texts.items() if "building: " in text}
+
+
+def job_name(log: Path) -> str:
+    """Rule and component of a job, by its log's path below `logs/{model}`."""
+    step, component = (log.parts[0], log.stem) if len(log.parts) > 1 else (log.stem, "")
+    rules = {
+        "weights": "import_checkpoint",
+        "embeddings": "list_embeddings",
+        "checkpoint": "describe_checkpoint",
+        "reference": "draw_reference",
+        "schedule": "derive_schedule",
+        "onnx": "export_onnx",
+        "parity": "check_parity",
+        "build": "compile_model",
+        "simulation": "simulate",
+        "attribution": "attribute_error",
+        "report": "write_report",
+    }
+    if step == "calibration":
+        own = {"trajectories": "record_trajectories", "pictures": "draw_pictures", "latents": "encode_pictures"}
+        own |= {"ranges": "observe_unet", "check": "check_calibration"}
+        return own.get(component, f"calibrate_{component}")
+    if log.parts == ("weights", "text_encoder.log"):
+        return "import_text_encoder"
+    if component.endswith(".config"):
+        return f"configure_build/{component.removesuffix('.config')}"
+    return f"{rules[step]}/{component}" if component else rules[step]
+
+
+def row(**cells: str) -> Callable[[Project], None]:
+    """Change cells of the model's row."""
+    return lambda project: project.write_rows(ROW | cells)
+
+
+def config(old: str, new: str) -> Callable[[Project], None]:
+    """Change an entry of the config."""
+    return lambda project: project.edit("config/config.yaml", old, new)
+
+
+def prompts(old: str, new: str) -> Callable[[Project], None]:
+    """Change the file of calibration prompts."""
+    return lambda project: project.edit(ROW["calibration_prompts"], old, new)
+
+
+def code(name: str, old: str, new: str) -> Callable[[Project], None]:
+    """Change a module of the package."""
+    return lambda project: project.edit_checkout(f"axbake/{name}", old, new)
+
+
+def copy_all(project: Project) -> Project:
+    """Project and checkout are somewhere else."""
+    beside = project.directory.with_name("elsewhere")
+    return project.copy(beside / "project").copy_checkout(beside / "checkout")
+
+
+def clone(project: Project) -> None:
+    """As after `git clone`: nothing is there but what the user brings; the cache is kept."""
+    project.forget()
+    for name in ("results", "logs", "benchmarks"):
+        shutil.rmtree(project.directory / name)
+
+
+def other_bytes(project: Project) -> None:
+    """Another checkpoint under the same name, of an older date; one value of the VAE decoder is another."""
+    path = project.directory / ROW["checkpoint"]
+    tensors, past = load_file(path), path.stat().st_mtime - 86400
+    tensors["first_stage_model.decoder.conv_out.bias"][0] += 0.01
+    save_file(tensors, path)
+    os.utime(path, (past, past))
+
+
+def same_checkpoint_elsewhere(project: Project) -> None:
+    shutil.copy(project.directory / ROW["checkpoint"], project.directory / "checkpoints" / "copy.safetensors")
+    project.write_rows(ROW | {"checkpoint": "checkpoints/copy.safetensors"})
+
+
+def embeddings(project: Project) -> None:
+    """Give the row an embedding."""
+    path = project.directory / "embeddings" / "easynegative.safetensors"
+    path.parent.mkdir()
+    save_file({"emb_params": torch.full((8, tiny.WIDTH), 0.02)}, path)
+    project.write_rows(ROW | {"embeddings": "embeddings/easynegative.safetensors"})
+
+
+def each(rule: str, *components: str) -> set[str]:
+    """Jobs of *rule*, one a component; of all if none is named."""
+    return {f"{rule}/{component}" for component in components or COMPONENTS}
+
+
+def _edit(what: str, carry_out: Callable, *work: str | set[str], of_code: bool = False) -> Edit:
+    jobs = set().union(*({job} if isinstance(job, str) else job for job in work))
+    return Edit(what, carry_out, frozenset(jobs), of_code)
+
+
+COMPILED = {"simulate", "attribute_error"}
+PICTURES = {"draw_reference", "check_calibration", *COMPILED}
+CHOSEN = {"calibrate_unet", "check_calibration", "compile_model/unet", *COMPILED}
+UNET = {"record_trajectories", "observe_unet", *CHOSEN}
+VAE = ("vae_encoder", "vae_decoder")
+TEXT_ENCODER = {"import_text_encoder"} | {
+    f"{rule}/text_encoder" for rule in ("export_onnx", "check_parity", "compile_model")
+}
+OTHER = ROW | {"model": "other", "prompt": "a tractor", "height": "72"}
+EDITS = [
+    _edit("nothing", lambda project: None),
+    _edit("all files touched", Project.touch),
+    _edit("project and checkout copied elsewhere", copy_all),
+    _edit("`git clone` anew, the cache kept", clone),
+    _edit("`.snakemake` and `.axbake` deleted", Project.forget),
+    _edit("a comment in a module", code("export.py", "\nOPSET = 18", "\n# Of its own.\nOPSET = 18"), of_code=True),
+    _edit("a docstring", code("parity.py", '"""Whether an ONNX graph', '"""Says whether a graph'), of_code=True),
+    _edit(
+        "a real change in a module, same results",
+        code("export.py", "MASKED = -100.0", "MASKED = -10.0 * 10"),
+        each("export_onnx"),
+        "record_trajectories",  # it takes the UNet without its time embedding from that module
+        of_code=True,
+    ),
+    _edit("a threshold of parity", config("    unet: 60", "    unet: 55"), "check_parity/unet"),
+    _edit(
+        "the emulator's version",
+        code("emulator/build.py", "emulated (axbake", "emulated again (axbake"),
+        each("compile_model"),
+        COMPILED,
+        of_code=True,
+    ),
+    _edit("the version of a compiler that is not used", config('"4.2"', '"5.0"')),
+    _edit("a comment in the config", config("# of the UNet, of those", "# of all those")),
+    _edit("a comment among the prompts", prompts("penguin", "# one\npenguin")),
+    _edit("another model's row", lambda project: project.write_rows(ROW, OTHER)),
+    _edit("the order of rows", lambda project: project.write_rows(OTHER, ROW)),
+    _edit("where the checkpoint is had", row(source="https://example.org/elsewhere")),
+    _edit("the same checkpoint under another name", same_checkpoint_elsewhere),
+    _edit(
+        "a checkpoint of other bytes and an older date; only its VAE decoder differs",
+        other_bytes,
+        each("import_checkpoint", "unet", *VAE),
+        "import_text_encoder",
+        "describe_checkpoint",
+        "draw_reference",
+        each("export_onnx", "vae_decoder"),
+        each("check_parity", "vae_decoder"),
+        each("compile_model", "vae_decoder"),
+        COMPILED,
+    ),
+    _edit("the reference's prompt", row(prompt="a tractor"), PICTURES),
+    _edit("its seed", row(seed="8"), PICTURES),
+    _edit("a calibration prompt", prompts("penguin", "tractor"), UNET),
+    _edit("the negative prompt", row(negative_prompt="ugly"), UNET, PICTURES),
+    _edit("the guidance scale", row(guidance_scale="6"), UNET, PICTURES),
+    _edit("the steps", row(steps="5"), UNET, PICTURES, "derive_schedule"),
+    _edit("the scheduler", row(scheduler="ddim"), UNET, PICTURES, "derive_schedule"),
+    _edit("clip skip", row(clip_skip="2"), UNET, PICTURES, TEXT_ENCODER, "list_embeddings"),
+    _edit(
+        "an embedding that no prompt names",
+        embeddings,
+        {"list_embeddings", "calibrate_text_encoder", "record_trajectories"},
+        PICTURES,
+        TEXT_ENCODER,
+    ),
+    _edit(
+        "chunks of prompts",
+        row(prompt_chunks="2"),
+        UNET,
+        PICTURES,
+        each("export_onnx", "unet"),
+        each("check_parity", "unet"),
+    ),
+    _edit("the number of samples", config("samples: 8", "samples: 9"), CHOSEN),
+    _edit("how samples are chosen", config("selection: coverage", "selection: first"), CHOSEN),
+    _edit(
+        "a prompt of all text encoders",
+        lambda project: project.edit("config/prompts/text_encoder.txt", "rocket", "tractor"),
+        "calibrate_text_encoder",
+        "compile_model/text_encoder",
+        COMPILED,
+    ),
+    _edit(
+        "Pulsar2's precision of the VAE decoder",
+        config("  vae_decoder: U16", "  vae_decoder: S16"),
+        "configure_build/vae_decoder",
+        "compile_model/vae_decoder",
+        COMPILED,
+    ),
+    _edit(
+        "the height",
+        row(height="72"),
+        UNET,
+        PICTURES,
+        {"draw_pictures", "encode_pictures", "calibrate_vae_encoder", "calibrate_vae_decoder"},
+        each("export_onnx", "unet", *VAE),
+        each("check_parity", "unet", *VAE),
+        each("compile_model", *VAE),
+    ),
+]
+
+
+def short(jobs: set[str]) -> str:
+    """Names of jobs for people: `export_onnx` of which components, by rule."""
+    rules: dict[str, list[str]] = {}
+    for rule, _, component in sorted(name.partition("/") for name in jobs):
+        rules.setdefault(rule, []).append(component)
+    names = (f"{rule} ({', '.join(components)})" if any(components) else rule for rule, components in rules.items())
+    return "; ".join(names) or "none"
+
+
+def line(edit: Edit, seen: Seen) -> str:
+    """A line of the table in docs/rebuilds.md."""
+    count = Counter(seen.plan.values())
+    plan = ", ".join(f"{count[kind]} {kind}" for kind in ("stored", "build", "unknown", "run") if count[kind])
+    same = "the same" if seen.work == edit.work else short(seen.work)
+    compiles = sum(name.startswith("compile_model") for name in seen.work)
+    expected, jobs = short(set(edit.work)), sum(seen.dry_run.values())
+    cells = [edit.what, jobs, plan or "none", expected, same, compiles, len(seen.work_back)]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    page = Path(sys.argv[1])
+    head = page.read_text().partition("| edit |")[0]
+    lines = [
+        "| edit | jobs of `-n` | planner | real work, expected | seen | compiles | real work once taken back |",
+        "|---|---:|---|---|---|---:|---:|",
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        checkpoint = tiny.save(tiny.sd1(), directory / "tiny.safetensors")
+        baked = Project.lay_out(directory / "baked" / "project", directory / "baked" / "cache", checkpoint)
+        baked.bake(REPORT)
+
+        def seen(number: int, edit: Edit) -> str:
+            place = directory / str(number)
+            told = line(edit, observe(edit, prepare(edit, baked, place)))
+            shutil.rmtree(place)
+            print(told, flush=True)
+            return told
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # each waits for programs
+            lines += threads.map(seen, *zip(*enumerate(EDITS), strict=True))
+    page.write_text(head + "\n".join(lines) + "\n")
+
+
+def prepare(edit: Edit, baked: Project, directory: Path) -> Project:
+    """A copy of the *baked* project in *directory* in which *edit* can be carried out, with a cache of its own."""
+    project = baked.copy(directory / "project").copy_cache(directory / "cache")
+    return project.copy_checkout(directory / "checkout") if edit.of_code else project
+
+
+if __name__ == "__main__":
+    main()
