@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from axbake.containers import (
     scan_folder,
 )
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS, FAMILIES, Family, Layout, Shapes
+from axbake.families import COMPONENTS, FAMILIES, VAE, Component, Family, Layout, Shapes
 from axbake.families.architecture import unet_variant
-from axbake.families.others import recognise
+from axbake.families.names import ema_renamer
+from axbake.families.others import AUTOENCODERS, recognise
 from axbake.prediction import decide_sampling, gather_evidence, probe_unet, reasons
 from axbake.weights import Description, Sampling, tensor_bytes, write_tensors
 
@@ -71,7 +72,8 @@ TOLD_BY_CONFIG = {
 }
 
 
-#: What a diffusers folder's config may say of parts that Stable Diffusion has not: anything else is another network.
+#: What a diffusers folder's config may say of parts that Stable Diffusion has not (several: any of them): anything else is
+#: another network.
 WITHOUT: dict[str, dict[str, Any]] = {
     "unet": {
         "addition_embed_type": None,
@@ -89,7 +91,13 @@ WITHOUT: dict[str, dict[str, Any]] = {
         "time_embedding_type": "positional",
         "timestep_post_act": None,
     },
-    "vae": {"latents_mean": None, "latents_std": None, "shift_factor": None},
+    "vae": {
+        "latents_mean": None,
+        "latents_std": None,
+        "shift_factor": (None, 0),  # AutoencoderTiny's is 0
+        "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2,
+    },
     "text_encoder": {},
 }
 
@@ -142,8 +150,9 @@ def _find_names(
         found = " and ".join(f"{prefix}{layout.marker}" for layout, prefix in places)
         wanted = " or ".join(layout.marker for layout in layouts)
         why = f"there are several: {found}" if found else f"wanted a tensor {wanted}, with any prefix"
+        vae = ", or another VAE in the column vae" if component in VAE else ""
         raise TensorMismatch(
-            f"{path}: no telling where its {component} is: {why}. Give a whole checkpoint of one model."
+            f"{path}: no telling where its {component} is: {why}. Give a whole checkpoint of one model{vae}."
         )
     layout, prefix = places[0]
     inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
@@ -171,6 +180,24 @@ def _part_shape(new: str, shape: tuple[int, ...], source: Source) -> tuple[int, 
     return (shape[0] // source.parts, *shape[1:]) if source.parts > 1 and shape else shape
 
 
+def open_checkpoint(path: Path) -> Container:
+    """A view of the safetensors file or diffusers folder *path* (`axbake.containers.open_container`), ready for `find_part`."""
+    return use_average(open_container(path))
+
+
+def use_average(container: Container) -> Container:
+    """*container* with a UNet's moving average in the place of the UNet, if it holds no other."""
+    names = {name: ema_renamer(name) for name in container.tensors}
+    if not any(names.values()) or any(_prefixes(container.shapes, layout) for layout in _unet_layouts().values()):
+        return container
+    tensors = {names[name] or name: stored for name, stored in container.tensors.items()}
+    return replace(container, tensors=tensors, averaged=True)
+
+
+def _unet_layouts() -> dict[str, Layout]:
+    return {layout.marker: layout for family in FAMILIES.values() for layout in family.components["unet"].layouts}
+
+
 def find_family(container: Container) -> Family:
     """The one family whose UNet is in *container*.
 
@@ -180,13 +207,11 @@ def find_family(container: Container) -> Family:
     known = ", ".join(f"{family.name} ({family.title})" for family in FAMILIES.values())
     if other := recognise(container.shapes):
         raise UnknownFamily(f"{container.path}: this is {other.kind}. {other.sentence} Known families: {known}.")
-    layouts = {layout.marker: layout for family in FAMILIES.values() for layout in family.components["unet"].layouts}
-    shapes = container.shapes
+    layouts, shapes = _unet_layouts(), container.shapes
     if not any(_prefixes(shapes, layout) for layout in layouts.values()):
-        only = " It holds a UNet's moving average alone (model_ema.…); give the file that it was pruned from."
         raise UnknownFamily(
             f"{container.path}: {len(shapes)} tensors that fit no family; known: {known}. A UNet would have"
-            f" {' or '.join(layouts)}.{only if any(name.startswith('model_ema.') for name in shapes) else ''}"
+            f" {' or '.join(layouts)}."
         )
     _, sources = _find_names(container.path, shapes, "unet", tuple(layouts.values()))
     unet = {new: shapes[source.name] for new, source in sources.items()}
@@ -202,8 +227,24 @@ def find_family(container: Container) -> Family:
     return fitting[0]
 
 
-def find_part(container: Container, family: Family, component: str) -> Part:
+def component_of(family: Family | None, component: str) -> Component:
+    """What is known of *component*; of an autoencoder's halves without a family."""
+    if component in VAE:
+        return VAE[component]
+    assert family, f"{component}: of a family"
+    return family.components[component]
+
+
+def has_part(container: Container, component: str) -> bool:
+    """Whether half of an autoencoder is in *container*."""
+    return any(_prefixes(container.shapes, layout) for layout in VAE[component].layouts)
+
+
+def find_part(container: Container, family: Family | None, component: str) -> Part:
     """Tensors of *component* in a checkpoint of *family*, with the config they describe.
+
+    Args:
+        family: None will do for an autoencoder's halves.
 
     Raises:
         UnknownFamily: a network of another kind than the family's, such as one for inpainting.
@@ -223,15 +264,14 @@ def find_part(container: Container, family: Family, component: str) -> Part:
     return part
 
 
-def read_part(container: Container, family: Family, component: str) -> Part:
+def read_part(container: Container, family: Family | None, component: str) -> Part:
     """The same from the header alone, without comparing it with the network that its config describes.
 
     Raises:
         UnknownFamily: a network of another kind than the family's.
         TensorMismatch: not enough to tell its config, or types that are none of weights.
     """
-    wanted = family.components[component]
-    _check_vae(container, component)
+    wanted = component_of(family, component)
     prefix, sources = _find_names(container.path, container.shapes, component, wanted.layouts)
     shapes = {new: _part_shape(new, container.tensors[source.name].shape, source) for new, source in sources.items()}
     try:
@@ -239,8 +279,7 @@ def read_part(container: Container, family: Family, component: str) -> Part:
     except (KeyError, IndexError, ValueError, StopIteration) as error:
         raise TensorMismatch(
             f"{container.path}: {component}: cannot be read from {len(shapes)} tensors; without {error} there is no"
-            " telling how wide or deep it is. The file is not a whole checkpoint of"
-            f" {family.title}."
+            f" telling how wide or deep it is. The file is not a whole {family.title if family else 'autoencoder'}."
         ) from error
     told = container.configs.get(wanted.folder, {})
     _check_told(container.path, wanted.folder, told)
@@ -250,22 +289,12 @@ def read_part(container: Container, family: Family, component: str) -> Part:
     return Part(config, prefix, sources, shapes)
 
 
-def _check_vae(container: Container, component: str) -> None:
-    """Refuse VAEs of another kind by their name."""
-    tiny = [name for name in container.tensors if name.endswith(("decoder.layers.0.weight", "decoder.layers.1.weight"))]
-    if component.startswith("vae") and tiny:
-        raise UnknownFamily(
-            f"{container.path}: its VAE is an AutoencoderTiny (TAESD; {tiny[0]}), as SDXS has it. axbake bakes AutoencoderKL"
-            " only; give a checkpoint of the model that holds one."
-        )
-
-
 def _check_told(path: Path, folder: str, told: Mapping[str, Any]) -> None:
     """Refuse a folder's config that speaks of a network of another make."""
     faults = [
         f"{name}: {str(told[name])[:80]}, wanted {value}"
         for name, value in WITHOUT[folder].items()
-        if name in told and told[name] != value
+        if name in told and told[name] not in (value if isinstance(value, tuple) else (value,))
     ]
     scale = told.get("scaling_factor", 1)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1000:
@@ -286,12 +315,13 @@ def _check_limits(path: Path, component: str, config: dict) -> None:
         value for values in config.values() if isinstance(values, list) for value in values if type(value) is int
     ]
     levels = [len(values) for values in config.values() if isinstance(values, list)]
+    levels += [blocks for half in ("encoder", "decoder") for blocks in config.get(f"num_{half}_blocks", [])]
     deep = max([config.get("layers_per_block", 0), config.get("num_hidden_layers", 0) // 8, *levels])
     if (
         min(numbers) < 0
         or max(numbers) > MOST_CHANNELS
         or deep > MOST_LEVELS
-        or 0 in config.get("block_out_channels", [])
+        or 0 in [width for name, widths in config.items() if name.endswith("block_out_channels") for width in widths]
     ):
         raise TensorMismatch(
             f"{path}: {component}: no network is so wide, so deep or so empty (up to {max(numbers)} channels, {deep} levels)."
@@ -311,11 +341,6 @@ def check_channels(path: Path, config: dict) -> None:
                 f"{path}: {name}: {channels}, wanted {LATENT_CHANNELS}: this is {kind}, which axbake does not bake."
                 " Give the checkpoint for text to image."
             )
-    if config.get("time_cond_proj_dim"):
-        raise UnknownFamily(
-            f"{path}: time_embedding.cond_proj: this is a UNet distilled for LCM, which takes the guidance as a further input of"
-            " its time embedding; axbake does not bake it. Give the model's checkpoint without, and the scheduler lcm."
-        )
 
 
 def _check_types(container: Container, component: str, sources: Mapping[str, Source]) -> None:
@@ -378,7 +403,7 @@ def import_checkpoint(
     """Write *component* of *checkpoint* under diffusers' names, one tensor at a time.
 
     Args:
-        checkpoint: safetensors file or diffusers folder.
+        checkpoint: safetensors file or diffusers folder; for an autoencoder's halves it may hold nothing else.
         component: text_encoder, unet, vae_encoder or vae_decoder.
         weights: the safetensors file to write; its metadata holds the network's config (`axbake.weights`).
         prediction: what the table says that the UNet predicts: epsilon or v_prediction; empty: what the file says.
@@ -387,18 +412,35 @@ def import_checkpoint(
     Raises:
         UnreadableCheckpoint, UnknownFamily, TensorMismatch, UnknownPrediction
     """
-    container = open_container(checkpoint)
-    family = find_family(container)
+    container = open_checkpoint(checkpoint)
+    family = None if component in VAE else find_family(container)
+    if component in VAE:
+        check_vae(container)
     part = find_part(container, family, component)
     if component == "unet":
         _check_widths(container.path, find_part(container, family, "text_encoder"), part)
-    sampling = _sampling(container, family, part, prediction, sidecar, probing=True) if component == "unet" else None
+    sampling = None
+    if family and component == "unet":
+        sampling = _sampling(container, family, part, prediction, sidecar, probing=True)
     write_tensors(
         weights,
         {new: (_precision(container, source), part.shapes[new]) for new, source in part.sources.items()},
         lambda name: tensor_bytes(read_part_tensor(container, part, name)),
-        metadata=Description(component, family.name, part.config, sampling).as_metadata(),
+        metadata=Description(component, family.name if family else "", part.config, sampling).as_metadata(),
     )
+
+
+def check_vae(container: Container) -> None:
+    """Refuse files whose autoencoder is not one of Stable Diffusion 1.x or 2.x, though its shapes are (SDXL's).
+
+    Raises:
+        UnknownFamily
+    """
+    other = recognise(container.shapes)
+    if other and other not in AUTOENCODERS:
+        raise UnknownFamily(
+            f"{container.path}: this is {other.kind}, wanted a VAE or a checkpoint of Stable Diffusion."
+        )
 
 
 def _sampling(
@@ -470,6 +512,16 @@ def convert_checkpoint(source: list[Path], *, checkpoint: Path) -> None:
         )
 
 
+def _names_of_vae(container: Container) -> set[str]:
+    """Names of the autoencoder's tensors in *container*, if it holds one."""
+    parts = [
+        _find_names(container.path, container.shapes, component, VAE[component].layouts)[1]
+        for component in VAE
+        if has_part(container, component)
+    ]
+    return {source.name for sources in parts for source in sources.values()}
+
+
 def _why_unused(name: str) -> str:
     if any(name.startswith(start) for start in NOISE_SCHEDULE) and "." not in name:
         return "noise schedule of training; the scheduler column decides"
@@ -478,34 +530,58 @@ def _why_unused(name: str) -> str:
 
 
 def describe_checkpoint(
-    checkpoint: Path, *, sha256: str, description: Path, prediction: str = "", sidecar: str = ""
+    checkpoint: Path,
+    vae: Path,
+    *,
+    sha256: str,
+    vae_sha256: str,
+    description: Path,
+    prediction: str = "",
+    sidecar: str = "",
 ) -> None:
     """Write what *checkpoint* is: family, configs, precision, parameters, and which tensors are not used and why.
 
     Args:
+        vae: file that the autoencoder is taken from; mostly the checkpoint.
         sha256: of the file that the user brought.
+        vae_sha256: the same of an autoencoder of its own; empty: it is the checkpoint's.
         description: JSON to write.
         prediction, sidecar: as `import_checkpoint` has them.
 
     Raises:
         UnreadableCheckpoint, UnknownFamily, TensorMismatch, UnknownPrediction
     """
-    container = open_container(checkpoint)
-    content = {"sha256": sha256, "autov2": sha256[:10]} | summary(container, prediction=prediction, sidecar=sidecar)
+    container = open_checkpoint(checkpoint)
+    own = open_container(vae) if vae_sha256 else None
+    content = {"sha256": sha256, "autov2": sha256[:10], "vae_sha256": vae_sha256 or None}
+    content |= summary(container, vae=own, prediction=prediction, sidecar=sidecar)
     description.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def summary(container: Container, *, prediction: str = "", sidecar: str = "") -> dict:
-    """What a checkpoint is, as `checkpoint.json` has it."""
+def summary(container: Container, *, vae: Container | None = None, prediction: str = "", sidecar: str = "") -> dict:
+    """What a checkpoint is, as `checkpoint.json` has it.
+
+    Args:
+        vae: what the autoencoder is taken from; None: the checkpoint.
+    """
     family = find_family(container)
-    parts = {component: find_part(container, family, component) for component in COMPONENTS}
+    holders = {component: vae if vae and component in VAE else container for component in COMPONENTS}
+    parts = {component: find_part(holder, family, component) for component, holder in holders.items()}
     _check_widths(container.path, parts["text_encoder"], parts["unet"])
     evidence = gather_evidence(container, sidecar=sidecar)
     sampling = _sampling(container, family, parts["unet"], prediction, sidecar, probing=False)
-    used = {name for part in parts.values() for source in part.sources.values() for name in (source.name, source.scale)}
+    used = {
+        name
+        for component, part in parts.items()
+        if holders[component] is container
+        for source in part.sources.values()
+        for name in (source.name, source.scale)
+    }
+    replaced = _names_of_vae(container) if vae else set()
     unused: dict[str, list[str]] = {}
     for name in sorted(set(container.tensors) - used):
-        unused.setdefault(_why_unused(name), []).append(name)
+        why = "the row's column vae names another VAE" if name in replaced else _why_unused(name)
+        unused.setdefault(why, []).append(name)
     said = container.origin
     return {
         "bytes": said.get("bytes", sum(path.stat().st_size for path in {s.path for s in container.tensors.values()})),
@@ -518,13 +594,15 @@ def summary(container: Container, *, prediction: str = "", sidecar: str = "") ->
         "zero_terminal_snr": sampling.zero_terminal_snr,
         "prediction_why": reasons(evidence, family=family, prediction=prediction),
         "steps": sampling.steps,
+        "guidance_embedded": sampling.guidance_embedded,
+        "unet_is_average": container.averaged,
         "scaling_factor": parts["vae_decoder"].config["scaling_factor"],
         "components": {
             component: {
                 "names": f"{part.prefix}…",
                 "parameters": sum(math.prod(shape) for shape in part.shapes.values()),
-                "stored": sorted({container.tensors[source.name].dtype for source in part.sources.values()}),
-                "precision": sorted({_precision(container, source) for source in part.sources.values()}),
+                "stored": sorted({holders[component].tensors[s.name].dtype for s in part.sources.values()}),
+                "precision": sorted({_precision(holders[component], source) for source in part.sources.values()}),
                 "scaled": sum(source.scale is not None for source in part.sources.values()),
                 "config": part.config,
             }

@@ -1,6 +1,6 @@
-# Takes a checkpoint in any form. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which says
-# what it is; of the text encoder also embeddings.json: token ids of the row's textual-inversion embeddings, and of its padding.
-# What is no single safetensors file becomes one first, once for all components.
+# Takes a checkpoint in any form, and a VAE's file if the row has one. Makes weights/{component}.safetensors under diffusers' names,
+# and checkpoint.json, which says what the checkpoint is; embeddings.json: token ids of the row's textual-inversion embeddings, and
+# of its padding. What is no single safetensors file becomes one first, once for all components.
 
 # Only the UNet's import asks what it predicts.
 PREDICTION = {
@@ -10,26 +10,28 @@ SIDECAR = {component: {"sidecar": sidecar} if component == "unet" else {} for co
 
 
 rule convert_checkpoint:
-    """Make one safetensors file of a pickle or a diffusers folder."""
+    """Make one safetensors file of a pickle or a diffusers folder in the column checkpoint or vae."""
     input:
         settings=settings(
             "axbake.checkpoint.convert_checkpoint",
             tools=["torch"],
-            sources={"source": source_digest},
+            sources={column: {"source": partial(source_digest, column=column)} for column in ("checkpoint", "vae")},
         ),
         source=brought,
     output:
-        checkpoint="results/{model}/checkpoint.safetensors",
+        checkpoint="results/{model}/{column}.safetensors",
     log:
-        "logs/{model}/checkpoint.safetensors.log",
+        "logs/{model}/{column}.safetensors.log",
     benchmark:
-        "benchmarks/{model}/checkpoint.safetensors.tsv"
+        "benchmarks/{model}/{column}.safetensors.tsv"
+    wildcard_constraints:
+        column="checkpoint|vae",
     conda:
         "../../envs/axbake.yaml"
     resources:
         mem_mb=4000,
     message:
-        "Converting the checkpoint of {wildcards.model} to safetensors"
+        "Converting the {wildcards.column} of {wildcards.model} to safetensors"
     script:
         "../scripts/job.py"
 
@@ -43,7 +45,7 @@ rule import_checkpoint:
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=PREDICTION,
             more=SIDECAR,
-            sources={"checkpoint": checkpoint_digest},
+            sources={component: {"checkpoint": digest_for(component)} for component in COMPONENTS},
         ),
         checkpoint=checkpoint,
     output:
@@ -72,7 +74,7 @@ rule import_text_encoder:
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["clip_skip"],
-            sources={"checkpoint": checkpoint_digest, "embeddings": embeddings_digest},
+            sources={"checkpoint": digest_for("text_encoder"), "embeddings": embeddings_digest},
         ),
         checkpoint=checkpoint,
         embeddings=embeddings,
@@ -123,10 +125,11 @@ rule describe_checkpoint:
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["prediction"],
-            more={"sha256": source_digest, "sidecar": sidecar},
-            sources={"checkpoint": checkpoint_digest},
+            more={"sha256": source_digest, "vae_sha256": own_vae_digest, "sidecar": sidecar},
+            sources={"checkpoint": digest_for("unet"), "vae": digest_for("vae_decoder")},
         ),
         checkpoint=checkpoint,
+        vae=vae,
     output:
         description="results/{model}/checkpoint.json",
     log:
