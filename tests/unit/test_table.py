@@ -24,6 +24,7 @@ ROW = {
     "model": "tiny",
     "checkpoint": "tiny.safetensors",
     "sha256": "",
+    "prediction": "",
     "source": "",
     "height": "64",
     "width": "96",
@@ -38,8 +39,8 @@ ROW = {
     "embeddings": "embeddings/easynegative.safetensors, embeddings/bad.pt",
     "calibration_prompts": "prompts.txt",
 }
-DEFAULTS = {"sha256": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras", "steps": 20}
-DEFAULTS |= {"guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": []}
+DEFAULTS = {"sha256": "", "prediction": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras"}
+DEFAULTS |= {"steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": []}
 
 
 @pytest.fixture(autouse=True)
