@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from axbake.loras.rows import Lora
 from axbake.table import (
     ConfigError,
     MissingCheckpoint,
@@ -36,10 +37,11 @@ ROW = {
     "prompt_chunks": "2",
     "clip_skip": "2",
     "embeddings": "embeddings/easynegative.safetensors, embeddings/bad.pt",
+    "loras": "loras/film.safetensors:0.4",
     "calibration_prompts": "prompts.txt",
 }
 DEFAULTS = {"sha256": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras", "steps": 20}
-DEFAULTS |= {"guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": []}
+DEFAULTS |= {"guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": [], "loras": []}
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,7 @@ def test_cells_have_their_columns_types():
             "prompt_chunks": 2,
             "clip_skip": 2,
             "embeddings": ["embeddings/easynegative.safetensors", "embeddings/bad.pt"],
+            "loras": [Lora("loras/film.safetensors", 0.4, 0.4)],
             "calibration_prompts": ["slice of pizza", "rocket"],
         }
     }
