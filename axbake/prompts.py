@@ -15,8 +15,9 @@ CLIP = Path(__file__).parents[1] / "resources" / "clip"
 
 
 def load_tokenizer(embeddings: Path) -> ClipTokenizer:
-    """CLIP's tokenizer with the names in an `embeddings.json` (`axbake.embeddings.list_embeddings`)."""
-    return ClipTokenizer(CLIP, json.loads(embeddings.read_text(encoding="utf-8")))
+    """CLIP's tokenizer with the names and the padding of an `embeddings.json` (`axbake.embeddings.list_embeddings`)."""
+    content = json.loads(embeddings.read_text(encoding="utf-8"))
+    return ClipTokenizer(CLIP, content["embeddings"], pad_token_id=content["pad_token_id"])
 
 
 def text_encoding(text_encoder: Path) -> Encode:

@@ -11,7 +11,8 @@ import jsonschema
 import pandas as pd
 import yaml
 
-from axbake.digest import file_sha256
+from axbake.containers import files_of
+from axbake.digest import file_sha256, files_sha256
 from axbake.errors import AxbakeError
 from axbake.loras.rows import Lora, lora_faults, row_loras
 
@@ -253,21 +254,22 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def checkpoint_sha256(row: dict) -> str:
-    """SHA-256 of a model's checkpoint, compared with the table's.
+    """SHA-256 of a model's checkpoint, compared with the table's; of a folder, that of its files' names and digests.
 
     Raises:
+        UnreadableCheckpoint: of no form that axbake reads, or a folder with parts missing.
         MissingCheckpoint: not there; says where it is had and where to put it.
         WrongChecksum: another file than the table's.
     """
     path = Path(row["checkpoint"])
-    if not path.is_file():
+    if not path.exists():
         source = f"It is had at {row['source']}; put" if row["source"] else "Put"
         known = f" (SHA-256 {row['sha256']}{'…' if len(row['sha256']) < 64 else ''})" if row["sha256"] else ""
         raise MissingCheckpoint(
             f"{row['model']}: {path} is not there. {source} the file{known} there, or correct the column checkpoint."
             " Other models can be baked meanwhile: name them, as in results/demo/report.html."
         )
-    found = file_sha256(path)
+    found = files_sha256(files_of(path))
     if not found.startswith(row["sha256"]):
         raise WrongChecksum(
             f"{row['model']}: {path} has SHA-256 {found}, the table says {row['sha256']}."

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from axbake.checkpoint import import_checkpoint
 from axbake.embeddings import VOCABULARY, EmbeddingError, read_embedding
 from axbake.errors import AxbakeError
+from axbake.families import FAMILIES, Family
 from axbake.runtime.prompt import CHUNK
 from axbake.weights import read_description
 
@@ -25,7 +26,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class ClipSkipError(AxbakeError):
-    """A text encoder has not as many layers as are to be left out."""
+    """A text encoder is not to be shortened, or has not as many layers as are to be left out."""
 
 
 def import_text_encoder(checkpoint: Path, embeddings: list[Path], *, clip_skip: int, weights: Path) -> None:
@@ -51,10 +52,19 @@ def import_text_encoder(checkpoint: Path, embeddings: list[Path], *, clip_skip: 
             plain.replace(weights)
             return
         description = read_description(plain)
+        _check_family(FAMILIES[description.family], clip_skip=clip_skip)
         layers = _layers_left(description.config["num_hidden_layers"], clip_skip=clip_skip)
         tensors = _with_embeddings(_without_last_layers(load_file(plain), layers), embeddings)
     config = description.config | {"num_hidden_layers": layers, "vocab_size": len(tensors[TOKEN_TABLE])}
     save_file(tensors, weights, metadata=replace(description, config=config).as_metadata())
+
+
+def _check_family(family: Family, *, clip_skip: int) -> None:
+    if clip_skip > 1 and not family.clip_skip:
+        raise ClipSkipError(
+            f"clip_skip: {clip_skip}, wanted 1: the text encoder of {family.title} ends before its last layer as it is, and"
+            " AUTOMATIC1111's web UI draws the same with any clip skip. Set 1 in the table."
+        )
 
 
 def _layers_left(layers: int, *, clip_skip: int) -> int:

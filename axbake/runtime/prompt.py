@@ -84,7 +84,7 @@ class _Token(NamedTuple):
 class Chunk:
     """What one run of the text encoder takes of a prompt."""
 
-    ids: np.ndarray  # (1, 77) int64: start, up to 75 tokens, ends
+    ids: np.ndarray  # (1, 77) int64: start, up to 75 tokens, end, padding
     weights: np.ndarray  # (77,) float32; 1 where no token of the prompt stands
 
 
@@ -149,10 +149,10 @@ def chunk_prompt(prompt: str, tokenizer: ClipTokenizer) -> list[Chunk]:
 
 
 def _chunk(row: list[_Token], tokenizer: ClipTokenizer) -> Chunk:
-    ids = [tokenizer.start, *(token.id for token in row)]
-    weights = [1.0, *(token.weight for token in row)]
-    rest = TOKENS - len(row) - 1
-    return Chunk(np.array([ids + [tokenizer.end] * rest], np.int64), np.array(weights + [1.0] * rest, np.float32))
+    ids = [tokenizer.start, *(token.id for token in row), tokenizer.end]
+    weights = [1.0, *(token.weight for token in row), 1.0]
+    rest = TOKENS - len(ids)
+    return Chunk(np.array([ids + [tokenizer.pad] * rest], np.int64), np.array(weights + [1.0] * rest, np.float32))
 
 
 def _rows(prompt: str, tokenizer: ClipTokenizer) -> tuple[list[list[_Token]], str]:

@@ -125,6 +125,17 @@ def test_a_plain_prompt_is_the_one_chunk_that_transformers_makes(prompt, tokeniz
     assert np.array_equal(chunk.ids, wanted)
 
 
+@pytest.mark.parametrize("prompt", ["", "a photo of a cat!", "word " * 75])
+def test_chunks_are_filled_up_with_what_the_text_encoder_was_trained_with(prompt):
+    theirs = CLIPTokenizer.from_pretrained(CLIP, local_files_only=True)
+    theirs.pad_token = "!"  # as Stable Diffusion 2.x; set now, so that prompts' own «!» is none
+
+    (chunk,) = chunk_prompt(prompt, ClipTokenizer(CLIP, pad_token_id=0))
+
+    wanted = theirs(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="np").input_ids
+    assert np.array_equal(chunk.ids, wanted)
+
+
 def test_tokens_have_the_weights_of_their_texts(tokenizer):
     (chunk,) = chunk_prompt("a (photo of:1.3) [a] cat", tokenizer)
 

@@ -25,6 +25,7 @@ ROW = {
     "model": "tiny",
     "checkpoint": "tiny.safetensors",
     "sha256": "",
+    "prediction": "",
     "source": "",
     "height": "64",
     "width": "96",
@@ -40,8 +41,9 @@ ROW = {
     "loras": "loras/film.safetensors:0.4",
     "calibration_prompts": "prompts.txt",
 }
-DEFAULTS = {"sha256": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras", "steps": 20}
-DEFAULTS |= {"guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": [], "loras": []}
+DEFAULTS = {"sha256": "", "prediction": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras"}
+DEFAULTS |= {"steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": []}
+DEFAULTS |= {"loras": []}
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,37 @@
-# Takes a single-file checkpoint. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which
-# says what the file is; of the text encoder also embeddings.json, the token ids of its textual-inversion embeddings.
+# Takes a checkpoint in any form. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which says
+# what it is; of the text encoder also embeddings.json: token ids of the row's textual-inversion embeddings, and of its padding.
+# What is no single safetensors file becomes one first, once for all components.
+
+# Only the UNet's import asks what it predicts.
+PREDICTION = {
+    component: ["component", "prediction"] if component == "unet" else ["component"] for component in COMPONENTS
+}
+SIDECAR = {component: {"sidecar": sidecar} if component == "unet" else {} for component in COMPONENTS}
+
+
+rule convert_checkpoint:
+    """Make one safetensors file of a pickle or a diffusers folder."""
+    input:
+        settings=settings(
+            "axbake.checkpoint.convert_checkpoint",
+            tools=["torch"],
+            sources={"source": source_digest},
+        ),
+        source=brought,
+    output:
+        checkpoint="results/{model}/checkpoint.safetensors",
+    log:
+        "logs/{model}/checkpoint.safetensors.log",
+    benchmark:
+        "benchmarks/{model}/checkpoint.safetensors.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    resources:
+        mem_mb=4000,
+    message:
+        "Converting the checkpoint of {wildcards.model} to safetensors"
+    script:
+        "../scripts/job.py"
 
 
 rule import_checkpoint:
@@ -9,8 +41,9 @@ rule import_checkpoint:
             "axbake.checkpoint.import_checkpoint",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
-            row=["component"],
-            sources={"checkpoint": source_digest},
+            row=PREDICTION,
+            more=SIDECAR,
+            sources={"checkpoint": checkpoint_digest},
         ),
         checkpoint=checkpoint,
     output:
@@ -39,7 +72,7 @@ rule import_text_encoder:
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["clip_skip"],
-            sources={"checkpoint": source_digest, "embeddings": embeddings_digest},
+            sources={"checkpoint": checkpoint_digest, "embeddings": embeddings_digest},
         ),
         checkpoint=checkpoint,
         embeddings=embeddings,
@@ -60,7 +93,7 @@ rule import_text_encoder:
 
 
 rule list_embeddings:
-    """Say which token ids the row's embeddings have."""
+    """Say which token ids the row's embeddings have, and which its padding."""
     input:
         settings=settings(
             "axbake.embeddings.list_embeddings",
@@ -68,6 +101,7 @@ rule list_embeddings:
             more={"names": embedding_names},
             sources={"embeddings": embeddings_digest},
         ),
+        text_encoder="results/{model}/weights/text_encoder.safetensors",
         embeddings=embeddings,
     output:
         listing="results/{model}/embeddings.json",
@@ -88,8 +122,9 @@ rule describe_checkpoint:
             "axbake.checkpoint.describe_checkpoint",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
-            more={"sha256": source_digest},
-            sources={"checkpoint": source_digest},
+            row=["prediction"],
+            more={"sha256": source_digest, "sidecar": sidecar},
+            sources={"checkpoint": checkpoint_digest},
         ),
         checkpoint=checkpoint,
     output:
@@ -104,5 +139,29 @@ rule describe_checkpoint:
         mem_mb=2000,
     message:
         "Describing {input.checkpoint}"
+    script:
+        "../scripts/job.py"
+
+
+rule write_single_file:
+    """Write a model as one fp16 safetensors file of LDM names, for stable-diffusion.cpp and web UIs."""
+    input:
+        settings=settings("axbake.single_file.write_single_file", tools=["torch"]),
+        text_encoder="results/{model}/weights/text_encoder.safetensors",
+        unet="results/{model}/weights/unet.safetensors",
+        vae_encoder="results/{model}/weights/vae_encoder.safetensors",
+        vae_decoder="results/{model}/weights/vae_decoder.safetensors",
+    output:
+        single_file="results/{model}/single_file.safetensors",
+    log:
+        "logs/{model}/single_file.log",
+    benchmark:
+        "benchmarks/{model}/single_file.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    resources:
+        mem_mb=2000,
+    message:
+        "Writing {wildcards.model} as a single file"
     script:
         "../scripts/job.py"
