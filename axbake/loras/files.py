@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from axbake.containers import Container, UnreadableCheckpoint, form_of, open_safetensors
+from axbake.digest import remembered
 from axbake.errors import AxbakeError
 from axbake.families import Shapes
+from axbake.identity import code_digest
 
 #: What stands before a module's name -> the network that it is in
 PREFIXES = {
@@ -175,13 +177,27 @@ def listed(names: list[str]) -> str:
     return ", ".join(name[:120] for name in names[:MOST_SHOWN]) + more
 
 
-def components_of(path: Path) -> list[str]:
-    """Components that the LoRA *path* changes.
+@dataclass(frozen=True)
+class LoraFacts:
+    """What the workflow has to know of a LoRA before any job runs."""
+
+    components: list[str]  # that it changes
+    lcm: bool  # whether it is one of latent consistency
+
+
+def lora_facts(path: Path) -> LoraFacts:
+    """Facts of the LoRA *path*, from its header; remembered while the file is unchanged.
 
     Raises:
         LoraError: as `read_lora`.
     """
-    return sorted(read_lora(path).modules)
+
+    def read() -> dict:
+        lora = read_lora(path)
+        return vars(LoraFacts(sorted(lora.modules), looks_like_lcm(lora)))
+
+    # What this code tells of a file is remembered no longer than the code is the same.
+    return LoraFacts(**remembered(path, f"lora-{code_digest(__name__)[:12]}", read))
 
 
 def looks_like_lcm(lora: LoraFile) -> bool:

@@ -209,7 +209,7 @@ class Fusion:
         if roles and kind is None:
             return [f"{listed(names)}: together they are neither {', '.join(kind.title for kind in KINDS)}"]
         faults = []
-        wanted = [(f"{target}.weight", kind)] if kind else []
+        wanted: list[tuple[str, Kind | None]] = [(f"{target}.weight", kind)] if kind else []
         wanted += [(f"{target}.bias", None)] if BIAS in module.tensors else []
         for name, kind_of in wanted:
             change = Change(lora, module, kind_of, strength, config)
@@ -229,12 +229,16 @@ class Fusion:
         """Whether tensor *name* of the network is changed."""
         return name in self._changes
 
-    def precision(self, name: str, stored: str) -> str:
-        """Type that tensor *name* is to be written in: bfloat16 has no digits for small changes."""
-        return "F32" if self.changes(name) and stored == "BF16" else stored
+    def precisions(self, stored: Mapping[str, str]) -> dict[str, str]:
+        """Types to write tensors in, by the types that they are *stored* in: bfloat16 has no digits for small changes."""
+        return {name: "F32" if self.changes(name) and kind == "BF16" else kind for name, kind in stored.items()}
+
+    def reader(self, read: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
+        """A function as *read*, which gives the network's tensors by name, with the changes in them."""
+        return lambda name: self.apply(name, read(name))
 
     def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Tensor *name* with all changes: computed in float32, in the type of `precision`.
+        """Tensor *name* with all changes: computed in float32, in the type that `precisions` says.
 
         Raises:
             LoraError: the result is not finite, or too large for the type.

@@ -11,11 +11,13 @@ from axbake.table import (
     ConfigError,
     MissingCheckpoint,
     MissingEmbedding,
+    MissingLora,
     TableError,
     WrongChecksum,
     check_config,
     checkpoint_sha256,
     embeddings_sha256,
+    loras_sha256,
     read_models,
 )
 
@@ -378,3 +380,14 @@ def test_every_entry_of_the_schemas_says_what_it_means():
             # Entries for one component each share what is said above them.
             if not place.startswith(("precision/", "parity/min_psnr/")):
                 assert entry.get("description"), f"{path.name}: {place}"
+
+
+def test_a_lora_that_is_not_there_is_named():
+    Path("there.safetensors").write_bytes(b"there")
+    row = {"model": "tiny"}
+
+    with pytest.raises(
+        MissingLora, match=r"tiny: gone\.safetensors: not there\. Put the files there, or correct the column"
+    ):
+        loras_sha256(row, [Lora("there.safetensors"), Lora("gone.safetensors")])
+    assert loras_sha256(row, [Lora("there.safetensors")]) == [hashlib.sha256(b"there").hexdigest()]
