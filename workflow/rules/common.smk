@@ -113,7 +113,8 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, sources=Non
     row: columns of the table that the job reads; by component, or for all. «component» is the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
     more: name -> function of the row; by component, or for all.
-    sources: name of an input that the user brings -> function of the row that gives its SHA-256, or None if a job made it.
+    sources: name of an input that the user brings -> function of the row that gives its SHA-256, or None if a job made it; by
+        component, or for all.
     how: cached, data, gates, own_code, as `axbake.identity.identify` has them.
     """
 
@@ -130,7 +131,8 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, sources=Non
         values |= {name: value(model_row) for name, value in functions.items()}
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
-            digests = {name: digest(model_row) for name, digest in (sources or {}).items()}
+            mine = sources.get(component, sources) if sources else {}
+            digests = {name: digest(model_row) for name, digest in mine.items()}
             digests = {name: digest for name, digest in digests.items() if digest is not None}
             how_run = {"cached": True} | how
             identity = identify(function, component=component, settings=values, sources=digests, tools=tools, **how_run)

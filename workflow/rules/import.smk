@@ -7,6 +7,7 @@ PREDICTION = {
     component: ["component", "prediction"] if component == "unet" else ["component"] for component in COMPONENTS
 }
 SIDECAR = {component: {"sidecar": sidecar} if component == "unet" else {} for component in COMPONENTS}
+STRENGTHS = {component: {"strengths": strengths_for(component)} for component in COMPONENTS}
 
 
 rule convert_checkpoint:
@@ -40,12 +41,16 @@ rule import_checkpoint:
         settings=settings(
             "axbake.checkpoint.import_checkpoint",
             data=["resources/sd1"],
-            tools=["safetensors", "torch", "diffusers", "transformers"],
+            tools=["safetensors", "torch", "diffusers", "transformers", "lycoris_lora"],
             row=PREDICTION,
-            more=SIDECAR,
-            sources={"checkpoint": checkpoint_digest},
+            more={component: SIDECAR[component] | STRENGTHS[component] for component in COMPONENTS},
+            sources={
+                component: {"checkpoint": checkpoint_digest, "loras": loras_digest_for(component)}
+                for component in COMPONENTS
+            },
         ),
         checkpoint=checkpoint,
+        loras=loras,
     output:
         weights="results/{model}/weights/{component}.safetensors",
     log:
@@ -70,12 +75,18 @@ rule import_text_encoder:
         settings=settings(
             "axbake.text_encoder.import_text_encoder",
             data=["resources/sd1"],
-            tools=["safetensors", "torch", "diffusers", "transformers"],
+            tools=["safetensors", "torch", "diffusers", "transformers", "lycoris_lora"],
             row=["clip_skip"],
-            sources={"checkpoint": checkpoint_digest, "embeddings": embeddings_digest},
+            more=STRENGTHS["text_encoder"],
+            sources={
+                "checkpoint": checkpoint_digest,
+                "embeddings": embeddings_digest,
+                "loras": loras_digest_for("text_encoder"),
+            },
         ),
         checkpoint=checkpoint,
         embeddings=embeddings,
+        loras=loras,
     output:
         weights="results/{model}/weights/text_encoder.safetensors",
     log:
