@@ -20,14 +20,16 @@ include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/compile.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/batch.smk"
 
 
 localrules:
     all,
+    refuse_row,
 
 
 rule all:
     default_target: True
     input:
-        collect("results/{model}/{component}.axmodel", model=MODELS, component=COMPONENTS),
-        collect("results/{model}/report.html", model=MODELS),
+        of_every_model("results/{model}/{component}.axmodel", component=COMPONENTS),
+        of_every_model("results/{model}/report.html"),

@@ -93,8 +93,9 @@ def test_every_job_has_a_log_and_none_has_a_traceback(baked):
 
 def test_every_rule_takes_part(fresh):
     rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    rules = set(re.findall(r"^rule (\w+):", rules, re.MULTILINE)) - {"refuse_row"}  # of rows that cannot be baked
 
-    assert set(fresh.plan(REPORT).jobs) == set(re.findall(r"^rule (\w+):", rules, re.MULTILINE))
+    assert set(fresh.plan(REPORT).jobs) == rules
 
 
 def test_a_second_run_has_nothing_to_do(project):

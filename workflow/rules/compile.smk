@@ -53,6 +53,7 @@ rule compile_model:
     threads: 4
     resources:
         mem_mb=12000,
+        pulsar2=int(config["toolchain"] != "emulator"),  # of these the profile allows only so many at once
     message:
         f"Compiling the {{wildcards.component}} of {{wildcards.model}} (toolchain: {config['toolchain']})"
     script:
