@@ -18,6 +18,7 @@ rule export_onnx:
         "logs/{model}/onnx/{component}.log",
     benchmark:
         "benchmarks/{model}/onnx/{component}.tsv"
+    priority: 10  # preflight waits for it
     conda:
         "../../envs/axbake.yaml"
     resources:
