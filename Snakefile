@@ -24,9 +24,21 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/batch.smk"
 
 
+# Where jobs go to a cluster, these stay: they take seconds, and less memory than a browser.
 localrules:
     all,
     refuse_row,
+    list_embeddings,
+    describe_checkpoint,
+    derive_schedule,
+    preflight,
+    draw_pictures,
+    calibrate_text_encoder,
+    calibrate_unet,
+    calibrate_vae_encoder,
+    calibrate_vae_decoder,
+    configure_build,
+    write_report,
 
 
 rule all:

@@ -84,6 +84,18 @@ def embedding_names(row):
     return [Path(path).stem for path in row["embeddings"]]
 
 
+def more_each_time(amount):
+    """A resource of which each attempt at a job gets *amount* more: MiB of memory, minutes.
+
+    Enough for Stable Diffusion 1.5 at full size (docs/numbers.md), and for Snakemake's own process beside the job's.
+    """
+
+    def resource(wildcards, attempt):
+        return amount * attempt
+
+    return resource
+
+
 def settings(function, *, tools=(), row=(), entries=None, more=None, sources=None, **how):
     """Input function that gives a job's settings file and writes it when its text changes.
 

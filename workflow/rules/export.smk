@@ -22,7 +22,8 @@ rule export_onnx:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(4000),
+        runtime=more_each_time(20),
     message:
         "Exporting the {wildcards.component} of {wildcards.model}"
     script:
@@ -51,7 +52,8 @@ rule check_parity:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=10000,
+        mem_mb=more_each_time(10000),
+        runtime=more_each_time(20),
     message:
         "Comparing the {wildcards.component} of {wildcards.model} in ONNX with torch"
     script:
