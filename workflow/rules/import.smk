@@ -62,7 +62,8 @@ rule import_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
     script:
@@ -96,7 +97,8 @@ rule import_text_encoder:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=6000,
+        mem_mb=more_each_time(6000),
+        runtime=more_each_time(20),
     message:
         "Importing the text_encoder of {wildcards.model} from {input.checkpoint}"
     script:
@@ -147,7 +149,8 @@ rule describe_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Describing {input.checkpoint}"
     script:
