@@ -28,7 +28,8 @@ rule convert_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=more_each_time(4000),
+        runtime=more_each_time(20),
     message:
         "Converting the checkpoint of {wildcards.model} to safetensors"
     script:
@@ -174,7 +175,8 @@ rule write_single_file:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Writing {wildcards.model} as a single file"
     script:
