@@ -4,10 +4,11 @@ Almost everything is decided from the header (names, shapes, types). Tensor data
 in eight bits.
 """
 
+import functools
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -398,19 +399,27 @@ def _precision(container: Container, source: Source) -> str:
 
 
 def import_checkpoint(
-    checkpoint: Path, *, component: str, weights: Path, prediction: str = "", sidecar: str = ""
+    checkpoint: Path,
+    loras: Sequence[Path] = (),
+    *,
+    component: str,
+    weights: Path,
+    strengths: Sequence[float] = (),
+    prediction: str = "",
+    sidecar: str = "",
 ) -> None:
-    """Write *component* of *checkpoint* under diffusers' names, one tensor at a time.
+    """Write *component* of *checkpoint*, with *loras* in it, under diffusers' names, one tensor at a time.
 
     Args:
         checkpoint: safetensors file or diffusers folder; for an autoencoder's halves it may hold nothing else.
         component: text_encoder, unet, vae_encoder or vae_decoder.
+        loras: files, fused in this order (`axbake.loras.fusing`), and their *strengths*.
         weights: the safetensors file to write; its metadata holds the network's config (`axbake.weights`).
         prediction: what the table says that the UNet predicts: epsilon or v_prediction; empty: what the file says.
         sidecar: what the YAML beside the checkpoint says (`axbake.prediction.read_sidecar`).
 
     Raises:
-        UnreadableCheckpoint, UnknownFamily, TensorMismatch, UnknownPrediction
+        UnreadableCheckpoint, UnknownFamily, TensorMismatch, UnknownPrediction, LoraError
     """
     container = open_checkpoint(checkpoint)
     family = None if component in VAE else find_family(container)
@@ -422,10 +431,18 @@ def import_checkpoint(
     sampling = None
     if family and component == "unet":
         sampling = _sampling(container, family, part, prediction, sidecar, probing=True)
+    stored = {new: _precision(container, source) for new, source in part.sources.items()}
+    read: Callable[[str], Any] = functools.partial(read_part_tensor, container, part)
+    if loras:
+        from axbake.loras.fusing import Fusion  # here, since a model without LoRAs does without LyCORIS
+
+        given = list(zip(loras, strengths, strict=True))
+        fusion = Fusion(component, part.shapes, given, width=token_width(part.config))
+        stored, read = fusion.precisions(stored), fusion.reader(read)
     write_tensors(
         weights,
-        {new: (_precision(container, source), part.shapes[new]) for new, source in part.sources.items()},
-        lambda name: tensor_bytes(read_part_tensor(container, part, name)),
+        {name: (kind, part.shapes[name]) for name, kind in stored.items()},
+        lambda name: tensor_bytes(read(name)),
         metadata=Description(component, family.name if family else "", part.config, sampling).as_metadata(),
     )
 
@@ -612,9 +629,14 @@ def summary(container: Container, *, vae: Container | None = None, prediction: s
     }
 
 
+def token_width(config: Mapping[str, Any]) -> int:
+    """Channels of a token's embedding, which a text encoder gives and a UNet takes."""
+    return config["cross_attention_dim"] if "cross_attention_dim" in config else config["hidden_size"]
+
+
 def _check_widths(path: Path, text_encoder: Part, unet: Part) -> None:
     """Refuse a UNet and a text encoder that do not speak of tokens of the same width."""
-    told, heard = text_encoder.config["hidden_size"], unet.config["cross_attention_dim"]
+    told, heard = token_width(text_encoder.config), token_width(unet.config)
     if told != heard:
         raise TensorMismatch(
             f"{path}: its text encoder gives {told} channels a token, its UNet takes {heard}. They are not of one model."

@@ -5,6 +5,7 @@ Vectors become rows of the token table, behind CLIP's own, so a compiled text en
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +30,21 @@ class ClipSkipError(AxbakeError):
     """A text encoder is not to be shortened, or has not as many layers as are to be left out."""
 
 
-def import_text_encoder(checkpoint: Path, embeddings: list[Path], *, clip_skip: int, weights: Path) -> None:
-    """Write the text encoder of *checkpoint* with *embeddings* and without its last layers.
+def import_text_encoder(
+    checkpoint: Path,
+    embeddings: list[Path],
+    loras: Sequence[Path] = (),
+    *,
+    clip_skip: int,
+    weights: Path,
+    strengths: Sequence[float] = (),
+) -> None:
+    """Write the text encoder of *checkpoint* with *loras* and *embeddings*, and without its last layers.
 
     Without embeddings, and with a clip skip of 1, it is what `axbake.checkpoint.import_checkpoint` writes, to the byte.
 
     Args:
-        checkpoint: as for `import_checkpoint`.
+        checkpoint, loras, strengths: as for `import_checkpoint`.
         embeddings: files of textual-inversion embeddings; their vectors follow CLIP's in the token table, in this order, in
             the type that the table is stored in.
         clip_skip: the last *clip_skip* - 1 layers are left out; the final norm stays, as in AUTOMATIC1111's
@@ -47,7 +56,7 @@ def import_text_encoder(checkpoint: Path, embeddings: list[Path], *, clip_skip: 
     """
     with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".") as beside:
         plain = Path(beside) / weights.name
-        import_checkpoint(checkpoint, component="text_encoder", weights=plain)
+        import_checkpoint(checkpoint, loras, component="text_encoder", weights=plain, strengths=strengths)
         if not embeddings and clip_skip == 1:
             plain.replace(weights)
             return

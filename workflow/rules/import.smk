@@ -7,6 +7,7 @@ PREDICTION = {
     component: ["component", "prediction"] if component == "unet" else ["component"] for component in COMPONENTS
 }
 SIDECAR = {component: {"sidecar": sidecar} if component == "unet" else {} for component in COMPONENTS}
+STRENGTHS = {component: {"strengths": strengths_for(component)} for component in COMPONENTS}
 
 
 rule convert_checkpoint:
@@ -29,7 +30,8 @@ rule convert_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=more_each_time(4000),
+        runtime=more_each_time(20),
     message:
         "Converting the {wildcards.column} of {wildcards.model} to safetensors"
     script:
@@ -42,12 +44,16 @@ rule import_checkpoint:
         settings=settings(
             "axbake.checkpoint.import_checkpoint",
             data=["resources/sd1"],
-            tools=["safetensors", "torch", "diffusers", "transformers"],
+            tools=["safetensors", "torch", "diffusers", "transformers", "lycoris_lora"],
             row=PREDICTION,
-            more=SIDECAR,
-            sources={component: {"checkpoint": digest_for(component)} for component in COMPONENTS},
+            more={component: SIDECAR[component] | STRENGTHS[component] for component in COMPONENTS},
+            sources={
+                component: {"checkpoint": digest_for(component), "loras": loras_digest_for(component)}
+                for component in COMPONENTS
+            },
         ),
         checkpoint=checkpoint,
+        loras=loras,
     output:
         weights="results/{model}/weights/{component}.safetensors",
     log:
@@ -59,7 +65,8 @@ rule import_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
     script:
@@ -72,12 +79,18 @@ rule import_text_encoder:
         settings=settings(
             "axbake.text_encoder.import_text_encoder",
             data=["resources/sd1"],
-            tools=["safetensors", "torch", "diffusers", "transformers"],
+            tools=["safetensors", "torch", "diffusers", "transformers", "lycoris_lora"],
             row=["clip_skip"],
-            sources={"checkpoint": digest_for("text_encoder"), "embeddings": embeddings_digest},
+            more=STRENGTHS["text_encoder"],
+            sources={
+                "checkpoint": digest_for("text_encoder"),
+                "embeddings": embeddings_digest,
+                "loras": loras_digest_for("text_encoder"),
+            },
         ),
         checkpoint=checkpoint,
         embeddings=embeddings,
+        loras=loras,
     output:
         weights="results/{model}/weights/text_encoder.safetensors",
     log:
@@ -87,7 +100,8 @@ rule import_text_encoder:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=6000,
+        mem_mb=more_each_time(6000),
+        runtime=more_each_time(20),
     message:
         "Importing the text_encoder of {wildcards.model} from {input.checkpoint}"
     script:
@@ -139,7 +153,8 @@ rule describe_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Describing {input.checkpoint}"
     script:
@@ -163,7 +178,8 @@ rule write_single_file:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Writing {wildcards.model} as a single file"
     script:
