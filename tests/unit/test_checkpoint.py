@@ -12,10 +12,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from axbake import components
-from axbake.checkpoint import TensorMismatch, UnknownFamily, describe_checkpoint, find_family, import_checkpoint
+from axbake.checkpoint import import_checkpoint
 from axbake.containers import UnreadableCheckpoint, open_container
+from axbake.description import describe_checkpoint
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, FAMILIES
+from axbake.parts import find_family
+from axbake.refusals import TensorMismatch, UnknownFamily
 from axbake.weights import Sampling, read_description, read_sampling
 from tests import tiny
 from tests.unit.conftest import every_family

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axbake.checkpoint import describe_checkpoint, import_checkpoint
+from axbake.checkpoint import import_checkpoint
+from axbake.description import describe_checkpoint
 from axbake.prediction import UnknownPrediction, UnreadableSidecar, read_sidecar
 from axbake.weights import Sampling, SamplingError, read_sampling
 from tests import tiny

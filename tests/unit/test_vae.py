@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoint import TensorMismatch, UnknownFamily, convert_checkpoint, describe_checkpoint, import_checkpoint
+from axbake.checkpoint import convert_checkpoint, import_checkpoint
 from axbake.containers import UnreadableCheckpoint, files_of, needs_conversion
+from axbake.description import describe_checkpoint
 from axbake.distance import psnr
 from axbake.export import export_onnx
 from axbake.families import VAE
 from axbake.reference import draw_reference
+from axbake.refusals import TensorMismatch, UnknownFamily
 from axbake.runtime.session import open_model
 from axbake.runtime.txt2img import decode_latent
 from axbake.weights import read_description

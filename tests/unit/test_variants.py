@@ -8,19 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoint import (
-    convert_checkpoint,
-    describe_checkpoint,
-    find_family,
-    find_part,
-    import_checkpoint,
-    read_part_tensor,
-)
+from axbake.checkpoint import convert_checkpoint, import_checkpoint
 from axbake.containers import files_of, open_container
+from axbake.description import describe_checkpoint
 from axbake.distance import psnr
 from axbake.embeddings import list_embeddings
 from axbake.export import export_onnx
 from axbake.families import COMPONENTS
+from axbake.parts import find_family, find_part, read_part_tensor
 from axbake.prompts import load_tokenizer, text_encoding
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import embed_prompt

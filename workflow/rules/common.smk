@@ -130,7 +130,7 @@ def embeddings_digest(row):
 
 
 # What a row brings; each raises SystemExit with its reason if something is missing or wrong.
-SOURCES = [source_digest, embeddings_digest]
+SOURCES = [source_digest, own_vae_digest, embeddings_digest]
 
 
 def embedding_names(row):

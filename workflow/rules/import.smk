@@ -135,7 +135,7 @@ rule describe_checkpoint:
     """Say what a checkpoint is, and what in it is not used."""
     input:
         settings=settings(
-            "axbake.checkpoint.describe_checkpoint",
+            "axbake.description.describe_checkpoint",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["prediction"],
