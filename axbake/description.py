@@ -13,6 +13,8 @@ from axbake.prediction import gather_evidence, reasons
 
 # Tensors that training leaves behind and no run of the model reads (CompVis' `ddpm.py`, Lightning, transformers 4).
 LEFTOVERS = (
+    ("model_ema.decay", "how training kept a moving average"),
+    ("model_ema.num_updates", "how training kept a moving average"),
     (
         "model_ema.",
         "moving average of the UNet kept by training; the UNet itself is used, as web UIs, stable-diffusion.cpp and diffusers do",
