@@ -41,7 +41,7 @@ def run(snakemake) -> None:
         def work(made: dict[str, Path]) -> None:
             module, _, function = identity.function.rpartition(".")
             # Here and not above: a result from the cache does not wait for torch to be imported.
-            getattr(importlib.import_module(module), function)(**inputs, **made, **identity.settings)
+            getattr(importlib.import_module(module), function)(**inputs, **made, **identity.settings, **identity.means)
 
         started = time.monotonic()
         if identity.cached:

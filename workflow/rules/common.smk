@@ -5,6 +5,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from axbake.build_config import read_builds
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
 from axbake.host import chosen_precision
@@ -17,9 +18,12 @@ SIZE = {component: [] if component == "text_encoder" else ["height", "width"] fo
 SIZE["unet"] = [*SIZE["unet"], "prompt_chunks"]
 DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed", "clip_skip"]
 
+
 try:
     config = check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config/config.yaml")
     TEXT_PROMPTS = read_prompts(Path(config["calibration"]["text_prompts"]))
+    chip = {name: config[name] for name in ("target_hardware", "npu_mode")}
+    config["pulsar2"] = read_builds(config["pulsar2"], **chip)
     MODELS = read_models(Path(config["models"]), schema=SCHEMAS / "models.schema.yaml")
 except AxbakeError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}") from None
@@ -80,7 +84,7 @@ def embedding_names(row):
     return [Path(path).stem for path in row["embeddings"]]
 
 
-def settings(function, *, tools=(), row=(), entries=None, more=None, sources=None, **how):
+def settings(function, *, tools=(), row=(), entries=None, more=None, means=None, sources=None, **how):
     """Input function that gives a job's settings file and writes it when its text changes.
 
     function: of the package, that does the work; called with inputs, outputs and settings by name.
@@ -88,6 +92,7 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, sources=Non
     row: columns of the table that the job reads; by component, or for all. «component» is the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
     more: name -> function of the row.
+    means: as `more`, of what does not decide the result.
     sources: name of an input that the user brings -> function of the row that gives its SHA-256.
     how: cached, data, gates, own_code, as `axbake.identity.identify` has them.
     """
@@ -105,8 +110,9 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, sources=Non
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
             digests = {name: digest(model_row) for name, digest in (sources or {}).items()}
-            how_run = {"cached": True} | how
-            identity = identify(function, component=component, settings=values, sources=digests, tools=tools, **how_run)
+            ways = {name: value(model_row) for name, value in (means or {}).items()}
+            how_run = {"cached": True, "means": ways, "sources": digests, "tools": tools} | how
+            identity = identify(function, component=component, settings=values, **how_run)
             write_identity(path, identity)
         return str(path)
 
@@ -127,6 +133,12 @@ def compiler(row):
         return {"pulsar2": config["pulsar2_version"]}
     tools = ["numpy", "onnx", "onnxruntime", "pillow", "json5"]
     return {"emulator": code_digest("axbake.emulator.__main__")} | {tool: tool_version(tool) for tool in tools}
+
+
+def launch(row):
+    """How the compiler is started (`axbake.toolchain.launch.Launch`)."""
+    how = {"toolchain": config["toolchain"], "version": config["pulsar2_version"], "minutes": config["time_limit"]}
+    return how | config["container"]
 
 
 def text_prompts(row):
