@@ -18,6 +18,7 @@ include: "workflow/rules/schedule.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/compile.smk"
+include: "workflow/rules/check.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/report.smk"
 
@@ -30,4 +31,5 @@ rule all:
     default_target: True
     input:
         collect("results/{model}/{component}.axmodel", model=MODELS, component=COMPONENTS),
+        collect("results/{model}/check/{component}.json", model=MODELS, component=COMPONENTS),
         collect("results/{model}/report.html", model=MODELS),

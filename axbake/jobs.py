@@ -56,8 +56,9 @@ def _paths(value):
 
 
 def is_gate(identity: Identity, path: str | list[str]) -> bool:
-    """Whether an input only has to be there; it lies in a directory that the identity calls a gate."""
-    return isinstance(path, str) and any(Path(path).parts[2:3] == (gate,) for gate in identity.gates)
+    """Whether an input, or a list of some, only has to be there; they lie in a directory that the identity calls a gate."""
+    paths = [path] if isinstance(path, str) else list(path)
+    return bool(paths) and all(Path(one).parts[2:3] in [(gate,) for gate in identity.gates] for one in paths)
 
 
 def key_of(identity: Identity, digests: Mapping[Path, str], outputs: Iterable[Path]) -> Key:

@@ -70,7 +70,8 @@ def compile_model(
     except TimeLimit as error:
         raise CompileError(
             f"{component}: {how.toolchain} was ended at its time limit of {how.minutes:g} minutes, while"
-            f" {log.stage or 'starting'}. Raise time_limit in config/config.yaml, or calibrate with fewer samples (calibration/samples)."
+            f" {log.stage or 'starting'}. Raise time_limit in config/config.yaml, or calibrate with fewer samples"
+            " (calibration/samples)."
         ) from error
     made, context = place / WRITABLE / axmodel.name, read_context(place / WRITABLE / "build_context.json")
     code, said = str(context.get("code", "")), str(context.get("error_msg") or "")
@@ -161,7 +162,7 @@ def wanted_interface(graph: Path, settings: dict[str, Any]) -> tuple[dict[str, V
     inputs = {value.name: _value(value) for value in content.input if value.name not in constants}
     outputs = {value.name: _value(value) for value in content.output}
     for name, value in inputs.items():
-        processor = _processor(settings.get("input_processors", []), name)
+        processor = processor_of(settings.get("input_processors", []), name)
         dtype = SOURCE_TYPES.get(processor.get("src_dtype", ""), str(value.dtype))
         shape = value.shape
         if processor.get("src_layout", "NCHW") != processor.get("tensor_layout", "NCHW") and len(shape) == 4:
@@ -169,7 +170,7 @@ def wanted_interface(graph: Path, settings: dict[str, Any]) -> tuple[dict[str, V
             shape = tuple(shape[axis] for axis in axes)
         inputs[name] = Value(np.dtype(dtype), shape)
     for name, value in outputs.items():
-        processor = _processor(settings.get("output_processors", []), name)
+        processor = processor_of(settings.get("output_processors", []), name)
         order = processor.get("dst_perm") or range(len(value.shape))
         dtype = SOURCE_TYPES[processor["output_dtype"]] if "output_dtype" in processor else str(value.dtype)
         outputs[name] = Value(np.dtype(dtype), tuple(value.shape[axis] for axis in order))
@@ -185,7 +186,7 @@ def _plain(value: Value) -> Value:
     return Value(np.dtype(ALIKE.get(str(value.dtype), str(value.dtype))), value.shape)
 
 
-def _processor(processors: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def processor_of(processors: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """The entry of tensor *name*, or else the one for all."""
     by_name = {entry["tensor_name"]: entry for entry in processors}
     return by_name.get(name, by_name.get("DEFAULT", {}))

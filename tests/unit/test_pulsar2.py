@@ -7,20 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from axbake.axmodel import read_axmodel
-from axbake.build_config import configure_build
-from axbake.calibration import calibrate_vae_decoder
-from axbake.pulsar2 import CompileError, compile_model
+from axbake.compiled import CompiledError, check_compiled
+from axbake.pulsar2 import CompileError
 from axbake.toolchain.launch import Launch, WrongToolchain
+from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
 from tests.double.failures import KILLED, RAISED, SPOILT
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = {"version": "4.2", "minutes": 0, "image": "", "network": "none", "user": "root", "options": []}
 FAILURES = [*RAISED, *SPOILT, "truncated", "out-of-memory"]
 PAGE = (ROOT / "docs" / "pulsar2.md").read_text()
 
@@ -37,53 +33,13 @@ def double(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict[str, Path]:
-    """A VAE decoder of one convolution, with its tensors in a file beside it, and three samples."""
-    directory = tmp_path_factory.mktemp("decoder")
-    generator = np.random.default_rng(0)
-    weights = generator.standard_normal((3, 4, 3, 3)).astype(np.float32)
-    node = helper.make_node("Conv", ["x", "weights"], ["sample"], pads=[1, 1, 1, 1])
-    graph = helper.make_graph(
-        [node],
-        "decoder",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])],
-        [helper.make_tensor_value_info("sample", TensorProto.FLOAT, [1, 3, 8, 8])],
-        [numpy_helper.from_array(weights, "weights")],
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)])
-    onnx.save(
-        model,
-        directory / "vae_decoder.onnx",
-        save_as_external_data=True,
-        location="vae_decoder.onnx.data",
-        size_threshold=0,
-    )
-    latents = generator.standard_normal((3, 1, 4, 8, 8)).astype(np.float32)
-    np.save(directory / "latents.npy", latents)
-    calibrate_vae_decoder(directory / "latents.npy", archive=directory / "vae_decoder.tar")
-    return {
-        "graph": directory / "vae_decoder.onnx",
-        "tensors": directory / "vae_decoder.onnx.data",
-        "archive": directory / "vae_decoder.tar",
-    }
-
-
-def build(directory, inputs, toolchain="native", fields=None, **launch):
-    """What compiling leaves in *directory*: model and record."""
-    axmodel, record = directory / "made" / "vae_decoder.axmodel", directory / "made" / "vae_decoder.json"
-    axmodel.parent.mkdir(exist_ok=True)
-    config = directory / "vae_decoder.config.json"
-    chip = {"target_hardware": "AX650", "npu_mode": "NPU3"}
-    configure_build(component="vae_decoder", precision="U16", **chip, fields=fields or {}, config=config)
-    compiler = {} if toolchain == "emulator" else {"pulsar2": "4.2"}
-    how = LAUNCH | {"toolchain": toolchain} | launch
-    compile_model(**inputs, config=config, compiler=compiler, launch=how, axmodel=axmodel, record=record)
-    return axmodel, record
+    return write_inputs(tmp_path_factory.mktemp("decoder"))
 
 
 def test_a_build_is_moved_to_its_place_with_a_record_of_what_made_it(double, inputs, tmp_path, caplog):
     caplog.set_level("INFO", logger="axbake")
 
-    axmodel, record = build(tmp_path, inputs)
+    axmodel, record, _ = compile_decoder(tmp_path, inputs, "native").values()
 
     made, said = read_axmodel(axmodel), json.loads(record.read_text())
     assert (made.producer, made.version, made.hardware, made.npu_mode) == ("Pulsar2", "4.2", "AX650", "NPU3")
@@ -102,7 +58,7 @@ def test_a_build_is_moved_to_its_place_with_a_record_of_what_made_it(double, inp
 def test_the_emulator_is_started_read_and_accepted_in_the_same_way(inputs, tmp_path, caplog):
     caplog.set_level("INFO", logger="axbake")
 
-    axmodel, record = build(tmp_path, inputs, toolchain="emulator")
+    axmodel, record, _ = compile_decoder(tmp_path, inputs, "emulator").values()
 
     assert json.loads(record.read_text())["emulated"] is True
     assert "emulat" in json.loads(record.read_text())["version"]
@@ -115,7 +71,7 @@ def test_a_known_failure_is_told_as_the_documentation_says(double, inputs, failu
     monkeypatch.setenv("PULSAR2_DOUBLE_FAILS", failure)
 
     with pytest.raises(CompileError) as caught:
-        build(tmp_path, inputs)
+        compile_decoder(tmp_path, inputs, "native")
 
     (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {failure} |")]
     documented = line.split(" | ", 1)[1].removesuffix(" |")
@@ -136,7 +92,7 @@ def test_a_build_that_hangs_is_ended_at_its_time_limit_with_all_that_it_started(
     fields = {"compiler": {"check_tensor_black_list": ["double:hang"]}}
 
     with pytest.raises(CompileError) as caught:
-        build(tmp_path, inputs, fields=fields, minutes=0.05)
+        compile_decoder(tmp_path, inputs, "native", fields=fields, minutes=0.05)
 
     assert str(caught.value) in PAGE
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
@@ -148,7 +104,7 @@ def test_another_version_is_refused_before_anything_is_built(double, inputs, sai
     monkeypatch.setenv("PULSAR2_DOUBLE_VERSION", said)
 
     with pytest.raises(WrongToolchain) as caught:
-        build(tmp_path, inputs)
+        compile_decoder(tmp_path, inputs, "native")
 
     assert f"version: {said}" in str(caught.value)
     assert "config/config.yaml says 4.2. Correct pulsar2_version" in str(caught.value)
@@ -171,4 +127,39 @@ def test_a_program_that_is_not_there_is_an_error_that_says_what_to_do(toolchain,
 
 def test_a_field_that_pulsar2_does_not_know_is_told_with_its_own_words(double, inputs, tmp_path):
     with pytest.raises(CompileError, match=r"does not know a field or flag: .*no field named \"qualiti\""):
-        build(tmp_path, inputs, fields={"quant": {"qualiti": 1}})
+        compile_decoder(tmp_path, inputs, "native", fields={"quant": {"qualiti": 1}})
+
+
+def check(made, inputs, toolchain, directory, **how):
+    """What the check of a compiled decoder leaves."""
+    record = directory / "check.json"
+    settings = {"samples": 2, "min_sqnr": 40, "compiler": compiler(toolchain)} | how
+    paths = {"axmodel": made["axmodel"], "config": made["config"], "check": record}
+    check_compiled(**inputs, **paths, **settings, launch=LAUNCH | {"toolchain": toolchain})
+    return json.loads(record.read_text())
+
+
+@pytest.mark.parametrize("toolchain", ["emulator", "native"])
+def test_a_compiled_model_is_run_against_its_float_graph(double, inputs, toolchain, tmp_path):
+    made = compile_decoder(tmp_path, inputs, toolchain)
+
+    said = check(made, inputs, toolchain, tmp_path)
+
+    assert (said["component"], said["emulated"], said["samples"]) == ("vae_decoder", toolchain == "emulator", 2)
+    (distance,) = said["outputs"].values()
+    assert 40 < distance["sqnr_db"] < 150  # S8 weights: near, and not the float graph itself
+    assert distance["cosine"] > 0.9999
+    assert "outputs" not in check(made, inputs, toolchain, tmp_path, samples=0)
+
+
+def test_a_compiled_model_too_far_from_its_graph_is_refused_with_what_to_try(inputs, tmp_path):
+    made = compile_decoder(tmp_path, inputs, "emulator", precision="U8")
+
+    with pytest.raises(CompiledError) as caught:
+        check(made, inputs, "emulator", tmp_path, min_sqnr=60)
+
+    assert re.search(
+        r"SQNR of sample [\d.]+ dB, below the 60 dB of config compiled/min_sqnr/vae_decoder", str(caught.value)
+    )
+    assert "precision/vae_decoder: U16" in str(caught.value)
+    assert not (tmp_path / "check.json").exists()
