@@ -34,6 +34,7 @@ lint: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_pulsar2.py
 
 lock:
 	rm -rf .venv-lock

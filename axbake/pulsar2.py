@@ -117,7 +117,7 @@ def accept(made: Path, graph: Path, settings: dict[str, Any], *, emulated: bool,
     try:
         found = read_axmodel(made)
     except AxmodelError as error:
-        raise CompileError(f"{made.stem}: {error}") from error
+        raise CompileError(str(error)) from error
     faults = _origin_faults(found, settings, EMULATOR if emulated else PULSAR2, version) + _interface_faults(
         found, graph, settings
     )

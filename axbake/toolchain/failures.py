@@ -27,7 +27,7 @@ FAILURES = (
         r"H0007|Sentinel key not found",
         "Pulsar2 found no licence",
         "This version asks a Sentinel licence server: start it, and set container/network: host in config/config.yaml where it"
-        " runs on this machine. The «lite» images want none.",
+        " runs on this machine.",
     ),
     Failure(
         "disk-full",

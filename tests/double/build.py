@@ -36,8 +36,9 @@ def build(flags: dict[str, Any], version: str, commit: str) -> int:
         context["code"] = "Success"
         return 0
     except Exception as error:
-        context |= {"code": getattr(error, "code", "UnknownError"), "error_msg": f"{type(error).__name__}: {error}"}
+        context |= {"error_msg": f"{type(error).__name__}: {error}"}
         if isinstance(error, Failure):
+            context |= {"code": error.code, "error_msg": error.text}
             print(error.printed, file=sys.stderr)
         else:
             traceback.print_exc()

@@ -11,6 +11,7 @@ from axbake.families import COMPONENTS
 from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
 from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts
+from axbake.toolchain.launch import Launch
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
@@ -139,6 +140,14 @@ def launch(row):
     """How the compiler is started (`axbake.toolchain.launch.Launch`)."""
     how = {"toolchain": config["toolchain"], "version": config["pulsar2_version"], "minutes": config["time_limit"]}
     return how | config["container"]
+
+
+def check_launch(how):
+    """End the run unless the compiler is there and of config's version."""
+    try:
+        Launch(**how).check()
+    except AxbakeError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
 
 
 def text_prompts(row):
