@@ -115,8 +115,8 @@ def configure_build(
     precision: str,
     target_hardware: str,
     npu_mode: str,
-    fields: dict[str, Any],
     config: Path,
+    fields: dict[str, Any] | None = None,
 ) -> None:
     """Write Pulsar2's config of *component*.
 
@@ -127,7 +127,7 @@ def configure_build(
     The archive is named without a folder, since `compile_model` runs Pulsar2 in one that holds all it needs; so the same build
     for another model has the same config. All members of the archive are used, unless *fields* say how many.
     """
-    content = _build(component, precision, target_hardware, npu_mode, fields)
+    content = _build(component, precision, target_hardware, npu_mode, fields or {})
     for doubt in doubts(content):
         logger.warning("%s: %s", component, doubt)
     config.write_text(json.dumps(content, indent=2) + "\n")

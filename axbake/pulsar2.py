@@ -16,6 +16,7 @@ from onnx import helper
 
 from axbake.axmodel import CHIPS, PULSAR2, Axmodel, AxmodelError, Value, read_axmodel
 from axbake.errors import AxbakeError
+from axbake.preflight.verdict import check_build
 from axbake.runtime.session import EMULATOR
 from axbake.toolchain.failures import explain
 from axbake.toolchain.launch import WRITABLE, Launch, says_version
@@ -53,12 +54,13 @@ def compile_model(
         record: JSON to write: by what the model was made, whether it is emulated, and Pulsar2's own figures.
 
     Raises:
+        PreflightError: what is known of Pulsar2 says that it would fail.
         WrongToolchain, EngineError: no such program, or another version.
         CompileError: Pulsar2 failed: what of, its own words and what to try; or its model is not what was asked for.
     """
-    how = Launch(**launch)
+    how, component = Launch(**launch), axmodel.stem
+    check_build(component, graph, archive, config, toolchain=how.toolchain, place=axmodel.parent)
     version = how.check()
-    component = axmodel.stem
     place = axmodel.parent / "pulsar2"
     place.mkdir()
     for path in (graph, tensors, archive, config):

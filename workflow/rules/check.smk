@@ -27,7 +27,9 @@ rule check_compiled:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=12000,
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(120),
+        pulsar2=int(config["toolchain"] != "emulator"),
     message:
         "Running the compiled {wildcards.component} of {wildcards.model} against its float graph"
     script:
