@@ -142,7 +142,7 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "zeropoint": Field(INTEGER, default=0),
     },
     "Shape": {
-        "shape": Field(INTEGER, repeated=True),
+        "shape": Field(INTEGER, repeated=True, required=True),
     },
     "OutputProcessor": {
         "tensor_name": Field(TEXT, required=True),

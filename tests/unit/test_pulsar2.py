@@ -73,18 +73,16 @@ def test_a_known_failure_is_told_as_the_documentation_says(double, inputs, failu
     with pytest.raises(CompileError) as caught:
         compile_decoder(tmp_path, inputs, "native")
 
-    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {failure} |")]
+    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {failure} | ")]
     documented = line.split(" | ", 1)[1].removesuffix(" |")
-    assert re.sub(r"\d+ bytes|of \d+|, \d+ left", "…", str(caught.value)) == re.sub(
-        r"\d+ bytes|of \d+|, \d+ left", "…", documented
-    )
+    assert re.sub(r"\d+", "0", str(caught.value)) == re.sub(r"\d+", "0", documented)  # sizes and numbers of signals
     assert list((tmp_path / "made").glob("vae_decoder.*")) == []
 
 
 def test_the_failures_in_the_documentation_are_those_of_the_double():
     table = PAGE.split("<!-- failures -->")[1]
 
-    assert re.findall(r"^\| ([\w-]+) \| vae_decoder", table, re.MULTILINE) == [*FAILURES, "hang"]
+    assert re.findall(r"^\| ([\w-]+) \| vae_decoder[:. ]", table, re.MULTILINE) == [*FAILURES, "hang"]
     assert set(KILLED) <= {*FAILURES, "hang"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import pytest
 
 from axbake.axmodel import read_axmodel
 from axbake.compiled import check_compiled
+from axbake.families import COMPONENTS
 from axbake.pulsar2 import CompileError
 from axbake.toolchain.containers import Engine, EngineError, container_name, is_orphan
 from axbake.toolchain.launch import Launch, WrongToolchain
 from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
-from tests.services.conftest import IMAGE
+from tests.services.engine import IMAGE, containers, engine  # noqa: F401 - fixtures
+from tests.workflow.project import Project
 
 ROOT = Path(__file__).parents[2]
 HANGING = {"compiler": {"check_tensor_black_list": ["double:hang"]}}
@@ -179,3 +182,62 @@ def test_a_daemon_that_is_down_or_closed_to_the_user_is_told(engine, tmp_path, m
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nowhere.sock")
     with pytest.raises(EngineError, match=r"the daemon does not answer\. Start it"):
         docker.image_id()
+
+
+def in_containers(project: Project, engine: str, **fields: str) -> None:
+    """Have *project* compile by *engine*, with *fields* of Pulsar2's config by component, and nothing drawn."""
+    project.edit("config/config.yaml", "toolchain: emulator", f"toolchain: {engine}")
+    for component, said in fields.items():
+        text = (project.directory / "config" / "config.yaml").read_text()
+        (line,) = re.findall(rf"^  {component}: {{}}.*$", text, re.MULTILINE)
+        project.edit("config/config.yaml", line, f"  {component}: {said}")
+
+
+def test_a_baked_project_is_compiled_and_checked_in_containers_and_one_that_fails_says_why(engine, containers, project):
+    in_containers(project, engine, text_encoder="{compiler: {check_tensor_black_list: ['double:tiling']}}")
+    targets = [f"results/tiny/check/{component}.json" for component in COMPONENTS]
+
+    said = project.refusal(*targets)
+
+    assert (
+        "CompileError: text_encoder: docker: the NPU backend cannot cut an operator".replace("docker", engine) in said
+    )
+    log = (project.directory / "logs" / "tiny" / "build" / "text_encoder.log").read_text()
+    assert "Traceback" in log and "yasched.exceptions.TileFailException" in log
+    for component in ("unet", "vae_encoder", "vae_decoder"):  # `keep-going`
+        model = read_axmodel(project.directory / "results" / "tiny" / f"{component}.axmodel")
+        assert (model.producer, model.hardware, model.npu_mode) == ("Pulsar2", "AX650", "NPU3")
+        check = json.loads((project.directory / "results" / "tiny" / "check" / f"{component}.json").read_text())
+        assert check["emulated"] is False
+        assert all(output["sqnr_db"] > 20 for output in check["outputs"].values())
+        assert f"{component}: calibrating" in said
+    assert containers() == []
+
+
+def test_an_interrupted_run_leaves_no_container(engine, containers, project):
+    in_containers(project, engine, vae_decoder="{compiler: {check_tensor_black_list: ['double:hang']}}")
+    command = [*project.command, "results/tiny/vae_decoder.axmodel"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    run = subprocess.Popen(command, cwd=project.directory, env=project.environment, start_new_session=True, **pipes)
+    for line in run.stdout:
+        if "calibrating 0 of" in line:
+            break
+    assert len(containers()) == 1
+
+    os.killpg(run.pid, signal.SIGINT)  # a Ctrl-C, which reaches all processes of the terminal
+
+    run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert soon(lambda: containers() == [])
+    assert not (project.directory / "results" / "tiny" / "vae_decoder.axmodel").exists()
+
+
+def test_an_image_that_is_not_there_stops_a_run_before_its_first_job(engine, fresh):
+    in_containers(fresh, engine)
+    fresh.edit("config/config.yaml", 'image: ""', "image: pulsar2:none")
+
+    said = fresh.refusal("results/tiny/vae_decoder.axmodel")
+
+    assert f"EngineError: {engine}: no image pulsar2:none on this machine" in said
+    assert "Traceback" not in said
+    assert fresh.results() == []
