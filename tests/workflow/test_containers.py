@@ -18,7 +18,7 @@ from axbake.pulsar2 import CompileError
 from axbake.toolchain.containers import Engine, EngineError, container_name, is_orphan
 from axbake.toolchain.launch import Launch, WrongToolchain
 from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
-from tests.services.engine import IMAGE, containers, engine  # noqa: F401 - fixtures
+from tests.services.engine import IMAGE
 from tests.workflow.project import Project
 
 ROOT = Path(__file__).parents[2]
