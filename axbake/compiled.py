@@ -15,15 +15,15 @@ import onnx
 import onnxruntime
 
 from axbake.axmodel import Value
+from axbake.compiled_interface import processor_of, wanted_interface
 from axbake.distance import IDENTICAL, psnr
 from axbake.emulator.calibration_data import Source, open_archive, per_channel, read_sample
 from axbake.emulator.config import InputCalibration
 from axbake.emulator.graph import TensorSpec, tensor_spec
 from axbake.errors import AxbakeError
-from axbake.pulsar2 import link_or_copy, processor_of, wanted_interface
 from axbake.runtime.progress import progress
 from axbake.toolchain.failures import explain
-from axbake.toolchain.launch import WRITABLE, Launch
+from axbake.toolchain.launch import WRITABLE, Launch, link_or_copy
 
 logger = logging.getLogger(__name__)
 FORMATS = {"AutoColorSpace": "BGR"}  # as Pulsar2 takes pictures where nothing is said

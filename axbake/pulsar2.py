@@ -5,29 +5,21 @@ Command line and outputs are those of AXERA-TECH/pulsar2-docs-en (`user_guides_a
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from onnx import helper
-
-from axbake.axmodel import CHIPS, PULSAR2, Axmodel, AxmodelError, Value, read_axmodel
+from axbake.axmodel import CHIPS, PULSAR2, Axmodel, AxmodelError, read_axmodel
+from axbake.compiled_interface import as_taken, wanted_interface
 from axbake.errors import AxbakeError
 from axbake.preflight.verdict import check_build
 from axbake.runtime.session import EMULATOR
 from axbake.toolchain.failures import explain
-from axbake.toolchain.launch import WRITABLE, Launch, says_version
+from axbake.toolchain.launch import WRITABLE, Launch, link_or_copy, says_version
 from axbake.toolchain.process import TimeLimit
 from axbake.toolchain.reading import BuildLog, read_context
 
 logger = logging.getLogger(__name__)
-# NumPy's type of a compiled model's input by Pulsar2's `src_dtype`. 32-bit ids of either sign are the same bytes.
-SOURCE_TYPES = {"U8": "uint8", "S8": "int8", "U16": "uint16", "S16": "int16", "FP16": "float16", "FP32": "float32"}
-SOURCE_TYPES |= {"U32": "int32", "S32": "int32"}
-ALIKE = {"uint32": "int32", "int64": "int32"}  # compiled models have no 64-bit inputs
 
 
 class CompileError(AxbakeError):
@@ -100,14 +92,6 @@ def compile_model(
     shutil.rmtree(place)
 
 
-def link_or_copy(source: Path, place: Path) -> None:
-    """A second name of *source*'s bytes at *place*: a hard link, or a copy on another file system (ONNX refuses symlinks)."""
-    try:
-        os.link(source.resolve(), place)
-    except OSError:
-        shutil.copyfile(source, place)
-
-
 def accept(made: Path, graph: Path, settings: dict[str, Any], *, emulated: bool, version: str) -> None:
     """Raise CompileError unless the model *made* is what was asked for.
 
@@ -152,43 +136,6 @@ def _interface_faults(found: Axmodel, graph: Path, settings: dict[str, Any]) -> 
         for name in sorted(set(has) | set(wants)):
             if name not in has or name not in wants:
                 faults.append(f"{what} {name}: {'not wanted' if name in has else 'missing'}")
-            elif _plain(has[name]) != wants[name]:
+            elif as_taken(has[name]) != wants[name]:
                 faults.append(f"{what} {name}: {has[name]}, wanted {wants[name]}")
     return faults
-
-
-def wanted_interface(graph: Path, settings: dict[str, Any]) -> tuple[dict[str, Value], dict[str, Value]]:
-    """Inputs and outputs that a model compiled from *graph* has, by Pulsar2's config *settings*."""
-    content = onnx.load(graph, load_external_data=False).graph
-    constants = {tensor.name for tensor in content.initializer}
-    inputs = {value.name: _value(value) for value in content.input if value.name not in constants}
-    outputs = {value.name: _value(value) for value in content.output}
-    for name, value in inputs.items():
-        processor = processor_of(settings.get("input_processors", []), name)
-        dtype = SOURCE_TYPES.get(processor.get("src_dtype", ""), str(value.dtype))
-        shape = value.shape
-        if processor.get("src_layout", "NCHW") != processor.get("tensor_layout", "NCHW") and len(shape) == 4:
-            axes = (0, 2, 3, 1) if processor.get("src_layout") == "NHWC" else (0, 3, 1, 2)
-            shape = tuple(shape[axis] for axis in axes)
-        inputs[name] = Value(np.dtype(dtype), shape)
-    for name, value in outputs.items():
-        processor = processor_of(settings.get("output_processors", []), name)
-        order = processor.get("dst_perm") or range(len(value.shape))
-        dtype = SOURCE_TYPES[processor["output_dtype"]] if "output_dtype" in processor else str(value.dtype)
-        outputs[name] = Value(np.dtype(dtype), tuple(value.shape[axis] for axis in order))
-    return {name: _plain(value) for name, value in inputs.items()}, outputs
-
-
-def _value(value: onnx.ValueInfoProto) -> Value:
-    tensor = value.type.tensor_type
-    return Value(helper.tensor_dtype_to_np_dtype(tensor.elem_type), tuple(dim.dim_value for dim in tensor.shape.dim))
-
-
-def _plain(value: Value) -> Value:
-    return Value(np.dtype(ALIKE.get(str(value.dtype), str(value.dtype))), value.shape)
-
-
-def processor_of(processors: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The entry of tensor *name*, or else the one for all."""
-    by_name = {entry["tensor_name"]: entry for entry in processors}
-    return by_name.get(name, by_name.get("DEFAULT", {}))

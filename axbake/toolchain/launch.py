@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -33,12 +34,13 @@ class Launch:
     """How `pulsar2` is started. Nothing of it decides what it makes, so it is in no build's key."""
 
     toolchain: str  # emulator, native, docker, podman
-    version: str  # that it must be; the emulator has none
-    minutes: float  # that a build may take; 0: no limit
-    image: str  # of docker and podman; empty: pulsar2:{version}
-    network: str
-    user: str  # root, as the vendor's documentation has it, or self
-    options: list[str]  # of `docker run`
+    minutes: float  # that a run of it may take; 0: no limit
+    version: str = ""  # that it must be; the emulator has none
+    # Of docker and podman alone:
+    image: str = ""  # empty: pulsar2:{version}
+    network: str = "none"
+    user: str = "root"  # as the vendor's documentation has it; or self
+    options: Sequence[str] = ()  # of `docker run`
 
     @property
     def engine(self) -> Engine | None:
@@ -134,6 +136,14 @@ class Launch:
                 f"toolchain {self.toolchain}: `{' '.join(command)}` does not run ({said}). {advice}, or set toolchain:"
                 " emulator in config/config.yaml."
             ) from error
+
+
+def link_or_copy(source: Path, place: Path) -> None:
+    """A second name of *source*'s bytes at *place*: a hard link, or a copy on another file system (ONNX refuses symlinks)."""
+    try:
+        os.link(source.resolve(), place)
+    except OSError:
+        shutil.copyfile(source, place)
 
 
 def says_version(said: str, version: str) -> bool:

@@ -13,7 +13,7 @@ from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
 from axbake.prediction import read_sidecar
 from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts
-from axbake.toolchain.launch import Launch
+from axbake.toolchain.launch import ENGINES, Launch
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
@@ -183,8 +183,10 @@ def compiler(row):
 
 def launch(row):
     """How the compiler is started (`axbake.toolchain.launch.Launch`)."""
-    how = {"toolchain": config["toolchain"], "version": config["pulsar2_version"], "minutes": config["time_limit"]}
-    return how | config["container"]
+    how = {"toolchain": config["toolchain"], "minutes": config["time_limit"]}
+    if config["toolchain"] != "emulator":
+        how["version"] = config["pulsar2_version"]
+    return how | (config["container"] if config["toolchain"] in ENGINES else {})
 
 
 def check_launch(how):
