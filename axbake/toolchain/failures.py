@@ -110,4 +110,5 @@ def explain(component: str, *, toolchain: str, status: int, code: str, said: str
         advice = failure.advice.format(component=component)
         return f"{component}: {toolchain}: {failure.meaning}{words}. {advice} {log}"
     name = f" ({code})" if code not in ("", "Success", "UnknownError") else ""
-    return f"{component}: {toolchain} ended with status {status}: {said or 'no word of why'}{name}. {log}"
+    words = next(filter(None, heard), "no word of why")
+    return f"{component}: {toolchain} ended with status {status}: {words[:500]}{name}. {log}"
