@@ -12,6 +12,7 @@ import pytest
 from axbake.axmodel import read_axmodel
 from axbake.compiled import CompiledError, check_compiled
 from axbake.pulsar2 import CompileError
+from axbake.toolchain.containers import REFUSALS
 from axbake.toolchain.launch import Launch, WrongToolchain
 from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
 from tests.double.failures import KILLED, RAISED, SPOILT
@@ -84,6 +85,11 @@ def test_the_failures_in_the_documentation_are_those_of_the_double():
 
     assert re.findall(r"^\| ([\w-]+) \| vae_decoder[:. ]", table, re.MULTILINE) == [*FAILURES, "hang"]
     assert set(KILLED) <= {*FAILURES, "hang"}
+
+
+def test_what_engines_refuse_is_told_as_the_documentation_says():
+    for _, meaning in REFUSALS:
+        assert f"| {meaning.format(engine='docker', image='pulsar2:4.2')} |" in PAGE
 
 
 def test_a_build_that_hangs_is_ended_at_its_time_limit_with_all_that_it_started(double, inputs, tmp_path):
