@@ -177,12 +177,17 @@ def _node(steps: list[Step], models: Mapping[str, RecipeNode], config: ModelConf
     """The last of *steps* as sd-mecha's recipe of *models*, which have names."""
     nodes = dict(models)
     for step in steps:
-        shares = {name: torch.tensor(step.share(*_blocks_of(name))) for name in config.keys()}  # noqa: SIM118  # no dict
-        alpha = LiteralRecipeNode(shares, model_config=config, merge_space="param")
+        alpha = _shares(step, config) if step.blocks else step.alpha
         a, b, *c = (nodes[model] for model in step.models)
         merged = sd_mecha.add_difference(a, b - c[0], alpha=alpha) if c else sd_mecha.weighted_sum(a, b, alpha=alpha)
         nodes[step.name] = merged
     return merged
+
+
+def _shares(step: Step, config: ModelConfigImpl) -> RecipeNode:
+    """alpha of each tensor, by its block."""
+    shares = {name: torch.tensor(step.share(*_blocks_of(name))) for name in config.keys()}  # noqa: SIM118  # no dict
+    return LiteralRecipeNode(shares, model_config=config, merge_space="param")
 
 
 def _blocks_of(name: str) -> tuple[str, ...]:
