@@ -237,7 +237,7 @@ EDITS = [
     _edit("the guidance scale", row(guidance_scale="6"), UNET, PICTURES),
     _edit("the steps", row(steps="5"), UNET, PICTURES, "derive_schedule"),
     _edit("the scheduler", row(scheduler="ddim"), UNET, PICTURES, "derive_schedule"),
-    _edit("clip skip", row(clip_skip="2"), UNET, PICTURES, TEXT_ENCODER),
+    _edit("clip skip", row(clip_skip="2"), UNET, PICTURES, TEXT_ENCODER, "list_embeddings"),
     _edit(
         "an embedding that no prompt names",
         embeddings,

@@ -21,6 +21,7 @@ rule export_onnx:
     priority: 10  # preflight waits for it
     conda:
         "../../envs/axbake.yaml"
+    threads: 2
     resources:
         mem_mb=more_each_time(4000),
         runtime=more_each_time(20),
