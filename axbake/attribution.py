@@ -45,7 +45,7 @@ def attribute_error(
     """Draw the reference's picture with one compiled model at a time, and with none, and measure each against the float picture.
 
     The float latent is the reference's last, and the float picture is what the decoder's ONNX graph makes of it; so the VAE
-    decoder alone needs no drawing. With all compiled, the figures are those of `axbake.simulation`. With none, what is measured is
+    decoder alone needs no drawing. With all compiled, the figures are those of `axbake.simulation`. With none, it is
     all that comes before quantisation: export, sampler and runtime against diffusers.
 
     Args:

@@ -143,27 +143,39 @@ def publish(made: Path, place: Path) -> None:
 
 @contextlib.contextmanager
 def job_log(path: Path) -> Iterator[None]:
-    """Send records and warnings to the log *path* and to the screen; an error's traceback only to the log."""
+    """Send records and warnings to the log *path* and to the screen; an error's traceback only to the log.
+
+    Where the screen is no terminal, as in CI, it gets warnings and errors alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.captureWarnings(True)
     to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
     to_file.setFormatter(logging.Formatter(FORMAT))
     to_screen = logging.StreamHandler(sys.stderr)
-    to_screen.setLevel(logging.INFO)
+    to_screen.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
+    # Jobs run side by side, so each line says whose it is: `demo/build/unet`.
+    to_screen.setFormatter(logging.Formatter(f"    {'/'.join(path.with_suffix('').parts[1:])}: %(message)s"))
     # The one line of an error is printed below; its traceback is for the log.
     to_screen.addFilter(lambda record: record.name.startswith("axbake") and not record.exc_info)
+    # Both tell on every import that torchvision, which no job uses, is not there.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     root = logging.getLogger()
     root.handlers = [to_file, to_screen]
-    logging.getLogger("axbake").setLevel(logging.DEBUG)
     log = logging.getLogger("axbake")
+    log.setLevel(logging.DEBUG)
     try:
         yield
     except (AxbakeError, BundleError) as error:
         log.exception("%s: %s", type(error).__name__, error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         log.exception("not an error that axbake knows; please report it with this log")
-        raise
+        print(
+            f"{type(error).__name__}: {error}\nNot an error that axbake knows; please report it with {path}.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     finally:
         to_file.close()
