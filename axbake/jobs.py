@@ -170,6 +170,9 @@ def job_log(path: Path) -> Iterator[None]:
         log.exception("%s: %s", type(error).__name__, error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        log.exception("interrupted")
+        sys.exit(130)  # as shells have it: 128 + SIGINT
     except Exception as error:
         log.exception("not an error that axbake knows; please report it with this log")
         print(

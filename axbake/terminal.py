@@ -54,7 +54,7 @@ class Screen(logging.Formatter):
         super().__init__()
         self.usual = usual or logging.Formatter()
         self.total = len(jobs)
-        self.begun = 0
+        self.messages: dict[int, str] = {}  # of the jobs that began, by number
         # A job that takes half of the cores shares its time with another one.
         self.shares = {job.number: min(job.threads, cores) / cores for job in jobs}
         self.left = dict(seconds)
@@ -69,7 +69,7 @@ class Screen(logging.Formatter):
             self.left.pop(told["job_id"], None)
             return ""
         if event == LogEvent.JOB_ERROR:
-            return self._failed(told["rule_msg"] or told["rule_name"], told["log"])
+            return self._failed(self.messages.get(told["jobid"], told["rule_name"]), told["log"])
         text = str(record.msg)
         if event in UNSAID or (event is None and text.startswith(CHATTER)):
             return ""
@@ -80,8 +80,8 @@ class Screen(logging.Formatter):
     def _begins(self, number: int, message: str | None) -> str:
         if not message:
             return ""
-        self.begun += 1
-        return f"[{self.begun} of {self.total}{self.remaining()}] {message}"
+        self.messages[number] = message
+        return f"[{len(self.messages)} of {self.total}{self.remaining()}] {message}"
 
     def _failed(self, what: str, logs: list[str]) -> str:
         return "\n".join([f"FAILED: {what}", *(f"  its log: {log}" for log in logs)])

@@ -121,6 +121,14 @@ def test_an_unknown_error_asks_for_a_report_in_the_log(directory):
     assert made(directory) == []
 
 
+def test_ctrl_c_is_told_in_the_log_alone(directory):
+    done = run(WRITE + "raise KeyboardInterrupt", directory)
+
+    assert (done.returncode, done.stderr) == (130, "")
+    assert "ERROR interrupted" in log(directory)
+    assert made(directory) == []
+
+
 def test_after_an_error_the_older_result_is_whole(directory):
     run(WRITE, directory)
     run("output.graph.write_text('other'); raise AxbakeError('no')", directory)

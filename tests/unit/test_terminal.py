@@ -47,11 +47,15 @@ def test_no_time_is_promised_for_what_was_never_built():
 
 
 def test_a_failed_job_is_a_line_and_its_log():
+    shown = screen()
+    begin(shown, 2, "Compiling the unet of a")
+
     said = say(
-        screen(),
+        shown,
         event=LogEvent.JOB_ERROR,
+        jobid=2,
         rule_name="compile_model",
-        rule_msg="Compiling the unet of a",
+        rule_msg=None,
         log=["logs/a/build/unet.log"],
     )
 
