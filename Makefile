@@ -40,8 +40,9 @@ lint: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_errors.py
 
-site: docs
+site: .venv/installed
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 	@echo "The documentation is in build/site/index.html."
 
