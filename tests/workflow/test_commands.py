@@ -1,4 +1,4 @@
-"""Every command of README and tutorial is run as a reader would run it, in a clone whose model is the tiny one, or says why not."""
+"""Every command of README and tutorial is run as a reader would run it, in a clone with the tiny model, or it says why not."""
 
 import os
 import shutil
