@@ -25,6 +25,7 @@ def write_report(
     attribution: Path,
     calibration: Path,
     check: Path,
+    preflight: Path,
     parities: list[Path],
     records: list[Path],
     logs: list[Path],
@@ -40,6 +41,7 @@ def write_report(
         distance: JSON of the simulation.
         attribution: `simulation/attribution.json`.
         calibration, check: `calibration/unet.json` and `unet.check.json`.
+        preflight: `preflight.json`.
         parities, records: JSONs of parity and compile, one a component.
         logs: of the jobs that made all this.
         page: HTML to write.
@@ -47,7 +49,7 @@ def write_report(
     """
     made = [_read_json(path) for path in records]
     emulated = any(entry["emulated"] for entry in made)
-    described = _read_json(checkpoint)
+    described, before = _read_json(checkpoint), _read_json(preflight)
     jobs = [record for log in logs if (record := read_record(log))]
     pictures = {
         "Reference": read_picture(reference),
@@ -63,7 +65,7 @@ def write_report(
         "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
         "distance": _read_json(distance),
         "attribution": _read_json(attribution)["quantised"],
-        "components": _components(described["components"], made, [_read_json(path) for path in parities]),
+        "components": _components(described["components"], made, [_read_json(path) for path in parities], before),
         "jobs": [asdict(record) for record in jobs],
         "times": times(jobs),
         "versions": {tool: version for record in jobs for tool, version in record.tools.items()},
@@ -79,6 +81,7 @@ def write_report(
         check=_read_json(check),
         coverage_plot=coverage_plot(covered["coverage_by_samples"]),
         latent_plot=decibel_plot(said["distance"]["latent_psnr_db_by_step"]),
+        findings=before["findings"],
     )
     page.write_text(html, encoding="utf-8")
 
@@ -99,7 +102,7 @@ def times(jobs: list[JobRecord]) -> dict[str, float]:
     }
 
 
-def _components(described: dict, made: list[dict], parities: list[dict]) -> dict[str, dict[str, Any]]:
+def _components(described: dict, made: list[dict], parities: list[dict], before: dict) -> dict[str, dict[str, Any]]:
     """What the page tells of each component."""
     build = {entry["component"]: entry for entry in made}
     parity = {entry["component"]: entry for entry in parities}
@@ -110,6 +113,7 @@ def _components(described: dict, made: list[dict], parities: list[dict]) -> dict
             "psnr_db": parity[name]["psnr_db"],
             "min_psnr_db": parity[name]["min_psnr_db"],
             "bytes": build[name]["bytes"],
+            "estimated_cmm_mb": round(before["components"][name]["estimate"]["cmm_mb"], 1),
             "version": build[name]["version"],
         }
         for name, part in described.items()

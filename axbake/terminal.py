@@ -100,3 +100,13 @@ def show_progress(logger: logging.Logger, jobs: list[Pending], cache: Path, *, c
     for handler in logger.handlers:
         if handler.name == SNAKEMAKES:
             handler.setFormatter(Screen(handler.formatter, jobs, last_times(Cache(cache), jobs), cores=cores))
+
+
+def show_made(paths: list[str]) -> str:
+    """What a run made, and what to do with it."""
+    lines = [f"Made {path}" for path in paths]
+    if any(path.endswith("/report.html") for path in paths):
+        lines.append("Next: open report.html in a browser; `make report` gathers the pages of all models.")
+    elif any(path.endswith(".axmodel") for path in paths):
+        lines.append("Next: ask for results/NAME/report.html too, which shows what the models draw.")
+    return "\n".join(lines)

@@ -15,6 +15,7 @@ JOBS = [
     *PARTS,
     "simulation",
     "attribution",
+    "preflight",
 ]
 
 
@@ -37,6 +38,7 @@ rule write_report:
         attribution="results/{model}/simulation/attribution.json",
         calibration="results/{model}/calibration/unet.json",
         check="results/{model}/calibration/unet.check.json",
+        preflight="results/{model}/preflight.json",
         parities=collect("results/{{model}}/parity/{component}.json", component=COMPONENTS),
         records=collect("results/{{model}}/build/{component}.json", component=COMPONENTS),
         logs=collect("logs/{{model}}/{job}.log", job=JOBS),

@@ -3,7 +3,7 @@
 from snakemake.logging import logger
 
 from axbake.cache import cache_directory
-from axbake.terminal import Pending, show_progress
+from axbake.terminal import Pending, show_made, show_progress
 
 
 onstart:
@@ -17,3 +17,9 @@ onstart:
         cache_directory(None),
         cores=workflow.cores or 1,
     )
+
+
+def say_what_was_made():
+    """Say what a run of named targets made, and what to do with it."""
+    if not any(job.rule.name == "all" for job in workflow.dag.jobs):
+        logger.info(show_made([str(path) for job in workflow.dag.targetjobs for path in job.output]))
