@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from axbake.digest import write_atomically
+from axbake.gallery import read_picture, thumbnail_uri
 from axbake.html import render
 
 
@@ -26,6 +27,7 @@ def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
     models = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/report.json"))]
     for model in models:
         model["bytes"] = sum(part["bytes"] for part in model["components"].values())
+        model["board"] = _board(results / model["model"])
     baked = {model["model"] for model in models}
     html = render(
         "overview.html.j2",
@@ -35,6 +37,15 @@ def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
     )
     write_atomically(page, html)
     return len(models)
+
+
+def _board(directory: Path) -> dict | None:
+    """The picture that a board drew with the model in *directory*, and whether a model is newer; None if there is none."""
+    drawn = directory / "board" / "image.png"
+    if not drawn.is_file():
+        return None
+    newest = max((path.stat().st_mtime for path in directory.glob("*.axmodel")), default=0.0)
+    return {"thumbnail": thumbnail_uri(read_picture(drawn)), "outdated": newest > drawn.stat().st_mtime}
 
 
 def main() -> int:

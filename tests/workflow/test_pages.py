@@ -39,7 +39,8 @@ def hostile(baked, tmp_path_factory) -> Path:
     """Pages of two models, one of which has a prompt that would be markup if it were not escaped."""
     results = tmp_path_factory.mktemp("pages") / "results"
     shutil.copytree(baked.directory / "results" / "tiny", results / "tiny")
-    (results / "other").mkdir()
+    (results / "other" / "board").mkdir(parents=True)
+    shutil.copy(results / "tiny/simulation/image.png", results / "other/board/image.png")
     facts = json.loads((results / "tiny" / "report.json").read_text())
     facts["family"], facts["model"], facts["distance"]["image_psnr_db"] = HOSTILE, "other", 9.5
     (results / "other" / "report.json").write_text(json.dumps(facts))
@@ -133,6 +134,14 @@ def test_without_javascript_all_but_slider_and_sorting_is_there(show, hostile):
     for said in (ROW["prompt"], "compile_model/unet", "Where the error comes from", "versions"):
         assert page.get_by_text(said).first.is_visible()
     assert page.locator("figure img:visible").count() >= 3
+
+
+def test_what_a_board_drew_stands_beside_the_rest(show, hostile):
+    page = show(hostile / "report.html")
+
+    assert page.locator("th", has_text="On the board").is_visible()
+    assert page.locator("img[alt='Drawn on the board with other']").is_visible()
+    assert page.locator("img[alt^='Drawn on the board']").count() == 1
 
 
 def test_what_models_say_is_text_and_never_markup(show, hostile):
