@@ -129,7 +129,7 @@ def _run(axmodel: Path, graph: Path, settings: dict[str, Any], feeds: list[Feed]
             given = _as_run_time(name, value, inputs[name], settings)
             given.tofile(place / "in" / str(number) / file_name(name))
     (place / "list.txt").write_text("".join(f"{number}\n" for number in range(len(feeds))))
-    told, finished, lines = progress(f"{axmodel.stem}: running sample"), 0, []
+    told, finished, lines = progress("running sample"), 0, []
 
     def hear(line: str) -> None:
         nonlocal finished

@@ -58,7 +58,7 @@ def compile_model(
     for path in (graph, tensors, archive, config):
         link_or_copy(path, place / path.name)
     command = ["build", "--input", graph.name, "--config", config.name, "--output_dir", WRITABLE]
-    log = BuildLog(component)
+    log = BuildLog()
     try:
         status = how.call([*command, "--output_name", axmodel.name], place, log.hear)
     except TimeLimit as error:

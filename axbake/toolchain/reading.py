@@ -44,11 +44,10 @@ class BuildLog:
         last: the last lines.
     """
 
-    def __init__(self, component: str) -> None:
+    def __init__(self) -> None:
         self.stage = ""
         self.cycles: int | None = None
         self.last: deque[str] = deque(maxlen=KEPT)
-        self._component = component
         self._begun = time.monotonic()
         self._told = self._begun
 
@@ -67,7 +66,7 @@ class BuildLog:
         done, total = (int(counted[1]), int(counted[2])) if counted else (0, 0)
         if stage != self.stage or (total and done == total) or time.monotonic() - self._told >= SECONDS:
             self.stage, self._told = stage, time.monotonic()
-            logger.info("%s: %s%s, %s", self._component, stage, f" {done} of {total}" if total else "", self.elapsed)
+            logger.info("%s%s, %s", stage, f" {done} of {total}" if total else "", self.elapsed)
 
     @property
     def elapsed(self) -> str:

@@ -49,7 +49,7 @@ def test_a_build_is_moved_to_its_place_with_a_record_of_what_made_it(double, inp
     assert said["bytes"] == axmodel.stat().st_size
     assert (said["macs"], said["max_cycle"]) == (280262480, 450154)
     assert sorted(path.name for path in axmodel.parent.iterdir()) == ["vae_decoder.axmodel", "vae_decoder.json"]
-    stages = [re.match(r"vae_decoder: (.*), \d+:\d\d", message) for message in caplog.messages]
+    stages = [re.fullmatch(r"(.*), \d+:\d\d", message) for message in caplog.messages]
     told = [stage[1] for stage in stages if stage]
     assert told[0] == "reading samples"
     assert "calibrating 3 of 3" in told

@@ -189,10 +189,16 @@ def launch(row):
     return how | (config["container"] if config["toolchain"] in ENGINES else {})
 
 
-def check_launch(how):
-    """End the run unless the compiler is there and of config's version."""
+def check_compiler():
+    """End a run that compiles on this machine unless the compiler is there and of config's version.
+
+    So a missing image shows now, and not after an hour of calibration. On a cluster the jobs' own nodes are asked, by the jobs.
+    """
+    compiles = any(job.rule.name == "compile_model" for job in workflow.dag.needrun_jobs())
+    if not compiles or config["toolchain"] == "emulator" or not workflow.is_main_process or not workflow.local_exec:
+        return
     try:
-        Launch(**how).check()
+        Launch(**launch({})).check()
     except AxbakeError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
 

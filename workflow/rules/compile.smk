@@ -60,10 +60,3 @@ rule compile_model:
         f"Compiling the {{wildcards.component}} of {{wildcards.model}} (toolchain: {config['toolchain']})"
     script:
         "../scripts/job.py"
-
-
-onstart:
-    # A missing image shows now, and not after an hour of calibration. On a cluster the jobs' own nodes are asked, by the jobs.
-    compiles = any(job.rule.name == "compile_model" for job in workflow.dag.needrun_jobs())
-    if compiles and config["toolchain"] != "emulator" and workflow.is_main_process and workflow.local_exec:
-        check_launch(launch({}))
