@@ -65,7 +65,7 @@ def listen(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which ends the program in order
             preexec_fn=_die_with_parent,

@@ -87,6 +87,14 @@ def test_the_failures_in_the_documentation_are_those_of_the_double():
     assert set(KILLED) <= {*FAILURES, "hang"}
 
 
+def test_no_code_of_the_package_knows_the_double():
+    code = [*(ROOT / "axbake").rglob("*.py"), *(ROOT / "workflow").rglob("*.smk"), ROOT / "Snakefile"]
+
+    assert not [
+        path for path in code if "tests" in re.findall(r"^ *(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+    ]
+
+
 def test_what_engines_refuse_is_told_as_the_documentation_says():
     for _, meaning in REFUSALS:
         assert f"| {meaning.format(engine='docker', image='pulsar2:4.2')} |" in PAGE
