@@ -105,10 +105,6 @@ def embeddings_digest(row):
     return " ".join(told(embeddings_sha256, row))
 
 
-# What a row brings; each raises SystemExit with its reason if something is missing or wrong.
-SOURCES = [source_digest, embeddings_digest]
-
-
 def embedding_names(row):
     """What prompts call a model's embeddings: their files' names without the ending."""
     return [Path(path).stem for path in row["embeddings"]]
