@@ -324,6 +324,7 @@ def test_a_model_that_has_no_row_is_refused_with_those_that_have(fresh):
 
     assert "nosuch: no row of that name in config/models.tsv; there are tiny." in text
     assert "Traceback" not in text
+    assert "NAME: no row of that name" in fresh.refusal("results/NAME/report.html")
     assert fresh.results() == []
 
 

@@ -36,7 +36,7 @@ if config["cache"]:
 
 
 wildcard_constraints:
-    model=r"[a-z0-9][a-z0-9._-]*",
+    model=r"[^/]+",  # any name, so that `row_of` can say which there are
     component="|".join(COMPONENTS),
 
 
