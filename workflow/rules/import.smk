@@ -11,11 +11,11 @@ STRENGTHS = {component: {"strengths": strengths_for(component)} for component in
 
 
 rule convert_checkpoint:
-    """Make one safetensors file of a pickle or a diffusers folder in the column checkpoint or vae."""
+    """Make one safetensors file of a pickle, a diffusers folder or a recipe of a merge, in the column checkpoint or vae."""
     input:
         settings=settings(
             "axbake.checkpoint.convert_checkpoint",
-            tools=["torch"],
+            tools=["torch", "sd-mecha"],
             sources={column: {"source": partial(source_digest, column=column)} for column in ("checkpoint", "vae")},
         ),
         source=brought,

@@ -6,8 +6,16 @@ import time
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from axbake.overview import write_overview
 from axbake.summary import Outcome, describe_failure, show_outcomes, write_summary
 
+# Functions of a row that end the run while the workflow is read, by what they look at: the first fault of each is told.
+SOURCES = [
+    [source_digest, converted, sidecar],
+    [own_vae_digest, lambda row: row["vae"] and converted(row, "vae")],
+    [embeddings_digest],
+    [functools.partial(loras_of, component=component) for component in COMPONENTS] + [advise],
+]
 STARTED = time.time()
 FAILURES = {}  # number of a job -> Snakemake's record of its latest failure
 
@@ -22,10 +30,11 @@ def refused_rows():
 
 
 def source_faults(row):
-    """What is missing or wrong of all that *row* brings."""
-    for digest in SOURCES:
+    """What is missing or wrong of all that *row* brings: whatever would end a run that asks for the row by name."""
+    for functions in SOURCES:
         try:
-            digest(row)
+            for function in functions:
+                function(row)
         except SystemExit as error:
             yield str(error)
 
@@ -80,8 +89,9 @@ def outcome(model, left):
 
 
 def summarise():
-    """Write the summary of a run of all rows, and say it."""
+    """Write the summary of a run of all rows and the page over all models, and say it."""
     if any(job.rule.name == "all" for job in workflow.dag.jobs):
         made = outcomes()
         write_summary(made, MODELS, results=Path("results"))
+        write_overview(Path("results"), Path("results/report.html"), table=list(MODELS))
         logger.info(show_outcomes(made))

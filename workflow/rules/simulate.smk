@@ -10,11 +10,13 @@ rule simulate:
             data=["resources/clip"],
             tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
             row=DRAWING,
+            gates=["check"],
         ),
         text_encoder="results/{model}/text_encoder.axmodel",
         unet="results/{model}/unet.axmodel",
         vae_encoder="results/{model}/vae_encoder.axmodel",
         vae_decoder="results/{model}/vae_decoder.axmodel",
+        check=collect("results/{{model}}/check/{component}.json", component=COMPONENTS),
         vae_encoder_weights="results/{model}/weights/vae_encoder.safetensors",
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
@@ -40,12 +42,12 @@ rule simulate:
 
 
 rule attribute_error:
-    """Draw with one compiled model at a time, the others float."""
+    """Draw with one compiled model at a time, the others float, and with float ones alone."""
     input:
         settings=settings(
             "axbake.attribution.attribute_error",
             data=["resources/clip"],
-            tools=["onnxruntime", "tokenizers", "numpy", "scikit-image"],
+            tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
             row=["prompt", "negative_prompt", "guidance_scale", "seed", "height", "width"],
         ),
         text_encoder="results/{model}/text_encoder.axmodel",
@@ -64,6 +66,7 @@ rule attribute_error:
         distance="results/{model}/simulation/distance.json",
     output:
         attribution="results/{model}/simulation/attribution.json",
+        float_image="results/{model}/simulation/float.png",
     log:
         "logs/{model}/attribution.log",
     benchmark:
