@@ -22,31 +22,30 @@ TOLD_BY_CONFIG = {
     "vae": ("norm_num_groups", "act_fn", "scaling_factor"),
     "text_encoder": ("hidden_act", "num_attention_heads", "layer_norm_eps"),
 }
-#: What a diffusers folder's config may say of parts that Stable Diffusion has not (several: any of them): anything else is
-#: another network.
-WITHOUT: dict[str, dict[str, Any]] = {
+#: What a diffusers folder's config may say of parts that Stable Diffusion has not; anything else is another network.
+WITHOUT: dict[str, dict[str, tuple]] = {
     "unet": {
-        "addition_embed_type": None,
-        "attention_type": "default",
-        "center_input_sample": False,
-        "class_embed_type": None,
-        "cross_attention_norm": None,
-        "dual_cross_attention": False,
-        "encoder_hid_dim_type": None,
-        "mid_block_scale_factor": 1,
-        "resnet_out_scale_factor": 1,
-        "resnet_skip_time_act": False,
-        "resnet_time_scale_shift": "default",
-        "time_embedding_act_fn": None,
-        "time_embedding_type": "positional",
-        "timestep_post_act": None,
+        "addition_embed_type": (None,),
+        "attention_type": ("default",),
+        "center_input_sample": (False,),
+        "class_embed_type": (None,),
+        "cross_attention_norm": (None,),
+        "dual_cross_attention": (False,),
+        "encoder_hid_dim_type": (None,),
+        "mid_block_scale_factor": (1,),
+        "resnet_out_scale_factor": (1,),
+        "resnet_skip_time_act": (False,),
+        "resnet_time_scale_shift": ("default",),
+        "time_embedding_act_fn": (None,),
+        "time_embedding_type": ("positional",),
+        "timestep_post_act": (None,),
     },
     "vae": {
-        "latents_mean": None,
-        "latents_std": None,
+        "latents_mean": (None,),
+        "latents_std": (None,),
         "shift_factor": (None, 0),  # AutoencoderTiny's is 0
-        "upsample_fn": "nearest",
-        "upsampling_scaling_factor": 2,
+        "upsample_fn": ("nearest",),
+        "upsampling_scaling_factor": (2,),
     },
     "text_encoder": {},
 }
@@ -63,9 +62,9 @@ class TensorMismatch(AxbakeError):
 def check_told(path: Path, folder: str, told: Mapping[str, Any]) -> None:
     """Refuse a folder's config that speaks of a network of another make."""
     faults = [
-        f"{name}: {str(told[name])[:80]}, wanted {value}"
-        for name, value in WITHOUT[folder].items()
-        if name in told and told[name] not in (value if isinstance(value, tuple) else (value,))
+        f"{name}: {str(told[name])[:80]}, wanted {' or '.join(map(str, wanted))}"
+        for name, wanted in WITHOUT[folder].items()
+        if name in told and told[name] not in wanted
     ]
     scale = told.get("scaling_factor", 1)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1000:
