@@ -267,7 +267,7 @@ def checkpoint_sha256(row: dict) -> str:
         known = f" (SHA-256 {row['sha256']}{'…' if len(row['sha256']) < 64 else ''})" if row["sha256"] else ""
         raise MissingCheckpoint(
             f"{row['model']}: {path} is not there. {source} the file{known} there, or correct the column checkpoint."
-            " Other models can be baked meanwhile: name them, as in results/demo/report.html."
+            " A run without targets leaves this row out, and bakes the others."
         )
     found = files_sha256(files_of(path))
     if not found.startswith(row["sha256"]):

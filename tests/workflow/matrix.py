@@ -101,6 +101,7 @@ def job_name(log: Path) -> str:
         "simulation": "simulate",
         "attribution": "attribute_error",
         "report": "write_report",
+        "preflight": "preflight",
     }
     if step == "calibration":
         own = {"trajectories": "record_trajectories", "pictures": "draw_pictures", "latents": "encode_pictures"}

@@ -100,9 +100,25 @@ def embeddings_digest(row):
     return " ".join(told(embeddings_sha256, row))
 
 
+# What a row brings; each raises SystemExit with its reason if something is missing or wrong.
+SOURCES = [source_digest, embeddings_digest]
+
+
 def embedding_names(row):
     """What prompts call a model's embeddings: their files' names without the ending."""
     return [Path(path).stem for path in row["embeddings"]]
+
+
+def more_each_time(amount):
+    """A resource of which each attempt at a job gets *amount* more: MiB of memory, minutes.
+
+    Enough for Stable Diffusion 1.5 at full size (docs/numbers.md), and for Snakemake's own process beside the job's.
+    """
+
+    def resource(wildcards, attempt):
+        return amount * attempt
+
+    return resource
 
 
 def settings(function, *, tools=(), row=(), entries=None, more=None, sources=None, **how):

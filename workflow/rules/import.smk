@@ -28,7 +28,8 @@ rule convert_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=more_each_time(4000),
+        runtime=more_each_time(20),
     message:
         "Converting the checkpoint of {wildcards.model} to safetensors"
     script:
@@ -62,7 +63,8 @@ rule import_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
     script:
@@ -96,7 +98,8 @@ rule import_text_encoder:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=6000,
+        mem_mb=more_each_time(6000),
+        runtime=more_each_time(20),
     message:
         "Importing the text_encoder of {wildcards.model} from {input.checkpoint}"
     script:
@@ -147,7 +150,8 @@ rule describe_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Describing {input.checkpoint}"
     script:
@@ -171,7 +175,8 @@ rule write_single_file:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Writing {wildcards.model} as a single file"
     script:
