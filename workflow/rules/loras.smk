@@ -7,19 +7,9 @@ from axbake.loras.rows import lcm_advice, unknown_marks
 from axbake.table import loras_sha256
 
 
-def loras_brought(row):
-    """Raises SystemExit with the reason if a LoRA of *row* is not there, or is none."""
-    told(loras_sha256, row, row["loras"])
-    for lora in row["loras"]:
-        told(lora_facts, Path(lora.path))
-
-
-SOURCES.append(loras_brought)
-
-
 def loras_of(row, component):
     """LoRAs of *row* that change *component*, in their order; one that changes the UNet alone is none of the text encoder's."""
-    loras_brought(row)
+    told(loras_sha256, row, row["loras"])
     given = [lora for lora in row["loras"] if lora.strength(component)]
     return [lora for lora in given if component in told(lora_facts, Path(lora.path)).components]
 
