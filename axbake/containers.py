@@ -350,9 +350,9 @@ def _shards(index: Path) -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Files that make up the checkpoint *path*: itself, or those of a diffusers folder that are read, one of its own first.
+    """Files that make up the checkpoint *path*, the first of which is itself, or of a folder model_index.json or config.json.
 
-    Of a recipe: itself, and the checkpoints that it merges.
+    Others are those of the folder that are read, or the checkpoints that a recipe merges.
     """
     if path.is_file() and is_recipe(path):
         return [path, *read_recipe(path).checkpoints.values()]

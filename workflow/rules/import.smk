@@ -11,7 +11,7 @@ STRENGTHS = {component: {"strengths": strengths_for(component)} for component in
 
 
 rule convert_checkpoint:
-    """Make one safetensors file of a pickle, a diffusers folder or a recipe in the column checkpoint or vae."""
+    """Make one safetensors file of a pickle, a diffusers folder or a recipe of a merge, in the column checkpoint or vae."""
     input:
         settings=settings(
             "axbake.checkpoint.convert_checkpoint",
