@@ -130,7 +130,8 @@ def test_a_compile_that_lacks_memory_is_tried_again_with_more_and_done(cluster, 
     done = cluster.run(uncompiled, "--set-resources", "compile_model:mem_mb=250 * attempt ** 4", "--", TARGET)
 
     assert done.returncode == 0, done.stdout
-    assert "Error in rule compile_model" in done.stdout
+    assert "FAILED: Compiling the text_encoder of tiny" in done.stdout
+    assert "Slurm says FAILED: ended for want of memory" in done.stdout
     assert "Trying to restart job" in done.stdout
     assert (uncompiled.directory / TARGET).is_file()
     # What the node stored, the next run finds, here as there.
