@@ -12,6 +12,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/fetch.smk"
 include: "workflow/rules/import.smk"
 include: "workflow/rules/reference.smk"
 include: "workflow/rules/schedule.smk"

@@ -227,11 +227,12 @@ def _why_unused(name: str) -> str:
     return next((why for start, why in LEFTOVERS if name.startswith(start)), "unknown to this family")
 
 
-def describe_checkpoint(checkpoint: Path, *, sha256: str, description: Path) -> None:
+def describe_checkpoint(checkpoint: Path, *, records: list[Path], sha256: str, description: Path) -> None:
     """Write what *checkpoint* is: family, configs, precision, parameters, and which tensors are not used and why.
 
     Args:
-        sha256: of the file.
+        records: what `axbake.fetch` says of a fetched file; none of the user's own.
+        sha256: of the user's own file.
         description: JSON to write.
 
     Raises:
@@ -244,9 +245,11 @@ def describe_checkpoint(checkpoint: Path, *, sha256: str, description: Path) -> 
     unused: dict[str, list[str]] = {}
     for name in sorted(set(header.shapes) - used):
         unused.setdefault(_why_unused(name), []).append(name)
+    fetched = json.loads(records[0].read_text(encoding="utf-8")) if records else {}
     content = {
-        "sha256": sha256,
-        "autov2": sha256[:10],
+        "sha256": fetched.get("sha256", sha256),
+        "autov2": fetched.get("sha256", sha256)[:10],
+        "fetched": fetched or None,
         "bytes": checkpoint.stat().st_size,
         "family": family.name,
         "title": family.title,

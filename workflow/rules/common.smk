@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
+from axbake.fetch.sources import check_pin, parse_source
 from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
 from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts
@@ -43,23 +44,41 @@ def row_of(wildcards):
 
 
 def checkpoint(wildcards):
-    """Path of a model's checkpoint, which is there and is the one that the table means."""
-    source_digest(row_of(wildcards))
-    return row_of(wildcards)["checkpoint"]
+    """Path of a model's checkpoint: the user's own, which is there and is the one that the table means, or one to be fetched."""
+    row = row_of(wildcards)
+    source_digest(row)
+    return f"results/{wildcards.model}/fetched/checkpoint" if is_fetched(row) else row["checkpoint"]
+
+
+def fetch_record(wildcards):
+    """Where a model's checkpoint is from, in a list; an empty one if the user brought it."""
+    return collect("results/{model}/fetched/source.json", model=wildcards.model) if is_fetched(row_of(wildcards)) else []
+
+
+def is_fetched(row):
+    """Whether the checkpoint of *row* is no path."""
+    return parse_source(row["checkpoint"]) is not None
 
 
 SOURCE_DIGESTS = {}  # model -> SHA-256; looked up once a run
 
 
 def source_digest(row):
-    """SHA-256 of the checkpoint of *row*."""
+    """SHA-256 of the checkpoint of *row*; of one that is fetched, what the table says of it: the digest, its beginning, or nothing."""
     try:
+        if is_fetched(row):
+            return check_pin(row, allow_unpinned=config["fetch"]["allow_unpinned"])
         if row["model"] not in SOURCE_DIGESTS:
             SOURCE_DIGESTS[row["model"]] = checkpoint_sha256(row)
         return SOURCE_DIGESTS[row["model"]]
     except AxbakeError as error:
         # Snakemake would show a WorkflowError of an input function with a traceback.
         raise SystemExit(f"{type(error).__name__}: {error}") from None
+
+
+def checkpoint_digest(row):
+    """SHA-256 of a checkpoint that is read as the user has it; None where its content, which a job made, counts itself."""
+    return None if is_fetched(row) else source_digest(row)
 
 
 def embeddings(wildcards):
@@ -88,7 +107,7 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, sources=Non
     row: columns of the table that the job reads; by component, or for all. «component» is the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
     more: name -> function of the row.
-    sources: name of an input that the user brings -> function of the row that gives its SHA-256.
+    sources: name of an input that the user brings -> function of the row that gives its SHA-256, or None if a job made it.
     how: cached, data, gates, own_code, as `axbake.identity.identify` has them.
     """
 
@@ -105,6 +124,7 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, sources=Non
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
             digests = {name: digest(model_row) for name, digest in (sources or {}).items()}
+            digests = {name: digest for name, digest in digests.items() if digest is not None}
             how_run = {"cached": True} | how
             identity = identify(function, component=component, settings=values, sources=digests, tools=tools, **how_run)
             write_identity(path, identity)

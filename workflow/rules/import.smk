@@ -10,7 +10,7 @@ rule import_checkpoint:
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["component"],
-            sources={"checkpoint": source_digest},
+            sources={"checkpoint": checkpoint_digest},
         ),
         checkpoint=checkpoint,
     output:
@@ -39,7 +39,7 @@ rule import_text_encoder:
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["clip_skip"],
-            sources={"checkpoint": source_digest, "embeddings": embeddings_digest},
+            sources={"checkpoint": checkpoint_digest, "embeddings": embeddings_digest},
         ),
         checkpoint=checkpoint,
         embeddings=embeddings,
@@ -89,9 +89,10 @@ rule describe_checkpoint:
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             more={"sha256": source_digest},
-            sources={"checkpoint": source_digest},
+            sources={"checkpoint": checkpoint_digest},
         ),
         checkpoint=checkpoint,
+        records=fetch_record,
     output:
         description="results/{model}/checkpoint.json",
     log:
