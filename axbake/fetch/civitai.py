@@ -18,6 +18,7 @@ from axbake.fetch.web import Web
 logger = logging.getLogger(__name__)
 FORMATS = {False: "SafeTensor", True: "PickleTensor"}  # by whether a pickle is wanted
 MODELS = ("Model", "Pruned Model")  # types of files; others are VAEs, configs, training data
+JSON_ERRORS = {"Content-Type": "application/json"}  # else it redirects to a page that asks for a login
 LICENCE = ("allowNoCredit", "allowCommercialUse", "allowDerivatives", "allowDifferentLicense")
 
 
@@ -39,7 +40,7 @@ def civitai_offer(web: Web, source: CivitaiSource, pin: str) -> Offer:
     howto = (
         f"{CIVITAI_HOWTO}. Until {early} it is in early access, which is bought on its page" if early else CIVITAI_HOWTO
     )
-    return Offer(url, str(file["name"]), digest, civitai_token(), howto, about)
+    return Offer(url, str(file["name"]), digest, civitai_token(), howto, JSON_ERRORS, about)
 
 
 class CivitaiApi:

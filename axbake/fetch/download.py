@@ -137,7 +137,7 @@ def _receive(web: Web, offer: Offer, part: Part, *, whatever: bool) -> bool:
         headers["Range"] = f"bytes={part.bytes}-"
         if part.validator:
             headers["If-Range"] = part.validator
-    with web.open(offer.url, token=offer.token, headers=headers, howto=offer.howto) as answer:
+    with web.open(offer.url, token=offer.token, headers=headers, at_site=offer.headers, howto=offer.howto) as answer:
         if answer.status_code == 416:
             return _beyond_the_end(answer, part)
         if answer.status_code == 206:
@@ -201,7 +201,7 @@ def _append(answer: requests.Response, part: Part, file: RawIOBase, name: str, t
     started = told = time.monotonic()
     before = part.bytes
     try:
-        for piece in answer.raw.stream(PIECE, decode_content=False):
+        while piece := answer.raw.read1(PIECE):  # what there is, so that a kill loses nothing that came
             left = memoryview(piece)
             while left:
                 left = left[file.write(left) :]

@@ -56,7 +56,7 @@ def hub_offer(web: Web, source: HubSource) -> Offer:
     }
     url = hf_hub_url(source.repository, source.file, revision=info.sha, endpoint=endpoint)
     digest = file.lfs.sha256.lower() if file.lfs else None
-    return Offer(url, source.file.rpartition("/")[2], digest, token, _howto(source), about)
+    return Offer(url, source.file.rpartition("/")[2], digest, token, _howto(source), about=about)
 
 
 def _howto(source: HubSource) -> str:

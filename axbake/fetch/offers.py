@@ -19,6 +19,7 @@ class Offer:
     sha256: str | None  # that the site tells, 64 digits
     token: Token | None
     howto: str  # what to do if the site refuses
+    headers: dict[str, str] = field(default_factory=dict)  # for the site itself, not for where it redirects to
     about: dict[str, Any] = field(default_factory=dict)  # where it is from, base model, licence
 
 
@@ -51,7 +52,9 @@ def url_offer(source: UrlSource) -> Offer:
     """A file on any web server, which tells nothing of it."""
     parts = urlsplit(source.url)
     name = unquote(parts.path).rpartition("/")[2] or str(parts.hostname)
-    return Offer(source.url, name, None, None, "Open the address in a browser to see why", {"site": parts.hostname})
+    return Offer(
+        source.url, name, None, None, "Open the address in a browser to see why", about={"site": parts.hostname}
+    )
 
 
 def changed(source: Source, pin: str, found: str) -> WrongDigest:

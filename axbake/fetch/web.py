@@ -65,24 +65,34 @@ class Web:
         self.session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
 
     def open(
-        self, url: str, *, token: Token | None, headers: dict[str, str], howto: str, json: bool = False
+        self,
+        url: str,
+        *,
+        token: Token | None,
+        headers: dict[str, str],
+        at_site: dict[str, str],
+        howto: str,
+        json: bool = False,
     ) -> requests.Response:
         """The answer to one GET, its body not read yet, after redirects; status 200, 206 or 416.
 
         The token goes to its own origin only, and never again once a redirect has left that.
 
         Args:
+            at_site: further headers, which like the token go to no other origin.
             howto: what to do if the site refuses.
-            json: ask for JSON, and for errors as JSON.
+            json: whether the answer is to be JSON.
 
         Raises:
             Interrupted: another attempt may help.
             FetchError: none will.
         """
-        where = shown(url)
+        where, start = shown(url), origin(url)
         for _ in range(HOPS):
             sent = {"Accept-Encoding": "identity", **headers}
             token = token if token and token.origin == origin(url) else None
+            at_site = at_site if origin(url) == start else {}
+            sent |= at_site
             if token:
                 sent["Authorization"] = f"Bearer {token.secret}"
             answer = self._get(url, sent, where)
@@ -164,8 +174,8 @@ class Web:
         patience = Patience(shown(url), self.sleep)
         while True:
             try:
-                headers = {"Accept": "application/json", "Content-Type": "application/json"}
-                answer = self.open(url, token=token, headers=headers, howto=howto, json=True)
+                ask = {"Accept": "application/json", "Content-Type": "application/json"}
+                answer = self.open(url, token=token, headers={}, at_site=ask, howto=howto, json=True)
                 with answer:
                     return self._parsed(answer, shown(url))
             except Interrupted as failure:

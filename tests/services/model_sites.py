@@ -1,7 +1,7 @@
 """A server that plays Civitai and Hugging Face as their public APIs are documented, and a second host that plays their storage.
 
 Civitai: https://developer.civitai.com/site/reference/model-versions, …/models, …/guide/errors; downloads redirect to a signed
-address, as https://education.civitai.com/civitais-guide-to-downloading-via-api/ says. Hugging Face: the answers that huggingface_hub
+address, as https://education.civitai.com/civitais-guide-to-downloading-via-api/ says. Hugging Face: what huggingface_hub
 reads (`HfApi.model_info`, `hf_raise_for_status`); `resolve` redirects to storage. The storage refuses a request that has both a
 signature and an Authorization header, as S3 and R2 do, and speaks ranges, ETags and If-Range.
 """
@@ -165,7 +165,7 @@ def _handler(sites: Sites, host: str) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-        def do_GET(self) -> None:  # noqa: N802  # http.server's name
+        def do_GET(self) -> None:  # http.server's name
             parts = urlsplit(self.path)
             headers = {name.lower(): value for name, value in self.headers.items()}
             self.seen = Seen(host, parts.path, parse_qs(parts.query), headers)
@@ -205,7 +205,10 @@ def _handler(sites: Sites, host: str) -> type[BaseHTTPRequestHandler]:
             allowed = {f"Bearer {TOKEN}", f"Bearer {HUB_TOKEN}"}
             if path in sites.private and self.seen.headers.get("authorization") not in allowed:
                 if self.seen.headers.get("content-type") == "application/json" or "/resolve/" in path:
-                    said = {"error": "Unauthorized", "message": "The creator of this asset requires you to be logged in"}
+                    said = {
+                        "error": "Unauthorized",
+                        "message": "The creator of this asset requires you to be logged in",
+                    }
                     self.json(401, said)
                 else:
                     self.answer(307, b"", {"Location": "/login?returnUrl=/models/47274&reason=download-auth"})

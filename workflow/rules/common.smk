@@ -52,7 +52,9 @@ def checkpoint(wildcards):
 
 def fetch_record(wildcards):
     """Where a model's checkpoint is from, in a list; an empty one if the user brought it."""
-    return collect("results/{model}/fetched/source.json", model=wildcards.model) if is_fetched(row_of(wildcards)) else []
+    return (
+        collect("results/{model}/fetched/source.json", model=wildcards.model) if is_fetched(row_of(wildcards)) else []
+    )
 
 
 def is_fetched(row):
