@@ -11,16 +11,16 @@ from typing import Any
 import yaml
 
 from axbake.cache.locks import lock
-from axbake.checkpoint import find_family, find_part, read_header
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
 from axbake.fetch.errors import BadSource
 from axbake.fetch.sources import CivitaiSource, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
 from axbake.identity import ROOT
-from axbake.table import check_config, read_models
+from axbake.table import check_config, read_models, read_schema
 
 SCHEMAS = ROOT / "workflow" / "schemas"
+MODELS_SCHEMA = SCHEMAS / "models.schema.yaml"
 CONFIG = Path("config/config.yaml")
 logger = logging.getLogger(__name__)
 # What a new row begins with; the user edits it.
@@ -47,7 +47,7 @@ def table_path() -> Path:
 
 def read_table(path: Path) -> dict[str, dict]:
     """Rows by model, checked."""
-    return read_models(path, schema=SCHEMAS / "models.schema.yaml")
+    return read_models(path, schema=MODELS_SCHEMA)
 
 
 def edit_table(path: Path, edit: Callable[[list[str], list[list[str]]], None]) -> None:
@@ -91,6 +91,8 @@ def add_model(address: str, name: str | None) -> str:
         raise BadSource(f"{address!r}: a path. Write its row into the table yourself; what is fetched are addresses.")
     table = table_path()
     rows = read_table(table)
+    if name and not re.fullmatch(form := read_schema(MODELS_SCHEMA)["properties"]["model"]["pattern"], name):
+        raise NoRow(f"--name {name!r} has not the form {form}")
     if name in rows:
         raise NoRow(f"{table} has a row {name} already. Take another --name.")
     fetched = fetch(source, "")
@@ -118,6 +120,8 @@ def check_bakeable(path: Path) -> str:
     Raises:
         AxbakeError: it cannot be baked.
     """
+    from axbake.checkpoint import find_family, find_part, read_header  # here, since torch takes seconds
+
     header = read_header(path)
     family = find_family(header)
     for component in COMPONENTS:
