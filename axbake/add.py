@@ -12,8 +12,7 @@ import yaml
 
 from axbake.cache.locks import lock
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS
-from axbake.fetch.errors import BadSource
+from axbake.fetch.errors import BadSource, NotBakeable
 from axbake.fetch.sources import CivitaiSource, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
 from axbake.identity import ROOT
@@ -96,12 +95,12 @@ def add_model(address: str, name: str | None) -> str:
     if name in rows:
         raise NoRow(f"{table} has a row {name} already. Take another --name.")
     fetched = fetch(source, "")
-    title = check_bakeable(fetched.path)
+    said = check_bakeable(fetched.path)
     told = [row["model"] for row in rows.values() if row["sha256"] and fetched.sha256.startswith(row["sha256"])]
     if told and not name:
         raise NoRow(f"{table} has this file already, as {', '.join(told)}. For another row of it give a --name.")
     name = name or free_name(fetched.record, set(rows))
-    cells = row_cells(name, pinned_address(address, source, fetched.record), fetched)
+    cells = row_cells(name, pinned_address(address, source, fetched.record), fetched, said.get("steps"))
 
     def append(header: list[str], lines: list[list[str]]) -> None:
         header += [column for column in cells if column not in header]
@@ -110,23 +109,22 @@ def add_model(address: str, name: str | None) -> str:
         lines.append([cells.get(column, "") for column in header])
 
     edit_table(table, append)
-    logger.info("%s: %s, SHA-256 %s", fetched.record["file_name"], title, fetched.sha256)
+    logger.info("%s: %s, SHA-256 %s", fetched.record["file_name"], said["title"], fetched.sha256)
     return name
 
 
-def check_bakeable(path: Path) -> str:
-    """What family the checkpoint *path* is of.
+def check_bakeable(path: Path) -> dict[str, Any]:
+    """What the checkpoint *path* is, as `axbake.inspect` tells it.
 
     Raises:
-        AxbakeError: it cannot be baked.
+        NotBakeable
     """
-    from axbake.checkpoint import find_family, find_part, read_header  # here, since torch takes seconds
+    from axbake.inspect import inspect_checkpoint  # here, since torch takes seconds
 
-    header = read_header(path)
-    family = find_family(header)
-    for component in COMPONENTS:
-        find_part(header, family, component)
-    return family.title
+    said = inspect_checkpoint(path)
+    if not said["bakeable"]:
+        raise NotBakeable(f"{path}: {said['why']}")
+    return said
 
 
 def pinned_address(address: str, source: Any, record: dict[str, Any]) -> str:
@@ -146,11 +144,18 @@ def free_name(record: dict[str, Any], taken: set[str]) -> str:
     )
 
 
-def row_cells(name: str, address: str, fetched: Fetched) -> dict[str, str]:
-    """Cells of the new row by column."""
+def row_cells(name: str, address: str, fetched: Fetched, steps: int | None) -> dict[str, str]:
+    """Cells of the new row by column.
+
+    Args:
+        steps: that a distilled UNet is made for, if its file tells it.
+    """
     record = fetched.record
+    base_model = str(record.get("base_model"))
     cells = {"model": name, "checkpoint": address, "sha256": fetched.sha256, "source": source_note(record)}
-    cells |= PICTURE | DISTILLED.get(str(record.get("base_model")), {})
+    cells |= PICTURE | DISTILLED.get(base_model, {})
+    cells |= {"steps": str(steps), "guidance_scale": "1"} if steps else {}
+    cells |= {"height": "768", "width": "768"} if base_model.endswith(" 768") else {}  # SD 2.0 768, SD 2.1 768
     if words := [str(word).strip(", ") for word in record.get("trained_words", [])]:
         cells["prompt"] = f"{', '.join(words)}, {PICTURE['prompt']}"
     return {column: " ".join(cell.split()) for column, cell in cells.items()}

@@ -22,6 +22,7 @@ def write_report(
     attribution: Path,
     calibration: Path,
     check: Path,
+    preflight: Path,
     parities: list[Path],
     records: list[Path],
     benchmarks: list[Path],
@@ -36,6 +37,7 @@ def write_report(
         distance: JSON of the simulation.
         attribution: `simulation/attribution.json`.
         calibration, check: `calibration/unet.json` and `unet.check.json`.
+        preflight: `preflight.json`.
         parities, records: JSONs of parity and compile, one a component.
         benchmarks: Snakemake's benchmark files, one a job.
     """
@@ -63,6 +65,7 @@ def write_report(
         calibration=_read_json(calibration),
         plot=_plot(_read_json(calibration)["coverage_by_samples"]),
         check=_read_json(check),
+        findings=_read_json(preflight)["findings"],
         settings=_read_json(drawn),
         checkpoint=described,
         components=components,

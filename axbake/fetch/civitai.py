@@ -104,7 +104,7 @@ def _refuse(source: CivitaiSource, version: dict[str, Any]) -> None:
         raise NotBakeable(f"{source.text}: a {kind}; the column checkpoint takes a checkpoint")
     if not base.startswith(("SD 1", "SD 2", "Other")):
         raise NotBakeable(
-            f"{source.text}: Civitai says that its base model is {base}. axbake bakes Stable Diffusion 1.x and its like. Nothing"
+            f"{source.text}: Civitai says that its base model is {base}. axbake bakes Stable Diffusion 1.x and 2.x. Nothing"
             " was downloaded. If Civitai is wrong, download the file yourself and give its path."
         )
     if version.get("usageControl", "Download") != "Download":

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from axbake.add import PICTURE, free_name, licence_note, main, read_table
+from axbake.add import PICTURE, edit_table, free_name, licence_note, main, read_table, row_cells
+from axbake.fetch.store import Fetched
 from tests.services.model_sites import model_sites
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,17 @@ def test_a_distilled_model_gets_its_sampler(sites, model):
 
     row = read_table(TABLE)["fast"]
     assert (row["scheduler"], row["steps"], row["guidance_scale"]) == ("lcm", 4, 1)
+
+
+@pytest.mark.parametrize(("base", "steps", "wanted"), [("SD 2.1 768", None, (768, 20, 7)), ("SD 1.5", 1, (512, 1, 1))])
+def test_size_and_steps_are_those_that_the_model_was_made_for(base, steps, wanted, sites):
+    fetched = Fetched(Path("x"), "0" * 64, {"base_model": base})
+    cells = row_cells("some", AIR, fetched, steps)
+    edit_table(TABLE, lambda header, lines: lines.append([cells.get(column, "") for column in header]))
+
+    row = read_table(TABLE)["some"]
+    assert (row["height"], row["steps"], row["guidance_scale"]) == wanted
+    assert row["height"] == row["width"]
 
 
 def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(sites, model):

@@ -13,6 +13,7 @@ from axbake.runtime.txt2img import SAMPLERS
 from axbake.schedule import SCHEDULERS
 
 ROOT = Path(__file__).parents[2]
+SNAKEFILE = ROOT / "Snakefile"
 RULES = {
     name: body
     for path in [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
@@ -149,3 +150,25 @@ def test_the_package_knows_nothing_of_snakemake_but_for_the_planner_of_its_runs(
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.split(".")[0] == "snakemake"], path
+
+
+def test_the_cluster_profile_keeps_what_the_default_one_says_and_names_rules_that_there_are():
+    default, slurm = (
+        yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text()) for name in ("default", "slurm")
+    )
+
+    assert {name: slurm[name] for name in default if name != "resources"} == {
+        name: value for name, value in default.items() if name != "resources"
+    }
+    assert slurm["resources"].keys() == default["resources"].keys()
+    assert set(slurm["set-resources"]) <= set(RULES)
+
+
+def test_jobs_that_leave_for_a_cluster_say_what_memory_and_time_they_take():
+    local = set(
+        re.findall(r"\w+", re.search(r"^localrules:\n((?:    \w+,\n)+)", SNAKEFILE.read_text(), re.MULTILINE)[1])
+    )
+
+    assert local - {"all"} <= set(RULES)
+    for rule in set(RULES) - local:
+        assert "mem_mb=more_each_time(" in RULES[rule] and "runtime=more_each_time(" in RULES[rule], rule

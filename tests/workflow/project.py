@@ -27,6 +27,7 @@ ROW = {
     "prompt_chunks": "1",
     "clip_skip": "1",
     "embeddings": "",
+    "loras": "",
     "calibration_prompts": "config/prompts/few.txt",
 }
 

@@ -1,9 +1,6 @@
 # Takes a row whose column `checkpoint` is an address. Makes fetched/checkpoint, a link into checkpoints/downloads, and
-# fetched/source.json, which says where the file is from and on what terms. Nothing else in the workflow uses the network.
-
-
-localrules:
-    fetch_checkpoint,  # nodes of a cluster may have no way out, and need no tokens
+# fetched/source.json, which says where the file is from and on what terms. Nothing else in the workflow uses the network, and this
+# does where Snakemake was started: a cluster's nodes need neither a way out nor tokens.
 
 
 rule fetch_checkpoint:

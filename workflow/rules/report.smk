@@ -30,6 +30,7 @@ rule write_report:
         attribution="results/{model}/simulation/attribution.json",
         calibration="results/{model}/calibration/unet.json",
         check="results/{model}/calibration/unet.check.json",
+        preflight="results/{model}/preflight.json",
         parities=collect("results/{{model}}/parity/{component}.json", component=COMPONENTS),
         records=collect("results/{{model}}/build/{component}.json", component=COMPONENTS),
         benchmarks=collect("benchmarks/{{model}}/{job}.tsv", job=JOBS),

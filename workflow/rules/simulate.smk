@@ -31,7 +31,8 @@ rule simulate:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=12000,
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(60),
     message:
         "Drawing with the compiled models of {wildcards.model}"
     script:
@@ -71,7 +72,8 @@ rule attribute_error:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=12000,
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(120),
     message:
         "Drawing with one compiled model of {wildcards.model} at a time"
     script:
