@@ -223,10 +223,8 @@ def _append(answer: requests.Response, part: Part, file: RawIOBase, name: str, t
         raise Interrupted(describe(error)) from None
     finally:
         answer.close()
-    seconds = max(time.monotonic() - started, 1e-6)
-    logger.info(
-        "%s: %s in %.1f s, %.1f MB/s", name, readable(part.bytes), seconds, (part.bytes - before) / seconds / 1e6
-    )
+    seconds, come = max(time.monotonic() - started, 1e-6), (part.bytes - before) / 1e6
+    logger.info("%s: %s MB in %.1f s, %.1f MB/s", name, f"{come:,.1f}", seconds, come / seconds)
 
 
 def progress_line(done: int, total: int | None, rate: float) -> str:

@@ -53,6 +53,7 @@ def fetch(source: Source, pin: str, directory: Path = DOWNLOADS, *, web: Web | N
         if path and is_whole(path):
             logger.info("%s is here already: %s", offer.name, path)
         else:
+            logger.info("Fetching %s from %s", offer.name, source.text)
             part = directory / f"{name}.part"
             sha256 = download(web, offer, part, sha256=sha256, pin=pin)
             path = place_of(directory, sha256, source)
@@ -120,15 +121,9 @@ def check_form(path: Path, source: Source, name: str) -> None:
     if pickled if source.pickled else safe:
         return
     path.unlink()
-    kind = (
-        "a safetensors file"
-        if safe
-        else "a pickle"
-        if pickled
-        else f"neither safetensors nor a pickle (it begins {start!r})"
-    )
-    hint = {
-        True: " Say so in the source: an AIR then ends in .ckpt, a Civitai link has format=PickleTensor, a path ends in .ckpt.",
-        False: "",
-    }[pickled and not source.pickled]
+    told = "neither safetensors nor a pickle"
+    kind = "a safetensors file" if safe else "a pickle" if pickled else f"{told} (it begins {start!r})"
+    hint = ""
+    if pickled and not source.pickled:
+        hint = " Say so: an AIR then ends in .ckpt, a link to Civitai says format=PickleTensor, other addresses end in .ckpt."
     raise NotAFile(f"{source.text}: {name} is {kind}; wanted {'a pickle' if source.pickled else 'safetensors'}.{hint}")

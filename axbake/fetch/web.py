@@ -1,7 +1,9 @@
 """HTTP as this package speaks it: tokens stay at their host, every hop of a redirect is looked at, failures say what to do."""
 
 import http.cookiejar
+import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +74,7 @@ class Web:
         headers: dict[str, str],
         at_site: dict[str, str],
         howto: str,
-        json: bool = False,
+        as_json: bool = False,
     ) -> requests.Response:
         """The answer to one GET, its body not read yet, after redirects; status 200, 206 or 416.
 
@@ -81,13 +83,13 @@ class Web:
         Args:
             at_site: further headers, which like the token go to no other origin.
             howto: what to do if the site refuses.
-            json: whether the answer is to be JSON.
+            as_json: whether the answer is to be JSON.
 
         Raises:
             Interrupted: another attempt may help.
             FetchError: none will.
         """
-        where, start = shown(url), origin(url)
+        where, start, mine = shown(url), origin(url), token
         for _ in range(HOPS):
             sent = {"Accept-Encoding": "identity", **headers}
             token = token if token and token.origin == origin(url) else None
@@ -97,7 +99,7 @@ class Web:
                 sent["Authorization"] = f"Bearer {token.secret}"
             answer = self._get(url, sent, where)
             if answer.status_code not in REDIRECTS:
-                self._check(answer, where, howto, asked=token is not None, json=json)
+                self._check(answer, where, howto, token=mine, as_json=as_json)
                 return answer
             answer.close()
             url = self._next_hop(url, answer.headers.get("Location", ""), where, howto)
@@ -109,7 +111,7 @@ class Web:
             return self.session.get(
                 url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False, auth=lambda request: request
             )
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
+        except ValueError:  # InvalidURL and its like; requests also looks at where an answer redirects to
             raise Unreachable(f"{where}: leads to an address that cannot be read") from None
         except requests.exceptions.SSLError:
             raise Unreachable(f"{where}: the host's certificate is not trusted here") from None
@@ -117,8 +119,12 @@ class Web:
             raise Interrupted(describe(error)) from None  # texts of these exceptions hold whole addresses
 
     def _next_hop(self, url: str, location: str, where: str, howto: str) -> str:
-        target = urljoin(url, location)
-        parts = urlsplit(target)
+        try:
+            target = urljoin(url, location)
+            parts = urlsplit(target)
+            _ = parts.port
+        except ValueError:
+            raise Unreachable(f"{where}: leads to an address that cannot be read") from None
         if not location or parts.scheme not in ("http", "https"):
             raise Unreachable(f"{where}: redirects to nowhere")
         if urlsplit(url).scheme == "https" and parts.scheme == "http":
@@ -127,41 +133,42 @@ class Web:
             raise AccessRefused(f"{where}: only for users who are logged in. {howto}.")
         return target
 
-    def _check(self, answer: requests.Response, where: str, howto: str, *, asked: bool, json: bool) -> None:
+    def _check(self, answer: requests.Response, where: str, howto: str, *, token: Token | None, as_json: bool) -> None:
         """Raise what the status means, if it is no success."""
         status = answer.status_code
         if status in (200, 206, 416):
-            if not json and answer.headers.get("Content-Type", "").startswith("text/html") and status != 416:
+            if not as_json and answer.headers.get("Content-Type", "").startswith("text/html") and status != 416:
                 answer.close()
                 raise NotAFile(
                     f"{where}: gives a web page and not a file. Give the address of the file itself. {howto}."
                 )
-            if answer.headers.get("Content-Encoding", "identity") not in ("", "identity") and not json:
+            if answer.headers.get("Content-Encoding", "identity") not in ("", "identity") and not as_json:
                 answer.close()
                 raise Unreachable(f"{where}: sends {answer.headers['Content-Encoding']}, though identity was asked for")
             return
-        said = self._words(answer)
+        said = self._words(answer, token)
         if status in TRANSIENT:
             raise Interrupted(f"HTTP {status}{said}", retry_after(answer.headers.get("Retry-After")))
         if status in (401, 403):
-            token = "the token that was sent is not enough" if asked else "no token was sent"
-            raise AccessRefused(f"{where}: HTTP {status}{said}; {token}. {howto}.")
+            sent = "the token that was sent is not enough" if token else "no token was sent"
+            raise AccessRefused(f"{where}: HTTP {status}{said}; {sent}. {howto}.")
         if status in (404, 410):
             raise NotThere(f"{where}: HTTP {status}{said}; it is not there, or not for everybody. {howto}.")
         raise FetchError(f"{where}: HTTP {status}{said}, which no further attempt would change. {howto}.")
 
-    def _words(self, answer: requests.Response) -> str:
-        """What an error's JSON says, as Civitai's and Hugging Face's have it."""
+    def _words(self, answer: requests.Response, token: Token | None) -> str:
+        """What an error's JSON says, as Civitai's and Hugging Face's have it; without what the site repeats of secrets."""
         try:
-            said = answer.raw.read(4096, decode_content=True)
-            content = requests.compat.json.loads(said)
+            said = answer.raw.read(4096, decode_content=True).decode("utf-8", "replace")
+            content = json.loads(said.replace(token.secret, "…") if token else said)
         except (HTTPError, OSError, ValueError):
             return ""
         finally:
             answer.close()
         if not isinstance(content, dict):
             return ""
-        words = [str(content[name])[:200] for name in ("error", "message") if isinstance(content.get(name), str)]
+        texts = [" ".join(content[name].split()) for name in ("error", "message") if isinstance(content.get(name), str)]
+        words = [re.sub(r"\?\S+", "?…", text)[:200] for text in texts]
         deadline = content.get("deadline")
         return f" ({': '.join(words)}{f', until {str(deadline)[:40]}' if deadline else ''})" if words else ""
 
@@ -175,16 +182,15 @@ class Web:
         while True:
             try:
                 ask = {"Accept": "application/json", "Content-Type": "application/json"}
-                answer = self.open(url, token=token, headers={}, at_site=ask, howto=howto, json=True)
+                answer = self.open(url, token=token, headers={}, at_site=ask, howto=howto, as_json=True)
                 with answer:
-                    return self._parsed(answer, shown(url))
+                    return self._parsed(answer)
             except Interrupted as failure:
                 patience.after(failure)
 
-    def _parsed(self, answer: requests.Response, where: str) -> Any:
+    def _parsed(self, answer: requests.Response) -> Any:
         try:
-            content = answer.raw.read(MOST_JSON, decode_content=True)
-            return requests.compat.json.loads(content)
+            return json.loads(answer.raw.read(MOST_JSON, decode_content=True))
         except ValueError:
             raise Interrupted("an answer that is no JSON") from None
         except (HTTPError, OSError) as error:

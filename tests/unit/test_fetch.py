@@ -228,6 +228,11 @@ def test_refusals_of_civitai_say_why(sites, get, monkeypatch):
         AccessRefused, match=r"Early Access, until 2099-01-01.*that was sent is not enough.*in early access"
     ):
         get(AIR)
+    echo = json.dumps({"error": f"bad token {TOKEN} at https://x/?token={TOKEN}"}).encode()
+    sites.fail("/api/download/models/102222", Fault(401, {"Content-Type": "application/json"}, body=echo))
+    with pytest.raises(AccessRefused, match="bad token … at") as caught:
+        get(AIR)
+    assert TOKEN not in str(caught.value)
     with pytest.raises(NotThere, match=r"HTTP 404 \(Model not found"):
         get("urn:air:sd1:checkpoint:civitai:47274@5")
     with pytest.raises(NotThere, match="version 102222 is of model 47274"):
@@ -321,7 +326,7 @@ def test_an_unpinned_file_of_a_site_that_tells_nothing_is_kept_by_its_digest(sit
     ("content", "headers", "said"),
     [
         (b"<!doctype html><p>Log in", {"Content-Type": "text/html; charset=utf-8"}, "gives a web page and not a file"),
-        (b"\x80\x02}q\x00.", {}, "a pickle; wanted safetensors. Say so in the source"),
+        (b"\x80\x02}q\x00.", {}, "a pickle; wanted safetensors. Say so"),
         (b"version https://git-lfs.github.com/spec/v1\n", {}, "neither safetensors nor a pickle"),
         (b"", {}, "neither safetensors nor a pickle"),
     ],
@@ -483,6 +488,8 @@ def test_redirects_that_lead_nowhere_are_told_without_their_secrets(sites, get):
         (f"/bucket/tiny.safetensors?token={TOKEN}", "more than 8 redirects"),
         ("file:///etc/passwd", "redirects to nowhere"),
         ("", "redirects to nowhere"),
+        ("http://[::1/x", "an address that cannot be read"),
+        ("http://host:port/x", "an address that cannot be read"),
         (f"http://127.0.0.3:9/{'x'}?X-Amz-Signature={SIGNATURE}", "refuses the connection"),
     ]:
         sites.faults.clear()
