@@ -8,6 +8,7 @@ signature and an Authorization header, as S3 and R2 do, and speaks ranges, ETags
 
 import hashlib
 import json
+import random
 import re
 import threading
 from collections import deque
@@ -21,7 +22,16 @@ from urllib.parse import parse_qs, urlsplit
 TOKEN = "civitai-secret-5e0f"
 HUB_TOKEN = "hf_secret_9a1c"
 SIGNATURE = "signed-secret-77d2"
+SIZE = 200_000  # bytes of a file, where it does not matter
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def weights(seed: int = 0, size: int = SIZE) -> bytes:
+    """A safetensors file of *size* bytes; another one for each *seed*."""
+    header = (
+        json.dumps({"x": {"dtype": "U8", "shape": [size - 100], "data_offsets": [0, size - 100]}}).encode().ljust(92)
+    )
+    return len(header).to_bytes(8, "little") + header + random.Random(seed).randbytes(size - 100)
 
 
 @dataclass
@@ -78,6 +88,10 @@ class Sites:
     def fail(self, path: str, *faults: Fault) -> None:
         """Let the next requests of *path* go wrong."""
         self.faults.setdefault(path, deque()).extend(faults)
+
+    def url(self, name: str = "tiny.safetensors") -> str:
+        """Where the storage has a file."""
+        return f"{self.storage}/bucket/{name}"
 
     def asked(self, host: str = "", path: str = "") -> list[Seen]:
         """Requests of *host* whose path begins so."""
