@@ -23,6 +23,7 @@ include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/compile.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/terminal.smk"
 include: "workflow/rules/outcomes.smk"
 include: "workflow/rules/batch.smk"
 

@@ -440,7 +440,7 @@ def _sampling(
 
 
 def convert_checkpoint(source: list[Path], *, checkpoint: Path) -> None:
-    """Make one safetensors file, with the names as they are, of a checkpoint in any other form.
+    """Make one safetensors file, with the names as they are, of a checkpoint in any other form; of a recipe, what it merges.
 
     Args:
         source: files of the checkpoint, as `axbake.containers.files_of` lists them.
@@ -453,6 +453,11 @@ def convert_checkpoint(source: list[Path], *, checkpoint: Path) -> None:
 
     place = place_of(source)
     form = form_of(place)
+    if form == "recipe":
+        from axbake.merging import merge_checkpoints  # which reads checkpoints with this module
+
+        merge_checkpoints(place, checkpoint=checkpoint)
+        return
     said: dict[str, Any] = {"form": form, "bytes": sum(path.stat().st_size for path in source)}
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}

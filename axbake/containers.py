@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
+from axbake.recipes import is_recipe, read_recipe
 
 # A checkpoint's header is 0.1 to 0.3 MB for 1,000 to 2,600 tensors. A file that claims more is damaged, or wants our memory.
 MOST_HEADER_BYTES = 16_000_000
@@ -86,7 +87,7 @@ class Container:
 
 
 def form_of(path: Path) -> str:
-    """What kind of container *path* is, by its first bytes: safetensors, pickle, diffusers folder.
+    """What kind of container *path* is, by its first bytes: safetensors, pickle, diffusers folder; a recipe by its ending.
 
     Raises:
         UnreadableCheckpoint: nothing there, or another kind; says which where it can be told.
@@ -98,6 +99,8 @@ def form_of(path: Path) -> str:
             f"{path}: a folder without model_index.json. Wanted a diffusers folder of a whole pipeline, or one file."
         )
     start = _start(path)
+    if is_recipe(path):
+        return "recipe"
     if len(start) > 8 and start[8:9] == b"{":
         return "safetensors"
     # A zip archive as torch.save writes it, a pickle of protocol 2 to 5, or what older ones begin with.
@@ -145,7 +148,7 @@ def open_container(path: Path) -> Container:
     if form == "safetensors":
         return open_safetensors(path)
     raise UnreadableCheckpoint(
-        f"{path}: a pickle. `results/{{model}}/checkpoint.safetensors` is made of it without running what it holds."
+        f"{path}: a {form}. `results/{{model}}/checkpoint.safetensors` is made of it, without running what it holds."
     )
 
 
@@ -330,7 +333,12 @@ def _shards(index: Path) -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Files that make up the checkpoint *path*: itself, or those of a diffusers folder that are read, model_index.json first."""
+    """Files that make up the checkpoint *path*, the first of which is itself or the model_index.json of a diffusers folder.
+
+    Others are those of the folder that are read, or the checkpoints that a recipe merges.
+    """
+    if path.is_file() and is_recipe(path):
+        return [path, *read_recipe(path).checkpoints.values()]
     if not path.is_dir():
         return [path]
     form_of(path)

@@ -79,5 +79,5 @@ def write_atomically(path: Path, text: str) -> None:
     """Write *text* to *path* so that nobody ever reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)

@@ -39,6 +39,9 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
         files = files_of(path)
         said |= {"bytes": sum(file.stat().st_size for file in files), "container": form_of(path)}
         said |= _hashes(files, hashing=hashing)
+        if said["container"] == "recipe":
+            names = ", ".join(str(file) for file in files[1:])
+            return said | {"kind": "a recipe of a merge", "bakeable": True, "why": f"It merges {names}; look at those."}
         container = _opened(path)
     except (AxbakeError, OSError) as error:
         return said | {"bakeable": False, "why": str(error)}

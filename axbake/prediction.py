@@ -57,7 +57,7 @@ def read_sidecar(checkpoint: Path) -> str:
         UnreadableSidecar: too large or no YAML; says where.
     """
     path = checkpoint.with_suffix(".yaml")
-    if not path.is_file() or checkpoint.is_dir():
+    if not path.is_file() or checkpoint.is_dir() or path == checkpoint:  # the last is a recipe
         return ""
     try:
         if path.stat().st_size > MOST_CONFIG_BYTES:

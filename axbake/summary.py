@@ -81,7 +81,8 @@ def show_outcomes(outcomes: list[Outcome]) -> str:
         if outcome.state != "done":
             lines += [f"  {outcome.state:10} {outcome.model}: {line}" for line in outcome.why.splitlines()]
             lines += [f"  {'':10} log: {line}" for line in outcome.log.splitlines()]
-    return "\n".join([*lines, "  All of it is in results/summary.tsv and on the page results/summary.html."])
+    where = "results/summary.tsv and on the page results/summary.html; their pictures are on results/report.html"
+    return "\n".join([*lines, f"  All of it is in {where}."])
 
 
 def write_summary(outcomes: list[Outcome], rows: Mapping[str, dict], *, results: Path) -> None:

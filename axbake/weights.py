@@ -97,11 +97,25 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file one tensor at a time; the bytes are those of safetensors' own `save_file`.
 
-    That one wants all tensors at once. The largest types come first, so that all tensors are aligned.
+    That one wants all tensors at once.
 
     Args:
         tensors: name -> type in safetensors' name (F16, BF16, F32 …), shape.
         read: name -> the tensor's bytes.
+    """
+    header, order = header_of(tensors, metadata=metadata)
+    with path.open("wb") as file:
+        file.write(header)
+        for name in order:
+            file.write(read(name))
+
+
+def header_of(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], *, metadata: Mapping[str, str]
+) -> tuple[bytes, list[str]]:
+    """What a safetensors file of *tensors* begins with, and the order in which they follow.
+
+    The largest types come first, so that all tensors are aligned.
     """
     widths = {kind: BITS[kind] // 8 for kind, _ in tensors.values()}
     order = sorted(tensors, key=lambda name: (-widths[tensors[name][0]], tensors[name][0], name))
@@ -113,10 +127,7 @@ def write_tensors(
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(read(name))
+    return len(text).to_bytes(8, "little") + text, order
 
 
 def tensor_bytes(tensor: Any) -> memoryview:

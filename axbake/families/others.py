@@ -35,7 +35,7 @@ def _with(*parts: str, kind: str, sentence: str, shape: Callable[[tuple[int, ...
     return Mark(Other(kind, sentence), parts, shape)
 
 
-LORA = "It changes a checkpoint but is none; give the checkpoint that it was made for."
+LORA = "It changes a checkpoint but is none: it goes into the column loras, beside the checkpoint that it was made for."
 #: The first that fits counts, so the narrower stand before the wider.
 MARKS = (
     _with(

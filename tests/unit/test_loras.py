@@ -10,7 +10,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from lycoris.modules import FullModule, IA3Module, LoConModule, LohaModule, LokrModule, NormModule
 from peft import LoraConfig, get_peft_model_state_dict
 
-from axbake.loras.files import LoraError, components_of
+from axbake.loras.files import LoraError, lora_facts, read_lora
 from axbake.loras.fusing import Fusion
 from tests import loras, tiny
 from tests.unit.conftest import pipeline_of
@@ -69,7 +69,7 @@ def test_a_lora_of_every_layout_is_fused_as_diffusers_does(layout, networks, tmp
     same = loras.save(loras.kohya(pairs), tmp_path / "same.safetensors") if layout == "ldm" else path
     wanted = fused_by_diffusers(networks, same, 0.7)
 
-    assert components_of(path) == ["text_encoder", "unet"]
+    assert sorted(read_lora(path).modules) == ["text_encoder", "unet"]
     for component in COMPONENTS:
         changed = sum(name == component for name, _ in pairs)
         found = fused(networks, component, (path, 0.7))
@@ -98,7 +98,7 @@ def test_what_diffusers_and_peft_write_is_fused_as_they_do(options, networks, tm
     path = tmp_path / "pytorch_lora_weights.safetensors"
     wanted = fused_by_diffusers(networks, path, 1.0)["unet"]
 
-    assert components_of(path) == ["unet"]
+    assert list(read_lora(path).modules) == ["unet"]
     changed = sum(name.endswith((".to_q.weight", ".to_k.weight", "proj_in.weight", "conv1.weight")) for name in wanted)
     changed -= sum(".attn1.to_k." in name or ".attn2.to_q." in name for name in wanted if name.endswith(".weight"))
     assert_near(fused(networks, "unet", (path, 1.0)), wanted, plain_tensors(networks, "unet"), changed=changed)
@@ -196,7 +196,7 @@ def test_a_change_is_added_in_float32(stored, made, networks, tmp_path):
 def refused(networks: tiny.Networks, tensors: dict, tmp_path: Path, *, component: str = "unet") -> str:
     path = loras.save(tensors, tmp_path / "lora.safetensors", {"ss_base_model_version": "sd_v1"})
     with pytest.raises(LoraError) as raised:
-        components_of(path)
+        read_lora(path)
         fused(networks, component, (path, 1.0))
     return str(raised.value)
 
@@ -247,10 +247,10 @@ def test_what_is_no_lora_is_named(networks, tmp_path):
     path = tmp_path / "lora.safetensors"
     path.write_bytes(b"PK\x03\x04 a pickle")
     with pytest.raises(LoraError, match="a pickle or a folder"):
-        components_of(path)
+        read_lora(path)
     path.write_bytes(bytes(4) + b"\xff" * 60)
     with pytest.raises(LoraError, match="no whole safetensors file"):
-        components_of(path)
+        read_lora(path)
 
 
 def test_a_lora_that_makes_weights_too_large_is_refused(networks, tmp_path):
@@ -258,3 +258,27 @@ def test_a_lora_that_makes_weights_too_large_is_refused(networks, tmp_path):
 
     with pytest.raises(LoraError, match=r"makes mid_block.* too large"):
         fused(networks, "unet", (path, 1.0), dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "lcm"),
+    [
+        ("lcm-lora-sdv1-5/pytorch_lora_weights", {}, True),
+        ("LCM_LoRA_Weights_SD15", {}, True),
+        ("style", {"ss_output_name": "style-LCM"}, True),
+        ("calcmap", {"ss_output_name": "film"}, False),
+    ],
+)
+def test_what_the_workflow_has_to_know_of_a_lora_is_remembered(name, metadata, lcm, networks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = loras.pairs(networks, ("text_encoder",))
+    path = loras.save(loras.kohya(pairs), tmp_path / f"{name}.safetensors", metadata or None)
+    facts = lora_facts(path)
+
+    assert (facts.components, facts.lcm) == (["text_encoder"], lcm)
+    (note,) = (tmp_path / ".axbake" / "digests").iterdir()
+    made = note.stat().st_mtime_ns
+    assert lora_facts(path) == facts
+    assert note.stat().st_mtime_ns == made
+    loras.save(loras.kohya(loras.pairs(networks)), path)
+    assert lora_facts(path).components == ["text_encoder", "unet"]

@@ -25,6 +25,7 @@ rule refuse_row:
 
 onsuccess:
     summarise()
+    say_what_was_made()
 
 
 onerror:

@@ -11,11 +11,11 @@ STRENGTHS = {component: {"strengths": strengths_for(component)} for component in
 
 
 rule convert_checkpoint:
-    """Make one safetensors file of a pickle or a diffusers folder."""
+    """Make one safetensors file of a pickle, a diffusers folder, or a recipe of a merge."""
     input:
         settings=settings(
             "axbake.checkpoint.convert_checkpoint",
-            tools=["torch"],
+            tools=["torch", "sd-mecha"],
             sources={"source": brought_digest},
         ),
         source=brought,

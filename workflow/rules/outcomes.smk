@@ -6,6 +6,7 @@ import time
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from axbake.overview import write_overview
 from axbake.summary import Outcome, describe_failure, show_outcomes, write_summary
 
 STARTED = time.time()
@@ -80,8 +81,9 @@ def outcome(model, left):
 
 
 def summarise():
-    """Write the summary of a run of all rows, and say it."""
+    """Write the summary of a run of all rows and the page over all models, and say it."""
     if any(job.rule.name == "all" for job in workflow.dag.jobs):
         made = outcomes()
         write_summary(made, MODELS, results=Path("results"))
+        write_overview(Path("results"), Path("results/report.html"), table=list(MODELS))
         logger.info(show_outcomes(made))

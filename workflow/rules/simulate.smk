@@ -40,12 +40,12 @@ rule simulate:
 
 
 rule attribute_error:
-    """Draw with one compiled model at a time, the others float."""
+    """Draw with one compiled model at a time, the others float, and with float ones alone."""
     input:
         settings=settings(
             "axbake.attribution.attribute_error",
             data=["resources/clip"],
-            tools=["onnxruntime", "tokenizers", "numpy", "scikit-image"],
+            tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
             row=["prompt", "negative_prompt", "guidance_scale", "seed", "height", "width"],
         ),
         text_encoder="results/{model}/text_encoder.axmodel",
@@ -64,6 +64,7 @@ rule attribute_error:
         distance="results/{model}/simulation/distance.json",
     output:
         attribution="results/{model}/simulation/attribution.json",
+        float_image="results/{model}/simulation/float.png",
     log:
         "logs/{model}/attribution.log",
     benchmark:
