@@ -39,7 +39,7 @@ class NoRoom(FetchError):
     """The disk cannot take the file."""
 
 
-class Unreachable(FetchError):
+class SiteUnreachable(FetchError):
     """The site does not answer, or not in a way that lets the download end."""
 
 

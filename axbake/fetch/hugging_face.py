@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from axbake.fetch.errors import AccessRefused, BadSource, FetchError, Interrupted, NotThere, Unreachable
+from axbake.fetch.errors import AccessRefused, BadSource, FetchError, Interrupted, NotThere, SiteUnreachable
 from axbake.fetch.offers import Offer
 from axbake.fetch.sources import HubSource
 from axbake.fetch.tokens import HUB_HOWTO, checked
@@ -73,7 +73,7 @@ def _ask(web: Web, source: HubSource, endpoint: str, secret: str | None) -> Mode
         except HFValidationError:
             raise BadSource(f"{source.text}: {source.repository!r} is no name of a repository") from None
         except OfflineModeIsEnabled:
-            raise Unreachable(f"{source.text}: HF_HUB_OFFLINE is set in the environment") from None
+            raise SiteUnreachable(f"{source.text}: HF_HUB_OFFLINE is set in the environment") from None
         except HfHubHTTPError as error:
             failure = _meaning(source, error, asked=secret is not None)
             if isinstance(failure, FetchError):

@@ -13,7 +13,7 @@ import requests
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util import Retry
 
-from axbake.fetch.errors import AccessRefused, FetchError, Interrupted, NotAFile, NotThere, Unreachable
+from axbake.fetch.errors import AccessRefused, FetchError, Interrupted, NotAFile, NotThere, SiteUnreachable
 from axbake.fetch.tokens import Token, origin
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,13 @@ class Patience:
         """Wait, or give up.
 
         Raises:
-            Unreachable: too many failures in a row, or the site wants a longer pause.
+            SiteUnreachable: too many failures in a row, or the site wants a longer pause.
         """
         self.failures += 1
         wait = min(60.0, 2.0 ** (self.failures - 1)) if failure.wait is None else failure.wait
         if self.failures >= ATTEMPTS or wait > LONGEST_WAIT:
             why = f"{self.failures} times in a row" if wait <= LONGEST_WAIT else f"it asks for a pause of {wait:.0f} s"
-            raise Unreachable(
+            raise SiteUnreachable(
                 f"{self.what}: {failure}; {why}. Run again later; what has been downloaded is kept."
             ) from None
         logger.info("%s: %s; again in %.0f s", self.what, failure, wait)
@@ -103,7 +103,7 @@ class Web:
                 return answer
             answer.close()
             url = self._next_hop(url, answer.headers.get("Location", ""), where, howto)
-        raise Unreachable(f"{where}: more than {HOPS} redirects")
+        raise SiteUnreachable(f"{where}: more than {HOPS} redirects")
 
     def _get(self, url: str, headers: dict[str, str], where: str) -> requests.Response:
         try:
@@ -112,9 +112,9 @@ class Web:
                 url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False, auth=lambda request: request
             )
         except ValueError:  # InvalidURL and its like; requests also looks at where an answer redirects to
-            raise Unreachable(f"{where}: leads to an address that cannot be read") from None
+            raise SiteUnreachable(f"{where}: leads to an address that cannot be read") from None
         except requests.exceptions.SSLError:
-            raise Unreachable(f"{where}: the host's certificate is not trusted here") from None
+            raise SiteUnreachable(f"{where}: the host's certificate is not trusted here") from None
         except (requests.RequestException, HTTPError, OSError) as error:
             raise Interrupted(describe(error)) from None  # texts of these exceptions hold whole addresses
 
@@ -124,11 +124,11 @@ class Web:
             parts = urlsplit(target)
             _ = parts.port
         except ValueError:
-            raise Unreachable(f"{where}: leads to an address that cannot be read") from None
+            raise SiteUnreachable(f"{where}: leads to an address that cannot be read") from None
         if not location or parts.scheme not in ("http", "https"):
-            raise Unreachable(f"{where}: redirects to nowhere")
+            raise SiteUnreachable(f"{where}: redirects to nowhere")
         if urlsplit(url).scheme == "https" and parts.scheme == "http":
-            raise Unreachable(f"{where}: redirects to {shown(target)}, which is not encrypted")
+            raise SiteUnreachable(f"{where}: redirects to {shown(target)}, which is not encrypted")
         if parts.path.rstrip("/").endswith("/login"):
             raise AccessRefused(f"{where}: only for users who are logged in. {howto}.")
         return target
@@ -144,7 +144,9 @@ class Web:
                 )
             if answer.headers.get("Content-Encoding", "identity") not in ("", "identity") and not as_json:
                 answer.close()
-                raise Unreachable(f"{where}: sends {answer.headers['Content-Encoding']}, though identity was asked for")
+                raise SiteUnreachable(
+                    f"{where}: sends {answer.headers['Content-Encoding']}, though identity was asked for"
+                )
             return
         said = self._words(answer, token)
         if status in TRANSIENT:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from axbake.fetch.download import progress_line
-from axbake.fetch.errors import NoRoom, Unreachable
+from axbake.fetch.errors import NoRoom, SiteUnreachable
 from axbake.fetch.sources import parse_source
 from axbake.fetch.store import fetch
 from axbake.fetch.web import Web
@@ -62,7 +62,7 @@ def test_a_fetch_that_was_ended_at_any_percent_goes_on_there_in_the_next_run(pin
 def test_a_file_that_changed_between_two_runs_starts_anew(sites, get, left):
     sites.put("tiny.safetensors", weights(1))
     sites.fail(STORED, Fault(cut=1000), *[Fault(500)] * 5)
-    with pytest.raises(Unreachable):
+    with pytest.raises(SiteUnreachable):
         get(sites.url())
     assert [name for name in left() if name.endswith(".part")]
     new = sites.put("tiny.safetensors", weights(2))
@@ -127,14 +127,14 @@ def test_transient_failures_are_waited_out_for_as_long_as_the_site_asks(sites, g
 def test_a_site_that_stays_away_is_given_up(sites, get, naps):
     sites.put("tiny.safetensors", weights())
     sites.fail(STORED, *[Fault(503)] * 9)
-    with pytest.raises(Unreachable, match=r"tiny\.safetensors: HTTP 503; 6 times in a row\. Run again later"):
+    with pytest.raises(SiteUnreachable, match=r"tiny\.safetensors: HTTP 503; 6 times in a row\. Run again later"):
         get(sites.url())
     assert naps == [1, 2, 4, 8, 16]
     sites.faults.clear()
     sites.fail(STORED, Fault(429, {"Retry-After": "7200"}))
-    with pytest.raises(Unreachable, match="asks for a pause of 7200 s"):
+    with pytest.raises(SiteUnreachable, match="asks for a pause of 7200 s"):
         get(sites.url())
-    with pytest.raises(Unreachable, match="the host refuses the connection"):
+    with pytest.raises(SiteUnreachable, match="the host refuses the connection"):
         get("http://127.0.0.3:9/x.safetensors")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from axbake.fetch.errors import AccessRefused, NotThere, Unreachable
+from axbake.fetch.errors import AccessRefused, NotThere, SiteUnreachable
 from tests.services.model_sites import HUB_TOKEN, SIGNATURE, TOKEN, Fault, weights
 
 AIR = "urn:air:sd1:checkpoint:civitai:47274@102222"
@@ -111,7 +111,7 @@ def test_redirects_that_lead_nowhere_are_told_without_their_secrets(sites, get):
     ]:
         sites.faults.clear()
         sites.fail(STORED, *[Fault(302, {"Location": location})] * 60)
-        with pytest.raises(Unreachable, match=said) as caught:
+        with pytest.raises(SiteUnreachable, match=said) as caught:
             get(sites.url())
         assert TOKEN not in str(caught.value) and SIGNATURE not in str(caught.value)
         assert caught.value.__suppress_context__ or caught.value.__context__ is None  # nor in the traceback

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from axbake.fetch.errors import AccessRefused, FetchError, NotAFile, NotBakeable, NotThere, Unreachable, WrongDigest
+from axbake.fetch.errors import AccessRefused, FetchError, NotAFile, NotBakeable, NotThere, SiteUnreachable, WrongDigest
 from tests.services.model_sites import SIZE, Fault, weights
 
 AIR = "urn:air:sd1:checkpoint:civitai:47274@102222"
@@ -203,5 +203,5 @@ def test_hugging_faces_api_is_waited_for_and_its_refusals_are_told(sites, get, n
     with pytest.raises(NotThere):
         get("hf://someone/other/tiny.safetensors")
     sites.fail(path, *[Fault(500)] * 9)
-    with pytest.raises(Unreachable, match="HTTP 500; 6 times in a row"):
+    with pytest.raises(SiteUnreachable, match="HTTP 500; 6 times in a row"):
         get(HUB)
