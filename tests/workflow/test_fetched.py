@@ -61,16 +61,23 @@ def test_rows_of_one_digest_are_planned_without_the_network_and_fetched_once(fre
     assert json.loads((fresh.directory / OTHER).read_text())["source"] == mirror
     assert not secrets_in(fresh.directory) and not secrets_in(fresh.cache)
     assert TOKEN not in said and SIGNATURE not in said
-    assert "Nothing to be done" in fresh.bake(TINY, OTHER)
+    assert list(Cache(fresh.cache).entries("describe_checkpoint"))
 
-    # The links are outputs, which Snakemake removes before it makes them again; the download is none.
+
+def test_a_download_outlives_its_link_and_is_fetched_again_only_when_it_is_gone(fresh, checkpoint, sites):
+    """Links are outputs, which Snakemake removes before it makes them again; the download is none."""
+    digest = sites.publish(checkpoint.read_bytes())
+    fresh.write_rows(ROW | {"checkpoint": AIR, "sha256": digest})
+    fresh.bake(RECORD)
+    place = fresh.directory / "checkpoints" / "downloads" / f"{digest}.safetensors"
     sites.log.clear()
+
     fresh.bake(RECORD, "--forcerun", "fetch_checkpoint")
     assert not sites.log and place.is_file()
+    assert "Nothing to be done" in fresh.bake(RECORD)
     place.unlink()
     fresh.bake(RECORD, "results/tiny/fetched/checkpoint")
     assert len(sites.asked("storage")) == 1
-    assert list(Cache(fresh.cache).entries("describe_checkpoint"))
 
 
 def test_what_cannot_be_fetched_says_why_and_nothing_that_looks_finished_is_left(fresh, checkpoint, sites):
