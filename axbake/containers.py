@@ -65,10 +65,11 @@ class Container:
     def content(self, name: str) -> bytearray:
         """The bytes of tensor *name*, little endian."""
         stored = self.tensors[name]
+        content = bytearray(stored.end - stored.start)
         with stored.path.open("rb") as file:
             file.seek(stored.start)
-            content = bytearray(file.read(stored.end - stored.start))
-        if len(content) != stored.end - stored.start:
+            read = file.readinto(content)  # and not `read`, which would need the memory twice
+        if read != len(content):
             raise UnreadableCheckpoint(f"{stored.path}: ends inside the tensor {name}; it changed while it was read.")
         return content
 
