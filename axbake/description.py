@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from axbake.checkpoint import check_widths, sampling_of
@@ -40,6 +41,7 @@ def describe_checkpoint(
     sha256: str,
     vae_sha256: str,
     description: Path,
+    records: Sequence[Path] = (),
     prediction: str = "",
     sidecar: str = "",
 ) -> None:
@@ -50,6 +52,7 @@ def describe_checkpoint(
         sha256: of the file that the user brought.
         vae_sha256: the same of an autoencoder of its own; empty: it is the checkpoint's.
         description: JSON to write.
+        records: what `axbake.fetch` says of a fetched file; none of one that the user brought.
         prediction, sidecar: as `import_checkpoint` has them.
 
     Raises:
@@ -57,7 +60,9 @@ def describe_checkpoint(
     """
     container = open_checkpoint(checkpoint)
     own = open_container(vae) if vae_sha256 else None
-    content = {"sha256": sha256, "autov2": sha256[:10], "vae_sha256": vae_sha256 or None}
+    fetched = json.loads(records[0].read_text(encoding="utf-8")) if records else None
+    sha256 = fetched["sha256"] if fetched else sha256
+    content = {"sha256": sha256, "autov2": sha256[:10], "vae_sha256": vae_sha256 or None, "fetched": fetched}
     content |= summary(container, vae=own, prediction=prediction, sidecar=sidecar)
     description.write_text(json.dumps(content, indent=1) + "\n")
 

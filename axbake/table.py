@@ -14,6 +14,8 @@ import yaml
 from axbake.containers import files_of
 from axbake.digest import file_sha256, files_sha256
 from axbake.errors import AxbakeError
+from axbake.fetch.errors import BadSource
+from axbake.fetch.sources import parse_source
 from axbake.loras.rows import Lora, lora_faults, row_loras
 
 MOST_COLUMNS = 64  # of a table
@@ -228,6 +230,10 @@ def _row_faults(line: int, row: dict, rules: dict) -> Iterator[str]:
         for text in _explain(error):
             column = f", column {error.absolute_path[0]}" if error.absolute_path else ", column"
             yield f"{place}{column}{':' if error.absolute_path else ''} {text}"
+    try:
+        parse_source(row.get("checkpoint", ""))
+    except BadSource as error:
+        yield f"{place}, column checkpoint: {error}"
     if row.get("calibration_prompts"):
         try:
             read_prompts(Path(row["calibration_prompts"]))

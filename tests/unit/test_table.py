@@ -139,6 +139,8 @@ def test_good_names_are_taken(name):
         ("model", "a b", "'a b' has not the form"),
         ("model", "a/b", "'a/b' has not the form"),
         ("checkpoint", "", "checkpoint: missing"),
+        ("checkpoint", "ftp://example.org/x.safetensors", "ftp:// is unknown"),
+        ("checkpoint", "https://example.org/x?token=abc", "token is a secret"),
         ("height", "500", "500 is not a multiple of 8; take 496 or 504"),
         ("height", "", "height: missing"),
         ("height", "56", "56 is less than the minimum of 64"),

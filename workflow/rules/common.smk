@@ -10,6 +10,7 @@ from axbake.build_config import read_builds
 from axbake.containers import files_of, needs_conversion
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, VAE
+from axbake.fetch.sources import check_pin, parse_source
 from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
 from axbake.prediction import read_sidecar
@@ -77,31 +78,60 @@ def source_of(row, component):
 
 
 def file_of(row, column):
-    """The user's file if it is safetensors, which is the one that the table means; or else one made of it."""
+    """The user's file, or the fetched one, if it is safetensors and the one that the table means; or else one made of it."""
     source_digest(row, column)
-    return row[column] if not converted(row, column) else f"results/{row['model']}/{column}.safetensors"
+    if converted(row, column):
+        return f"results/{row['model']}/{column}.safetensors"
+    return fetched(row, column) or row[column]
 
 
 def brought(wildcards):
-    """Files of a model's checkpoint, or of its VAE, as the user has them."""
+    """Files of a model's checkpoint, or of its VAE, as the user has them, or as they are fetched."""
     row, column = row_of(wildcards), wildcards.column
     source_digest(row, column)
-    return [str(path) for path in told(files_of, Path(row[column]))]
+    arrived = fetched(row, column)
+    return [arrived] if arrived else [str(path) for path in told(files_of, Path(row[column]))]
+
+
+def remote(row, column="checkpoint"):
+    """Where a checkpoint is fetched from; None if the user brings the file."""
+    return parse_source(row["checkpoint"]) if column == "checkpoint" else None
+
+
+def fetched(row, column="checkpoint"):
+    """Where a checkpoint is fetched to; None if the user brings it."""
+    return f"results/{row['model']}/fetched/checkpoint" if remote(row, column) else None
+
+
+def fetch_record(wildcards):
+    """Where a model's checkpoint is from, in a list; an empty one if the user brings it."""
+    return [f"results/{wildcards.model}/fetched/source.json"] if fetched(row_of(wildcards)) else []
 
 
 def converted(row, column="checkpoint"):
-    return told(needs_conversion, Path(row[column]))
+    source = remote(row, column)
+    return source.pickled if source else told(needs_conversion, Path(row[column]))
 
 
 SOURCE_DIGESTS = {}  # (model, column) -> SHA-256; looked up once a run
 
 
 def source_digest(row, column="checkpoint"):
-    """SHA-256 of what the user brought."""
+    """SHA-256 of what the user brought; of what is fetched, what the table wants: digest, beginning, or nothing."""
     place = row["model"], column
     if place not in SOURCE_DIGESTS:
-        SOURCE_DIGESTS[place] = told({"checkpoint": checkpoint_sha256, "vae": vae_sha256}[column], row)
+        known = wanted_digest if remote(row, column) else {"checkpoint": checkpoint_sha256, "vae": vae_sha256}[column]
+        SOURCE_DIGESTS[place] = told(known, row)
     return SOURCE_DIGESTS[place]
+
+
+def wanted_digest(row):
+    return check_pin(row, allow_unpinned=config["fetch"]["allow_unpinned"])
+
+
+def brought_digest(row, column):
+    """SHA-256 of what the user brought; None where its content, made by a job, counts itself."""
+    return None if remote(row, column) else source_digest(row, column)
 
 
 def digest_for(component):
@@ -109,7 +139,7 @@ def digest_for(component):
 
     def digest(row):
         column = source_of(row, component)
-        return None if converted(row, column) else source_digest(row, column)
+        return None if converted(row, column) else brought_digest(row, column)
 
     return digest
 
@@ -121,7 +151,7 @@ def own_vae_digest(row):
 
 def sidecar(row):
     """What the YAML beside a checkpoint says of its UNet's prediction."""
-    return told(read_sidecar, Path(row["checkpoint"]))
+    return "" if fetched(row) else told(read_sidecar, Path(row["checkpoint"]))
 
 
 def embeddings(wildcards):

@@ -16,7 +16,7 @@ rule convert_checkpoint:
         settings=settings(
             "axbake.checkpoint.convert_checkpoint",
             tools=["torch", "sd-mecha"],
-            sources={column: {"source": partial(source_digest, column=column)} for column in ("checkpoint", "vae")},
+            sources={column: {"source": partial(brought_digest, column=column)} for column in ("checkpoint", "vae")},
         ),
         source=brought,
     output:
@@ -144,6 +144,7 @@ rule describe_checkpoint:
         ),
         checkpoint=checkpoint,
         vae=vae,
+        records=fetch_record,
     output:
         description="results/{model}/checkpoint.json",
     log:
