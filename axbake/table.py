@@ -36,6 +36,10 @@ class MissingCheckpoint(AxbakeError):
     """A model's checkpoint is not where the table says."""
 
 
+class MissingVae(AxbakeError):
+    """A model's autoencoder is not where the table says."""
+
+
 class MissingEmbedding(AxbakeError):
     """A textual-inversion embedding is not where the table says."""
 
@@ -285,6 +289,21 @@ def checkpoint_sha256(row: dict) -> str:
             " Download it again, or correct the column sha256 if this is the file you mean."
         )
     return found
+
+
+def vae_sha256(row: dict) -> str:
+    """SHA-256 of the file in a row's column `vae`; of a folder, as `checkpoint_sha256` has it.
+
+    Raises:
+        UnreadableCheckpoint: of no form that axbake reads, or a folder with parts missing.
+        MissingVae: not there.
+    """
+    path = Path(row["vae"])
+    if not path.exists():
+        raise MissingVae(
+            f"{row['model']}: {path} is not there. Put the VAE there, or correct the column vae; empty is that of the checkpoint."
+        )
+    return files_sha256(files_of(path))
 
 
 def embeddings_sha256(row: dict) -> list[str]:

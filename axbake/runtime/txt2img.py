@@ -65,7 +65,7 @@ def draw(
     """
     shape = _latent_shape(unet, vae_decoder, height=height, width=width)
     chunks = chunks_of(unet)
-    prompts = [prompt, negative_prompt] if guidance_scale > 1 else [prompt]
+    prompts = [prompt, negative_prompt] if schedule.is_guided(guidance_scale) else [prompt]
     models = {"text_encoder": text_encoder, "unet": unet, "vae_decoder": vae_decoder}
     runs_before = {name: len(model.seconds) for name, model in models.items()}
     prompt_embeds, *negative_embeds = [

@@ -220,6 +220,14 @@ UNET_NAME = f"lora_unet_{MATRIX.replace('.', '_')}"
         ({f"{UNET_NAME}.oft_blocks": torch.ones(2, 4, 4)}, "oft_blocks"),
         ({f"{UNET_NAME}.lora_down.weight": torch.ones(4, 64)}, "together they are neither LoRA, LoHa"),
         ({f"{UNET_NAME}.diff": torch.ones(64, 63)}, "no change of mid_block"),
+        (
+            {f"{UNET_NAME}.lora_down.weight": torch.ones(0, 64), f"{UNET_NAME}.lora_up.weight": torch.ones(64, 0)},
+            "zero",
+        ),
+        (
+            {f"{UNET_NAME}.{role}": torch.ones(4, 4) for role in ("lokr_w1", "lokr_w2", "lokr_t2")},
+            "together they are neither LoRA, LoHa",
+        ),
         ({f"{UNET_NAME}.diff_b": torch.ones(64)}, f"the network has no {MATRIX}.bias"),
         (
             {f"{UNET_NAME}.lokr_w1": torch.ones(8, 8), f"{UNET_NAME}.lokr_w2": torch.ones(8, 4)},

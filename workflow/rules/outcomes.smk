@@ -12,6 +12,7 @@ from axbake.summary import Outcome, describe_failure, show_outcomes, write_summa
 # Functions of a row that end the run while the workflow is read, by what they look at: the first fault of each is told.
 SOURCES = [
     [source_digest, converted, sidecar],
+    [own_vae_digest, lambda row: row["vae"] and converted(row, "vae")],
     [embeddings_digest],
     [functools.partial(loras_of, component=component) for component in COMPONENTS] + [advise],
 ]
