@@ -91,6 +91,7 @@ SOURCES = {
     "no checkpoint": ({"checkpoint": "checkpoints/nowhere.ckpt"}, "MissingCheckpoint: other"),
     "another checkpoint": ({"sha256": "0123456789"}, "WrongChecksum: other"),
     "a folder that is no model": ({"checkpoint": "config"}, "UnreadableCheckpoint: config: a folder"),
+    "no VAE": ({"vae": "vae/nowhere.safetensors"}, "vae/nowhere.safetensors"),
     "no embedding": ({"embeddings": "embeddings/nowhere.pt"}, "MissingEmbedding: other"),
     "no LoRA": ({"loras": "loras/nowhere.safetensors"}, "MissingLora: other"),
     "a LoRA that is none": ({"loras": "config/notes.safetensors"}, "LoraError: config/notes.safetensors"),
