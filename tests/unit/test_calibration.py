@@ -30,7 +30,7 @@ from axbake.npz import npz_bytes
 from axbake.observation import observe_unet, read_observed
 from axbake.prompts import CLIP
 from axbake.runtime.noise import TorchNoise
-from axbake.runtime.sampler import load_schedule, sample
+from axbake.runtime.sampler import initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
 from axbake.trajectories import _denoising, record_trajectories
 from axbake.unet_samples import load_unet_samples
@@ -184,16 +184,17 @@ def fed_to_the_unet(model, directory):
     arrays, schedule = np.load(directory / "trajectories.npz"), load_schedule(directory / "schedule.npz")
     denoise = _denoising(load(model.weights["unet"]))
 
-    def watched(latent, row, texts):
-        fed.update((latent.tobytes(), row.tobytes(), text.tobytes()) for text in texts)
-        return denoise(latent, row, texts)
+    def watched(latent, time, texts):
+        fed.update((latent.tobytes(), time.row.tobytes(), text.tobytes()) for text in texts)
+        return denoise(latent, time, texts)
 
     for number in range(len(PROMPTS)):
+        noise = TorchNoise(SEED + number)
         sample(
             watched,
             schedule,
-            TorchNoise(SEED + number),
-            shape=(1, 4, HEIGHT // 8, WIDTH // 8),
+            noise,
+            initial_latent(schedule, noise, (1, 4, HEIGHT // 8, WIDTH // 8)),
             prompt_embeds=arrays["prompt_embeds"][number],
             negative_embeds=arrays["negative_embeds"],
             guidance_scale=GUIDANCE,
