@@ -173,7 +173,8 @@ class Quantising:
 def variants(results: Path, draws: int) -> dict[str, Choices]:
     """Rows of `unet.ranges.npz` by the name of the choice."""
     observed = read_observed(results / "calibration" / "unet.ranges.npz")
-    recorded = load_unet_samples(results / "calibration" / "trajectories.npz", results / "schedule.npz")
+    archive = results / "calibration" / "trajectories.npz"
+    recorded = load_unet_samples(archive, results / "schedule.npz", observed.inputs)
     drawn = [which for which in observed.samples if which[2] != EMPTY]
     prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
     spread = stratified(32, prompts=len(prompts), steps=len(steps), branches=len(branches))

@@ -317,7 +317,7 @@ def test_coverage_covers_more_than_the_others(recorded, tmp_path):
 def test_ranges_are_those_of_the_samples_that_they_name(model, recorded, graph_of):
     """The inputs' own, which need no network to know, and the output's, by ONNX Runtime without the observer."""
     observed = read_observed(recorded / "ranges.npz")
-    samples = load_unet_samples(recorded / "trajectories.npz", recorded / "schedule.npz")
+    samples = load_unet_samples(recorded / "trajectories.npz", recorded / "schedule.npz", [])
     network = open_model(graph_of("unet"))
 
     assert len(observed.samples) == 28

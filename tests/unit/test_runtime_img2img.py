@@ -1,4 +1,4 @@
-"""Drawing over a picture gives what `StableDiffusionImg2ImgPipeline` gives, with the same tiny models as ONNX graphs."""
+"""Drawing over a picture gives what `StableDiffusionImg2ImgPipeline` gives, with the same tiny networks."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from axbake.distance import psnr
-from axbake.families import COMPONENTS
 from axbake.runtime.errors import BundleError
 from axbake.runtime.img2img import read_picture, redraw
 from axbake.runtime.sampler import load_schedule
-from axbake.runtime.session import open_model
+from axbake.runtime.session import Session
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import Models
 from axbake.schedule import SCHEDULERS, build_scheduler
+from tests import tiny
 from tests.unit.conftest import CLIP
 
 STEPS = 5
@@ -22,9 +22,33 @@ PROMPT, NEGATIVE, SEED, GUIDANCE = "a rocket", "blurry", 3, 5
 MIN_PSNR = 60  # dB, of latents
 
 
+def session(name, inputs, compute):
+    """The torch function *compute* as a loaded model."""
+
+    def run(feed):
+        with torch.inference_mode():
+            return [compute(*(torch.from_numpy(feed[name]) for name in inputs)).numpy()]
+
+    output = {"vae_decoder": (1, 3, 64, 64)}.get(name, ())
+    tensors = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in inputs.items()}
+    return Session(name, tensors, {"output": (output, np.dtype(np.float32))}, run)
+
+
 @pytest.fixture(scope="module")
-def models(graph_of):
-    return Models(**{component: open_model(graph_of(component), threads=1) for component in COMPONENTS})
+def models(model):
+    unet, text_encoder = model.networks.unet, model.networks.text_encoder
+    latent, context = ((1, 4, 8, 8), "float32"), ((1, 77, tiny.WIDTH), "float32")
+    encode, decode = (model.networks.component(name) for name in ("vae_encoder", "vae_decoder"))
+    return Models(
+        session("text_encoder", {"ids": ((1, 77), "int64")}, lambda ids: text_encoder(ids).last_hidden_state),
+        session(
+            "unet",
+            {"sample": latent, "t": ((1,), "int32"), "encoder_hidden_states": context},
+            lambda *inputs: unet(*inputs).sample,
+        ),
+        session("vae_decoder", {"x": latent}, decode),
+        session("vae_encoder", {"picture": ((1, 3, 64, 64), "float32")}, encode),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
 SIZE = {component: [] if component == "text_encoder" else ["height", "width"] for component in COMPONENTS}
 SIZE["unet"] = [*SIZE["unet"], "prompt_chunks"]
+# What a graph is exported with, besides: the names of its inputs. Programs differ in the UNet's and the VAE decoder's.
+GRAPH = SIZE | {component: [*SIZE[component], "program"] for component in ("unet", "vae_decoder")}
 DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed", "clip_skip"]
 
 try:
