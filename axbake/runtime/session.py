@@ -79,7 +79,7 @@ class Session:
         start = time.perf_counter()
         outputs = self._compute(feed)
         self.seconds.append(time.perf_counter() - start)
-        return dict(zip(self.outputs, outputs))  # noqa: B905 - `strict` is Python 3.10
+        return dict(zip(self.outputs, outputs))
 
 
 def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0) -> Session:
