@@ -5,6 +5,7 @@ What is strict, and what is odd, is taken from github AXERA-TECH/pyaxengine: `ax
 """
 
 import math
+import os
 
 import numpy as np
 import onnxruntime
@@ -34,7 +35,7 @@ class InferenceSession:
         if device >= 1:
             raise RuntimeError(f"Device index {device} is out of range, total 1 device.")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # small models are done sooner so
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 1))
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._session = onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
 
