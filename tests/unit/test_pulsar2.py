@@ -138,6 +138,16 @@ def test_the_compilers_progress_is_told_with_its_total(pulsar2, tmp_path, caplog
     assert "calibrating: 4 of 4" in caplog.messages
 
 
+def test_a_unet_that_takes_the_timestep_is_compiled_for_whole_ones(tmp_path):
+    how = {"precision": "U16", "target_hardware": "AX650", "npu_mode": "NPU3", "config": tmp_path / "config.json"}
+    found = {}
+    for program in ("axera", "euler"):
+        configure_build(component="unet", program=program, **how)
+        found[program] = json.loads((tmp_path / "config.json").read_text()).get("input_processors")
+
+    assert found == {"axera": None, "euler": [{"tensor_name": "t", "src_dtype": "S32"}]}
+
+
 def test_the_compiler_is_given_the_graph_and_the_config(pulsar2, tmp_path):
     pulsar2(
         build='test -f "$input" && test -f "$input.data" && test -f unet.tar && test -f "$config" || exit 9; exit 3'
