@@ -44,9 +44,20 @@ def write_bundle(
     schedule: Path,
     embeddings: Path,
     layout: str,
+    program: str,
     source: str,
+    model: str,
+    prompt: str,
+    negative_prompt: str,
+    height: int,
+    width: int,
+    scheduler: str,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    prompt_chunks: int,
+    clip_skip: int,
     manifest: Path,
-    **settings: Any,
 ) -> None:
     """Lay out a model for the program of *layout*, in the directory that *manifest* is in; the manifest comes there last.
 
@@ -59,15 +70,31 @@ def write_bundle(
         unet_weights: `weights/unet.safetensors`, for schedules of other numbers of steps.
         embeddings: `embeddings.json`.
         layout: of `LAYOUTS`.
+        program: whose tensor names the models have (`axbake.interface`).
         source: where the checkpoint was had; may be empty.
         manifest: JSON to write, in a private directory below the bundle's own.
-        settings: the row's: how the reference is drawn, and for which program the models were exported.
+        …: how the reference is drawn, and the bundle's programs draw where they are not told otherwise.
 
     Raises:
         LayoutError: the row does not meet the layout's demands.
     """
-    plan, described, settings = LAYOUTS[layout], _read_json(checkpoint), dict(settings)
-    settings |= {name: described[name] for name in ("prediction_type", "scaling_factor")}
+    plan, described = LAYOUTS[layout], _read_json(checkpoint)
+    settings = {
+        "model": model,
+        "height": height,
+        "width": width,
+        "scheduler": scheduler,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "prompt_chunks": prompt_chunks,
+        "clip_skip": clip_skip,
+        "program": program,
+        "prediction_type": described["prediction_type"],
+        "scaling_factor": described["scaling_factor"],
+    }
     plan.check(layout, settings)
     models = {"text_encoder": text_encoder, "unet": unet, "vae_encoder": vae_encoder, "vae_decoder": vae_decoder}
     names = list(_read_json(embeddings))
