@@ -19,6 +19,7 @@ from axbake.model_card import licence_notes, model_card, requirements
 from axbake.pulsar2 import link_or_copy
 from axbake.runtime.bundle import FORMAT
 from axbake.runtime.sampler import load_schedule
+from axbake.weights import read_sampling
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
@@ -93,6 +94,7 @@ def write_bundle(
         "clip_skip": clip_skip,
         "program": program,
         "prediction_type": described["prediction_type"],
+        "zero_terminal_snr": described["zero_terminal_snr"],
         "scaling_factor": described["scaling_factor"],
     }
     plan.check(layout, settings)
@@ -166,12 +168,18 @@ def _own_files(*, emulated: bool) -> dict[str, bytes]:
 
 
 def _write_schedules(directory: Path, unet_weights: Path, settings: dict[str, Any]) -> None:
-    from axbake.schedule import derive_schedule  # it imports torch, which the other layouts do without
+    """The row's scheduler for `MORE_STEPS`, as far as scheduler and UNet can do so many."""
+    from axbake.schedule import ScheduleError, derive_schedule  # it imports torch, which the other layouts do without
 
     directory.mkdir()
+    if read_sampling(unet_weights).steps is not None:
+        return
     for steps in sorted({*MORE_STEPS} - {settings["steps"]}):
         path = directory / f"{settings['scheduler']}-{steps}.npz"
-        derive_schedule(scheduler=settings["scheduler"], steps=steps, unet=unet_weights, schedule=path)
+        try:
+            derive_schedule(scheduler=settings["scheduler"], steps=steps, unet=unet_weights, schedule=path)
+        except ScheduleError as error:
+            logger.info("no schedule of %d steps: %s", steps, error)
 
 
 def _place(source: Path, target: Path, *, copy: bool = False) -> None:

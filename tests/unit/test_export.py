@@ -17,7 +17,6 @@ from axbake.export import ExportError, export_onnx
 from axbake.families import COMPONENTS
 from axbake.interface import PROGRAMS, TIME_INPUT, interface
 from axbake.weights import read_description
-from tests import tiny
 from tests.unit.conftest import tensors_of
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +47,10 @@ def seeded_run(networks, component, height, width):
         latent = torch.randn((1, 4, height // 8, width // 8), generator=generator)
         if component == "vae_decoder":
             return [latent], network(latent)
-        context, time = torch.randn((1, 77, tiny.WIDTH), generator=generator), torch.tensor([741])
+        context, time = (
+            torch.randn((1, 77, network.config.cross_attention_dim), generator=generator),
+            torch.tensor([741]),
+        )
         row = torch.nn.functional.silu(network.time_embedding(network.time_proj(time)))
         return [latent, context, row], network(latent, time, context).sample
 

@@ -4,11 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from axbake.emulator.config import build_config, merged, read_config
 from axbake.families import COMPONENTS
 from axbake.pulsar2 import CompileError, WrongToolchain, check_toolchain, compile_model, configure_build
+from tests.unit.test_preflight import SOUND, archive_of, saved
 
 PRECISIONS = ["U8", "U16", "S16"]
 # A file that begins as Pulsar2's does: ModelProto's fields 1, IR version 8, and 2, the producer's name.
@@ -104,8 +106,9 @@ def build(directory, version="4.2"):
     axmodel.parent.mkdir(exist_ok=True)
     inputs = {"graph": "unet.onnx", "tensors": "unet.onnx.data", "archive": "unet.tar"}
     paths = {name: directory / file for name, file in inputs.items()}
-    for path in paths.values():
-        path.touch()
+    saved(directory, SOUND, "unet")
+    archive_of(paths["archive"], sample={"x": np.ones((1, 4, 8, 8), np.float32)})
+    paths["tensors"].touch()
     how = {"toolchain": "native", "compiler": {"pulsar2": version}}
     compile_model(**paths, config=configured(directory, "unet"), **how, axmodel=axmodel, record=record)
     return axmodel, record

@@ -23,7 +23,7 @@ from axbake.schedule import (
     scheduler_arrays,
     time_embedding,
 )
-from axbake.weights import Description
+from axbake.weights import Description, Sampling
 
 SHAPE = (1, 4, 8, 8)
 STEPS = [1, 2, 4, 10, 20, 30, 50]
@@ -48,7 +48,7 @@ def unet():
 @pytest.fixture
 def weights(unet, tmp_path):
     path = tmp_path / "unet.safetensors"
-    description = Description("unet", "sd1", {}).as_metadata()
+    description = Description("unet", "sd1", {}, Sampling()).as_metadata()
     save_file({name: tensor.clone() for name, tensor in unet.state_dict().items()}, path, metadata=description)
     return path
 
@@ -91,8 +91,8 @@ def our_latents(schedule, model):
     return drawn.latents
 
 
-def schedule_of(name, steps, **options):
-    arrays = scheduler_arrays(name, steps, **options)
+def schedule_of(name, steps, *options):
+    arrays = scheduler_arrays(name, steps, *options)
     return Schedule(**{**arrays, "scheduler": name}, time_embedding=arrays["timesteps"][:, None])
 
 
@@ -100,14 +100,35 @@ def relative_error(ours, theirs):
     return max(np.abs(a - b).max() / b.std() for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling("epsilon"), Sampling("v_prediction")], ids=lambda sampling: sampling.prediction_type
+)
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_coefficients_do_what_the_scheduler_does(name, steps, prediction_type):
-    ours = our_latents(schedule_of(name, steps, prediction_type=prediction_type), curved)
-    theirs = diffusers_latents(build_scheduler(name, prediction_type=prediction_type), steps, curved)
+def test_the_coefficients_do_what_the_scheduler_does(name, steps, sampling):
+    ours = our_latents(schedule_of(name, steps, sampling), curved)
+    theirs = diffusers_latents(build_scheduler(name, sampling), steps, curved)
 
     assert relative_error(ours, theirs) < MAX_ERROR
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_that_ends_in_pure_noise_does_what_the_scheduler_does(name, steps):
+    sampling = Sampling("v_prediction", zero_terminal_snr=True)
+    schedule = schedule_of(name, steps, sampling)
+    ours, theirs = our_latents(schedule, curved), diffusers_latents(build_scheduler(name, sampling), steps, curved)
+
+    # Euler's latents begin at 4096, where float32 is off by 2e-4, and diffusers sums in it.
+    assert schedule.timesteps[0] == 999
+    assert relative_error(ours, theirs) < (5e-3 if name == "euler" else MAX_ERROR)
+
+
+def test_steps_that_diffusers_cannot_count_in_pure_noise_are_an_error():
+    with pytest.raises(
+        ScheduleError, match="dpmpp_2m_karras cannot do 50 steps with a schedule that ends in pure noise"
+    ):
+        scheduler_arrays("dpmpp_2m_karras", 50, Sampling("v_prediction", zero_terminal_snr=True))
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -220,7 +241,7 @@ def test_an_unknown_scheduler_is_an_error_that_lists_the_known_ones():
 
 def test_an_unknown_prediction_type_is_an_error():
     with pytest.raises(ScheduleError, match="'flow' is unknown; known: epsilon, v_prediction"):
-        build_scheduler("euler", prediction_type="flow")
+        build_scheduler("euler", Sampling("flow"))
 
 
 @pytest.mark.parametrize(("name", "steps"), [("lcm", 51), ("lcm", 1001), ("euler", 0), ("ddim", 1001)])
