@@ -6,12 +6,13 @@ rule configure_build:
     """Write Pulsar2's config of one component."""
     input:
         settings=settings(
-            "axbake.pulsar2.configure_build",
+            "axbake.build_config.configure_build",
             row={component: ["component"] + ["program"] * (component == "unet") for component in COMPONENTS},
             entries={
                 "precision": "precision/{component}",
                 "target_hardware": "target_hardware",
                 "npu_mode": "npu_mode",
+                "fields": "pulsar2/{component}",
             },
         ),
     output:
@@ -31,8 +32,8 @@ rule compile_model:
     input:
         settings=settings(
             "axbake.pulsar2.compile_model",
-            entries={"toolchain": "toolchain"},
             more={"compiler": compiler},
+            means={"launch": launch},
             gates=["parity"],
             own_code=False,  # a better message of axbake's must not cost 68 minutes; `compiler` is what decides
         ),
