@@ -13,6 +13,7 @@ import onnx
 
 from axbake.emulator.config import ConfigError, read_config
 from axbake.emulator.fields import MESSAGES, ROOT, combination_problems, problems
+from axbake.interface import TIMESTEP_INPUT
 
 logger = logging.getLogger(__name__)
 BASE = "base"  # the one entry of config.yaml's pulsar2/{component} that is no field of Pulsar2's: path of the user's own file
@@ -43,6 +44,9 @@ INPUT_PROCESSORS = {
         }
     ],
 }
+
+# A timestep is whole, and Pulsar2 takes inputs for floats where it is not told. Mojo24x7/SD1.5_AXM1-AX8850_Euler gives int32.
+TIMESTEP_PROCESSORS = [{"tensor_name": TIMESTEP_INPUT, "src_dtype": "S32"}]
 
 # Fields that axbake sets itself, and where config.yaml says what it sets them to.
 OWN = {
@@ -117,24 +121,31 @@ def configure_build(
     npu_mode: str,
     config: Path,
     fields: dict[str, Any] | None = None,
+    program: str = "axera",
 ) -> None:
     """Write Pulsar2's config of *component*.
 
     Args:
         precision: of activations: U8, U16 or S16; weights are S8.
         fields: the user's own, as `read_own_fields` gives them.
+        program: whose inputs the graph has (`axbake.interface`); asked of the UNet alone.
 
     The archive is named without a folder, since `compile_model` runs Pulsar2 in one that holds all it needs; so the same build
     for another model has the same config. All members of the archive are used, unless *fields* say how many.
     """
-    content = _build(component, precision, target_hardware, npu_mode, fields or {})
+    content = _build(component, precision, target_hardware, npu_mode, fields or {}, program)
     for doubt in doubts(content):
         logger.warning("%s: %s", component, doubt)
     config.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _build(
-    component: str, precision: str, target_hardware: str, npu_mode: str, fields: Mapping[str, Any]
+    component: str,
+    precision: str,
+    target_hardware: str,
+    npu_mode: str,
+    fields: Mapping[str, Any],
+    program: str = "axera",
 ) -> dict[str, Any]:
     """The whole config of *component*."""
     calibration = {**CALIBRATION_FORMATS[component], "calibration_dataset": f"{component}.tar", "calibration_size": -1}
@@ -147,6 +158,8 @@ def _build(
     }
     if component in INPUT_PROCESSORS:
         ours["input_processors"] = INPUT_PROCESSORS[component]
+    if component == "unet" and program == "euler":
+        ours["input_processors"] = TIMESTEP_PROCESSORS
     whole = _laid_over(ours, fields)
     layers = whole["quant"].get("layer_configs", [])
     everything = {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": precision}

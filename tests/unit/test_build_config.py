@@ -216,3 +216,12 @@ def test_the_emulators_table_of_fields_and_the_doubles_are_one():
 def test_the_page_lists_all_fields():
     assert page(PAGE.read_text()) == PAGE.read_text(), "run `make docs`"
     assert "| `quant/layer_configs[]/op_types[]` |" in PAGE.read_text()
+
+
+def test_a_unet_that_takes_the_timestep_is_compiled_for_whole_ones(tmp_path):
+    found = {}
+    for program in ("axera", "euler"):
+        configure_build(component="unet", precision="U16", **CHIP, program=program, config=tmp_path / "config.json")
+        found[program] = json.loads((tmp_path / "config.json").read_text()).get("input_processors")
+
+    assert found == {"axera": None, "euler": [{"tensor_name": "t", "src_dtype": "S32"}]}

@@ -16,7 +16,7 @@ from axbake.checkpoint import import_checkpoint
 from axbake.distance import psnr
 from axbake.export import ExportError, export_onnx
 from axbake.families import COMPONENTS
-from axbake.interface import TIME_INPUT, interface
+from axbake.interface import PROGRAMS, TIME_INPUT, interface
 from axbake.weights import read_description
 from tests import tiny
 from tests.unit.conftest import tensors_of
@@ -111,6 +111,19 @@ def test_the_names_are_those_of_published_programs(graph_of):
         "vae_encoder": ["image_sample"],
         "vae_decoder": ["x"],
     }
+
+
+def test_programs_differ_in_the_unets_and_the_vae_decoders_inputs(model):
+    def inputs(component, program):
+        config = read_description(model.weights[component]).config
+        return list(interface(component, config, height=64, width=64, program=program).inputs)
+
+    assert {program: inputs("unet", program) for program in PROGRAMS} == {
+        "axera": ["sample", "encoder_hidden_states", TIME_INPUT],
+        "m5stack": ["sample", "encoder_hidden_states", TIME_INPUT],
+        "euler": ["sample", "t", "encoder_hidden_states"],  # in this order: its program takes the first with a t in it
+    }
+    assert [inputs("vae_decoder", program) for program in PROGRAMS] == [["x"], ["latent"], ["x"]]
 
 
 @everywhere

@@ -1,6 +1,7 @@
 """A schedule's coefficients do what diffusers' own scheduler does, with any model."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from axbake import schedule as schedules
 from axbake.npz import npz_bytes
+from axbake.runtime.errors import BundleError
 from axbake.runtime.noise import TorchNoise
-from axbake.runtime.sampler import Schedule, load_schedule, sample
+from axbake.runtime.sampler import Schedule, initial_latent, load_schedule, sample
 from axbake.schedule import (
     SCHEDULERS,
     ScheduleError,
@@ -81,17 +83,18 @@ def diffusers_latents(scheduler, steps, model):
 
 
 def our_latents(schedule, model):
-    """The same by the schedule; *schedule* holds the timestep itself in place of its embedding."""
-    _, latents = sample(
-        lambda latent, row, _: model(torch.from_numpy(latent), torch.from_numpy(row)[0, 0]).numpy(),
+    """The same by the schedule."""
+    noise = TorchNoise(5)
+    drawn = sample(
+        lambda latent, time, _: model(torch.from_numpy(latent), torch.tensor(time.timestep)).numpy(),
         schedule,
-        TorchNoise(5),
-        shape=SHAPE,
+        noise,
+        initial_latent(schedule, noise, SHAPE),
         prompt_embeds=np.zeros(()),
         negative_embeds=None,
         guidance_scale=1,
     )
-    return latents
+    return drawn.latents
 
 
 def schedule_of(name, steps, *options):
@@ -298,3 +301,25 @@ def test_weights_of_another_component_are_refused(tmp_path):
 
     with pytest.raises(ScheduleError, match="time_embedding has no tensors"):
         time_embedding(tmp_path / "vae.safetensors", np.zeros(1, dtype=np.float32), guidance_scale=7)
+
+
+def test_a_unet_that_takes_timesteps_is_given_whole_ones():
+    ours = schedule_of("dpmpp_2m_karras", 20)
+    between = replace(ours, timesteps=ours.timesteps - 0.5)
+
+    assert ours.time(1).value((1,)).dtype == np.int32
+    assert ours.time(1).value((1,)) == ours.timesteps[1]
+    assert (ours.time(1).value((1, 1)) == ours.time_embedding[1:2]).all()
+    with pytest.raises(BundleError, match=r"timestep 998\.5: the UNet takes whole ones"):
+        between.time(0).value((1,))
+
+
+def test_a_schedule_file_without_its_later_beginnings_is_refused(tmp_path, weights):
+    derive_schedule(scheduler="euler", steps=3, guidance_scale=7, unet=weights, schedule=tmp_path / "schedule.npz")
+    arrays = dict(np.load(tmp_path / "schedule.npz"))
+    np.savez(tmp_path / "cut.npz", **arrays | {"late_coefficients": arrays["late_coefficients"][1:]})
+
+    assert len(load_schedule(tmp_path / "schedule.npz").beginning_at(2).timesteps) == 1
+    # (2, 5) and (1, 3)
+    with pytest.raises(BundleError, match=r"3 steps, but late_coefficients of shape \(12,\); wanted \(13,\)"):
+        load_schedule(tmp_path / "cut.npz")

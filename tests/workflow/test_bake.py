@@ -118,7 +118,8 @@ def test_every_rule_takes_part(fresh):
     # A pickle that is to be fetched and converted; a dry run needs none of it.
     fresh.write_rows(ROW | {"checkpoint": "https://example.org/tiny.ckpt", "sha256": "0" * 64})
 
-    assert set(fresh.plan(REPORT, "results/tiny/single_file.safetensors").jobs) == rules
+    targets = ("results/tiny/bundle/axbake.tar", "results/tiny/single_file.safetensors")
+    assert set(fresh.plan(REPORT, *targets).jobs) == rules
 
 
 def test_a_second_run_has_nothing_to_do(project):

@@ -21,6 +21,9 @@ SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
 SIZE = {component: [] if component == "text_encoder" else ["height", "width"] for component in COMPONENTS}
 SIZE["unet"] = [*SIZE["unet"], "prompt_chunks"]
+# What a graph is exported with, besides: the names of its inputs. Programs differ in the UNet's and the VAE decoder's.
+GRAPH = SIZE | {component: [*SIZE[component], "program"] for component in ("unet", "vae_decoder")}
+JOBS_OWN = ("component", "layout")  # stand among a job's columns, but are of the job and not of the row
 DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed", "clip_skip"]
 
 
@@ -186,7 +189,7 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, means=None,
 
     function: of the package, that does the work; called with inputs, outputs and settings by name.
     tools: packages whose version can change the result.
-    row: columns of the table that the job reads; by component, or for all. «component» is the job's.
+    row: columns of the table that the job reads; by component, or for all. «component» and «layout» are the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
     more: name -> function of the row; by component, or for all.
     means: name -> function of the row; of what does not decide the result, such as how a program is started.
@@ -200,10 +203,10 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, means=None,
         component = wildcards.get("component")
         # A directory of its own: Snakemake lists a directory once a run, and takes for missing what comes into it later.
         step = function.rpartition(".")[2]
-        part = component or wildcards.get("column", "model")
+        part = component or wildcards.get("layout") or wildcards.get("column", "model")
         path = Path("results", wildcards.model, "settings", step, part, "settings.json")
         columns = row[component] if isinstance(row, dict) else row
-        values = {column: component if column == "component" else model_row[column] for column in columns}
+        values = {column: wildcards[column] if column in JOBS_OWN else model_row[column] for column in columns}
         values |= {name: entry(place.format(component=component)) for name, place in (entries or {}).items()}
         functions = more.get(component, more) if more else {}
         values |= {name: value(model_row) for name, value in functions.items()}

@@ -7,7 +7,7 @@ rule configure_build:
     input:
         settings=settings(
             "axbake.build_config.configure_build",
-            row=["component"],
+            row={component: ["component"] + ["program"] * (component == "unet") for component in COMPONENTS},
             entries={
                 "precision": "precision/{component}",
                 "target_hardware": "target_hardware",
