@@ -37,7 +37,7 @@ def test_there_are_rules():
 
 @every_rule
 def test_every_rule_runs_the_function_of_its_name(rule):
-    (function,) = re.findall(r'settings\(\s*"(axbake\.\w+\.\w+)"', RULES[rule])
+    (function,) = re.findall(r'settings\(\s*"(axbake(?:\.\w+)+)"', RULES[rule])
     module, _, name = function.rpartition(".")
 
     assert name == rule
@@ -48,7 +48,7 @@ def test_every_rule_runs_the_function_of_its_name(rule):
 
 @every_rule
 def test_the_function_takes_the_rules_inputs_and_outputs_by_name(rule):
-    (function,) = re.findall(r'settings\(\s*"(axbake\.\w+\.\w+)"', RULES[rule])
+    (function,) = re.findall(r'settings\(\s*"(axbake(?:\.\w+)+)"', RULES[rule])
     module, _, name = function.rpartition(".")
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
     (arguments,) = (node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
