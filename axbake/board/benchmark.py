@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 def benchmark_board(
     *,
     manifest: Path,
-    deployment: Path,
     host: str,
     user: str,
     port: int,
@@ -45,7 +44,6 @@ def benchmark_board(
     there, and nothing is written here.
 
     Args:
-        deployment: what `deploy_bundle` wrote.
         host, user, port, directory, kind, device: as in config's entry `board`.
         python: the board's interpreter that has the packages of the bundle's requirements.txt.
         repeats: runs of each model by `axcl_run_model` or `ax_run_model`, after a warm-up.

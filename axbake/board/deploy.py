@@ -5,6 +5,7 @@ import logging
 import re
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 
 from axbake.board.bundle import DRAWING, Bundle, read_bundle, refuse_emulated
@@ -58,7 +59,7 @@ def deploy_bundle(
     if sent or not is_whole(board, bundle, found):
         check_space(board, sent, found)
         logger.info("copying %.1f of %.1f MB to %s", sent / 1e6, _all_bytes(bundle) / 1e6, board.name)
-        transfer(board, bundle)
+        transfer(board, bundle, found)
         place(board, bundle, found)
     else:
         logger.info("%s has the bundle already", board.name)
@@ -110,14 +111,13 @@ def check_cmm(board: Board, bundle: Bundle, found: Inspection) -> None:
         )
 
 
-def transfer(board: Board, bundle: Bundle) -> None:
+def transfer(board: Board, bundle: Bundle, found: Inspection) -> None:
     """Bring the bundle's files into `.incoming/{model}` on the board.
 
     rsync compares contents, links what the bundle's directory has already, and keeps what came of a file over which the
     connection broke, to go on from there.
     """
     aside = f"{board.directory}/.incoming/{bundle.model}"
-    run_script(board, f"section aside mkdir -p {shlex.quote(aside)}")
     command = [
         "rsync",
         "--recursive",
@@ -127,35 +127,33 @@ def transfer(board: Board, bundle: Bundle) -> None:
         "--delete",
         "--partial-dir=.partial",
     ]
-    command += [f"--link-dest=../../{bundle.model}", "--timeout=300", "--no-inc-recursive", "--info=progress2"]
-    command += [f"--rsh={shlex.join(board.ssh)}", f"{bundle.directory}/", f"{board.host}:{aside}/"]
+    if any(path.startswith(f"{board.directory}/{bundle.model}/") for path in found.files):
+        command.append(f"--link-dest=../../{bundle.model}")
+    command += ["--timeout=300", "--no-inc-recursive", "--info=progress2", f"--rsh={shlex.join(board.ssh)}"]
+    command += [f"--rsync-path=mkdir -p {aside} && rsync", f"{bundle.directory}/", f"{board.host}:{aside}/"]
     tell = progress("copied, in %:")
-    try:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-        )
-    except FileNotFoundError as error:
-        raise MissingProgram("rsync is not on this host's PATH; install it (apt install rsync).") from error
-    said = []
-    with process:
-        assert process.stdout
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         try:
-            for line in process.stdout:  # progress comes with carriage returns, which end lines too
-                if found := re.search(r"\s(\d+)%\s", line):
-                    tell(int(found[1]), 100)
-                elif line.strip():
-                    said.append(line.strip())
-                    logger.debug("rsync: %s", line.strip())
-        except BaseException:
-            process.terminate()
-            raise
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True, errors="replace"
+            )
+        except FileNotFoundError as error:
+            raise MissingProgram("rsync is not on this host's PATH; install it (apt install rsync).") from error
+        with process:
+            assert process.stdout
+            try:
+                for line in process.stdout:  # parted by carriage returns, which end lines too
+                    if counted := re.search(r"\s(\d+)%\s", line):
+                        tell(int(counted[1]), 100)
+            except BaseException:
+                process.terminate()
+                raise
+        errors.seek(0)
+        said = errors.read().strip()
+    if said:
+        logger.debug("rsync: %s", said)
     if process.returncode:
-        raise _transfer_error(board, process.returncode, "\n".join(said))
+        raise _transfer_error(board, process.returncode, said)
 
 
 def _transfer_error(board: Board, status: int, said: str) -> Exception:
@@ -176,13 +174,13 @@ def place(board: Board, bundle: Bundle, found: Inspection) -> None:
     gone = shlex.join(obsolete(bundle, found))
     body = f"""
 cd {shlex.quote(board.directory)} || exit
-compare() {{ cd {aside} && sha256sum --quiet --check - && rm -rf .partial && sync && cd ../..; }}
+compare() {{ cd {aside} && sha256sum --quiet --check - && rm -rf .partial && find . -type f -exec sync {{}} + && cd ../..; }}
 section compare compare <<'SUMS' || exit
 {sums}SUMS
 place() {{
   mkdir -p {there} && cd {there} && rm -f manifest.json {gone} && cd .. && cd {aside} &&
   find . -type d -exec mkdir -p ../../{there}/{{}} \\; &&
-  find . -type f ! -path ./manifest.json -exec mv -f {{}} ../../{there}/{{}} \\; && sync &&
+  find . -type f ! -path ./manifest.json -exec mv -f {{}} ../../{there}/{{}} \\; &&
   mv -f manifest.json ../../{there}/manifest.json && cd ../.. && rm -rf {aside}
 }}
 section place place

@@ -45,9 +45,10 @@ rule benchmark_board:
                 "pictures": "board/pictures",
             },
             cached=False,
+            gates=["board"],
         ),
         manifest=bundle_for_board,
-        deployment="results/{model}/board/deployment.json",
+        board="results/{model}/board/deployment.json",
     output:
         benchmark="results/{model}/board/benchmark.json",
         image="results/{model}/board/image.png",

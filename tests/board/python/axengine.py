@@ -1,0 +1,1 @@
+"""Speaks for pyaxengine where tests only ask whether it is there."""
