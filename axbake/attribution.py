@@ -10,7 +10,7 @@ from axbake.distance import psnr, ssim
 from axbake.prompts import load_tokenizer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import EMULATOR, open_model, producer
-from axbake.runtime.txt2img import decode_latent, draw
+from axbake.runtime.txt2img import Models, decode_latent, draw
 from axbake.weights import read_description
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,7 @@ def attribute_error(
 
     def drawn_with(encoder: Path, network: Path) -> dict[str, float | None]:
         drawing = draw(
-            open_model(encoder),
-            open_model(network),
-            decoder,
+            Models(open_model(encoder), open_model(network), decoder),
             tokenizer,
             steps,
             prompt=prompt,

@@ -21,6 +21,7 @@ from PIL import Image
 
 from axbake.coverage import Shares, choose, shares
 from axbake.errors import AxbakeError
+from axbake.interface import decoder_input
 from axbake.observation import read_observed
 from axbake.prompts import load_tokenizer
 from axbake.runtime.prompt import chunk_prompt
@@ -71,7 +72,7 @@ def calibrate_unet(
     archive: Path,
     record: Path,
 ) -> None:
-    """Pack *samples* of the UNet's inputs into a `NumpyObject` archive: float32, the names of the exported graph.
+    """Pack *samples* of the UNet's inputs into a `NumpyObject` archive, by the names of the exported graph.
 
     They lie in it in the order in which they were chosen; with `coverage` the first n are the best n that greed finds.
 
@@ -86,7 +87,8 @@ def calibrate_unet(
     Raises:
         CalibrationError: there are fewer than *samples*.
     """
-    recorded, observed = load_unet_samples(trajectories, schedule), read_observed(ranges)
+    observed = read_observed(ranges)
+    recorded = load_unet_samples(trajectories, schedule, observed.inputs)
     drawn = [which for which in observed.samples if which[2] != EMPTY]
     prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
     sizes = {"prompts": len(prompts), "steps": len(steps), "branches": len(branches)}
@@ -143,9 +145,14 @@ def _coverage(covered: Shares, chosen: list[int], by_coverage: list[int]) -> dic
     }
 
 
-def calibrate_vae_decoder(latents: Path, *, archive: Path) -> None:
-    """Pack *latents*, an .npy of (N, 1, 4, h, w) float32 (`axbake.pictures.encode_pictures`), into a `NumpyObject` archive."""
-    members = ((f"vae_decoder_{n:04d}.npy", _npy_object({"x": latent})) for n, latent in enumerate(np.load(latents)))
+def calibrate_vae_decoder(latents: Path, *, archive: Path, program: str = "axera") -> None:
+    """Pack *latents*, an .npy of (N, 1, 4, h, w) float32 (`axbake.pictures.encode_pictures`), into a `NumpyObject` archive.
+
+    Args:
+        program: whose name the decoder's input has (`axbake.interface`).
+    """
+    name = decoder_input(program)
+    members = ((f"vae_decoder_{n:04d}.npy", _npy_object({name: latent})) for n, latent in enumerate(np.load(latents)))
     _write_archive(archive, members)
 
 

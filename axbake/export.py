@@ -6,6 +6,7 @@ and written, one at a time.
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from axbake import components
 from axbake.errors import AxbakeError
-from axbake.interface import TOKENS, Interface, interface
+from axbake.interface import TOKENS, Interface, interface, takes_timestep
 from axbake.weights import Description, read_description, read_shapes, read_tensor
 
 OPSET = 18  # torch's exporter writes it without conversion; 17 and 18 are in published builds for AX650
@@ -73,7 +74,24 @@ class CutUnet(torch.nn.Module):
         return self.model(sample, row, encoder_hidden_states, return_dict=False)[0]
 
 
-WRAPPERS = {"text_encoder": TextEncoder, "unet": CutUnet}  # the VAE's halves are traced as they are
+class WholeUnet(torch.nn.Module):
+    """A UNet that takes the timestep, its time embedding within."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        return self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+
+
+def _wrapper(component: str, face: Interface) -> Callable[[Any], torch.nn.Module] | None:
+    """What gives the network of *component* the inputs of *face*; the VAE's halves have them."""
+    if component == "unet":
+        return WholeUnet if takes_timestep(face.inputs) else CutUnet
+    return TextEncoder if component == "text_encoder" else None
 
 
 def export_onnx(
@@ -84,6 +102,7 @@ def export_onnx(
     height: int | None = None,
     width: int | None = None,
     prompt_chunks: int = 1,
+    program: str = "axera",
 ) -> None:
     """Trace the component of *weights* into *graph*, its tensors in one file beside it.
 
@@ -95,12 +114,14 @@ def export_onnx(
         tensors: file to write beside it; the graph refers to it by name.
         height, width: image pixels, multiples of 8; the text encoder has none.
         prompt_chunks: chunks of 77 tokens in the UNet's context.
+        program: whose names the inputs have, and in which form the UNet takes the time (`axbake.interface`).
 
     Raises:
         ExportError: the graph has weights that the safetensors file has not.
     """
     description = read_description(weights)
-    face = interface(description.component, description.config, height=height, width=width, prompt_chunks=prompt_chunks)
+    component, config = description.component, description.config
+    face = interface(component, config, height=height, width=width, prompt_chunks=prompt_chunks, program=program)
     model = _trace(description, face)
     names = _attach_weights(model, weights)
     _fold_constants(model)
@@ -114,8 +135,8 @@ def _trace(description: Description, face: Interface) -> ir.Model:
     """The graph of the network, its weights without values."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = components.build(description.component, description.config)
-        if description.component in WRAPPERS:
-            network = WRAPPERS[description.component](network)
+        if wrap := _wrapper(description.component, face):
+            network = wrap(network)
         example = tuple(torch.zeros(input.shape, dtype=getattr(torch, input.dtype)) for input in face.inputs.values())
         program = torch.onnx.export(
             network.eval(),

@@ -9,7 +9,7 @@ import numpy as np
 
 from axbake.emulator.graph import load_graph
 from axbake.emulator.ranges import Ranges, record_ranges
-from axbake.interface import TIME_INPUT
+from axbake.interface import unet_feed
 from axbake.observation import read_observed
 from axbake.prompts import load_tokenizer, prompt_embedding
 from axbake.runtime.noise import TorchNoise
@@ -67,17 +67,12 @@ def check_calibration(
     embeds = [embed(text) for text in texts]
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
-    samples = [
-        {
-            "sample": (before[step] * steps.input_scale[step]).astype(np.float32),
-            "encoder_hidden_states": text,
-            TIME_INPUT: steps.time_embedding[step : step + 1],
-        }
-        for step in seen
-        for text in embeds
-    ]
+    network = load_graph(graph)
+    names = [spec.name for spec in network.inputs]
+    scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}
+    samples = [unet_feed(names, scaled[step], text, steps.time(step)) for step in seen for text in embeds]
     tell = progress("checking:")
-    found = record_ranges(load_graph(graph), samples, on_sample=lambda done: tell(done, len(samples)))
+    found = record_ranges(network, samples, on_sample=lambda done: tell(done, len(samples)))
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
     content = {
         "component": "unet",

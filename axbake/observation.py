@@ -18,6 +18,7 @@ class Observed:
 
     samples: list[Which]
     ranges: Ranges
+    inputs: tuple[str, ...]  # of the network
     outputs: frozenset[str]  # of the network, among the tensors
 
 
@@ -31,11 +32,11 @@ def observe_unet(
         trajectories: `calibration/trajectories.npz`.
         guidance_scale: at 1 the negative branch does not run, and gives no samples.
         ranges: `.npz` to write, for N samples and T tensors: `samples` (N, 3) int64: prompt, step, branch; `names` (T,);
-            `low` and `high` (N, T) float32; `outputs`: names of the graph's outputs.
+            `low` and `high` (N, T) float32; `inputs` and `outputs`: the graph's names of them.
     """
-    recorded = load_unet_samples(trajectories, schedule)
-    samples = recorded.recorded(guidance_scale)
     network = load_graph(graph)
+    recorded = load_unet_samples(trajectories, schedule, [spec.name for spec in network.inputs])
+    samples = recorded.recorded(guidance_scale)
     tell = progress("observing:")
     inputs = recorded.all_inputs(samples)
     observed = record_ranges(network, inputs, on_sample=lambda done: tell(done, len(samples)))
@@ -44,6 +45,7 @@ def observe_unet(
         "names": np.array(observed.names),
         "low": observed.low,
         "high": observed.high,
+        "inputs": np.array(recorded.names),
         "outputs": np.array([output.name for output in network.outputs]),
     }
     ranges.write_bytes(npz_bytes(content))
@@ -54,4 +56,5 @@ def read_observed(path: Path) -> Observed:
     with np.load(path, allow_pickle=False) as arrays:
         samples = [(int(prompt), int(step), int(branch)) for prompt, step, branch in arrays["samples"]]
         ranges = Ranges(tuple(map(str, arrays["names"])), arrays["low"], arrays["high"])
-        return Observed(samples, ranges, frozenset(map(str, arrays["outputs"])))
+        inputs, outputs = (tuple(map(str, arrays[name])) for name in ("inputs", "outputs"))
+        return Observed(samples, ranges, inputs, frozenset(outputs))

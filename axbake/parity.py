@@ -12,7 +12,7 @@ import torch
 from axbake import components
 from axbake.distance import psnr
 from axbake.errors import AxbakeError
-from axbake.interface import TOKENS
+from axbake.interface import TIME_INPUT, TIMESTEP_INPUT, TOKENS
 from axbake.weights import Description, read_description
 
 logger = logging.getLogger(__name__)
@@ -49,11 +49,14 @@ def check_parity(
         ParityError: the output is farther away. Nothing is written then.
     """
     description = read_description(weights)
-    inputs, wanted = _run_torch(weights, description, height=height, width=width, prompt_chunks=prompt_chunks)
+    arrays, wanted = _run_torch(weights, description, height=height, width=width, prompt_chunks=prompt_chunks)
     gc.collect()  # torch's copy of the weights goes before ONNX Runtime loads its own
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     output = session.get_outputs()[0].name
-    (found,) = session.run([output], dict(zip([i.name for i in session.get_inputs()], inputs, strict=True)))
+    names = [node.name for node in session.get_inputs()]
+    # What only one component takes has a name of the target's program.
+    inputs = {name: arrays[name] if len(arrays) > 1 else next(iter(arrays.values())) for name in names}
+    (found,) = session.run([output], inputs)
     decibels = psnr(wanted, found)
     result = {
         "component": description.component,
@@ -74,25 +77,26 @@ def check_parity(
 
 def _run_torch(
     weights: Path, description: Description, *, height: int | None, width: int | None, prompt_chunks: int
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Seeded inputs of the graph, in its order, and what the network makes of them."""
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Seeded inputs of the graph by name, and what the network makes of them; of the UNet the time in both forms."""
     generator = torch.Generator().manual_seed(SEED)
     network = components.load(weights)
     with torch.inference_mode():
         if description.component == "text_encoder":
             ids = torch.randint(0, description.config["vocab_size"], (1, TOKENS), generator=generator)
-            return [ids.numpy()], network(ids).last_hidden_state.numpy()
+            return {"input_ids": ids.numpy()}, network(ids).last_hidden_state.numpy()
         assert height and width
         if description.component == "vae_encoder":
             image = torch.rand((1, 3, height, width), generator=generator) * 2 - 1
-            return [image.numpy()], network(image).numpy()
+            return {"image_sample": image.numpy()}, network(image).numpy()
         latent = torch.randn((1, 4, height // 8, width // 8), generator=generator)
         if description.component == "vae_decoder":
-            return [latent.numpy()], network(latent).numpy()
+            return {"latent": latent.numpy()}, network(latent).numpy()
         context = torch.randn(
             (1, prompt_chunks * TOKENS, description.config["cross_attention_dim"]), generator=generator
         )
-        time = torch.tensor([TIMESTEP])
+        time = torch.tensor([TIMESTEP], dtype=torch.int32)
         row = torch.nn.functional.silu(network.time_embedding(network.get_time_embed(latent, time)))
         output = network(latent, time, context, return_dict=False)[0]
-        return [latent.numpy(), context.numpy(), row.numpy()], output.numpy()
+        time_inputs = {TIME_INPUT: row.numpy(), TIMESTEP_INPUT: time.numpy()}
+        return {"sample": latent.numpy(), "encoder_hidden_states": context.numpy(), **time_inputs}, output.numpy()

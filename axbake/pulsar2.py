@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
+from axbake.interface import TIMESTEP_INPUT
 from axbake.runtime.progress import progress
 from axbake.runtime.session import EMULATOR, producer
 
@@ -52,6 +53,10 @@ INPUT_PROCESSORS = {
 }
 
 
+# A timestep is whole, and Pulsar2 takes inputs for floats where it is not told. Mojo24x7/SD1.5_AXM1-AX8850_Euler gives int32.
+TIMESTEP_PROCESSORS = [{"tensor_name": TIMESTEP_INPUT, "src_dtype": "S32"}]
+
+
 class CompileError(AxbakeError):
     """The compiler failed, or made something else than it was asked for."""
 
@@ -60,11 +65,14 @@ class WrongToolchain(AxbakeError):
     """The compiler is not there, or of another version than config says."""
 
 
-def configure_build(*, component: str, precision: str, target_hardware: str, npu_mode: str, config: Path) -> None:
+def configure_build(
+    *, component: str, precision: str, target_hardware: str, npu_mode: str, config: Path, program: str = "axera"
+) -> None:
     """Write Pulsar2's config of *component*.
 
     Args:
         precision: of activations: U8, U16 or S16; weights are S8.
+        program: whose inputs the graph has (`axbake.interface`); asked of the UNet alone.
 
     The archive is named without a folder, since `compile_model` runs Pulsar2 in one that holds all it needs; so the same build
     for another model has the same config. All members of the archive are used.
@@ -86,6 +94,8 @@ def configure_build(*, component: str, precision: str, target_hardware: str, npu
     }
     if component in INPUT_PROCESSORS:
         content["input_processors"] = INPUT_PROCESSORS[component]
+    if component == "unet" and program == "euler":
+        content["input_processors"] = TIMESTEP_PROCESSORS
     config.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -16,6 +16,8 @@ vectors, and what comes out is its coefficients. One NumPy expression then runs 
 | `init_noise_sigma` | () float64 | initial latent = this × unit normal noise; 1 but for Euler |
 | `coefficients` | (N, 1 + 2N) float64 | latent after step i = row i · [x, m_0 … m_{N-1}, n_0 … n_{N-1}] |
 | `draws_noise` | (N,) bool | whether step i draws its noise n_i from the generator; LCM's do, but the last |
+| `picture_scale`, `noise_scale` | (N,) float64 | image to image begins at step i with the first × picture + the second × noise |
+| `late_coefficients` | (M,) float64 | those of a beginning at step k = 1 … N − 1, each (N − k, 1 + 2(N − k)), flat |
 
 where x is the initial latent (`init_noise_sigma` included), m_i the model's output of step i (after classifier-free
 guidance) and n_i the unit normal noise of step i. Coefficients of later steps and of noises not drawn are 0.
@@ -23,8 +25,6 @@ guidance) and n_i the unit normal noise of step i. Coefficients of later steps a
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ from diffusers import (
 )
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from safetensors import safe_open
-from torch.overrides import TorchFunctionMode
 
+from axbake.coefficients import ScheduleError, beginnings, check_linear, coefficients_of, input_scale_of
 from axbake.errors import AxbakeError
 from axbake.npz import npz_bytes
 from axbake.weights import prediction_type
@@ -71,15 +71,10 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
 }
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")  # what the model gives: the noise, or Salimans and Ho's velocity
-MAX_DEVIATION = 1e-5  # of the latent's largest value; float32 rounding gives 1e-6, clipping and other noise above 1e-2
 
 
 class UnknownSchedulerError(AxbakeError):
     """The name of a scheduler is not in `SCHEDULERS`."""
-
-
-class ScheduleError(AxbakeError):
-    """A scheduler cannot be written as a schedule of so many steps, or the model has no time embedding as expected."""
 
 
 def build_scheduler(name: str, *, prediction_type: str = "epsilon") -> SchedulerMixin:
@@ -116,19 +111,26 @@ def scheduler_arrays(name: str, steps: int, *, prediction_type: str = "epsilon")
     def start() -> SchedulerMixin:
         return _start(name, steps, prediction_type)
 
-    coefficients, draws_noise = _coefficients(start)
+    coefficients, draws_noise = coefficients_of(start)
+    late = [coefficients_of(start, first=first)[0] for first in range(1, steps)]
+    picture_scale, noise_scale = beginnings(start)
     scheduler = start()
     arrays = {
         "scheduler": np.array(name),
         "timesteps": scheduler.timesteps.numpy().astype(np.float32),
-        "input_scale": _input_scale(start),
+        "input_scale": input_scale_of(start),
         "init_noise_sigma": np.array(float(scheduler.init_noise_sigma), dtype=np.float64),
         "coefficients": coefficients,
         "draws_noise": draws_noise,
+        "picture_scale": picture_scale,
+        "noise_scale": noise_scale,
+        "late_coefficients": np.concatenate([np.empty(0), *(rows.ravel() for rows in late)]),
     }
     # Sizes far above 1 too: clipping and thresholding act there only.
     for size in (1.0, 1000.0):
-        _check_linear(name, start, coefficients, draws_noise, size=size)
+        check_linear(name, start, coefficients, draws_noise, size=size)
+        for first in {1, steps // 2, steps - 1} - {0, steps}:
+            check_linear(name, start, late[first - 1], draws_noise[first:], size=size, first=first)
     return arrays
 
 
@@ -178,93 +180,3 @@ def _start(name: str, steps: int, prediction_type: str) -> SchedulerMixin:
     except ValueError as error:
         raise ScheduleError(f"{name} cannot do {steps} steps: {error} Set `steps` in the table.") from error
     return scheduler
-
-
-class _Probing(TorchFunctionMode):
-    """While active, a scheduler's step draws *noise*, and keeps float64 vectors as they are.
-
-    diffusers' schedulers draw with `torch.randn` and nothing else (`randn_tensor`). Some cast the latent to float32.
-    Their scalars stay float32 here, so the coefficients are the ones that they use, without the rounding of vectors.
-    """
-
-    def __init__(self, noise: torch.Tensor) -> None:
-        super().__init__()
-        self.noise = noise
-        self.drawn = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.randn:
-            self.drawn += 1
-            return self.noise
-        if function is torch.Tensor.to and args[0].dtype == torch.float64 and torch.float32 in args[1:]:
-            return args[0]
-        return function(*args, **(kwargs or {}))
-
-
-def _coefficients(start: Callable[[], SchedulerMixin]) -> tuple[np.ndarray, np.ndarray]:
-    """Run the scheduler on basis vectors: its coefficients, and which steps draw noise.
-
-    The sample is a vector in the basis x, m_0 … m_{N-1}, n_0 … n_{N-1}; the model's output of step i is m_i and the
-    noise of step i is n_i. What a scheduler does to every element alike, it does to the coordinates.
-
-    Returns:
-        (N, 1 + 2N) float64 coefficients and (N,) bool.
-    """
-    scheduler = start()
-    steps = len(scheduler.timesteps)
-    # A latent's axes (batch, channels, height, width), of which one holds the coordinates; UniPC sums over named axes.
-    basis = torch.eye(1 + 2 * steps, dtype=torch.float64)[:, None, :, None, None]
-    sample = basis[0]
-    rows, draws_noise = [], []
-    for i, timestep in enumerate(scheduler.timesteps):
-        scheduler.scale_model_input(sample, timestep)  # Euler counts on the call
-        with _Probing(basis[1 + steps + i]) as probing:
-            sample = scheduler.step(basis[1 + i], timestep, sample, return_dict=False)[0]
-        if probing.drawn > 1:
-            raise ScheduleError(
-                f"{type(scheduler).__name__} draws {probing.drawn} noises in step {i}; wanted 1 at most."
-            )
-        rows.append(sample.flatten().numpy())
-        draws_noise.append(probing.drawn == 1)
-    return np.stack(rows), np.array(draws_noise)
-
-
-def _input_scale(start: Callable[[], SchedulerMixin]) -> np.ndarray:
-    """(N,) float64: what `scale_model_input` multiplies with at each step."""
-    scheduler = start()
-    one = torch.ones(1, 1, 1, 1)
-    scales = []
-    for timestep in scheduler.timesteps:
-        scales.append(float(scheduler.scale_model_input(one, timestep)))
-        scheduler.step(one, timestep, one, return_dict=False)  # steps are counted
-    return np.array(scales, dtype=np.float64)
-
-
-def _check_linear(
-    name: str, start: Callable[[], SchedulerMixin], coefficients: np.ndarray, draws_noise: np.ndarray, *, size: float
-) -> None:
-    """Raise unless the scheduler itself, on random tensors of *size*, agrees with *coefficients* at every step.
-
-    It also draws from a real generator here, so noise that does not come from `torch.randn` shows as a difference.
-    """
-    scheduler = start()
-    steps = len(scheduler.timesteps)
-    vectors = torch.randn((1 + 2 * steps, 1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-    vectors[: 1 + steps] *= size
-    generator = torch.Generator().manual_seed(1)
-    takes_generator = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    noises = torch.Generator().manual_seed(1)
-    sample = vectors[0]
-    for i, timestep in enumerate(scheduler.timesteps):
-        scheduler.scale_model_input(sample, timestep)
-        sample = scheduler.step(vectors[1 + i], timestep, sample, return_dict=False, **takes_generator)[0]
-        if draws_noise[i]:
-            vectors[1 + steps + i] = torch.randn(sample.shape, generator=noises)
-        expected = np.tensordot(coefficients[i], vectors.double().numpy(), axes=1)
-        deviation = np.abs(sample.numpy() - expected).max() / np.abs(expected).max()
-        if not deviation < MAX_DEVIATION:
-            raise ScheduleError(
-                f"{name}, step {i + 1} of {steps}: differs from a linear scheduler by {deviation:.1e} of the latent's "
-                f"largest value; wanted {MAX_DEVIATION:.0e} at most. It clips, or draws noise in another way, so it "
-                f"cannot be a schedule."
-            )

@@ -13,7 +13,7 @@ from axbake.distance import psnr, ssim
 from axbake.prompts import load_tokenizer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import EMULATOR, Session, only, open_model, producer
-from axbake.runtime.txt2img import SAMPLERS, draw, png_parameters, save_png
+from axbake.runtime.txt2img import SAMPLERS, Models, draw, png_parameters, save_png
 from axbake.weights import read_description
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,7 @@ def simulate(
     scaling_factor = read_description(vae_encoder_weights).config["scaling_factor"]
     steps = load_schedule(schedule)
     drawing = draw(
-        open_model(text_encoder),
-        open_model(unet),
-        open_model(vae_decoder),
+        Models(open_model(text_encoder), open_model(unet), open_model(vae_decoder)),
         load_tokenizer(embeddings),
         steps,
         prompt=prompt,

@@ -12,7 +12,7 @@ from axbake.npz import npz_bytes
 from axbake.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
-from axbake.runtime.sampler import Denoiser, load_schedule, sample
+from axbake.runtime.sampler import Denoiser, Time, initial_latent, load_schedule, sample
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,18 +58,19 @@ def record_trajectories(
     for number, prompt in enumerate(prompts):
         logger.debug("prompt %d: %s", number + 1, prompt)
         embeds.append(embed(prompt))
-        start = TorchNoise(seed + number).normal(shape) * np.float32(steps.init_noise_sigma)
-        _, path = sample(
+        noise = TorchNoise(seed + number)
+        start = initial_latent(steps, noise, shape)
+        drawn = sample(
             denoise,
             steps,
-            TorchNoise(seed + number),
-            shape=shape,
+            noise,
+            start,
             prompt_embeds=embeds[-1],
             negative_embeds=negative,
             guidance_scale=guidance_scale,
             what=f"recording: prompt {number + 1} of {len(prompts)}, step",
         )
-        latents.append(np.concatenate([start[None], path]))
+        latents.append(np.concatenate([start[None], drawn.latents]))
     arrays = {
         "prompts": np.array(prompts),
         "tokens": np.array([count_tokens(prompt, tokenizer) for prompt in prompts]),
@@ -87,9 +88,9 @@ def _denoising(network: torch.nn.Module) -> Denoiser:
     (dtype,) = {parameter.dtype for parameter in network.parameters()}
     cut = CutUnet(components.channels_last(network))
 
-    def denoise(latent: np.ndarray, time_row: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
         branches = len(prompts)
-        arrays = np.repeat(latent, branches, axis=0), prompts, np.repeat(time_row, branches, axis=0)
+        arrays = np.repeat(latent, branches, axis=0), prompts, np.repeat(time.row, branches, axis=0)
         with torch.inference_mode():
             return cut(*(torch.from_numpy(array).to(dtype) for array in arrays)).float().contiguous().numpy()
 

@@ -5,13 +5,13 @@ a negative prompt of its own, the empty one is put to the latents that are recor
 has to be drawn for it, and that is how it is used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from axbake.interface import TIME_INPUT
+from axbake.interface import unet_feed
 from axbake.runtime.sampler import Schedule, load_schedule
 
 PROMPT, NEGATIVE, EMPTY = range(3)
@@ -30,6 +30,7 @@ class UnetSamples:
     latents: np.ndarray  # (P, N + 1, 1, 4, h, w) float32
     negative_prompt: str
     schedule: Schedule
+    names: tuple[str, ...]  # of the exported graph's inputs
 
     @property
     def steps(self) -> list[int]:
@@ -67,22 +68,20 @@ class UnetSamples:
         return set(np.flatnonzero(self.tokens == self.tokens.max()).tolist())
 
     def inputs(self, which: Which) -> dict[str, np.ndarray]:
-        """The sample, by the names of the exported graph; float32."""
+        """The sample, by the names of the exported graph: float32, and the timestep int32."""
         prompt, step, branch = which
-        latent = self.latents[prompt, step]
-        return {
-            "sample": (latent * self.schedule.input_scale[step]).astype(np.float32),
-            "encoder_hidden_states": self.texts[branch][prompt if branch == PROMPT else 0],
-            TIME_INPUT: self.schedule.time_embedding[step : step + 1],
-        }
+        latent = (self.latents[prompt, step] * self.schedule.input_scale[step]).astype(np.float32)
+        return unet_feed(
+            self.names, latent, self.texts[branch][prompt if branch == PROMPT else 0], self.schedule.time(step)
+        )
 
     def all_inputs(self, chosen: list[Which]) -> Iterator[dict[str, np.ndarray]]:
         """`inputs` of each of *chosen*."""
         return map(self.inputs, chosen)
 
 
-def load_unet_samples(trajectories: Path, schedule: Path) -> UnetSamples:
-    """The samples in `calibration/trajectories.npz` and `schedule.npz`."""
+def load_unet_samples(trajectories: Path, schedule: Path, names: Iterable[str]) -> UnetSamples:
+    """The samples in `calibration/trajectories.npz` and `schedule.npz`, for a graph whose inputs are called *names*."""
     with np.load(trajectories, allow_pickle=False) as arrays:
         return UnetSamples(
             prompts=tuple(map(str, arrays["prompts"])),
@@ -91,4 +90,5 @@ def load_unet_samples(trajectories: Path, schedule: Path) -> UnetSamples:
             latents=arrays["latents"],
             negative_prompt=str(arrays["negative_prompt"]),
             schedule=load_schedule(schedule),
+            names=tuple(names),
         )

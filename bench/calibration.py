@@ -43,7 +43,7 @@ from axbake.pulsar2 import configure_build
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.progress import progress
 from axbake.runtime.prompt import encoder
-from axbake.runtime.sampler import Denoiser, denoiser, load_schedule, sample
+from axbake.runtime.sampler import Denoiser, Time, denoiser, initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
 from axbake.unet_samples import EMPTY, load_unet_samples
 
@@ -106,19 +106,21 @@ class HeldOut:
         unet = open_model(results / "onnx" / "unet.onnx")
         self.shape, _ = unet.inputs["sample"]
         self.inputs: list[dict[str, np.ndarray]] = []
+        given: list[tuple[np.ndarray, Time, np.ndarray]] = []
         seen: list[np.ndarray] = []
         run = denoiser(unet)
 
-        def watched(latent: np.ndarray, time_row: np.ndarray, texts: np.ndarray) -> np.ndarray:
-            outputs = run(latent, time_row, texts)
+        def watched(latent: np.ndarray, time: Time, texts: np.ndarray) -> np.ndarray:
+            outputs = run(latent, time, texts)
             for text, output in zip(texts, outputs, strict=True):
-                self.inputs.append({"sample": latent, TIME_INPUT: time_row, "encoder_hidden_states": text[None]})
+                self.inputs.append({"sample": latent, TIME_INPUT: time.row, "encoder_hidden_states": text[None]})
+                given.append((latent, time, text[None]))
                 seen.append(output[None])
             return outputs
 
         self.latents = self.draw(watched)
         # The two branches of a step follow one another.
-        self.compared = [(self.inputs[i], seen[i]) for i in range(len(seen)) if i // 2 % every == 0]
+        self.compared = [(given[i], seen[i]) for i in range(len(seen)) if i // 2 % every == 0]
 
     def draw(self, denoise: Denoiser) -> list[np.ndarray]:
         """The last latent of each prompt."""
@@ -126,12 +128,12 @@ class HeldOut:
             sample(
                 denoise,
                 self.schedule,
-                TorchNoise(SEED + number),
-                shape=self.shape,
+                noise := TorchNoise(SEED + number),
+                initial_latent(self.schedule, noise, self.shape),
                 prompt_embeds=text,
                 negative_embeds=self.negative,
                 guidance_scale=GUIDANCE,
-            )[0]
+            ).latent
             for number, text in enumerate(self.texts)
         ]
 
@@ -140,7 +142,7 @@ class HeldOut:
         unet = denoiser(open_model(model))
         signal = error = 0.0
         for inputs, wanted in self.compared:
-            found = unet(inputs["sample"], inputs[TIME_INPUT], inputs["encoder_hidden_states"])
+            found = unet(*inputs)
             signal += float(np.square(wanted, dtype=np.float64).sum())
             error += float(np.square(wanted.astype(np.float64) - found).sum())
         drawn = [psnr(wanted, found) for wanted, found in zip(self.latents, self.draw(unet), strict=True)]
@@ -171,7 +173,8 @@ class Quantising:
 def variants(results: Path, draws: int) -> dict[str, Choices]:
     """Rows of `unet.ranges.npz` by the name of the choice."""
     observed = read_observed(results / "calibration" / "unet.ranges.npz")
-    recorded = load_unet_samples(results / "calibration" / "trajectories.npz", results / "schedule.npz")
+    archive = results / "calibration" / "trajectories.npz"
+    recorded = load_unet_samples(archive, results / "schedule.npz", observed.inputs)
     drawn = [which for which in observed.samples if which[2] != EMPTY]
     prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
     spread = stratified(32, prompts=len(prompts), steps=len(steps), branches=len(branches))

@@ -27,7 +27,7 @@ PROMPT, NEGATIVE = "1girl, upper body, sun glare, bokeh", "lowres, bad anatomy"
 GUIDANCE, SEED, SCHEDULER = 7.0, 42, "dpmpp_2m_karras"
 
 
-def _pipeline_seconds(pipeline, options, place: Path) -> list[float]:
+def _pipeline_seconds(pipeline, options, place: Path, **prompts) -> list[float]:
     """Seconds between the ends of a pipeline's steps; its final latent goes to *place*."""
     import numpy as np
     import torch
@@ -39,8 +39,7 @@ def _pipeline_seconds(pipeline, options, place: Path) -> list[float]:
         return tensors
 
     latent = pipeline(
-        PROMPT,
-        negative_prompt=NEGATIVE,
+        **prompts,
         height=options.height,
         width=options.width,
         num_inference_steps=options.steps,
@@ -59,14 +58,31 @@ def obvious(options, place: Path) -> list[float]:
 
     folder = options.directory / "diffusers"
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    return _pipeline_seconds(pipeline, options, place)
+    return _pipeline_seconds(pipeline, options, place, prompt=PROMPT, negative_prompt=NEGATIVE)
 
 
 def reference(options, place: Path) -> list[float]:
+    import torch
+
+    from axbake.prompts import load_tokenizer, prompt_embedding, text_encoding
     from axbake.reference import load_pipeline
 
-    weights = [options.directory / f"{name}.safetensors" for name in ("text_encoder", "unet", "vae_decoder")]
-    return _pipeline_seconds(load_pipeline(*weights, scheduler=SCHEDULER), options, place)
+    text_encoder, unet, vae_decoder = (
+        options.directory / f"{name}.safetensors" for name in ("text_encoder", "unet", "vae_decoder")
+    )
+    embed = prompt_embedding(text_encoding(text_encoder), load_tokenizer(_no_embeddings(place)), chunks=1)
+    prompts = {"prompt_embeds": PROMPT, "negative_prompt_embeds": NEGATIVE}
+    embedded = {name: torch.from_numpy(embed(prompt)) for name, prompt in prompts.items()}
+    return _pipeline_seconds(load_pipeline(unet, vae_decoder, scheduler=SCHEDULER), options, place, **embedded)
+
+
+def _no_embeddings(place: Path) -> Path:
+    """An `embeddings.json` beside *place* that names none."""
+    from axbake.embeddings import list_embeddings
+
+    listing = place.with_suffix(".embeddings.json")
+    list_embeddings([], names=[], listing=listing)
+    return listing
 
 
 def float32(options, place: Path) -> list[float]:
@@ -105,12 +121,14 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
         text_encoder=options.directory / "text_encoder.safetensors",
         unet=unet,
         schedule=schedule,
+        embeddings=_no_embeddings(place),
         prompts=[PROMPT],
         negative_prompt=NEGATIVE,
         guidance_scale=GUIDANCE,
         height=options.height,
         width=options.width,
         seed=SEED,
+        prompt_chunks=1,
         precision=precision,
         trajectories=place.with_suffix(".npz"),
     )

@@ -51,7 +51,7 @@ def benchmark_host(*, manifest: Path, pictures: int, benchmark: Path, image: Pat
         "model": bundle.model,
         "manifest_sha256": bundle.files["manifest.json"],
         "settings": bundle.manifest["settings"],
-        "board": {"name": f"{host['processor'] or host['machine']}, {host['cores']} cores"},
+        "board": {"name": f"this host, {host['machine']}, {host['cores']} cores"},
         "host": host,
         "models": {
             name: {"file": file, "sha256": bundle.files[file], "bytes": bundle.bytes_of(file)}

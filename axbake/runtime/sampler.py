@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,8 +14,30 @@ from .errors import BundleError
 from .progress import progress
 from .session import Session, only
 
-#: (latent (1, 4, h, w), time row (1, C), prompts (B, T, W)), all float32 -> the UNet's output for each prompt, (B, 4, h, w)
-Denoiser = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+class Time(NamedTuple):
+    """A step's noise level, in both forms that UNets take it in."""
+
+    timestep: float  # 0 to 999
+    row: np.ndarray  # (1, C) float32: silu(time_embedding(time_proj(timestep)))
+
+    def value(self, shape: tuple[int, ...]) -> np.ndarray:
+        """What an input of *shape* takes: the timestep as int32, if it is (1,), else the row.
+
+        Raises:
+            BundleError: the timestep is not whole.
+        """
+        if shape != (1,):
+            return self.row
+        if self.timestep != round(self.timestep):
+            raise BundleError(
+                f"timestep {self.timestep:g}: the UNet takes whole ones. Take a scheduler whose timesteps are whole."
+            )
+        return np.array([self.timestep], dtype=np.int32)
+
+
+#: (latent (1, 4, h, w), time, prompts (B, T, W)), arrays float32 -> the UNet's output for each prompt, (B, 4, h, w)
+Denoiser = Callable[[np.ndarray, Time, np.ndarray], np.ndarray]
 
 
 class Noise(Protocol):
@@ -34,10 +57,36 @@ class Schedule:
     init_noise_sigma: np.ndarray  # () float64: initial latent = this × unit normal noise
     coefficients: np.ndarray  # (N, 1 + 2N) float64: latent after step i = row i · [initial latent, m_0 …, n_0 …]
     draws_noise: np.ndarray  # (N,) bool: whether the step draws n_i from the generator
+    picture_scale: np.ndarray  # (N,) float64: image to image begins at step i with picture_scale × the picture's latent
+    noise_scale: np.ndarray  # (N,) float64: + this × unit normal noise
+    late_coefficients: np.ndarray  # float64: those of schedules that begin at step 1, 2, … N - 1, flat, in a row
 
     def runs_model(self, step: int) -> bool:
         """Whether the model's output of *step* enters any latent; that of a last step from sigma_min to itself does not."""
         return bool(self.coefficients[:, 1 + step].any())
+
+    def time(self, step: int) -> Time:
+        """Noise level of *step*."""
+        return Time(float(self.timesteps[step]), self.time_embedding[step : step + 1])
+
+    def beginning_at(self, step: int) -> Schedule:
+        """The last N - *step* steps, as the scheduler does them if it begins there: it knows of no outputs before."""
+        if step == 0:
+            return self
+        sizes = [_coefficients_shape(len(self.timesteps) - first) for first in range(1, step + 1)]
+        end = sum(rows * columns for rows, columns in sizes)
+        rows, columns = sizes[-1]
+        kept = ("timesteps", "input_scale", "time_embedding", "draws_noise", "picture_scale", "noise_scale")
+        return replace(
+            self,
+            **{name: getattr(self, name)[step:] for name in kept},
+            coefficients=self.late_coefficients[end - rows * columns : end].reshape(rows, columns),
+            late_coefficients=np.empty(0),
+        )
+
+
+def _coefficients_shape(steps: int) -> tuple[int, int]:
+    return steps, 1 + 2 * steps
 
 
 def load_schedule(path: Path) -> Schedule:
@@ -51,9 +100,13 @@ def load_schedule(path: Path) -> Schedule:
             )
         loaded = {name: arrays[name] for name in fields}
     steps = len(loaded["timesteps"])
-    if loaded["coefficients"].shape != (steps, 1 + 2 * steps):
-        found = loaded["coefficients"].shape
-        raise BundleError(f"{path}: {steps} steps, but coefficients of shape {found}; wanted {(steps, 1 + 2 * steps)}.")
+    found, wanted = loaded["coefficients"].shape, _coefficients_shape(steps)
+    if found != wanted:
+        raise BundleError(f"{path}: {steps} steps, but coefficients of shape {found}; wanted {wanted}.")
+    late = sum(rows * columns for rows, columns in map(_coefficients_shape, range(1, steps)))
+    if loaded["late_coefficients"].shape != (late,):
+        found = loaded["late_coefficients"].shape
+        raise BundleError(f"{path}: {steps} steps, but late_coefficients of shape {found}; wanted {(late,)}.")
     return Schedule(**{**loaded, "scheduler": str(loaded["scheduler"])})
 
 
@@ -61,48 +114,59 @@ def denoiser(unet: Session) -> Denoiser:
     """*unet* as a function.
 
     Its inputs are `sample`, `encoder_hidden_states`, and one more: the time row, which published models call
-    `/down_blocks.0/resnets.0/act_1/Mul_output_0`.
+    `/down_blocks.0/resnets.0/act_1/Mul_output_0`, or the timestep, `t` in published ones, of shape (1,).
     """
     rest = {name: value for name, value in unet.inputs.items() if name not in ("sample", "encoder_hidden_states")}
     if len(rest) != len(unet.inputs) - 2:
         raise BundleError(f"{unet.name}: inputs {', '.join(unet.inputs)}; wanted sample and encoder_hidden_states.")
-    time = only(rest, f"{unet.name}, input for the time row")
+    time_input = only(rest, f"{unet.name}, input for the time")
+    time_shape, _ = rest[time_input]
     output = only(unet.outputs, f"{unet.name}, outputs")
 
-    def denoise(latent: np.ndarray, time_row: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-        runs = [unet.run({"sample": latent, time: time_row, "encoder_hidden_states": text[None]}) for text in prompts]
-        return np.concatenate([run[output] for run in runs])
+    def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
+        same = {"sample": latent, time_input: time.value(time_shape)}
+        return np.concatenate([unet.run({**same, "encoder_hidden_states": text[None]})[output] for text in prompts])
 
     return denoise
+
+
+class Sampled(NamedTuple):
+    """A latent that was drawn, and how."""
+
+    latent: np.ndarray  # (1, 4, h, w) float32: the last one
+    latents: np.ndarray  # (N, 1, 4, h, w) float32: after each step
+    seconds: tuple[float, ...]  # of each step that ran the model
+
+
+def initial_latent(schedule: Schedule, noise: Noise, shape: Sequence[int]) -> np.ndarray:
+    """What text to image begins with: (1, 4, h, w) float32, the noise's next array at the schedule's first noise level."""
+    return noise.normal(shape) * np.float32(schedule.init_noise_sigma)
 
 
 def sample(
     denoise: Denoiser,
     schedule: Schedule,
     noise: Noise,
+    initial: np.ndarray,
     *,
-    shape: tuple[int, ...],
     prompt_embeds: np.ndarray,
     negative_embeds: np.ndarray | None,
     guidance_scale: float,
     what: str = "denoising: step",
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Sampled:
     """Draw a latent.
 
     The model is not run in a step whose output no latent has a part of: the last one of `dpmpp_2m_karras`, which goes
     from the smallest noise level to that same level (`final_sigmas_type="sigma_min"`).
 
     Args:
-        noise: the initial latent is its first array, the steps' own noises the next ones, as in diffusers' pipelines.
-        shape: of the latent, (1, 4, h, w).
+        noise: the steps' own noises are its next arrays, as in diffusers' pipelines.
+        initial: (1, 4, h, w) float32: latent before the first step (`initial_latent`).
         prompt_embeds: (1, T, W) what the text encoder makes of the prompt (`prompt.embed_prompt`); T is 77 a chunk.
         negative_embeds: the same of the negative prompt; not used, and None will do, where *guidance_scale* ≤ 1.
         guidance_scale: of classifier-free guidance. At 1 or less the model runs once a step, without the negative
             prompt, as in diffusers.
         what: the lines of progress begin with it.
-
-    Returns:
-        (1, 4, h, w) float32 final latent, and (N, 1, 4, h, w) float32 latents after each step.
     """
     if guidance_scale > 1 and negative_embeds is None:
         raise BundleError(f"guidance scale {guidance_scale:g} without a negative prompt; an empty one will do.")
@@ -110,23 +174,25 @@ def sample(
     prompts = np.concatenate([prompt_embeds, negative_embeds]) if guided else prompt_embeds
     tell = progress(what)
     steps = len(schedule.timesteps)
-    terms = np.zeros((1 + 2 * steps, *shape), dtype=np.float32)  # initial latent, outputs of the model, noises
-    terms[0] = noise.normal(shape) * np.float32(schedule.init_noise_sigma)
-    latents = np.empty((steps, *shape), dtype=np.float32)
-    latent = terms[0]
+    terms = np.zeros((1 + 2 * steps, *initial.shape), dtype=np.float32)  # initial latent, outputs of the model, noises
+    latents = np.empty((steps, *initial.shape), dtype=np.float32)
+    latent = terms[0] = initial
+    seconds = []
     for i in range(steps):
+        start = time.perf_counter()
         if schedule.runs_model(i):
             scaled = (latent * schedule.input_scale[i]).astype(np.float32)
-            time_row = schedule.time_embedding[i : i + 1]
-            output = denoise(scaled, time_row, prompts)
+            output = denoise(scaled, schedule.time(i), prompts)
             if guided:
                 output = output[1:] + np.float32(guidance_scale) * (output[:1] - output[1:])
             terms[1 + i] = output
         if schedule.draws_noise[i]:
-            terms[1 + steps + i] = noise.normal(shape)
+            terms[1 + steps + i] = noise.normal(initial.shape)
         latent = latents[i] = _weighted_sum(schedule.coefficients[i], terms)
+        if schedule.runs_model(i):
+            seconds.append(time.perf_counter() - start)
         tell(i + 1, steps)
-    return latents[-1], latents
+    return Sampled(latents[-1], latents, tuple(seconds))
 
 
 def _weighted_sum(weights: np.ndarray, terms: np.ndarray) -> np.ndarray:

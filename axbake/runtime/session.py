@@ -1,4 +1,4 @@
-"""Models that run: one interface to ONNX graphs and emulated axmodels."""
+"""Models that run: one interface to ONNX graphs, emulated axmodels, and axmodels on the accelerator."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ DTYPES = {
     "tensor(bool)": np.bool_,
 }
 
+# What runs a model -> pyaxengine's name of it: a card in this machine, or the chip that this machine is
+CARDS = {"axcl": "AXCLRTExecutionProvider", "axengine": "AxEngineExecutionProvider"}
+RUNTIMES = ("auto", *CARDS, "onnxruntime")
+
 #: Contiguous arrays of the model's own types in, arrays in the order of its outputs out
 Compute = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
 Tensors = dict[str, tuple[tuple[int, ...], np.dtype]]  # name -> shape and type
@@ -40,11 +44,13 @@ class Session:
         name: of the model's file, for messages.
         inputs: of each input its shape and type, in the model's order.
         outputs: the same of each output.
-        seconds: how long each run so far took.
+        seconds: how long each run so far took; copies to and from a card are in it.
+        provider: what runs it, as ONNX Runtime or pyaxengine calls it.
     """
 
-    def __init__(self, name: str, inputs: Tensors, outputs: Tensors, compute: Compute) -> None:
+    def __init__(self, name: str, inputs: Tensors, outputs: Tensors, compute: Compute, provider: str = "") -> None:
         self.name = name
+        self.provider = provider
         self.inputs = inputs
         self.outputs = outputs
         self.seconds: list[float] = []
@@ -76,20 +82,33 @@ class Session:
         return dict(zip(self.outputs, outputs))  # noqa: B905 - `strict` is Python 3.10
 
 
-def open_model(path: Path, *, threads: int = 0) -> Session:
-    """The model in the file *path*: an `.onnx`, with tensors in files beside it or not, or an emulated `.axmodel`.
+def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0) -> Session:
+    """The model in the file *path*: an `.onnx`, with tensors in files beside it or not, or an `.axmodel`.
 
     Args:
-        threads: that one operator is spread over; 0: as many as the environment's OMP_NUM_THREADS says, or one a core.
+        runtime: of `RUNTIMES`; `auto` is `onnxruntime` for what that can run, and else the first accelerator that pyaxengine
+            finds.
+        device: number of the card, where there are several; `axcl` alone.
+        threads: of ONNX Runtime: that one operator is spread over; 0: as many as the environment's OMP_NUM_THREADS says, or one a
+            core.
 
     Raises:
-        BundleError: there is no such file, or it is not a model, or an axmodel for the card.
+        BundleError: there is no such file, or it is not a model, or not one that *runtime* runs.
     """
     path = Path(path)
     if not path.is_file():
         raise BundleError(f"{path}: no such file; wanted an .onnx or .axmodel.")
     made_by = producer(path)
-    if path.suffix == ".axmodel" and made_by != EMULATOR:
+    emulated = path.suffix != ".axmodel" or made_by == EMULATOR
+    if emulated and runtime in CARDS:
+        kind = "emulated" if made_by == EMULATOR else "a float graph"
+        raise BundleError(
+            f"{path}: {kind} (made by {made_by or 'an unknown producer'}); accelerators run what Pulsar2 compiled, and"
+            f" nothing else. Run it on the host (onnxruntime), or bake the model with Pulsar2."
+        )
+    if runtime in CARDS or (runtime == "auto" and not emulated):
+        return _axengine_session(path, runtime, device)
+    if not emulated:
         raise BundleError(
             f"{path}: an axmodel made by {made_by or 'an unknown producer'} runs on the accelerator card alone; ONNX "
             f"Runtime runs .onnx files and axmodels made by {EMULATOR}. Run it on the machine that has the card."
@@ -133,7 +152,48 @@ def _onnxruntime_session(path: Path, threads: int) -> Session:
         return {node.name: (tuple(node.shape), np.dtype(DTYPES[node.type])) for node in nodes}
 
     inputs, outputs = tensors(session.get_inputs()), tensors(session.get_outputs())
-    return Session(path.name, inputs, outputs, lambda feed: session.run(list(outputs), feed))
+    return Session(
+        path.name, inputs, outputs, lambda feed: session.run(list(outputs), feed), provider=session.get_providers()[0]
+    )
+
+
+def _axengine_session(path: Path, runtime: str, device: int) -> Session:
+    """*path* on an accelerator, through pyaxengine.
+
+    Its peculiarities (github AXERA-TECH/pyaxengine, 0.1.3): a path must be a string, all outputs are had or none, arrays must
+    be of exactly the model's shapes and types, one in Fortran's order is copied wrongly, and inputs come in any order.
+    """
+    try:
+        import axengine
+    except ImportError as error:
+        raise BundleError(
+            f"{path}: runs on the accelerator alone, and pyaxengine cannot be imported ({error}). Install its wheel from"
+            " github AXERA-TECH/pyaxengine, and the card's driver, on the machine that has the card."
+        ) from error
+    available = axengine.get_available_providers()
+    provider = CARDS.get(runtime) or next(iter(available), "none")
+    if provider not in available:
+        raise BundleError(
+            f"{path}: {provider} is not there; pyaxengine finds {', '.join(available) or 'none'}. Is the driver loaded?"
+            " axcl-smi says."
+        )
+    options = [{"device_id": device}] if runtime != "axengine" else None
+    try:
+        session = axengine.InferenceSession(str(path), providers=[provider], provider_options=options)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BundleError(
+            f"{path}: {provider} cannot load it: {error} Is the card there, its driver loaded, and is enough of its memory"
+            " free? axcl-smi says."
+        ) from error
+
+    def tensors(nodes: list) -> Tensors:
+        return {node.name: (tuple(node.shape), np.dtype(node.dtype)) for node in nodes}
+
+    inputs, outputs = tensors(session.get_inputs()), tensors(session.get_outputs())
+    # Copied, since an output may be a view of a buffer that the next run overwrites.
+    return Session(
+        path.name, inputs, outputs, lambda feed: [np.array(one) for one in session.run(None, feed)], provider=provider
+    )
 
 
 def _fits(array: np.ndarray, dtype: np.dtype) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from .errors import BundleError
 from .noise import TorchNoise
 from .prompt import chunks_of, embed_prompt, encoder, prompt_warnings
-from .sampler import Schedule, denoiser, sample
+from .sampler import Schedule, denoiser, initial_latent, sample
 from .session import Session, only
 from .tokenizer import ClipTokenizer
 
@@ -27,20 +29,36 @@ SAMPLERS = {
 }
 
 
+#: The latent that a drawing begins with, drawn from a noise, and the schedule from there
+Begin = Callable[[TorchNoise], tuple[np.ndarray, Schedule]]
+
+
+@dataclass(frozen=True)
+class Models:
+    """Loaded models of one checkpoint and one picture size."""
+
+    text_encoder: Session
+    unet: Session
+    vae_decoder: Session
+    vae_encoder: Session | None = None  # image to image alone needs it
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A picture and how it came about."""
 
     image: np.ndarray  # (height, width, 3) uint8 RGB
     latents: np.ndarray  # (N, 1, 4, h, w) float32: after each step
-    seconds: dict[str, tuple[float, ...]]  # of text_encoder, unet, vae_decoder: of each run of the model, in order
+    seconds: dict[str, tuple[float, ...]]  # by model: of each of its runs, in order
+    text_embedding_seconds: float  # prompt and negative prompt
+    step_seconds: tuple[float, ...]  # of each step that ran the UNet
+    decode_seconds: float
+    total_seconds: float
     warnings: tuple[str, ...]  # what of the prompts does not count, or is not what it looks like (`prompt_warnings`)
 
 
 def draw(
-    text_encoder: Session,
-    unet: Session,
-    vae_decoder: Session,
+    models: Models,
     tokenizer: ClipTokenizer,
     schedule: Schedule,
     *,
@@ -63,27 +81,62 @@ def draw(
     Raises:
         BundleError: the models, or the size, do not fit each other.
     """
-    shape = _latent_shape(unet, vae_decoder, height=height, width=width)
-    chunks = chunks_of(unet)
+    shape = latent_shape(models, height=height, width=width)
+    return draw_from(
+        lambda noise: (initial_latent(schedule, noise, shape), schedule),
+        models,
+        tokenizer,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        scaling_factor=scaling_factor,
+    )
+
+
+def draw_from(
+    begin: Begin,
+    models: Models,
+    tokenizer: ClipTokenizer,
+    *,
+    prompt: str,
+    negative_prompt: str,
+    guidance_scale: float,
+    seed: int,
+    scaling_factor: float,
+) -> Drawing:
+    """Draw *prompt* from the latent on that *begin* gives."""
+    start = time.perf_counter()
+    chunks = chunks_of(models.unet)
     prompts = [prompt, negative_prompt] if guidance_scale > 1 else [prompt]
-    models = {"text_encoder": text_encoder, "unet": unet, "vae_decoder": vae_decoder}
-    runs_before = {name: len(model.seconds) for name, model in models.items()}
+    sessions = {name: session for name, session in vars(models).items() if session}
+    runs_before = {name: len(session.seconds) for name, session in sessions.items()}
     prompt_embeds, *negative_embeds = [
-        embed_prompt(encoder(text_encoder), tokenizer, text, chunks=chunks) for text in prompts
+        embed_prompt(encoder(models.text_encoder), tokenizer, text, chunks=chunks) for text in prompts
     ]
-    final, latents = sample(
-        denoiser(unet),
+    text_embedded = time.perf_counter()
+    noise = TorchNoise(seed)
+    initial, schedule = begin(noise)
+    drawn = sample(
+        denoiser(models.unet),
         schedule,
-        TorchNoise(seed),
-        shape=shape,
+        noise,
+        initial,
         prompt_embeds=prompt_embeds,
         negative_embeds=negative_embeds[0] if negative_embeds else None,
         guidance_scale=guidance_scale,
     )
+    denoised = time.perf_counter()
+    image = decode_latent(models.vae_decoder, drawn.latent, scaling_factor=scaling_factor)
+    decoded = time.perf_counter()
     return Drawing(
-        image=decode_latent(vae_decoder, final, scaling_factor=scaling_factor),
-        latents=latents,
-        seconds={name: tuple(model.seconds[runs_before[name] :]) for name, model in models.items()},
+        image=image,
+        latents=drawn.latents,
+        seconds={name: tuple(session.seconds[runs_before[name] :]) for name, session in sessions.items()},
+        text_embedding_seconds=text_embedded - start,
+        step_seconds=drawn.seconds,
+        decode_seconds=decoded - denoised,
+        total_seconds=decoded - start,
         warnings=tuple(said for text in prompts for said in prompt_warnings(text, tokenizer, chunks=chunks)),
     )
 
@@ -109,12 +162,14 @@ def png_parameters(
     width: int,
     model: str,
     clip_skip: int,
+    strength: float | None = None,
 ) -> str:
     """How a picture was made, as AUTOMATIC1111's web UI and those after it read it back.
 
     Args:
         sampler: one of the values of `SAMPLERS`.
         clip_skip: of the model's text encoder; 1 is not told.
+        strength: of image to image.
     """
     lines = [prompt]
     if negative_prompt:
@@ -123,7 +178,9 @@ def png_parameters(
     name = json.dumps(model, ensure_ascii=False) if set(model) & set(",:\n") else model
     lines.append(
         f"Steps: {steps}, Sampler: {sampler}, CFG scale: {guidance_scale:g}, Seed: {seed}, "
-        f"Size: {width}x{height}, Model: {name}" + (f", Clip skip: {clip_skip}" if clip_skip > 1 else "")
+        f"Size: {width}x{height}, Model: {name}"
+        + (f", Denoising strength: {strength:g}" if strength is not None else "")
+        + (f", Clip skip: {clip_skip}" if clip_skip > 1 else "")
     )
     return "\n".join(lines)
 
@@ -135,8 +192,9 @@ def save_png(path: Path, image: np.ndarray, parameters: str) -> None:
     Image.fromarray(image).save(path, format="PNG", pnginfo=text)
 
 
-def _latent_shape(unet: Session, vae_decoder: Session, *, height: int, width: int) -> tuple[int, ...]:
+def latent_shape(models: Models, *, height: int, width: int) -> tuple[int, ...]:
     """Shape of the latent, after checking that UNet, decoder and picture agree on it."""
+    unet, vae_decoder = models.unet, models.vae_decoder
     if "sample" not in unet.inputs:
         raise BundleError(f"{unet.name}: inputs {', '.join(unet.inputs)}; wanted sample among them.")
     latent, _ = unet.inputs["sample"]

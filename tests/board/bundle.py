@@ -33,7 +33,7 @@ for seed in range(settings["seed"], settings["seed"] + given.count):
 pathlib.Path(given.timings).write_text(json.dumps({
     "program": "txt2img", "model": manifest["model"], "emulated": False, "runtime": given.runtime, "provider": "played",
     "device": given.device, "steps": given.steps, "load_seconds": {"text_encoder": 1.0, "unet": 9.0, "vae_decoder": 1.0},
-    "host": {"machine": "played", "system": "played", "processor": "played", "cores": 4, "python": "3", "packages": {}},
+    "host": {"machine": "played", "system": "played", "cores": 4, "python": "3", "packages": {}},
     "pictures": pictures, "total_seconds": 99.0}))
 """
 

@@ -30,7 +30,7 @@ from axbake.npz import npz_bytes
 from axbake.observation import observe_unet, read_observed
 from axbake.prompts import CLIP
 from axbake.runtime.noise import TorchNoise
-from axbake.runtime.sampler import load_schedule, sample
+from axbake.runtime.sampler import initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
 from axbake.trajectories import _denoising, record_trajectories
 from axbake.unet_samples import load_unet_samples
@@ -184,16 +184,17 @@ def fed_to_the_unet(model, directory):
     arrays, schedule = np.load(directory / "trajectories.npz"), load_schedule(directory / "schedule.npz")
     denoise = _denoising(load(model.weights["unet"]))
 
-    def watched(latent, row, texts):
-        fed.update((latent.tobytes(), row.tobytes(), text.tobytes()) for text in texts)
-        return denoise(latent, row, texts)
+    def watched(latent, time, texts):
+        fed.update((latent.tobytes(), time.row.tobytes(), text.tobytes()) for text in texts)
+        return denoise(latent, time, texts)
 
     for number in range(len(PROMPTS)):
+        noise = TorchNoise(SEED + number)
         sample(
             watched,
             schedule,
-            TorchNoise(SEED + number),
-            shape=(1, 4, HEIGHT // 8, WIDTH // 8),
+            noise,
+            initial_latent(schedule, noise, (1, 4, HEIGHT // 8, WIDTH // 8)),
             prompt_embeds=arrays["prompt_embeds"][number],
             negative_embeds=arrays["negative_embeds"],
             guidance_scale=GUIDANCE,
@@ -316,7 +317,7 @@ def test_coverage_covers_more_than_the_others(recorded, tmp_path):
 def test_ranges_are_those_of_the_samples_that_they_name(model, recorded, graph_of):
     """The inputs' own, which need no network to know, and the output's, by ONNX Runtime without the observer."""
     observed = read_observed(recorded / "ranges.npz")
-    samples = load_unet_samples(recorded / "trajectories.npz", recorded / "schedule.npz")
+    samples = load_unet_samples(recorded / "trajectories.npz", recorded / "schedule.npz", [])
     network = open_model(graph_of("unet"))
 
     assert len(observed.samples) == 28

@@ -131,7 +131,7 @@ def test_everything_that_settings_name_is_in_the_schemas():
         for entries in re.findall(r"entries=\{(.*?)\n?\s*\}[,)]", body, re.DOTALL):
             assert all(entry(place) for place in re.findall(r': "(.+?)"', entries))
         for columns in re.findall(r"row=\[(.*?)\]", body, re.DOTALL):
-            assert set(re.findall(r'"(.+?)"', columns)) <= {*schema("models")["properties"], "component"}
+            assert set(re.findall(r'"(.+?)"', columns)) <= {*schema("models")["properties"], "component", "layout"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "axbake" / "runtime").glob("*.py")), ids=lambda path: path.name)

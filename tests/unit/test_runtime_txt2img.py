@@ -19,7 +19,7 @@ from axbake.runtime.prompt import chunk_prompt
 from axbake.runtime.sampler import denoiser, load_schedule, sample
 from axbake.runtime.session import Session, open_model
 from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.runtime.txt2img import SAMPLERS, decode_latent, draw, png_parameters, save_png
+from axbake.runtime.txt2img import SAMPLERS, Models, decode_latent, draw, png_parameters, save_png
 from axbake.schedule import SCHEDULERS, build_scheduler, derive_schedule
 from axbake.weights import Description
 
@@ -146,7 +146,7 @@ def draw_with(models, bundle, scheduler, **options):
         "width": WIDTH,
     }
     schedule = load_schedule(bundle / f"{scheduler}.npz")
-    return draw(*models, ClipTokenizer(CLIP), schedule, **{**settings, **options})
+    return draw(Models(*models), ClipTokenizer(CLIP), schedule, **{**settings, **options})
 
 
 def psnr(ours, theirs):
@@ -218,7 +218,7 @@ def test_a_picture_of_another_size_than_compiled_is_refused(models, bundle):
 def test_guidance_without_a_negative_prompt_is_refused(models, bundle):
     with pytest.raises(BundleError, match=r"guidance scale 7\.5 without a negative prompt"):
         sample(
-            denoiser(models[1]), load_schedule(bundle / "euler.npz"), None, shape=(1, 4, 6, 4),
+            denoiser(models[1]), load_schedule(bundle / "euler.npz"), None, np.zeros((1, 4, 6, 4), np.float32),
             prompt_embeds=np.zeros((1, 77, 8)), negative_embeds=None, guidance_scale=7.5,
         )  # fmt: skip
 
@@ -308,7 +308,7 @@ def test_transposed_arrays_are_read_in_their_order(models):
 
 
 def test_the_package_needs_no_torch_and_nothing_else_of_axbake():
-    code = "import sys, axbake.runtime.txt2img; print(*sys.modules)"
+    code = "import sys, axbake.runtime.command; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 
     loaded = set(result.stdout.split())
@@ -320,6 +320,6 @@ def test_the_package_needs_no_torch_and_nothing_else_of_axbake():
 
 def test_a_copy_of_the_package_runs_under_another_name(tmp_path):
     shutil.copytree(RUNTIME, tmp_path / "bundled")
-    code = "import sys, bundled.txt2img; assert 'axbake' not in sys.modules"
+    code = "import sys, bundled.command; assert 'axbake' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from axbake import schedule as schedules
 from axbake.npz import npz_bytes
 from axbake.runtime.noise import TorchNoise
-from axbake.runtime.sampler import Schedule, load_schedule, sample
+from axbake.runtime.sampler import Schedule, initial_latent, load_schedule, sample
 from axbake.schedule import (
     SCHEDULERS,
     ScheduleError,
@@ -75,17 +75,18 @@ def diffusers_latents(scheduler, steps, model):
 
 
 def our_latents(schedule, model):
-    """The same by the schedule; *schedule* holds the timestep itself in place of its embedding."""
-    _, latents = sample(
-        lambda latent, row, _: model(torch.from_numpy(latent), torch.from_numpy(row)[0, 0]).numpy(),
+    """The same by the schedule."""
+    noise = TorchNoise(5)
+    drawn = sample(
+        lambda latent, time, _: model(torch.from_numpy(latent), torch.tensor(time.timestep)).numpy(),
         schedule,
-        TorchNoise(5),
-        shape=SHAPE,
+        noise,
+        initial_latent(schedule, noise, SHAPE),
         prompt_embeds=np.zeros(()),
         negative_embeds=None,
         guidance_scale=1,
     )
-    return latents
+    return drawn.latents
 
 
 def schedule_of(name, steps, **options):

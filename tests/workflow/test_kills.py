@@ -13,7 +13,7 @@ def battery(checkpoint, tmp_path_factory) -> Battery:
     return Battery(tmp_path_factory.mktemp("kills"), checkpoint, all_but_the_compile_stored=False)
 
 
-@pytest.mark.parametrize("moment", moments("tests", 2))
+@pytest.mark.parametrize("moment", moments("tests", 1))
 @pytest.mark.parametrize("way", WAYS)
 def test_after_a_kill_the_next_run_gives_the_same_results_and_builds_nothing_twice(battery, way, moment):
     assert battery.trial(way, moment) == []

@@ -188,7 +188,7 @@ rule calibrate_vae_encoder:
 rule calibrate_vae_decoder:
     """Pack the latents of the calibration pictures."""
     input:
-        settings=settings("axbake.calibration.calibrate_vae_decoder", tools=["numpy"]),
+        settings=settings("axbake.calibration.calibrate_vae_decoder", tools=["numpy"], row=["program"]),
         latents="results/{model}/calibration/latents.npy",
     output:
         archive="results/{model}/calibration/vae_decoder.tar",

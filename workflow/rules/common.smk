@@ -15,6 +15,9 @@ SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
 SIZE = {component: [] if component == "text_encoder" else ["height", "width"] for component in COMPONENTS}
 SIZE["unet"] = [*SIZE["unet"], "prompt_chunks"]
+# What a graph is exported with, besides: the names of its inputs. Programs differ in the UNet's and the VAE decoder's.
+GRAPH = SIZE | {component: [*SIZE[component], "program"] for component in ("unet", "vae_decoder")}
+JOBS_OWN = ("component", "layout")  # stand among a job's columns, but are of the job and not of the row
 DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed", "clip_skip"]
 
 try:
@@ -23,6 +26,9 @@ try:
     MODELS = read_models(Path(config["models"]), schema=SCHEMAS / "models.schema.yaml")
 except AxbakeError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}") from None
+
+# Where the models are that the host runs: those that boards run it cannot.
+EMULATED = "results/{model}" if config["toolchain"] == "emulator" else "results/{model}/emulated"
 
 if config["cache"]:
     os.environ.setdefault("AXBAKE_CACHE", config["cache"])
@@ -80,12 +86,13 @@ def embedding_names(row):
     return [Path(path).stem for path in row["embeddings"]]
 
 
-def settings(function, *, tools=(), row=(), entries=None, more=None, sources=None, **how):
+def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, sources=None, **how):
     """Input function that gives a job's settings file and writes it when its text changes.
 
     function: of the package, that does the work; called with inputs, outputs and settings by name.
+    step: what the settings file's directory is called, if not as the function.
     tools: packages whose version can change the result.
-    row: columns of the table that the job reads; by component, or for all. «component» is the job's.
+    row: columns of the table that the job reads; by component, or for all. «component» and «layout» are the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
     more: name -> function of the row.
     sources: name of an input that the user brings -> function of the row that gives its SHA-256.
@@ -97,9 +104,10 @@ def settings(function, *, tools=(), row=(), entries=None, more=None, sources=Non
         component = wildcards.get("component")
         # A directory of its own: Snakemake lists a directory once a run, and takes for missing what comes into it later.
         step = function.rpartition(".")[2]
-        path = Path("results", wildcards.model, "settings", step, component or "model", "settings.json")
+        part = component or wildcards.get("layout", "model")
+        path = Path("results", wildcards.model, "settings", step, part, "settings.json")
         columns = row[component] if isinstance(row, dict) else row
-        values = {column: component if column == "component" else model_row[column] for column in columns}
+        values = {column: wildcards[column] if column in JOBS_OWN else model_row[column] for column in columns}
         values |= {name: entry(place.format(component=component)) for name, place in (entries or {}).items()}
         values |= {name: value(model_row) for name, value in (more or {}).items()}
         # A job's own process reads the workflow again; what it was started with must not change under it.
@@ -123,8 +131,11 @@ def entry(place):
 
 def compiler(row):
     """What decides a build besides graph, samples and config: Pulsar2's version, or the emulator's code and tools."""
-    if config["toolchain"] != "emulator":
-        return {"pulsar2": config["pulsar2_version"]}
+    return emulator(row) if config["toolchain"] == "emulator" else {"pulsar2": config["pulsar2_version"]}
+
+
+def emulator(row):
+    """What decides a build by the emulator: its code, and the tools that it uses."""
     tools = ["numpy", "onnx", "onnxruntime", "pillow", "json5"]
     return {"emulator": code_digest("axbake.emulator.__main__")} | {tool: tool_version(tool) for tool in tools}
 

@@ -8,7 +8,7 @@ rule export_onnx:
         settings=settings(
             "axbake.export.export_onnx",
             tools=["torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxsim"],
-            row=SIZE,
+            row=GRAPH,
         ),
         weights="results/{model}/weights/{component}.safetensors",
     output:
