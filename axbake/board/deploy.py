@@ -118,24 +118,19 @@ def transfer(board: Board, bundle: Bundle, found: Inspection) -> None:
     connection broke, to go on from there.
     """
     aside = f"{board.directory}/.incoming/{bundle.model}"
-    command = [
-        "rsync",
-        "--recursive",
-        "--copy-links",
-        "--checksum",
-        "--chmod=u+w",
-        "--delete",
-        "--partial-dir=.partial",
-    ]
+    # Only what the manifest lists: beside it may lie what a killed job left.
+    command = ["rsync", "--files-from=-", "--copy-links", "--checksum", "--chmod=u+w", "--partial-dir=.partial"]
     if any(path.startswith(f"{board.directory}/{bundle.model}/") for path in found.files):
         command.append(f"--link-dest=../../{bundle.model}")
     command += ["--timeout=300", "--no-inc-recursive", "--info=progress2", f"--rsh={shlex.join(board.ssh)}"]
     command += [f"--rsync-path=mkdir -p {aside} && rsync", f"{bundle.directory}/", f"{board.host}:{aside}/"]
     tell = progress("copied, in %:")
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+    with tempfile.TemporaryFile("w+") as names, tempfile.TemporaryFile("w+", errors="replace") as errors:
+        names.writelines(f"{name}\n" for name in bundle.files)
+        names.seek(0)
         try:
             process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True, errors="replace"
+                command, stdin=names, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
             )
         except FileNotFoundError as error:
             raise MissingProgram("rsync is not on this host's PATH; install it (apt install rsync).") from error
@@ -172,18 +167,22 @@ def place(board: Board, bundle: Bundle, found: Inspection) -> None:
     sums = "".join(f"{sha256}  {name}\n" for name, sha256 in bundle.files.items())
     aside, there = shlex.quote(f".incoming/{bundle.model}"), shlex.quote(bundle.model)
     gone = shlex.join(obsolete(bundle, found))
+    names = "".join(f"{name}\n" for name in bundle.files)  # the manifest is the last
     body = f"""
 cd {shlex.quote(board.directory)} || exit
-compare() {{ cd {aside} && sha256sum --quiet --check - && rm -rf .partial && find . -type f -exec sync {{}} + && cd ../..; }}
+compare() {{ cd {aside} && sha256sum --quiet --check - && find . -type f -exec sync {{}} + && cd ../..; }}
 section compare compare <<'SUMS' || exit
 {sums}SUMS
 place() {{
-  mkdir -p {there} && cd {there} && rm -f manifest.json {gone} && cd .. && cd {aside} &&
-  find . -type d -exec mkdir -p ../../{there}/{{}} \\; &&
-  find . -type f ! -path ./manifest.json -exec mv -f {{}} ../../{there}/{{}} \\; &&
-  mv -f manifest.json ../../{there}/manifest.json && cd ../.. && rm -rf {aside}
+  mkdir -p {there} && (cd {there} && rm -f manifest.json {gone}) || return
+  while IFS= read -r name; do
+    mkdir -p "$(dirname {there}/"$name")" || return
+    [ {aside}/"$name" -ef {there}/"$name" ] || mv -f {aside}/"$name" {there}/"$name" || return  # rsync links what is the same
+  done
+  rm -rf {aside}
 }}
-section place place
+section place place <<'NAMES'
+{names}NAMES
 """
     sections = run_script(board, body)
     check(board, sections, "compare", "files did not arrive as they were sent; run again")

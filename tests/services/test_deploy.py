@@ -111,7 +111,7 @@ def test_a_connection_that_breaks_leaves_the_old_bundle_and_the_next_run_goes_on
     assert (there / "manifest.json").read_bytes() == old.read_bytes()
     assert (there / "unet.axmodel").read_bytes() == (old.parent / "unet.axmodel").read_bytes()
     kept = sum(path.stat().st_size for path in (board.directory / ".incoming").rglob("*") if path.is_file())
-    assert kept > limit - 100_000  # what was on its way is lost
+    assert kept > limit - 200_000  # what was on its way is lost
 
     # The rest fits through a line that breaks as soon: what came over is not sent again.
     board.sshd.reset()

@@ -148,3 +148,15 @@ def text_prompts(row):
 def recording_precision(row):
     """In what torch runs the UNet to record its samples. Decided here, so that it stands in the job's settings."""
     return chosen_precision(config["calibration"]["recorded_in"])
+
+
+def bundle_for_board(wildcards):
+    """Path of a bundle's manifest, in a project that has a board and a compiler whose models it runs."""
+    if not config["board"]["host"]:
+        raise SystemExit("no board: config's entry board/host names none (docs/board.md).")
+    if config["toolchain"] == "emulator":
+        raise SystemExit(
+            f"{wildcards.model}: toolchain is emulator in config; hosts run its models, boards cannot. Choose a toolchain of"
+            " Pulsar2's, or measure on this host: results/{model}/host/report.html."
+        )
+    return "results/{model}/bundle/axbake/manifest.json"

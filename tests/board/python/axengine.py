@@ -1,1 +1,0 @@
-"""Speaks for pyaxengine where tests only ask whether it is there."""
