@@ -202,7 +202,7 @@ def _weighted_sum(weights: np.ndarray, terms: np.ndarray) -> np.ndarray:
     every CPU.
     """
     total = np.zeros(terms.shape[1:], dtype=np.float64)
-    for weight, term in zip(weights, terms):  # noqa: B905 - `strict` is Python 3.10
+    for weight, term in zip(weights, terms):
         if weight:
             total += weight * term
     return total.astype(np.float32)

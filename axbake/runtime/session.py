@@ -79,7 +79,7 @@ class Session:
         start = time.perf_counter()
         outputs = self._compute(feed)
         self.seconds.append(time.perf_counter() - start)
-        return dict(zip(self.outputs, outputs))  # noqa: B905 - `strict` is Python 3.10
+        return dict(zip(self.outputs, outputs))
 
 
 def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0) -> Session:
@@ -190,10 +190,7 @@ def _axengine_session(path: Path, runtime: str, device: int) -> Session:
         return {node.name: (tuple(node.shape), np.dtype(node.dtype)) for node in nodes}
 
     inputs, outputs = tensors(session.get_inputs()), tensors(session.get_outputs())
-    # Copied, since an output may be a view of a buffer that the next run overwrites.
-    return Session(
-        path.name, inputs, outputs, lambda feed: [np.array(one) for one in session.run(None, feed)], provider=provider
-    )
+    return Session(path.name, inputs, outputs, lambda feed: session.run(None, feed), provider=provider)
 
 
 def _fits(array: np.ndarray, dtype: np.dtype) -> bool:

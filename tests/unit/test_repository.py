@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ RULES = {
 SCRIPTS = sorted((ROOT / "workflow" / "scripts").glob("*.py"))
 DECISIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.If, ast.IfExp, ast.For, ast.While)
 DECISIONS += (ast.Try, ast.Match, ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp)
-RUNTIME_MAY_IMPORT = {"numpy", "PIL", "tokenizers", "onnxruntime", *sys.stdlib_module_names}
+RUNTIME_MAY_IMPORT = {"numpy", "PIL", "tokenizers", "onnxruntime", "axengine", *sys.stdlib_module_names}
 
 every_rule = pytest.mark.parametrize("rule", RULES)
 
@@ -141,6 +142,14 @@ def test_the_runtime_imports_nothing_that_a_board_has_not(path):
             assert {alias.name.split(".")[0] for alias in node.names} <= RUNTIME_MAY_IMPORT
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 1 or (node.level == 0 and node.module.split(".")[0] in RUNTIME_MAY_IMPORT)
+
+
+def test_what_runs_beside_the_card_needs_no_newer_python_than_3_9():
+    program = Path(sys.executable).with_name("vermin")
+    paths = [ROOT / "axbake" / "runtime", *sorted((ROOT / "resources" / "bundle").glob("*.py"))]
+    done = subprocess.run([program, "-t=3.9-", "--violations", *paths], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_package_knows_nothing_of_snakemake_but_for_the_planner_of_its_runs():

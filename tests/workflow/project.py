@@ -25,6 +25,7 @@ ROW = {
     "prompt": "a rocket, in the night",
     "negative_prompt": "blurry",
     "prompt_chunks": "1",
+    "program": "axera",
     "clip_skip": "1",
     "embeddings": "",
     "calibration_prompts": "config/prompts/few.txt",
