@@ -16,11 +16,12 @@ from PIL import Image
 from axbake.board.bundle import DRAWING, Bundle, read_bundle, refuse_emulated
 from axbake.board.connection import Board, Section, run_script
 from axbake.board.errors import BusyCard, FailedOnBoard, MissingProgram, NotEnoughCmm, UnreadableOutput
-from axbake.board.inspection import RUN_MODEL, card_of, check, inspect_board, read_state
+from axbake.board.inspection import RUN_MODEL, card_of, check, check_programs, read_state
 from axbake.board.measurement import BUSY, WARMUP, pretty_name, script, steps_of
 from axbake.board.tools import DeviceTimes, State, read_run_model
 
 logger = logging.getLogger(__name__)
+DEPLOYMENT = "results/{}/board/deployment.json"  # without it the bundle is copied anew
 
 
 def benchmark_board(
@@ -57,10 +58,15 @@ def benchmark_board(
     bundle = read_bundle(manifest)
     refuse_emulated(bundle)
     board = Board(host, user, port, directory, kind, device)
-    inspect_board(board, bundle.model)
     commands = script(board, bundle, python=python, repeats=repeats, pictures=pictures)
     judge = functools.partial(check_section, board, bundle, python=python, repeats=repeats)
     sections = run_script(board, commands, tell=_teller(board), judge=judge)
+    check(
+        board,
+        sections,
+        "card",
+        f"no directory {directory}/{bundle.model} there; delete {DEPLOYMENT.format(bundle.model)}",
+    )
     check(board, sections, "picture", "the benchmark ended before its last command")
     models = {name: model_times(board, sections[f"model:{name}"], repeats) for name in bundle.models}
     drawings = {number: timings(board, sections[f"timings:{number}"]) for number in steps_of(bundle)}
@@ -108,6 +114,8 @@ def check_section(board: Board, bundle: Bundle, section: Section, *, python: str
     """Raise what *section*, which has just ended, says against going on."""
     place = f"{board.directory}/{bundle.model}"
     step, _, what = section.name.partition(":")
+    if step == "missing":
+        check_programs(board, section)
     if step == "card" and section.status == BUSY:
         raise BusyCard(f"{board.name}: another benchmark has held card {board.device} all the time; run again later.")
     if step == "packages" and (missing := _packages(section).get("missing")):
@@ -119,7 +127,7 @@ def check_section(board: Board, bundle: Bundle, section: Section, *, python: str
     failed = {
         "card": f"card {board.device} could not be locked in /tmp",
         "packages": f"{python} does not run (board/python in config)",
-        "compare": f"{place} is not what was copied there; delete results/{bundle.model}/board/deployment.json and run again",
+        "compare": f"{place} is not what was copied there; delete {DEPLOYMENT.format(bundle.model)} and run again",
         "model": f"{RUN_MODEL[board.kind]} failed on the {what}",
         "draw": f"txt2img.py failed at {what} steps",
         "timings": "txt2img.py wrote no timings",

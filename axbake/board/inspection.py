@@ -33,23 +33,20 @@ def inspect_board(board: Board, model: str) -> Inspection:
         MissingProgram: lists all that are missing.
         MissingDriver, NoSuchCard, UnreadableOutput, FailedOnBoard, and what `run_script` raises.
     """
-    programs = [*PACKAGES, RUN_MODEL[board.kind], *(["axcl-smi"] if board.kind == "card" else [])]
     place = shlex.quote(board.directory)
     there = shlex.quote(f"{board.directory}/{model}")
     begun = shlex.quote(f"{board.directory}/.incoming/{model}")
     body = f"""
+{programs_section(board)}
 section directory mkdir -p {place}
-missing() {{ for name in {" ".join(programs)}; do command -v $name >/dev/null || echo $name; done; }}
-section missing missing
 section space df -Pk {place}
 section files find {there} {begun} -type f -exec sha256sum {{}} +
 section manifest cat {there}/manifest.json
 section state {STATE[board.kind]}
 """
     sections = run_script(board, body)
+    check_programs(board, check(board, sections, "missing", "its programs could not be listed"))
     check(board, sections, "directory", f"no directory {board.directory} there (board/directory in config)")
-    if missing := check(board, sections, "missing", "its programs could not be listed").text.split():
-        raise MissingProgram(_missing_text(board, missing))
     state = read_state(board, sections["state"])
     card_of(board, state)
     manifest = sections["manifest"]
@@ -59,6 +56,19 @@ section state {STATE[board.kind]}
         manifest="" if manifest.status else manifest.text,
         state=state,
     )
+
+
+def programs_section(board: Board) -> str:
+    """Commands for the section `missing`, which lists the programs that *board* needs and has not."""
+    programs = [*PACKAGES, RUN_MODEL[board.kind], *(["axcl-smi"] if board.kind == "card" else [])]
+    listing = f"for name in {' '.join(programs)}; do command -v $name >/dev/null || echo $name; done"
+    return f"missing() {{ {listing}; }}\nsection missing missing"
+
+
+def check_programs(board: Board, section: Section) -> None:
+    """Raise MissingProgram, which names all, if the section `missing` lists any."""
+    if missing := section.text.split():
+        raise MissingProgram(_missing_text(board, missing))
 
 
 def check(board: Board, sections: dict[str, Section], name: str, what: str) -> Section:

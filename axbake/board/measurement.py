@@ -5,7 +5,7 @@ import shlex
 
 from axbake.board.bundle import Bundle
 from axbake.board.connection import Board
-from axbake.board.inspection import RUN_MODEL, STATE
+from axbake.board.inspection import RUN_MODEL, STATE, programs_section
 
 WARMUP = 3  # runs of a model before it is measured
 LOCK_PATIENCE = 3000  # seconds to wait for another benchmark on the same card
@@ -40,6 +40,7 @@ take_card() {{
   echo waiting
   flock --timeout {patience} 9 || return {busy}
 }}
+{programs}
 cd {there} || exit
 section card take_card || exit
 section board cat /proc/device-tree/model /etc/os-release
@@ -88,6 +89,7 @@ def script(board: Board, bundle: Bundle, *, python: str, repeats: int, pictures:
         device=board.device,
         patience=LOCK_PATIENCE,
         busy=BUSY,
+        programs=programs_section(board),
         there=shlex.quote(f"{board.directory}/{bundle.model}"),
         sums="".join(f"{sha256}  {name}\n" for name, sha256 in bundle.files.items()),
         first=_joined(first),

@@ -207,6 +207,21 @@ def test_what_was_changed_on_the_board_is_not_measured(board, measure):
     assert calls(board) == []
 
 
+def test_a_bundle_that_is_gone_from_the_board_is_to_be_copied_anew(board, measure):
+    shutil.rmtree(board.directory / "tiny")
+
+    with pytest.raises(FailedOnBoard, match=r"no directory .*/tiny there; delete results/tiny/board/deployment.json"):
+        measure()
+
+
+def test_programs_that_are_missing_are_all_named(board, measure):
+    for name in ("axcl-smi", "axcl_run_model"):
+        (board.programs / name).unlink()
+
+    with pytest.raises(MissingProgram, match=r"axcl_run_model, axcl-smi: axclhost, the card's driver package"):
+        measure()
+
+
 def python_that(board, does: str) -> str:
     """A python of the board that, given txt2img.py, does something else."""
     program = board.programs / "other-python"
