@@ -142,6 +142,9 @@ def test_another_host_key_is_refused_and_nothing_is_sent(board, deploy):
 
 def test_an_unknown_host_key_is_refused_without_a_question(board, deploy):
     board.sshd.known_hosts.write_text("")
+    board.sshd.config.write_text(
+        board.sshd.config.read_text() + "    StrictHostKeyChecking no\n"
+    )  # whatever the user has set
 
     with pytest.raises(WrongHostKey, match=r"log in once by hand \(`ssh played-board`\)"):
         deploy()
