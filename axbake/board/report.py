@@ -69,8 +69,10 @@ def plot_of_steps(pictures: list[list[float]]) -> dict:
     """Places in a plot of `WIDTH` × `HEIGHT` of the seconds of each step of each picture; the axis of seconds begins at 0."""
     slowest = max(seconds for steps in pictures for seconds in steps)
     count = max(map(len, pictures))
-    digits = 1 - int(np.floor(np.log10(slowest)))  # two figures of the axis' end
-    top = float(np.ceil(slowest * 10**digits) / 10**digits)
+    decade = 10.0 ** np.floor(np.log10(slowest))
+    top = next(
+        float(end * decade) for end in (1, 2, 4, 6, 8, 10) if end * decade >= slowest
+    )  # quarters of it are short
 
     def x(step: int) -> float:
         return round(WIDTH * (step + 0.5) / count, 1)

@@ -4,6 +4,11 @@
 BOARD = {name: f"board/{name}" for name in ("host", "user", "port", "directory", "kind", "device")}
 
 
+localrules:  # the user's agent and known hosts are where Snakemake is started, not on a cluster's nodes
+    deploy_bundle,
+    benchmark_board,
+
+
 rule deploy_bundle:
     """Copy a bundle to the board."""
     input:
