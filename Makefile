@@ -1,5 +1,5 @@
 # `make demo` bakes the demo model; `make test` runs the tests. Each installs what it needs into .venv first.
-.PHONY: demo test plan lint docs lock clean
+.PHONY: demo report plan test lint docs site lock clean
 CORES ?= $(shell nproc)
 BIN = .venv/bin
 
@@ -16,7 +16,13 @@ demo: .venv/installed
 	@echo "  pictures  results/demo/reference/image.png   what diffusers draws, in float32"
 	@echo "            results/demo/simulation/image.png  what the quantised models draw"
 	@echo "  models    results/demo/{text_encoder,unet,vae_encoder,vae_decoder}.axmodel"
-	@echo "  report    results/demo/report.html"
+	@echo "  report    results/demo/report.html             open it in a browser"
+	@echo
+	@echo "Next: give your own checkpoint a row in config/models.tsv (README.md, «Bake your checkpoint»)."
+
+# The page over all models that have a report; a run makes the models' own.
+report: .venv/installed
+	@$(BIN)/python -m axbake.overview
 
 # `make plan TARGET=results/demo/unet.axmodel`: what a run would do, why, and for how long.
 plan: .venv/installed
@@ -34,6 +40,11 @@ lint: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_errors.py
+
+site: .venv/installed
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	@echo "The documentation is in build/site/index.html."
 
 lock:
 	rm -rf .venv-lock
@@ -44,4 +55,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf results logs benchmarks .snakemake .axbake
+	rm -rf results logs benchmarks build .snakemake .axbake

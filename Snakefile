@@ -12,24 +12,42 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/loras.smk"
 include: "workflow/rules/import.smk"
 include: "workflow/rules/reference.smk"
 include: "workflow/rules/schedule.smk"
 include: "workflow/rules/export.smk"
+include: "workflow/rules/preflight.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/compile.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/bundle.smk"
 include: "workflow/rules/board.smk"
+include: "workflow/rules/terminal.smk"
+include: "workflow/rules/outcomes.smk"
+include: "workflow/rules/batch.smk"
 
 
+# Where jobs go to a cluster, these stay: they take seconds, and less memory than a browser.
 localrules:
     all,
+    refuse_row,
+    list_embeddings,
+    describe_checkpoint,
+    derive_schedule,
+    preflight,
+    draw_pictures,
+    calibrate_text_encoder,
+    calibrate_unet,
+    calibrate_vae_encoder,
+    calibrate_vae_decoder,
+    configure_build,
+    write_report,
 
 
 rule all:
     default_target: True
     input:
-        collect("results/{model}/{component}.axmodel", model=MODELS, component=COMPONENTS),
-        collect("results/{model}/report.html", model=MODELS),
+        of_every_model("results/{model}/{component}.axmodel", component=COMPONENTS),
+        of_every_model("results/{model}/report.html"),

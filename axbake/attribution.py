@@ -5,12 +5,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from axbake.distance import psnr, ssim
 from axbake.prompts import load_tokenizer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import EMULATOR, open_model, producer
-from axbake.runtime.txt2img import Models, decode_latent, draw
+from axbake.runtime.txt2img import Drawing, Models, decode_latent, draw
 from axbake.weights import read_description
 
 logger = logging.getLogger(__name__)
@@ -39,11 +40,13 @@ def attribute_error(
     height: int,
     width: int,
     attribution: Path,
+    float_image: Path,
 ) -> None:
-    """Draw the reference's picture with one compiled model at a time, and measure each against the float picture.
+    """Draw the reference's picture with one compiled model at a time, and with none, and measure each against the float picture.
 
     The float latent is the reference's last, and the float picture is what the decoder's ONNX graph makes of it; so the VAE
-    decoder alone needs no drawing. With all compiled, the figures are those of `axbake.simulation`.
+    decoder alone needs no drawing. With all compiled, the figures are those of `axbake.simulation`. With none, it is
+    all that comes before quantisation: export, sampler and runtime against diffusers.
 
     Args:
         text_encoder, unet, vae_decoder: compiled models that ONNX Runtime runs.
@@ -54,14 +57,15 @@ def attribute_error(
         distance: `simulation/distance.json`.
         attribution: JSON to write: by what is quantised, PSNR of the last latent in dB, null where that is the reference's own,
             PSNR of the picture in dB, and SSIM.
+        float_image: PNG to write: what the float ONNX graphs draw.
     """
     scaling_factor = read_description(weights).config["scaling_factor"]
     steps, tokenizer, latent = load_schedule(schedule), load_tokenizer(embeddings), np.load(trajectory)[-1]
     decoder = open_model(float_vae_decoder)
     wanted = decode_latent(decoder, latent, scaling_factor=scaling_factor)
 
-    def drawn_with(encoder: Path, network: Path) -> dict[str, float | None]:
-        drawing = draw(
+    def drawn_with(encoder: Path, network: Path) -> Drawing:
+        return draw(
             Models(open_model(encoder), open_model(network), decoder),
             tokenizer,
             steps,
@@ -73,16 +77,22 @@ def attribute_error(
             height=height,
             width=width,
         )
+
+    def distance_of(drawing: Drawing) -> dict[str, float | None]:
         return _distance(wanted, drawing.image, round(psnr(latent, drawing.latents[-1]), 2))
 
     found: dict[str, dict[str, float | None]] = {}
-    logger.info("attributing: 1 of 3: vae_decoder")
+    logger.info("attributing: 1 of 4: none")
+    floating = drawn_with(float_text_encoder, float_unet)
+    Image.fromarray(floating.image).save(float_image)
+    found["none"] = distance_of(floating)
+    logger.info("attributing: 2 of 4: vae_decoder")
     image = decode_latent(open_model(vae_decoder), latent, scaling_factor=scaling_factor)
     found["vae_decoder"] = _distance(wanted, image, None)
-    logger.info("attributing: 2 of 3: text_encoder")
-    found["text_encoder"] = drawn_with(text_encoder, float_unet)
-    logger.info("attributing: 3 of 3: unet")
-    found["unet"] = drawn_with(float_text_encoder, unet)
+    logger.info("attributing: 3 of 4: text_encoder")
+    found["text_encoder"] = distance_of(drawn_with(text_encoder, float_unet))
+    logger.info("attributing: 4 of 4: unet")
+    found["unet"] = distance_of(drawn_with(float_text_encoder, unet))
     simulated = json.loads(distance.read_text(encoding="utf-8"))
     found["all"] = {name: simulated[name] for name in found["unet"]}
     content = {

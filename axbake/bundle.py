@@ -19,6 +19,7 @@ from axbake.model_card import licence_notes, model_card, requirements
 from axbake.pulsar2 import link_or_copy
 from axbake.runtime.bundle import FORMAT
 from axbake.runtime.sampler import load_schedule
+from axbake.weights import read_sampling
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
@@ -44,9 +45,20 @@ def write_bundle(
     schedule: Path,
     embeddings: Path,
     layout: str,
+    program: str,
     source: str,
+    model: str,
+    prompt: str,
+    negative_prompt: str,
+    height: int,
+    width: int,
+    scheduler: str,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    prompt_chunks: int,
+    clip_skip: int,
     manifest: Path,
-    **settings: Any,
 ) -> None:
     """Lay out a model for the program of *layout*, in the directory that *manifest* is in; the manifest comes there last.
 
@@ -59,15 +71,32 @@ def write_bundle(
         unet_weights: `weights/unet.safetensors`, for schedules of other numbers of steps.
         embeddings: `embeddings.json`.
         layout: of `LAYOUTS`.
+        program: whose tensor names the models have (`axbake.interface`).
         source: where the checkpoint was had; may be empty.
         manifest: JSON to write, in a private directory below the bundle's own.
-        settings: the row's: how the reference is drawn, and for which program the models were exported.
+        …: how the reference is drawn, and the bundle's programs draw where they are not told otherwise.
 
     Raises:
         LayoutError: the row does not meet the layout's demands.
     """
-    plan, described, settings = LAYOUTS[layout], _read_json(checkpoint), dict(settings)
-    settings |= {name: described[name] for name in ("prediction_type", "scaling_factor")}
+    plan, described = LAYOUTS[layout], _read_json(checkpoint)
+    settings = {
+        "model": model,
+        "height": height,
+        "width": width,
+        "scheduler": scheduler,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "prompt_chunks": prompt_chunks,
+        "clip_skip": clip_skip,
+        "program": program,
+        "prediction_type": described["prediction_type"],
+        "zero_terminal_snr": described["zero_terminal_snr"],
+        "scaling_factor": described["scaling_factor"],
+    }
     plan.check(layout, settings)
     models = {"text_encoder": text_encoder, "unet": unet, "vae_encoder": vae_encoder, "vae_decoder": vae_decoder}
     names = list(_read_json(embeddings))
@@ -139,12 +168,18 @@ def _own_files(*, emulated: bool) -> dict[str, bytes]:
 
 
 def _write_schedules(directory: Path, unet_weights: Path, settings: dict[str, Any]) -> None:
-    from axbake.schedule import derive_schedule  # it imports torch, which the other layouts do without
+    """The row's scheduler for `MORE_STEPS`, as far as scheduler and UNet can do so many."""
+    from axbake.schedule import ScheduleError, derive_schedule  # it imports torch, which the other layouts do without
 
     directory.mkdir()
+    if read_sampling(unet_weights).steps is not None:
+        return
     for steps in sorted({*MORE_STEPS} - {settings["steps"]}):
         path = directory / f"{settings['scheduler']}-{steps}.npz"
-        derive_schedule(scheduler=settings["scheduler"], steps=steps, unet=unet_weights, schedule=path)
+        try:
+            derive_schedule(scheduler=settings["scheduler"], steps=steps, unet=unet_weights, schedule=path)
+        except ScheduleError as error:
+            logger.info("no schedule of %d steps: %s", steps, error)
 
 
 def _place(source: Path, target: Path, *, copy: bool = False) -> None:

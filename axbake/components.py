@@ -1,5 +1,8 @@
 """The networks of a model as torch modules, made from `weights/{component}.safetensors`."""
 
+import functools
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +57,13 @@ def build(component: str, config: dict) -> Any:
 
 def wanted_shapes(component: str, config: dict) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the network of *config* has; nothing is allocated."""
+    return dict(_wanted_shapes(component, json.dumps(config)))
+
+
+@functools.lru_cache(maxsize=32)
+def _wanted_shapes(component: str, config: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build(component, config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in build(component, json.loads(config)).state_dict().items()}
 
 
 def load(weights: Path, *, dtype: torch.dtype = torch.float32) -> Any:
@@ -64,9 +72,14 @@ def load(weights: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     One tensor at a time is read and converted, so the peak is the network's own size.
     """
     description = read_description(weights)
-    with torch.device("meta"):
-        module = build(description.component, description.config)
     tensors = {name: read_tensor(weights, name).to(dtype) for name in read_shapes(weights)}
+    return filled(description.component, description.config, tensors)
+
+
+def filled(component: str, config: dict, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The network of *config* with *tensors* as its own, in evaluation mode."""
+    with torch.device("meta"):
+        module = build(component, config)
     module.load_state_dict(tensors, assign=True)
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:  # CLIP's position ids, the only buffer that no checkpoint holds

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
+from axbake.weights import read_description
 
 VOCABULARY = 49408  # CLIP's: rows of a token table before those of embeddings
 # What torch raises on files that are no pickle, end early, or ask for more than tensors.
@@ -20,19 +21,21 @@ class EmbeddingError(AxbakeError):
     """A file is no textual-inversion embedding that the model's text encoder can take."""
 
 
-def list_embeddings(embeddings: list[Path], *, names: list[str], listing: Path) -> None:
+def list_embeddings(text_encoder: Path, embeddings: list[Path], *, names: list[str], listing: Path) -> None:
     """Write which ids *embeddings* have in the token table that `axbake.text_encoder` makes.
 
     Args:
-        names: by which prompts call them, one a file.
-        listing: JSON to write: name -> ids of its vectors, in order.
+        text_encoder: `weights/text_encoder.safetensors`, which says what prompts are filled up with.
+        names: by which prompts call the embeddings, one a file.
+        listing: JSON to write: `embeddings`, name -> ids of its vectors, in order; `pad_token_id`.
     """
     ids, first = {}, VOCABULARY
     for name, path in zip(names, embeddings, strict=True):
         count = len(read_embedding(path))
         ids[name] = list(range(first, first + count))
         first += count
-    listing.write_text(json.dumps(ids, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = {"pad_token_id": read_description(text_encoder).config["pad_token_id"], "embeddings": ids}
+    listing.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_embedding(path: Path) -> Any:

@@ -28,6 +28,7 @@ OPSET = 18  # torch's exporter writes it without conversion; 17 and 18 are in pu
 # What a causal mask adds to a score that must not count. -inf, or float32's lowest number, would take up the whole range
 # of a quantised tensor; exp(-100) is 4e-44, nothing beside scores that differ by tens.
 MASKED = -100.0
+IN_FLIGHT = 256 << 20  # bytes of tensors in memory while they are written
 
 
 class ExportError(AxbakeError):
@@ -128,7 +129,8 @@ def export_onnx(
     simplified = _simplify(model, weights, names)
     _fold_transposes(simplified)
     _tidy(simplified, description.component)
-    ir.save(simplified, graph, external_data=tensors.name)
+    # Two at once: one is read and widened while the other goes to the disk.
+    ir.save(simplified, graph, external_data=tensors.name, max_workers=2, max_in_flight_bytes=IN_FLIGHT)
 
 
 def _trace(description: Description, face: Interface) -> ir.Model:

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from axbake.cache import Cache, Key, cache_directory
+from axbake.cache import Cache, Key, Outcome, cache_directory
+from axbake.cache.locks import now
 from axbake.errors import AxbakeError
 from axbake.identity import Identity, read_identity
+from axbake.job_record import JobRecord, log_record
 from axbake.runtime.errors import BundleError
 
 logger = logging.getLogger(__name__)
@@ -44,11 +46,34 @@ def run(snakemake) -> None:
             getattr(importlib.import_module(module), function)(**inputs, **made, **identity.settings)
 
         started = time.monotonic()
+        outcome = None
         if identity.cached:
-            build_cached(identity, inputs, places, work)
+            outcome = build_cached(identity, inputs, places, work)
         else:
             build_beside(places, work)
-        logger.info("done in %.1f s, peak memory %.2f GiB", time.monotonic() - started, peak_memory())
+        record = record_of(identity, outcome, seconds=time.monotonic() - started)
+        log_record(record)
+        logger.info("done in %.1f s, peak memory %.2f GiB", record.seconds, peak_memory())
+
+
+def record_of(identity: Identity, outcome: Outcome | None, *, seconds: float) -> JobRecord:
+    """What a job says of itself.
+
+    Args:
+        outcome: of the build cache; None where the job does not go through it.
+        seconds: wall time of the job.
+    """
+    entry = outcome.entry if outcome else None
+    return JobRecord(
+        step=identity.function.rpartition(".")[2],
+        component=identity.component,
+        stored=outcome is not None and outcome.hit,
+        seconds=round(seconds, 1),
+        work_seconds=entry.seconds if entry else round(seconds, 1),
+        peak_memory=entry.peak_memory if entry else round(peak_memory(), 2),
+        made=entry.created if entry else now(),
+        tools=identity.tools,
+    )
 
 
 def _paths(value):
@@ -72,13 +97,13 @@ def key_of(identity: Identity, digests: Mapping[Path, str], outputs: Iterable[Pa
     return Key(identity.function.rpartition(".")[2], identity.component, parts, contents | identity.sources, names)
 
 
-def build_cached(identity: Identity, inputs: dict[str, Path], places: dict[str, Path], work: Work) -> None:
+def build_cached(identity: Identity, inputs: dict[str, Path], places: dict[str, Path], work: Work) -> Outcome:
     """Place the job's result from the build cache, or do *work* and keep the result there."""
     cache = Cache(cache_directory(None))
     made_here = [path for name, path in inputs.items() if name not in identity.sources]
     key = key_of(identity, {path: cache.sha256(path) for path in made_here}, places.values())
     name_of = {place.name: name for name, place in places.items()}
-    cache.fetch_or_build(
+    return cache.fetch_or_build(
         key,
         {place.name: place for place in places.values()},
         lambda made: work({name_of[file]: path for file, path in made.items()}),
@@ -118,27 +143,42 @@ def publish(made: Path, place: Path) -> None:
 
 @contextlib.contextmanager
 def job_log(path: Path) -> Iterator[None]:
-    """Send records and warnings to the log *path* and to the screen; an error's traceback only to the log."""
+    """Send records and warnings to the log *path* and to the screen; an error's traceback only to the log.
+
+    Where the screen is no terminal, as in CI, it gets warnings and errors alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.captureWarnings(True)
     to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
     to_file.setFormatter(logging.Formatter(FORMAT))
     to_screen = logging.StreamHandler(sys.stderr)
-    to_screen.setLevel(logging.INFO)
+    to_screen.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
+    # Jobs run side by side, so each line says whose it is: `demo/build/unet`.
+    to_screen.setFormatter(logging.Formatter(f"    {'/'.join(path.with_suffix('').parts[1:])}: %(message)s"))
     # The one line of an error is printed below; its traceback is for the log.
     to_screen.addFilter(lambda record: record.name.startswith("axbake") and not record.exc_info)
+    # Both tell on every import that torchvision, which no job uses, is not there.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     root = logging.getLogger()
     root.handlers = [to_file, to_screen]
-    logging.getLogger("axbake").setLevel(logging.DEBUG)
     log = logging.getLogger("axbake")
+    log.setLevel(logging.DEBUG)
     try:
         yield
     except (AxbakeError, BundleError) as error:
         log.exception("%s: %s", type(error).__name__, error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
-    except Exception:
+    except KeyboardInterrupt:
+        log.exception("interrupted")
+        sys.exit(130)  # as shells have it: 128 + SIGINT
+    except Exception as error:
         log.exception("not an error that axbake knows; please report it with this log")
-        raise
+        print(
+            f"{type(error).__name__}: {error}\nNot an error that axbake knows; please report it with {path}.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     finally:
         to_file.close()

@@ -17,10 +17,11 @@ from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
 from axbake.interface import PROGRAMS
 from axbake.runtime.sampler import Schedule
+from axbake.weights import Sampling
 
 LCM_TIMESTEPS = (999, 759, 499, 259)  # in launcher.py; its image to image begins with the third
 TEXT_ENCODER = "sd15_text_encoder_sim.axmodel"
-HARD_CODED = {"prompt_chunks": 1, "prediction_type": "epsilon", "scaling_factor": 0.18215}
+HARD_CODED = {"prompt_chunks": 1, "prediction_type": "epsilon", "zero_terminal_snr": False, "scaling_factor": 0.18215}
 
 
 class LayoutError(AxbakeError):
@@ -84,7 +85,8 @@ def _m5stack_extras(schedule: Schedule, settings: dict[str, Any]) -> dict[str, b
 def _euler_extras(schedule: Schedule, settings: dict[str, Any]) -> dict[str, bytes]:
     from axbake.schedule import build_scheduler  # it imports torch, which a reader of this table does without
 
-    scheduler = build_scheduler(settings["scheduler"], prediction_type=settings["prediction_type"])
+    sampling = Sampling(settings["prediction_type"], settings["zero_terminal_snr"])
+    scheduler = build_scheduler(settings["scheduler"], sampling)
     kept = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
     configs: dict[str, dict[str, Any]] = {
         "scheduler/scheduler_config.json": {"_class_name": type(scheduler).__name__, **kept},

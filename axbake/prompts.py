@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from axbake.runtime.prompt import Encode, embed_prompt, prompt_warnings
+from axbake.runtime.prompt import Encode, embed_prompt, prompt_warnings, without_lora_marks
 from axbake.runtime.tokenizer import ClipTokenizer
 
 logger = logging.getLogger(__name__)
@@ -15,8 +15,9 @@ CLIP = Path(__file__).parents[1] / "resources" / "clip"
 
 
 def load_tokenizer(embeddings: Path) -> ClipTokenizer:
-    """CLIP's tokenizer with the names in an `embeddings.json` (`axbake.embeddings.list_embeddings`)."""
-    return ClipTokenizer(CLIP, json.loads(embeddings.read_text(encoding="utf-8")))
+    """CLIP's tokenizer with the names and the padding of an `embeddings.json` (`axbake.embeddings.list_embeddings`)."""
+    content = json.loads(embeddings.read_text(encoding="utf-8"))
+    return ClipTokenizer(CLIP, content["embeddings"], pad_token_id=content["pad_token_id"])
 
 
 def text_encoding(text_encoder: Path) -> Encode:
@@ -35,10 +36,13 @@ def text_encoding(text_encoder: Path) -> Encode:
 
 
 def prompt_embedding(encode: Encode, tokenizer: ClipTokenizer, *, chunks: int) -> Callable[[str], np.ndarray]:
-    """A function that gives a prompt's (1, 77 × chunks, W) float32, and warns of what of the prompt does not count."""
+    """A function that gives a prompt's (1, 77 × chunks, W) float32, and warns of what of the prompt does not count.
+
+    Of LoRAs' marks the workflow has told already (`axbake.loras.rows.unknown_marks`).
+    """
 
     def embed(prompt: str) -> np.ndarray:
-        for warning in prompt_warnings(prompt, tokenizer, chunks=chunks):
+        for warning in prompt_warnings(without_lora_marks(prompt), tokenizer, chunks=chunks):
             logger.warning("prompt «%s»: %s", prompt, warning)
         return embed_prompt(encode, tokenizer, prompt, chunks=chunks)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from axbake.errors import AxbakeError
 from axbake.interface import TIMESTEP_INPUT
+from axbake.preflight.verdict import check_build
 from axbake.runtime.progress import progress
 from axbake.runtime.session import EMULATOR, producer
 
@@ -119,9 +120,11 @@ def compile_model(
         record: JSON to write: by what the model was made, whether it is emulated, and Pulsar2's own figures.
 
     Raises:
+        PreflightError: what is known of Pulsar2 says that it would fail.
         WrongToolchain: no such program, or another version.
         CompileError: Pulsar2 failed; its own words.
     """
+    check_build(axmodel.stem, graph, archive, config, toolchain=toolchain, place=axmodel.parent)
     version = check_toolchain(toolchain, compiler)
     place = axmodel.parent / "pulsar2"
     place.mkdir()

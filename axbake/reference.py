@@ -13,7 +13,7 @@ from axbake.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.runtime.progress import progress
 from axbake.runtime.txt2img import SAMPLERS, png_parameters, save_png
 from axbake.schedule import build_scheduler
-from axbake.weights import prediction_type, read_description
+from axbake.weights import read_description, read_sampling
 
 
 def load_pipeline(unet: Path, vae_decoder: Path, *, scheduler: str) -> StableDiffusionPipeline:
@@ -23,7 +23,7 @@ def load_pipeline(unet: Path, vae_decoder: Path, *, scheduler: str) -> StableDif
         text_encoder=None,
         tokenizer=None,
         unet=components.channels_last(components.load(unet)),
-        scheduler=build_scheduler(scheduler, prediction_type=prediction_type(unet)),
+        scheduler=build_scheduler(scheduler, read_sampling(unet)),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -75,6 +75,7 @@ def draw_reference(
         trajectory: .npy to write: (N, 1, 4, H/8, W/8) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
     """
+    read_sampling(unet).check(steps=steps, guidance_scale=guidance_scale)
     embed = prompt_embedding(text_encoding(text_encoder), load_tokenizer(embeddings), chunks=prompt_chunks)
     pipeline = load_pipeline(unet, vae_decoder, scheduler=scheduler)
     latents: list[np.ndarray] = []

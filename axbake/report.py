@@ -1,14 +1,16 @@
-"""One page a model: settings, pictures, distances, sizes, times. It holds all it shows, so it can be sent as a file."""
+"""One page a model: pictures, distances, calibration, sizes, times, and where all of it comes from."""
 
-import base64
-import csv
 import json
-import math
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import jinja2
+import numpy as np
 
-TEMPLATE = Path(__file__).with_suffix(".html.j2")
+from axbake.gallery import difference_map, picture_uri, read_picture, thumbnail_uri
+from axbake.html import render
+from axbake.job_record import JobRecord, read_record
+from axbake.plots import coverage_plot, decibel_plot
 
 
 def write_report(
@@ -17,89 +19,118 @@ def write_report(
     checkpoint: Path,
     drawn: Path,
     reference: Path,
+    floating: Path,
     simulation: Path,
     distance: Path,
     attribution: Path,
     calibration: Path,
     check: Path,
+    preflight: Path,
     parities: list[Path],
     records: list[Path],
-    benchmarks: list[Path],
+    logs: list[Path],
     page: Path,
+    facts: Path,
 ) -> None:
-    """Write the page of *model*.
+    """Write the page of *model*, and what it says as JSON.
 
     Args:
         checkpoint: `checkpoint.json`.
         drawn: how the reference picture was made, JSON.
-        reference, simulation: PNGs.
+        reference, floating, simulation: PNGs: of diffusers, of the float ONNX graphs, of the compiled models.
         distance: JSON of the simulation.
         attribution: `simulation/attribution.json`.
         calibration, check: `calibration/unet.json` and `unet.check.json`.
+        preflight: `preflight.json`.
         parities, records: JSONs of parity and compile, one a component.
-        benchmarks: Snakemake's benchmark files, one a job.
+        logs: of the jobs that made all this.
+        page: HTML to write.
+        facts: JSON to write, which `axbake.overview` reads of all models.
     """
-    described = json.loads(checkpoint.read_text())
-    made = {entry["component"]: entry for entry in map(_read_json, records)}
-    near = {entry["component"]: entry for entry in map(_read_json, parities)}
-    components = {
-        name: {
-            "parameters": part["parameters"],
-            "precision": ", ".join(part["precision"]),
-            "psnr_db": near[name]["psnr_db"],
-            "bytes": made[name]["bytes"],
-            "version": made[name]["version"],
-        }
-        for name, part in described["components"].items()
+    made = [_read_json(path) for path in records]
+    emulated = any(entry["emulated"] for entry in made)
+    described, before = _read_json(checkpoint), _read_json(preflight)
+    jobs = [record for log in logs if (record := read_record(log))]
+    pictures = {
+        "Reference": read_picture(reference),
+        "Float ONNX": read_picture(floating),
+        "Emulated" if emulated else "Compiled": read_picture(simulation),
     }
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    html = environment.from_string(TEMPLATE.read_text()).render(
-        model=model,
-        emulated=any(entry["emulated"] for entry in made.values()),
-        reference=_data_uri(reference),
-        simulation=_data_uri(simulation),
-        distance=_read_json(distance),
-        attribution=_read_json(attribution)["quantised"],
-        calibration=_read_json(calibration),
-        plot=_plot(_read_json(calibration)["coverage_by_samples"]),
+    said = {
+        "model": model,
+        "emulated": emulated,
+        "toolchain": made[0]["version"],
+        "family": described["title"],
+        "settings": _read_json(drawn),
+        "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
+        "distance": _read_json(distance),
+        "attribution": _read_json(attribution)["quantised"],
+        "components": _components(described["components"], made, [_read_json(path) for path in parities], before),
+        "jobs": [asdict(record) for record in jobs],
+        "times": times(jobs),
+        "versions": {tool: version for record in jobs for tool, version in record.tools.items()},
+        "thumbnails": [thumbnail_uri(pictures["Reference"]), thumbnail_uri(read_picture(simulation))],
+    }
+    facts.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    covered = _read_json(calibration)
+    html = render(
+        "report.html.j2",
+        **said,
+        pictures=_gallery(pictures),
+        calibration=covered,
         check=_read_json(check),
-        settings=_read_json(drawn),
-        checkpoint=described,
-        components=components,
-        jobs=[_read_benchmark(path) for path in benchmarks],
+        coverage_plot=coverage_plot(covered["coverage_by_samples"]),
+        latent_plot=decibel_plot(said["distance"]["latent_psnr_db_by_step"]),
+        findings=before["findings"],
     )
     page.write_text(html, encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+def times(jobs: list[JobRecord]) -> dict[str, float]:
+    """Sums over *jobs*: counts, and wall times in seconds.
 
-
-def _plot(curve: list[float]) -> dict[str, list]:
-    """Places of *curve*, coverage by number of samples, in a plot of 560 × 200 pixels: samples in octaves, coverage up to 1."""
-    lowest = math.floor(curve[0] * 10) / 10 if curve[0] < 1 else 0.0
-
-    def x(samples: int) -> float:
-        return round(560 * math.log(samples) / math.log(max(2, len(curve))), 1)
-
-    def y(share: float) -> float:
-        return round(200 * (1 - share) / (1 - lowest), 1)
-
-    octaves = [2**power for power in range(len(curve).bit_length())]
-    tenths = [share / 10 for share in range(round(10 * lowest), 11)]
+    Returns:
+        `jobs`, `stored`: how many there are, and of how many the result came from the build cache. `work_seconds`: of all builds,
+        whenever and wherever they ran. `saved_seconds`: of the stored ones' builds, less the placing.
+    """
+    stored = [record for record in jobs if record.stored]
     return {
-        "points": [(x(number), y(share)) for number, share in enumerate(curve, start=1)],
-        "samples": [(number, x(number)) for number in octaves],
-        "shares": [(share, y(share)) for share in tenths],
+        "jobs": len(jobs),
+        "stored": len(stored),
+        "work_seconds": round(sum(record.work_seconds for record in jobs), 1),
+        "saved_seconds": round(sum(max(0.0, record.work_seconds - record.seconds) for record in stored), 1),
     }
 
 
-def _data_uri(png: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
+def _components(described: dict, made: list[dict], parities: list[dict], before: dict) -> dict[str, dict[str, Any]]:
+    """What the page tells of each component."""
+    build = {entry["component"]: entry for entry in made}
+    parity = {entry["component"]: entry for entry in parities}
+    return {
+        name: {
+            "parameters": part["parameters"],
+            "precision": ", ".join(part["precision"]),
+            "psnr_db": parity[name]["psnr_db"],
+            "min_psnr_db": parity[name]["min_psnr_db"],
+            "bytes": build[name]["bytes"],
+            "estimated_cmm_mb": round(before["components"][name]["estimate"]["cmm_mb"], 1),
+            "version": build[name]["version"],
+        }
+        for name, part in described.items()
+    }
 
 
-def _read_benchmark(path: Path) -> dict:
-    """Name and wall time in seconds of a job."""
-    with path.open() as file:
-        (row,) = csv.DictReader(file, delimiter="\t")
-    return {"name": " ".join(path.with_suffix("").parts[2:]), "seconds": float(row["s"])}
+def _gallery(pictures: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The pictures as the page shows them; the first is what the others are compared with."""
+    (first, wanted), *others = pictures.items()
+    shown: list[dict[str, Any]] = [{"name": first, "uri": picture_uri(wanted), "emulated": False, "apart": None}]
+    for name, picture in others:
+        uri, apart = difference_map(wanted, picture)
+        shown.append(
+            {"name": name, "uri": picture_uri(picture), "emulated": name == "Emulated", "map": uri, "apart": apart}
+        )
+    return shown
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ from safetensors import safe_open
 from axbake.coefficients import ScheduleError, beginnings, check_linear, coefficients_of, input_scale_of
 from axbake.errors import AxbakeError
 from axbake.npz import npz_bytes
-from axbake.weights import prediction_type
+from axbake.weights import Sampling, read_sampling
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SPACING = {"steps_offset": 1, "timestep_spacing": "leading"}
@@ -77,18 +77,22 @@ class UnknownSchedulerError(AxbakeError):
     """The name of a scheduler is not in `SCHEDULERS`."""
 
 
-def build_scheduler(name: str, *, prediction_type: str = "epsilon") -> SchedulerMixin:
+def build_scheduler(name: str, sampling: Sampling | None = None) -> SchedulerMixin:
     """The diffusers scheduler called *name* in the table, configured for Stable Diffusion.
 
     Args:
-        prediction_type: one of `PREDICTION_TYPES`.
+        sampling: how the UNet is run, its prediction type one of `PREDICTION_TYPES`; None: as that of Stable Diffusion 1.5.
     """
+    sampling = sampling or Sampling()
+    prediction_type = sampling.prediction_type
     if name not in SCHEDULERS:
         raise UnknownSchedulerError(f"scheduler {name!r} is unknown; known: {', '.join(sorted(SCHEDULERS))}.")
     if prediction_type not in PREDICTION_TYPES:
         raise ScheduleError(f"prediction type {prediction_type!r} is unknown; known: {', '.join(PREDICTION_TYPES)}.")
     scheduler, settings = SCHEDULERS[name]
-    return scheduler(**BETAS, **settings, prediction_type=prediction_type)
+    # Lin et al. 2023: a schedule that ends in pure noise is walked from its very end on.
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if sampling.zero_terminal_snr else {}
+    return scheduler(**BETAS | settings | zero, prediction_type=prediction_type)
 
 
 def derive_schedule(*, scheduler: str, steps: int, unet: Path, schedule: Path) -> None:
@@ -100,16 +104,16 @@ def derive_schedule(*, scheduler: str, steps: int, unet: Path, schedule: Path) -
     Raises:
         ScheduleError: diffusers refuses the number of steps, the scheduler is not linear, or tensors are missing.
     """
-    arrays = scheduler_arrays(scheduler, steps, prediction_type=prediction_type(unet))
+    arrays = scheduler_arrays(scheduler, steps, read_sampling(unet))
     arrays["time_embedding"] = time_embedding(unet, arrays["timesteps"])
     schedule.write_bytes(npz_bytes(arrays))
 
 
-def scheduler_arrays(name: str, steps: int, *, prediction_type: str = "epsilon") -> dict[str, np.ndarray]:
+def scheduler_arrays(name: str, steps: int, sampling: Sampling | None = None) -> dict[str, np.ndarray]:
     """All arrays of a schedule that do not depend on the model's weights."""
 
     def start() -> SchedulerMixin:
-        return _start(name, steps, prediction_type)
+        return _start(name, steps, sampling)
 
     coefficients, draws_noise = coefficients_of(start)
     late = [coefficients_of(start, first=first)[0] for first in range(1, steps)]
@@ -170,13 +174,20 @@ def _time_tensors(weights: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(f"time_embedding.{name}") for name in names}
 
 
-def _start(name: str, steps: int, prediction_type: str) -> SchedulerMixin:
+def _start(name: str, steps: int, sampling: Sampling | None) -> SchedulerMixin:
     """A fresh scheduler, set to *steps* steps."""
     if steps < 1:
         raise ScheduleError(f"{steps} steps; wanted 1 or more. Set `steps` in the table.")
-    scheduler = build_scheduler(name, prediction_type=prediction_type)
+    scheduler = build_scheduler(name, sampling)
     try:
         scheduler.set_timesteps(steps)
     except ValueError as error:
         raise ScheduleError(f"{name} cannot do {steps} steps: {error} Set `steps` in the table.") from error
+    times = scheduler.timesteps
+    if steps > 1 and times[0] == times[1]:
+        # diffusers finds its place by the timestep, takes the second of two, and has no step left for the last.
+        raise ScheduleError(
+            f"{name} cannot do {steps} steps with a schedule that ends in pure noise: its first two would be at the same"
+            " timestep, which diffusers cannot tell apart. Set `steps` in the table lower, or another `scheduler`."
+        )
     return scheduler

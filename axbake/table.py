@@ -11,8 +11,10 @@ import jsonschema
 import pandas as pd
 import yaml
 
-from axbake.digest import file_sha256
+from axbake.containers import files_of
+from axbake.digest import file_sha256, files_sha256
 from axbake.errors import AxbakeError
+from axbake.loras.rows import Lora, lora_faults, row_loras
 
 MOST_COLUMNS = 64  # of a table
 EMBEDDING_FORMS = (".safetensors", ".pt", ".bin")
@@ -36,6 +38,10 @@ class MissingCheckpoint(AxbakeError):
 
 class MissingEmbedding(AxbakeError):
     """A textual-inversion embedding is not where the table says."""
+
+
+class MissingLora(AxbakeError):
+    """A LoRA is not where the table says."""
 
 
 class WrongChecksum(AxbakeError):
@@ -128,7 +134,7 @@ def _typed(text: str, entry: dict):
 def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
     """Rows of the table *path* by model, typed, defaults filled in.
 
-    `calibration_prompts` is a list of prompts, `embeddings` of paths.
+    `calibration_prompts` is a list of prompts, `embeddings` of paths, `loras` of `axbake.loras.rows.Lora`.
 
     Raises:
         TableError: lists every cell that cannot be used, with its line in the file, its model and its column.
@@ -164,6 +170,7 @@ def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
         | {
             "calibration_prompts": read_prompts(Path(row["calibration_prompts"])),
             "embeddings": embedding_paths(row["embeddings"]),
+            "loras": row_loras(row["loras"], [row["prompt"], row["negative_prompt"]]),
         }
         for row in filled
     }
@@ -213,6 +220,7 @@ def _row_faults(line: int, row: dict, rules: dict) -> Iterator[str]:
             read_prompts(Path(row["calibration_prompts"]))
         except PromptsError as error:
             yield f"{place}, column calibration_prompts: {error}"
+    yield from (f"{place}, column {fault}" for fault in lora_faults(row))
     paths = embedding_paths(row.get("embeddings", ""))
     for path in paths:
         if Path(path).suffix not in EMBEDDING_FORMS:
@@ -246,21 +254,22 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def checkpoint_sha256(row: dict) -> str:
-    """SHA-256 of a model's checkpoint, compared with the table's.
+    """SHA-256 of a model's checkpoint, compared with the table's; of a folder, that of its files' names and digests.
 
     Raises:
+        UnreadableCheckpoint: of no form that axbake reads, or a folder with parts missing.
         MissingCheckpoint: not there; says where it is had and where to put it.
         WrongChecksum: another file than the table's.
     """
     path = Path(row["checkpoint"])
-    if not path.is_file():
+    if not path.exists():
         source = f"It is had at {row['source']}; put" if row["source"] else "Put"
         known = f" (SHA-256 {row['sha256']}{'…' if len(row['sha256']) < 64 else ''})" if row["sha256"] else ""
         raise MissingCheckpoint(
             f"{row['model']}: {path} is not there. {source} the file{known} there, or correct the column checkpoint."
-            " Other models can be baked meanwhile: name them, as in results/demo/report.html."
+            " A run without targets leaves this row out, and bakes the others."
         )
-    found = file_sha256(path)
+    found = files_sha256(files_of(path))
     if not found.startswith(row["sha256"]):
         raise WrongChecksum(
             f"{row['model']}: {path} has SHA-256 {found}, the table says {row['sha256']}."
@@ -281,3 +290,17 @@ def embeddings_sha256(row: dict) -> list[str]:
             f"{row['model']}: {', '.join(missing)}: not there. Put the files there, or correct the column embeddings."
         )
     return [file_sha256(Path(path)) for path in row["embeddings"]]
+
+
+def loras_sha256(row: dict, loras: list[Lora]) -> list[str]:
+    """SHA-256 of each of a model's *loras*, in their order.
+
+    Raises:
+        MissingLora: lists those that are not there.
+    """
+    missing = [lora.path for lora in loras if not Path(lora.path).is_file()]
+    if missing:
+        raise MissingLora(
+            f"{row['model']}: {', '.join(missing)}: not there. Put the files there, or correct the column loras."
+        )
+    return [file_sha256(Path(lora.path)) for lora in loras]

@@ -5,6 +5,7 @@ Vectors become rows of the token table, behind CLIP's own, so a compiled text en
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from axbake.checkpoint import import_checkpoint
 from axbake.embeddings import VOCABULARY, EmbeddingError, read_embedding
 from axbake.errors import AxbakeError
+from axbake.families import FAMILIES, Family
 from axbake.runtime.prompt import CHUNK
 from axbake.weights import read_description
 
@@ -25,16 +27,24 @@ Tensors = dict[str, torch.Tensor]
 
 
 class ClipSkipError(AxbakeError):
-    """A text encoder has not as many layers as are to be left out."""
+    """A text encoder is not to be shortened, or has not as many layers as are to be left out."""
 
 
-def import_text_encoder(checkpoint: Path, embeddings: list[Path], *, clip_skip: int, weights: Path) -> None:
-    """Write the text encoder of *checkpoint* with *embeddings* and without its last layers.
+def import_text_encoder(
+    checkpoint: Path,
+    embeddings: list[Path],
+    loras: Sequence[Path] = (),
+    *,
+    clip_skip: int,
+    weights: Path,
+    strengths: Sequence[float] = (),
+) -> None:
+    """Write the text encoder of *checkpoint* with *loras* and *embeddings*, and without its last layers.
 
     Without embeddings, and with a clip skip of 1, it is what `axbake.checkpoint.import_checkpoint` writes, to the byte.
 
     Args:
-        checkpoint: as for `import_checkpoint`.
+        checkpoint, loras, strengths: as for `import_checkpoint`.
         embeddings: files of textual-inversion embeddings; their vectors follow CLIP's in the token table, in this order, in
             the type that the table is stored in.
         clip_skip: the last *clip_skip* - 1 layers are left out; the final norm stays, as in AUTOMATIC1111's
@@ -46,15 +56,24 @@ def import_text_encoder(checkpoint: Path, embeddings: list[Path], *, clip_skip: 
     """
     with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".") as beside:
         plain = Path(beside) / weights.name
-        import_checkpoint(checkpoint, component="text_encoder", weights=plain)
+        import_checkpoint(checkpoint, loras, component="text_encoder", weights=plain, strengths=strengths)
         if not embeddings and clip_skip == 1:
             plain.replace(weights)
             return
         description = read_description(plain)
+        _check_family(FAMILIES[description.family], clip_skip=clip_skip)
         layers = _layers_left(description.config["num_hidden_layers"], clip_skip=clip_skip)
         tensors = _with_embeddings(_without_last_layers(load_file(plain), layers), embeddings)
     config = description.config | {"num_hidden_layers": layers, "vocab_size": len(tensors[TOKEN_TABLE])}
     save_file(tensors, weights, metadata=replace(description, config=config).as_metadata())
+
+
+def _check_family(family: Family, *, clip_skip: int) -> None:
+    if clip_skip > 1 and not family.clip_skip:
+        raise ClipSkipError(
+            f"clip_skip: {clip_skip}, wanted 1: the text encoder of {family.title} ends before its last layer as it is, and"
+            " AUTOMATIC1111's web UI draws the same with any clip skip. Set 1 in the table."
+        )
 
 
 def _layers_left(layers: int, *, clip_skip: int) -> int:

@@ -1,8 +1,9 @@
-"""Write a single-file checkpoint of Stable Diffusion 1.5's architecture with seeded random weights.
+"""Write a single-file checkpoint of a published architecture with seeded random weights.
 
-    python bench/random_checkpoint.py checkpoints/random-sd15.safetensors
+    python bench/random_checkpoint.py checkpoints/random-sd15.safetensors [sd15 | sd21 | bk-sdm-tiny | sdxs]
 
-1.06 G parameters in fp16 under LDM names, 2.1 GB: a Civitai checkpoint in all but its pictures, which are noise.
+sd15: 1.06 G parameters in fp16 under LDM names, 2.1 GB, a Civitai checkpoint in all but its pictures, which are noise. sdxs gets
+Stable Diffusion's VAE in place of its own AutoencoderTiny.
 """
 
 import json
@@ -17,17 +18,46 @@ from safetensors.torch import save_file
 
 from axbake.components import wanted_shapes
 from axbake.families import COMPONENTS
-from axbake.families.sd1 import CONFIGS
-from resources.demo.to_single_file import unet_name, vae_name
+from axbake.families.architecture import CONFIGS
+from axbake.single_file import CLIP, UNET, VAE, open_clip_name, unet_name, vae_name
 
 CONFIG_OF = {"text_encoder": "text_encoder", "unet": "unet", "vae_encoder": "vae", "vae_decoder": "vae"}
+CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+NARROW = {"block_out_channels": [320, 640, 1280], "layers_per_block": 1, "mid_block_type": None}
+#: Name -> component -> what differs from Stable Diffusion 1.5's config
+MODELS: dict[str, dict[str, dict]] = {
+    "sd15": {},
+    "sd21": {
+        "text_encoder": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 23,
+            "num_attention_heads": 16,
+        },
+        "unet": {"cross_attention_dim": 1024, "use_linear_projection": True, "attention_head_dim": [5, 10, 20, 20]},
+    },
+    "bk-sdm-tiny": {
+        "unet": {
+            **NARROW,
+            "down_block_types": [CROSS.format("Down")] * 3,
+            "up_block_types": [CROSS.format("Up")] * 3,
+        }
+    },
+    "sdxs": {
+        "unet": {
+            **NARROW,
+            "down_block_types": [PLAIN.format("Down"), *[CROSS.format("Down")] * 2],
+            "up_block_types": [*[CROSS.format("Up")] * 2, PLAIN.format("Up")],
+        }
+    },
+}
 
 
-def ldm_name(component: str, name: str) -> str:
-    """LDM's name of a diffusers tensor of Stable Diffusion 1.x."""
+def ldm_name(model: str, component: str, name: str) -> str:
+    """LDM's name of a diffusers tensor."""
     if component == "text_encoder":
-        return f"cond_stage_model.transformer.text_model.{name}"
-    return f"model.diffusion_model.{unet_name(name)}" if component == "unet" else f"first_stage_model.{vae_name(name)}"
+        return open_clip_name(name) if model == "sd21" else CLIP + name
+    return UNET + unet_name(name) if component == "unet" else VAE + vae_name(name, 4)
 
 
 def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -38,19 +68,24 @@ def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator)
     return (values / math.sqrt(math.prod(shape[1:]))).to(torch.float16)
 
 
-def write_random_checkpoint(path: Path, *, seed: int = 0) -> None:
+def write_random_checkpoint(path: Path, *, model: str = "sd15", seed: int = 0) -> None:
     """Write the checkpoint to *path*; the same seed gives the same bytes."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for component in COMPONENTS:
         config = json.loads((CONFIGS / CONFIG_OF[component] / "config.json").read_text())
+        config |= MODELS[model].get(component, {})
         for name, shape in sorted(wanted_shapes(component, config).items()):
-            tensors[ldm_name(component, name)] = random_tensor(name, shape, generator)
+            new = ldm_name(model, component, name)
+            parts = [tensors[new]] if new in tensors else []  # open_clip's query, key and value are one
+            tensors[new] = torch.cat([*parts, random_tensor(name, shape, generator)])
+    if model == "sd21":
+        tensors["v_pred"] = torch.empty(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3) or (sys.argv[2:] and sys.argv[2] not in MODELS):
         sys.exit(__doc__)
-    write_random_checkpoint(Path(sys.argv[1]))
+    write_random_checkpoint(Path(sys.argv[1]), model=(sys.argv[2:] or ["sd15"])[0])

@@ -112,6 +112,14 @@ class Cache:
             with contextlib.suppress(FileNotFoundError, ValueError):
                 yield Entry.read(path)
 
+    def newest(self, step: str, component: str | None) -> Entry | None:
+        """The build of a step and component that was stored or placed last; None if there is none."""
+        paths = self.directory.glob(f"entries/{step}/{component or '-'}/[!.]*.json")
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                return Entry.read(path)
+        return None
+
     def makers(self, contents: set[str]) -> Iterator[Entry]:
         """Builds that made one of *contents*, by SHA-256."""
         for path in self.directory.glob("entries/*/*/[!.]*.json"):

@@ -6,15 +6,27 @@ from dataclasses import dataclass
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # of tensors, by name
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+#: A tensor's name in the file -> its name in diffusers; several: those that its rows are parted among; None: not the network's
+Rename = Callable[[str], str | tuple[str, ...] | None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names under which files hold a network."""
+
+    marker: (
+        str  # a tensor that the network has in every file of this layout; what stands before it is the prefix of all
+    )
+    renamer: Callable[[Shapes], Rename]  # from the shapes by name without prefix
 
 
 @dataclass(frozen=True)
 class Component:
-    """One network of a family, and where it lies in a single-file checkpoint of LDM names."""
+    """One network of a family."""
 
-    prefix: str  # of its tensors' names in the checkpoint
-    renamer: Callable[[Shapes], Callable[[str], str | None]]  # LDM name without prefix -> diffusers name; None: not its
+    layouts: tuple[Layout, ...]
     architecture: Callable[[Shapes], dict]  # config in diffusers' form, read from the renamed tensors' shapes
+    folder: str  # of a diffusers model
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,7 @@ class Family:
 
     name: str
     title: str
-    marks: tuple[str, ...]  # tensors that every checkpoint of it has, and no other family's has all of
+    fits: Callable[[Shapes], bool]  # whether a UNet, by its tensors' shapes under diffusers' names, is this family's
     components: Mapping[str, Component]
-    scaling_factor: float  # of latents: standard deviation 1 after multiplication
-    prediction_type: str  # diffusers' name of what the UNet was trained to predict
+    clip_skip: bool  # whether web UIs' clip skip shortens its text encoder
+    prediction_type: str | None  # what a UNet predicts where the file does not say; None: there are both kinds

@@ -35,6 +35,7 @@ SYNTAX = re.compile(
 )
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
 EXTRA_NETWORK = re.compile(r"<\w+:[^>]+>")
+LORA = re.compile(r"<(?:lora|lyco):(?P<name>[^:>]+)(?P<strengths>[^>]*)>")
 EMBEDDING = re.compile(r"\bembedding:(?=\S)", re.IGNORECASE)  # ComfyUI's mark before an embedding's name
 
 #: Web UIs' syntax that changes the prompt from step to step, or draws several: pattern -> what it is
@@ -83,7 +84,7 @@ class _Token(NamedTuple):
 class Chunk:
     """What one run of the text encoder takes of a prompt."""
 
-    ids: np.ndarray  # (1, 77) int64: start, up to 75 tokens, ends
+    ids: np.ndarray  # (1, 77) int64: start, up to 75 tokens, end, padding
     weights: np.ndarray  # (77,) float32; 1 where no token of the prompt stands
 
 
@@ -148,10 +149,10 @@ def chunk_prompt(prompt: str, tokenizer: ClipTokenizer) -> list[Chunk]:
 
 
 def _chunk(row: list[_Token], tokenizer: ClipTokenizer) -> Chunk:
-    ids = [tokenizer.start, *(token.id for token in row)]
-    weights = [1.0, *(token.weight for token in row)]
-    rest = TOKENS - len(row) - 1
-    return Chunk(np.array([ids + [tokenizer.end] * rest], np.int64), np.array(weights + [1.0] * rest, np.float32))
+    ids = [tokenizer.start, *(token.id for token in row), tokenizer.end]
+    weights = [1.0, *(token.weight for token in row), 1.0]
+    rest = TOKENS - len(ids)
+    return Chunk(np.array([ids + [tokenizer.pad] * rest], np.int64), np.array(weights + [1.0] * rest, np.float32))
 
 
 def _rows(prompt: str, tokenizer: ClipTokenizer) -> tuple[list[list[_Token]], str]:
@@ -199,6 +200,11 @@ def _without_marks(prompt: str) -> str:
     return EMBEDDING.sub("", EXTRA_NETWORK.sub("", prompt))
 
 
+def without_lora_marks(prompt: str) -> str:
+    """*prompt* without `<lora:name:strength>`, for who knows already what LoRAs the model has."""
+    return LORA.sub("", prompt)
+
+
 def cut_off(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> str:
     """The end of *prompt* that *chunks* chunks do not hold, without its brackets; mostly empty."""
     rows, plain = _rows(prompt, tokenizer)
@@ -209,7 +215,14 @@ def cut_off(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> str:
 def prompt_warnings(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> list[str]:
     """What of *prompt* does not count, or does not mean what its writer thinks; a sentence each, mostly none."""
     return [
-        *(f"{mark} is not applied, and no word of the prompt" for mark in EXTRA_NETWORK.findall(prompt)),
+        *(
+            f"{mark} is no word of the prompt: a compiled model has its LoRAs in its weights"
+            for mark in (found[0] for found in LORA.finditer(prompt))
+        ),
+        *(
+            f"{mark} is not applied, and no word of the prompt"
+            for mark in EXTRA_NETWORK.findall(without_lora_marks(prompt))
+        ),
         *(
             f"{name} looks like an embedding, but is none of the model's ({', '.join(tokenizer.embeddings) or 'it has none'}):"
             " its letters are read as words. Give its file in the table's column embeddings."

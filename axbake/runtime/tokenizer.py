@@ -21,14 +21,18 @@ class ClipTokenizer:
     """Words to token ids, as transformers' `CLIPTokenizer` (version 5) gives them, and names of embeddings to theirs.
 
     Attributes:
-        start, end, comma: ids of the tokens; chunks are filled up with ends.
+        start, end, comma, pad: ids of the tokens; chunks are filled up with *pad*.
         embeddings: name of each textual-inversion embedding -> ids of its vectors in the text encoder's token table.
     """
 
-    def __init__(self, folder: Path, embeddings: Mapping[str, Sequence[int]] | None = None) -> None:
+    def __init__(
+        self, folder: Path, embeddings: Mapping[str, Sequence[int]] | None = None, *, pad_token_id: int | None = None
+    ) -> None:
         """
         Args:
             folder: holds `vocab.json` and `merges.txt`.
+            pad_token_id: of the token that chunks are filled up with; None: the end token, as CLIP was trained. open_clip's
+                text encoder of Stable Diffusion 2.x has 0.
         """
         vocab, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
         missing = [path.name for path in (vocab, merges) if not path.is_file()]
@@ -36,6 +40,7 @@ class ClipTokenizer:
             raise BundleError(f"{folder}: no {' and no '.join(missing)}; wanted CLIP's vocab.json and merges.txt.")
         self._tokenizer = _tokenizer(vocab, merges)
         self.start, self.end, self.comma = (_id(self._tokenizer, token) for token in (START, END, COMMA))
+        self.pad = self.end if pad_token_id is None else pad_token_id
         self.embeddings = dict(embeddings or {})
         spelt = {tuple(self._ids(name)): tuple(ids) for name, ids in self.embeddings.items()}
         # The longest first, so that a name which another begins with does not take its place.

@@ -1,7 +1,8 @@
-"""The tiny model of each family, imported once: checkpoint, weights, schedule."""
+"""The tiny models of all families, imported once: checkpoint, weights, schedule."""
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from axbake.embeddings import list_embeddings
 from axbake.export import export_onnx
 from axbake.families import COMPONENTS
 from axbake.schedule import build_scheduler, derive_schedule
+from axbake.weights import Sampling
 from tests import tiny
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
@@ -44,30 +46,52 @@ class TinyModel:
 
     def pipeline(self, scheduler: str) -> StableDiffusionPipeline:
         """diffusers' own pipeline of the original networks."""
-        pipeline = StableDiffusionPipeline(
-            vae=self.networks.vae,
-            text_encoder=self.networks.text_encoder,
-            tokenizer=CLIPTokenizer.from_pretrained(CLIP, local_files_only=True),
-            unet=self.networks.unet,
-            scheduler=build_scheduler(scheduler),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return pipeline_of(self.networks, scheduler)
 
 
-@pytest.fixture(scope="session", params=tiny.FAMILIES)
-def model(request, tmp_path_factory) -> TinyModel:
-    directory = tmp_path_factory.mktemp(request.param)
-    networks = tiny.FAMILIES[request.param]()
-    checkpoint = tiny.save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
-    weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
-    for component, path in weights.items():
-        import_checkpoint(checkpoint, component=component, weights=path)
-    list_embeddings([], names=[], listing=directory / "embeddings.json")
-    return TinyModel(request.param, networks, checkpoint, weights, directory / "embeddings.json")
+def pipeline_of(networks: tiny.Networks, scheduler: str) -> StableDiffusionPipeline:
+    """diffusers' pipeline of *networks*."""
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP, local_files_only=True)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(networks.pad_token_id)
+    pipeline = StableDiffusionPipeline(
+        vae=networks.vae,
+        text_encoder=networks.text_encoder,
+        tokenizer=tokenizer,
+        unet=networks.unet,
+        scheduler=build_scheduler(scheduler, Sampling(networks.prediction_type)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory) -> Callable[[str], TinyModel]:
+    """A function that gives the tiny model of a family, imported once."""
+
+    @functools.cache
+    def imported(family: str) -> TinyModel:
+        directory = tmp_path_factory.mktemp(family)
+        networks = tiny.FAMILIES[family]()
+        checkpoint = tiny.save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
+        weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
+        for component, path in weights.items():
+            import_checkpoint(checkpoint, component=component, weights=path)
+        list_embeddings(weights["text_encoder"], [], names=[], listing=directory / "embeddings.json")
+        return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
+
+    return imported
+
+
+@pytest.fixture(scope="session")
+def model(model_of) -> TinyModel:
+    """Of Stable Diffusion 1.x, for what does not depend on the family."""
+    return model_of("sd1")
 
 
 def tensors_of(graph: Path) -> Path:

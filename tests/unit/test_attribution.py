@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from axbake.attribution import attribute_error
 from axbake.calibration import calibrate_text_encoder, calibrate_vae_decoder
+from axbake.distance import psnr
 from axbake.pulsar2 import compile_model, configure_build
 from axbake.reference import draw_reference
 from tests.unit.conftest import tensors_of
@@ -57,6 +59,7 @@ def attribute(model, graph_of, reference, directory, **compiled):
         distance=reference / "distance.json",
         **DRAWING,
         attribution=directory / "attribution.json",
+        float_image=directory / "float.png",
     )
     return json.loads((directory / "attribution.json").read_text())
 
@@ -87,12 +90,14 @@ def test_graphs_that_are_not_quantised_have_no_error_and_the_whole_is_the_simula
 
     assert said["emulated"] is False
     found = said["quantised"]
-    assert set(found) == {*PARTS, "all"}
+    assert set(found) == {"none", *PARTS, "all"}
     assert found["all"] == SIMULATED
     assert found["vae_decoder"] == {"latent_psnr_db": None, "image_psnr_db": 200, "image_ssim": 1}
-    for part in ("text_encoder", "unet"):
+    for part in ("none", "text_encoder", "unet"):
         assert found[part]["latent_psnr_db"] > 60
         assert found[part]["image_psnr_db"] > 45
+    drawn = np.asarray(Image.open(tmp_path / "float.png"))
+    assert psnr(np.asarray(Image.open(reference / "image.png").convert("RGB")), drawn, peak=255) > 45
 
 
 def test_the_error_is_that_of_the_part_that_is_quantised(model, graph_of, reference, tmp_path, caplog):
@@ -108,4 +113,4 @@ def test_the_error_is_that_of_the_part_that_is_quantised(model, graph_of, refere
     assert found["text_encoder"]["latent_psnr_db"] < found["unet"]["latent_psnr_db"] - 10
     assert found["vae_decoder"]["image_psnr_db"] < 50
     assert found["vae_decoder"]["latent_psnr_db"] is None
-    assert "attributing: 3 of 3: unet" in caplog.messages
+    assert "attributing: 4 of 4: unet" in caplog.messages

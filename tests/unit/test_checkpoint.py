@@ -12,19 +12,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from axbake import components
-from axbake.checkpoint import (
-    TensorMismatch,
-    UnknownFamily,
-    UnreadableCheckpoint,
-    describe_checkpoint,
-    find_family,
-    import_checkpoint,
-    read_header,
-)
+from axbake.checkpoint import TensorMismatch, UnknownFamily, describe_checkpoint, find_family, import_checkpoint
+from axbake.containers import UnreadableCheckpoint, open_container
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, FAMILIES
-from axbake.weights import prediction_type, read_description
+from axbake.weights import Sampling, read_description, read_sampling
 from tests import tiny
+from tests.unit.conftest import every_family
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "resources" / "demo" / "emoji-sd.safetensors"
@@ -32,10 +26,10 @@ UNET = "model.diffusion_model."
 CONV_IN = UNET + "input_blocks.0.0.weight"
 
 INPUTS = {
-    "text_encoder": lambda: (torch.randint(0, 49408, (1, 77)),),
-    "unet": lambda: (torch.randn(1, 4, 8, 12), torch.tensor([321]), torch.randn(1, 77, tiny.WIDTH)),
-    "vae_encoder": lambda: (torch.rand(1, 3, 64, 96) * 2 - 1,),
-    "vae_decoder": lambda: (torch.randn(1, 4, 8, 12),),
+    "text_encoder": lambda width: (torch.randint(0, 49408, (1, 77)),),
+    "unet": lambda width: (torch.randn(1, 4, 8, 12), torch.tensor([321]), torch.randn(1, 77, width)),
+    "vae_encoder": lambda width: (torch.rand(1, 3, 64, 96) * 2 - 1,),
+    "vae_decoder": lambda width: (torch.randn(1, 4, 8, 12),),
 }
 
 
@@ -47,7 +41,7 @@ def tensors(model):
 
 def saved(tensors, directory):
     path = directory / "spoilt.safetensors"
-    save_file(tensors, path)
+    save_file(tensors, path, metadata={"modelspec.prediction_type": "epsilon"})
     return path
 
 
@@ -82,9 +76,11 @@ def test_every_tensor_is_the_original_in_its_own_precision(build, precision, tmp
             assert torch.equal(tensor.float(), wanted[name]), name
 
 
+@every_family
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_the_rebuilt_network_computes_what_the_original_does(model, component):
-    inputs = INPUTS[component]()
+def test_the_rebuilt_network_computes_what_the_original_does(family, model_of, component):
+    model = model_of(family)
+    inputs = INPUTS[component](model.networks.text_encoder.config.hidden_size)
     rebuilt, original = components.load(model.weights[component]), model.networks.component(component)
 
     with torch.inference_mode():
@@ -115,8 +111,10 @@ def pipeline_folder(directory, configs):
     return directory
 
 
+@every_family
 @pytest.mark.parametrize("which", ["demo", "tiny"])
-def test_diffusers_own_loader_finds_the_same_tensors(model, which, tmp_path):
+def test_diffusers_own_loader_finds_the_same_tensors(family, model_of, which, tmp_path):
+    model = model_of(family)
     checkpoint = DEMO if which == "demo" else model.checkpoint
     weights = {component: tmp_path / f"{component}.safetensors" for component in COMPONENTS}
     for component, path in weights.items():
@@ -136,7 +134,9 @@ def test_diffusers_own_loader_finds_the_same_tensors(model, which, tmp_path):
         assert [name for name in found if not torch.equal(found[name], wanted[name])] == []
 
 
-def test_the_architecture_is_read_from_the_shapes(model):
+@every_family
+def test_the_architecture_is_read_from_the_shapes(family, model_of):
+    model = model_of(family)
     for component in COMPONENTS:
         found = read_description(model.weights[component])
         own = model.networks.component(component)
@@ -153,11 +153,15 @@ def test_the_architecture_is_read_from_the_shapes(model):
             assert value == wanted, name
 
 
-def test_the_prediction_type_is_the_familys(model):
-    assert prediction_type(model.weights["unet"]) == "epsilon"
+@every_family
+def test_the_weights_say_how_the_unet_is_run(family, model_of):
+    model = model_of(family)
+    assert read_sampling(model.weights["unet"]) == Sampling(model.networks.prediction_type)
 
 
-def test_the_description_says_what_the_file_is_and_what_is_left_over(model, tmp_path):
+@every_family
+def test_the_description_says_what_the_file_is_and_what_is_left_over(family, model_of, tmp_path):
+    model = model_of(family)
     describe_checkpoint(model.checkpoint, sha256="0123456789" + 54 * "a", description=tmp_path / "checkpoint.json")
 
     said = json.loads((tmp_path / "checkpoint.json").read_text())
@@ -165,7 +169,8 @@ def test_the_description_says_what_the_file_is_and_what_is_left_over(model, tmp_
     assert said["family"] == model.family
     assert said["autov2"] == "0123456789"
     assert said["bytes"] == model.checkpoint.stat().st_size
-    assert set(unused) == set(tiny.leftovers())
+    assert set(tiny.leftovers()) <= {name for entry in said["unused_tensors"] for name in entry["first"]} | set(unused)
+    assert "unknown to this family" not in unused.values()
     assert "moving average" in unused["model_ema.decay"]
     assert "noise schedule" in unused["alphas_cumprod"]
     assert "noise schedule" in unused["sqrt_one_minus_alphas_cumprod"]
@@ -211,7 +216,7 @@ def test_a_file_that_is_not_whole_is_named_with_its_size(model, content, size, t
     path.write_bytes(content(model.checkpoint.read_bytes()))
 
     with pytest.raises(UnreadableCheckpoint) as caught:
-        read_header(path)
+        open_container(path)
 
     assert str(caught.value).startswith(f"{path}: {path.stat().st_size} bytes that are no whole safetensors file")
     assert "Download it again and compare its SHA-256" in str(caught.value)
@@ -219,7 +224,7 @@ def test_a_file_that_is_not_whole_is_named_with_its_size(model, content, size, t
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UnreadableCheckpoint, match=r"nowhere\.safetensors: 0 bytes"):
-        read_header(tmp_path / "nowhere.safetensors")
+        open_container(tmp_path / "nowhere.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -230,8 +235,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
         (["controlnet_cond_embedding.conv_in.weight"], "a ControlNet"),
         (["emb_params"], "a textual-inversion embedding"),
-        (["conditioner.embedders.1.model.ln_final.weight", CONV_IN], "a Stable Diffusion XL checkpoint"),
-        (["cond_stage_model.model.ln_final.weight", CONV_IN], "a Stable Diffusion 2.x checkpoint"),
+        (
+            ["conditioner.embedders.1.model.ln_final.weight", CONV_IN, UNET + "middle_block.1.norm.weight"],
+            "a Stable Diffusion XL checkpoint",
+        ),
         (["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"], "a Stable Diffusion 3 checkpoint"),
         (["double_blocks.0.img_attn.qkv.weight"], "a FLUX checkpoint"),
     ],
@@ -244,19 +251,19 @@ def test_a_file_of_another_kind_is_called_by_its_name(names, kind, tmp_path):
 
 
 def test_a_file_of_no_known_kind_says_what_is_lacking(tmp_path):
-    said = refusal(UnknownFamily, {"weight": torch.zeros(4), CONV_IN: torch.zeros(4)}, tmp_path)
+    said = refusal(UnknownFamily, {"weight": torch.zeros(4), "bias": torch.zeros(4)}, tmp_path)
 
     assert "2 tensors that fit no family" in said
-    assert "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" in said
-    assert CONV_IN not in said
+    assert "input_blocks.0.0.weight or time_embedding.linear_1.weight" in said
 
 
-def test_a_missing_tensor_is_named(tensors, tmp_path):
+def test_a_missing_tensor_is_named(model, tensors, tmp_path):
     del tensors[UNET + "middle_block.0.in_layers.0.bias"]
 
     said = refusal(TensorMismatch, tensors, tmp_path)
 
-    assert "unet: mid_block.resnets.0.norm1.bias: missing, wanted (64,)" in said
+    width = model.networks.unet.config.block_out_channels[-1]
+    assert f"unet: mid_block.resnets.0.norm1.bias: missing, wanted ({width},)" in said
 
 
 def test_a_tensor_of_a_wrong_shape_is_named_with_both_shapes(tensors, tmp_path):
@@ -277,12 +284,15 @@ def test_an_inpainting_unet_is_refused_since_its_nine_channels_fit_no_interface(
     ("name", "component"),
     [
         ("model.diffusion_model.middle_block.1.adapter.weight", "unet"),
-        ("cond_stage_model.transformer.text_model.encoder.layers.0.adapter.weight", "text_encoder"),
+        (None, "text_encoder"),
         ("first_stage_model.decoder.adapter.weight", "vae_decoder"),
         ("first_stage_model.encoder.adapter.weight", "vae_encoder"),
     ],
 )
-def test_a_tensor_that_the_network_has_no_use_for_is_named(tensors, name, component, tmp_path):
+def test_a_tensor_that_the_network_has_no_use_for_is_named(model, tensors, name, component, tmp_path):
+    text_layer = {"sd1": "cond_stage_model.transformer.text_model.encoder.layers.0"}
+    text_layer |= {"sd2": "cond_stage_model.model.transformer.resblocks.0"}
+    name = name or f"{text_layer[model.family]}.adapter.weight"
     said = refusal(TensorMismatch, tensors | {name: torch.zeros(3)}, tmp_path, component)
 
     assert "adapter.weight: (3,), which the network has no use for" in said
@@ -300,12 +310,60 @@ def test_several_faults_are_told_at_once_and_eight_at_most(tensors, tmp_path):
 
 
 def test_a_component_that_is_hardly_there_is_an_error_and_no_traceback(tensors, tmp_path):
+    first, half = "first_stage_model.decoder.conv_in.weight", "first_stage_model.decoder."
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(half) or name == first}
+
+    said = refusal(TensorMismatch, kept, tmp_path, "vae_decoder")
+
+    assert "vae_decoder: no network is so wide, so deep or so empty" in said
+
+
+def test_a_unet_that_is_hardly_there_is_of_no_family(tensors, tmp_path):
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNET) or name == CONV_IN}
 
-    said = refusal(TensorMismatch, kept, tmp_path)
-
-    assert "unet: cannot be read from 1 tensors" in said
+    assert "a UNet of 1 tensors that is of no one family" in refusal(UnknownFamily, kept, tmp_path)
 
 
 def test_the_family_is_found_by_names_alone(model):
-    assert find_family(read_header(model.checkpoint)).name == model.family
+    assert find_family(open_container(model.checkpoint)).name == model.family
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "said"),
+    [
+        ("unet", {"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift: scale_shift, wanted default"),
+        ("unet", {"class_embed_type": "timestep"}, "class_embed_type: timestep, wanted None"),
+        ("vae", {"scaling_factor": "large"}, "scaling_factor: large, wanted a number above 0"),
+        ("vae", {"shift_factor": 0.1}, "shift_factor: 0.1, wanted None"),
+    ],
+)
+def test_a_folders_config_of_another_network_is_refused(place, change, said, tmp_path):
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model")
+    path = folder / place / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    component = {"unet": "unet", "vae": "vae_decoder"}[place]
+
+    with pytest.raises(UnknownFamily) as caught:
+        import_checkpoint(folder, component=component, weights=tmp_path / "weights.safetensors")
+
+    assert f"{place}/config.json: {said}" in str(caught.value)
+
+
+def test_what_a_folders_configs_say_goes_before_the_familys(tmp_path):
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model")
+    for place, change in (("unet", {"attention_head_dim": 4}), ("vae", {"scaling_factor": 0.5})):
+        path = folder / place / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    for component in ("unet", "vae_decoder"):
+        import_checkpoint(folder, component=component, weights=tmp_path / f"{component}.safetensors")
+
+    assert read_description(tmp_path / "unet.safetensors").config["attention_head_dim"] == 4
+    assert read_description(tmp_path / "vae_decoder.safetensors").config["scaling_factor"] == 0.5
+
+
+def test_a_file_of_the_moving_average_alone_is_called_so(tmp_path):
+    path = saved(tiny.leftovers(), tmp_path)
+
+    with pytest.raises(UnknownFamily, match="a UNet's moving average alone"):
+        import_checkpoint(path, component="unet", weights=tmp_path / "weights.safetensors")

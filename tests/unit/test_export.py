@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from axbake.distance import psnr
 from axbake.export import ExportError, export_onnx
 from axbake.families import COMPONENTS
-from axbake.interface import TIME_INPUT, interface
+from axbake.interface import PROGRAMS, TIME_INPUT, interface
 from axbake.weights import read_description
-from tests import tiny
 from tests.unit.conftest import tensors_of
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +47,10 @@ def seeded_run(networks, component, height, width):
         latent = torch.randn((1, 4, height // 8, width // 8), generator=generator)
         if component == "vae_decoder":
             return [latent], network(latent)
-        context, time = torch.randn((1, 77, tiny.WIDTH), generator=generator), torch.tensor([741])
+        context, time = (
+            torch.randn((1, 77, network.config.cross_attention_dim), generator=generator),
+            torch.tensor([741]),
+        )
         row = torch.nn.functional.silu(network.time_embedding(network.time_proj(time)))
         return [latent, context, row], network(latent, time, context).sample
 
@@ -93,6 +95,19 @@ def test_the_names_are_those_of_published_programs(graph_of):
         "vae_encoder": ["image_sample"],
         "vae_decoder": ["x"],
     }
+
+
+def test_programs_differ_in_the_unets_and_the_vae_decoders_inputs(model):
+    def inputs(component, program):
+        config = read_description(model.weights[component]).config
+        return list(interface(component, config, height=64, width=64, program=program).inputs)
+
+    assert {program: inputs("unet", program) for program in PROGRAMS} == {
+        "axera": ["sample", "encoder_hidden_states", TIME_INPUT],
+        "m5stack": ["sample", "encoder_hidden_states", TIME_INPUT],
+        "euler": ["sample", "t", "encoder_hidden_states"],  # in this order: its program takes the first with a t in it
+    }
+    assert [inputs("vae_decoder", program) for program in PROGRAMS] == [["x"], ["latent"], ["x"]]
 
 
 @everywhere

@@ -1,6 +1,7 @@
 """A job's outputs appear whole or not at all; its errors are one line on the screen and a traceback in the log."""
 
 import os
+import pty
 import signal
 import stat
 import subprocess
@@ -111,9 +112,20 @@ def test_an_unknown_error_asks_for_a_report_in_the_log(directory):
     done = run(WRITE + "1 / 0", directory)
 
     assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
+    assert done.stderr.splitlines() == [
+        "ZeroDivisionError: division by zero",
+        "Not an error that axbake knows; please report it with logs/tiny/job.log.",
+    ]
     assert "not an error that axbake knows; please report it" in log(directory)
     assert "Traceback (most recent call last)" in log(directory)
+    assert made(directory) == []
+
+
+def test_ctrl_c_is_told_in_the_log_alone(directory):
+    done = run(WRITE + "raise KeyboardInterrupt", directory)
+
+    assert (done.returncode, done.stderr) == (130, "")
+    assert "ERROR interrupted" in log(directory)
     assert made(directory) == []
 
 
@@ -151,20 +163,32 @@ def test_an_output_that_the_job_forgot_is_an_error(directory):
     assert "out.onnx.data" in done.stderr
 
 
-def test_records_go_to_the_log_and_the_packages_own_to_the_screen(directory):
-    block = (
-        "logging.getLogger('axbake.export').info('traced 12 of 64');"
-        "logging.getLogger('axbake.export').debug('a detail');"
-        "logging.getLogger('torch').warning('of torch');"
-        "warnings.warn('of a library');" + WRITE
-    )
-    done = run(block, directory)
+RECORDS = (
+    "logging.getLogger('axbake.export').info('traced 12 of 64');"
+    "logging.getLogger('axbake.export').warning('one is odd');"
+    "logging.getLogger('axbake.export').debug('a detail');"
+    "logging.getLogger('torch').warning('of torch');"
+    "warnings.warn('of a library');" + WRITE
+)
 
-    told = done.stderr.splitlines()
-    assert told[0] == "traced 12 of 64"
-    assert not [line for line in told if "detail" in line or "torch" in line or "library" in line]
-    for said in ("INFO traced 12 of 64", "DEBUG a detail", "WARNING of torch", "of a library"):
+
+def test_records_go_to_the_log_and_the_packages_own_warnings_to_the_screen(directory):
+    done = run(RECORDS, directory)
+
+    assert done.stderr == "    tiny/job: one is odd\n"
+    for said in ("INFO traced 12 of 64", "WARNING one is odd", "DEBUG a detail", "WARNING of torch", "of a library"):
         assert said in log(directory)
+
+
+def test_a_terminal_shows_also_how_far_a_job_is(directory):
+    leader, follower = pty.openpty()
+    subprocess.run(COMMAND, cwd=directory, env=environment(RECORDS), stderr=follower, check=True)
+    os.close(follower)
+
+    shown = os.read(leader, 10_000).decode().splitlines()
+    assert shown[:2] == ["    tiny/job: traced 12 of 64", "    tiny/job: one is odd"]
+    assert shown[2].startswith("    tiny/job: done in ")
+    assert len(shown) == 3
 
 
 def test_a_log_is_of_the_last_run_alone(directory):

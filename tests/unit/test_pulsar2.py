@@ -4,11 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from axbake.emulator.config import build_config, merged, read_config
 from axbake.families import COMPONENTS
 from axbake.pulsar2 import CompileError, WrongToolchain, check_toolchain, compile_model, configure_build
+from tests.unit.test_preflight import SOUND, archive_of, saved
 
 PRECISIONS = ["U8", "U16", "S16"]
 # A file that begins as Pulsar2's does: ModelProto's fields 1, IR version 8, and 2, the producer's name.
@@ -104,8 +106,9 @@ def build(directory, version="4.2"):
     axmodel.parent.mkdir(exist_ok=True)
     inputs = {"graph": "unet.onnx", "tensors": "unet.onnx.data", "archive": "unet.tar"}
     paths = {name: directory / file for name, file in inputs.items()}
-    for path in paths.values():
-        path.touch()
+    saved(directory, SOUND, "unet")
+    archive_of(paths["archive"], sample={"x": np.ones((1, 4, 8, 8), np.float32)})
+    paths["tensors"].touch()
     how = {"toolchain": "native", "compiler": {"pulsar2": version}}
     compile_model(**paths, config=configured(directory, "unet"), **how, axmodel=axmodel, record=record)
     return axmodel, record
@@ -136,6 +139,16 @@ def test_the_compilers_progress_is_told_with_its_total(pulsar2, tmp_path, caplog
     build(tmp_path)
 
     assert "calibrating: 4 of 4" in caplog.messages
+
+
+def test_a_unet_that_takes_the_timestep_is_compiled_for_whole_ones(tmp_path):
+    how = {"precision": "U16", "target_hardware": "AX650", "npu_mode": "NPU3", "config": tmp_path / "config.json"}
+    found = {}
+    for program in ("axera", "euler"):
+        configure_build(component="unet", program=program, **how)
+        found[program] = json.loads((tmp_path / "config.json").read_text()).get("input_processors")
+
+    assert found == {"axera": None, "euler": [{"tensor_name": "t", "src_dtype": "S32"}]}
 
 
 def test_the_compiler_is_given_the_graph_and_the_config(pulsar2, tmp_path):

@@ -42,8 +42,9 @@ def draw(model, directory, **changed):
     return image, trajectory, settings
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_the_picture_is_what_diffusers_draws_with_the_original_networks(model, scheduler, tmp_path):
+@pytest.mark.parametrize(("family", "scheduler"), [*(("sd1", name) for name in SCHEDULERS), ("sd2", "unipc")])
+def test_the_picture_is_what_diffusers_draws_with_the_original_networks(family, model_of, scheduler, tmp_path):
+    model = model_of(family)
     image, trajectory, settings = draw(model, tmp_path / "ours", scheduler=scheduler)
 
     latents = []

@@ -14,6 +14,7 @@ from axbake.runtime.txt2img import SAMPLERS
 from axbake.schedule import SCHEDULERS
 
 ROOT = Path(__file__).parents[2]
+SNAKEFILE = ROOT / "Snakefile"
 RULES = {
     name: body
     for path in [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
@@ -38,7 +39,7 @@ def test_there_are_rules():
 
 @every_rule
 def test_every_rule_runs_the_function_of_its_name(rule):
-    (function,) = re.findall(r'settings\(\s*"(axbake(?:\.\w+)+)"', RULES[rule])
+    (function,) = re.findall(r'settings\(\s*"(axbake[.\w]+)"', RULES[rule])
     module, _, name = function.rpartition(".")
 
     assert name == rule
@@ -49,7 +50,7 @@ def test_every_rule_runs_the_function_of_its_name(rule):
 
 @every_rule
 def test_the_function_takes_the_rules_inputs_and_outputs_by_name(rule):
-    (function,) = re.findall(r'settings\(\s*"(axbake(?:\.\w+)+)"', RULES[rule])
+    (function,) = re.findall(r'settings\(\s*"(axbake[.\w]+)"', RULES[rule])
     module, _, name = function.rpartition(".")
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
     (arguments,) = (node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
@@ -158,3 +159,25 @@ def test_the_package_knows_nothing_of_snakemake_but_for_the_planner_of_its_runs(
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.split(".")[0] == "snakemake"], path
+
+
+def test_the_cluster_profile_keeps_what_the_default_one_says_and_names_rules_that_there_are():
+    default, slurm = (
+        yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text()) for name in ("default", "slurm")
+    )
+
+    assert {name: slurm[name] for name in default if name != "resources"} == {
+        name: value for name, value in default.items() if name != "resources"
+    }
+    assert slurm["resources"].keys() == default["resources"].keys()
+    assert set(slurm["set-resources"]) <= set(RULES)
+
+
+def test_jobs_that_leave_for_a_cluster_say_what_memory_and_time_they_take():
+    local = set(
+        re.findall(r"\w+", re.search(r"^localrules:\n((?:    \w+,\n)+)", SNAKEFILE.read_text(), re.MULTILINE)[1])
+    )
+
+    assert local - {"all"} <= set(RULES)
+    for rule in set(RULES) - local:
+        assert "mem_mb=more_each_time(" in RULES[rule] and "runtime=more_each_time(" in RULES[rule], rule

@@ -125,6 +125,17 @@ def test_a_plain_prompt_is_the_one_chunk_that_transformers_makes(prompt, tokeniz
     assert np.array_equal(chunk.ids, wanted)
 
 
+@pytest.mark.parametrize("prompt", ["", "a photo of a cat!", "word " * 75])
+def test_chunks_are_filled_up_with_what_the_text_encoder_was_trained_with(prompt):
+    theirs = CLIPTokenizer.from_pretrained(CLIP, local_files_only=True)
+    theirs.pad_token = "!"  # as Stable Diffusion 2.x; set now, so that prompts' own «!» is none
+
+    (chunk,) = chunk_prompt(prompt, ClipTokenizer(CLIP, pad_token_id=0))
+
+    wanted = theirs(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="np").input_ids
+    assert np.array_equal(chunk.ids, wanted)
+
+
 def test_tokens_have_the_weights_of_their_texts(tokenizer):
     (chunk,) = chunk_prompt("a (photo of:1.3) [a] cat", tokenizer)
 
@@ -214,7 +225,8 @@ def test_what_is_cut_off_is_known(tokenizer):
     ("prompt", "said"),
     [
         ("word " * 75 + "lost", "longer than 75 tokens (prompt_chunks: 1); this end of it does not count: lost"),
-        ("a cat <lora:film:0.4>", "<lora:film:0.4> is not applied"),
+        ("a cat <lora:film:0.4>", "<lora:film:0.4> is no word of the prompt: a compiled model has its LoRAs in its"),
+        ("a cat <hypernet:film:0.4>", "<hypernet:film:0.4> is not applied"),
         ("blurry, badhandv4", "badhandv4 looks like an embedding, but is none of the model's (easynegative, ng_deep"),
         ("(Bad-Hands-5:1.2)", "Bad-Hands-5 looks like an embedding"),
         ("embedding:mine", "mine looks like an embedding"),

@@ -21,7 +21,7 @@ from axbake.runtime.session import Session, open_model
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import SAMPLERS, Models, decode_latent, draw, png_parameters, save_png
 from axbake.schedule import SCHEDULERS, build_scheduler, derive_schedule
-from axbake.weights import Description
+from axbake.weights import Description, Sampling
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "resources" / "clip"
@@ -105,7 +105,7 @@ def bundle(pipeline, tmp_path_factory):
     """A folder of the three graphs and one schedule of 4 steps per scheduler."""
     folder = tmp_path_factory.mktemp("bundle")
     weights = folder / "unet.safetensors"
-    description = Description("unet", "sd1", {}).as_metadata()
+    description = Description("unet", "sd1", {}, Sampling()).as_metadata()
     save_file(
         {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}, weights, metadata=description
     )

@@ -1,6 +1,7 @@
 """A schedule's coefficients do what diffusers' own scheduler does, with any model."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from axbake import schedule as schedules
 from axbake.npz import npz_bytes
+from axbake.runtime.errors import BundleError
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import Schedule, initial_latent, load_schedule, sample
 from axbake.schedule import (
@@ -21,7 +23,7 @@ from axbake.schedule import (
     scheduler_arrays,
     time_embedding,
 )
-from axbake.weights import Description
+from axbake.weights import Description, Sampling
 
 SHAPE = (1, 4, 8, 8)
 STEPS = [1, 2, 4, 10, 20, 30, 50]
@@ -46,7 +48,7 @@ def unet():
 @pytest.fixture
 def weights(unet, tmp_path):
     path = tmp_path / "unet.safetensors"
-    description = Description("unet", "sd1", {}).as_metadata()
+    description = Description("unet", "sd1", {}, Sampling()).as_metadata()
     save_file({name: tensor.clone() for name, tensor in unet.state_dict().items()}, path, metadata=description)
     return path
 
@@ -89,8 +91,8 @@ def our_latents(schedule, model):
     return drawn.latents
 
 
-def schedule_of(name, steps, **options):
-    arrays = scheduler_arrays(name, steps, **options)
+def schedule_of(name, steps, *options):
+    arrays = scheduler_arrays(name, steps, *options)
     return Schedule(**{**arrays, "scheduler": name}, time_embedding=arrays["timesteps"][:, None])
 
 
@@ -98,14 +100,35 @@ def relative_error(ours, theirs):
     return max(np.abs(a - b).max() / b.std() for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling("epsilon"), Sampling("v_prediction")], ids=lambda sampling: sampling.prediction_type
+)
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_coefficients_do_what_the_scheduler_does(name, steps, prediction_type):
-    ours = our_latents(schedule_of(name, steps, prediction_type=prediction_type), curved)
-    theirs = diffusers_latents(build_scheduler(name, prediction_type=prediction_type), steps, curved)
+def test_the_coefficients_do_what_the_scheduler_does(name, steps, sampling):
+    ours = our_latents(schedule_of(name, steps, sampling), curved)
+    theirs = diffusers_latents(build_scheduler(name, sampling), steps, curved)
 
     assert relative_error(ours, theirs) < MAX_ERROR
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_that_ends_in_pure_noise_does_what_the_scheduler_does(name, steps):
+    sampling = Sampling("v_prediction", zero_terminal_snr=True)
+    schedule = schedule_of(name, steps, sampling)
+    ours, theirs = our_latents(schedule, curved), diffusers_latents(build_scheduler(name, sampling), steps, curved)
+
+    # Euler's latents begin at 4096, where float32 is off by 2e-4, and diffusers sums in it.
+    assert schedule.timesteps[0] == 999
+    assert relative_error(ours, theirs) < (5e-3 if name == "euler" else MAX_ERROR)
+
+
+def test_steps_that_diffusers_cannot_count_in_pure_noise_are_an_error():
+    with pytest.raises(
+        ScheduleError, match="dpmpp_2m_karras cannot do 50 steps with a schedule that ends in pure noise"
+    ):
+        scheduler_arrays("dpmpp_2m_karras", 50, Sampling("v_prediction", zero_terminal_snr=True))
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -218,7 +241,7 @@ def test_an_unknown_scheduler_is_an_error_that_lists_the_known_ones():
 
 def test_an_unknown_prediction_type_is_an_error():
     with pytest.raises(ScheduleError, match="'flow' is unknown; known: epsilon, v_prediction"):
-        build_scheduler("euler", prediction_type="flow")
+        build_scheduler("euler", Sampling("flow"))
 
 
 @pytest.mark.parametrize(("name", "steps"), [("lcm", 51), ("lcm", 1001), ("euler", 0), ("ddim", 1001)])
@@ -261,3 +284,25 @@ def test_weights_of_another_component_are_refused(tmp_path):
 
     with pytest.raises(ScheduleError, match="time_embedding has no tensors"):
         time_embedding(tmp_path / "vae.safetensors", np.zeros(1, dtype=np.float32))
+
+
+def test_a_unet_that_takes_timesteps_is_given_whole_ones():
+    ours = schedule_of("dpmpp_2m_karras", 20)
+    between = replace(ours, timesteps=ours.timesteps - 0.5)
+
+    assert ours.time(1).value((1,)).dtype == np.int32
+    assert ours.time(1).value((1,)) == ours.timesteps[1]
+    assert (ours.time(1).value((1, 1)) == ours.time_embedding[1:2]).all()
+    with pytest.raises(BundleError, match=r"timestep 998\.5: the UNet takes whole ones"):
+        between.time(0).value((1,))
+
+
+def test_a_schedule_file_without_its_later_beginnings_is_refused(tmp_path, weights):
+    derive_schedule(scheduler="euler", steps=3, unet=weights, schedule=tmp_path / "schedule.npz")
+    arrays = dict(np.load(tmp_path / "schedule.npz"))
+    np.savez(tmp_path / "cut.npz", **arrays | {"late_coefficients": arrays["late_coefficients"][1:]})
+
+    assert len(load_schedule(tmp_path / "schedule.npz").beginning_at(2).timesteps) == 1
+    # (2, 5) and (1, 3)
+    with pytest.raises(BundleError, match=r"3 steps, but late_coefficients of shape \(12,\); wanted \(13,\)"):
+        load_schedule(tmp_path / "cut.npz")

@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from axbake.loras.rows import Lora
 from axbake.table import (
     ConfigError,
     MissingCheckpoint,
     MissingEmbedding,
+    MissingLora,
     TableError,
     WrongChecksum,
     check_config,
     checkpoint_sha256,
     embeddings_sha256,
+    loras_sha256,
     read_models,
 )
 
@@ -24,6 +27,7 @@ ROW = {
     "model": "tiny",
     "checkpoint": "tiny.safetensors",
     "sha256": "",
+    "prediction": "",
     "source": "",
     "height": "64",
     "width": "96",
@@ -36,10 +40,12 @@ ROW = {
     "prompt_chunks": "2",
     "clip_skip": "2",
     "embeddings": "embeddings/easynegative.safetensors, embeddings/bad.pt",
+    "loras": "loras/film.safetensors:0.4",
     "calibration_prompts": "prompts.txt",
 }
-DEFAULTS = {"sha256": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras", "steps": 20}
-DEFAULTS |= {"guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": []}
+DEFAULTS = {"sha256": "", "prediction": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras"}
+DEFAULTS |= {"steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": []}
+DEFAULTS |= {"loras": []}
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +89,7 @@ def test_cells_have_their_columns_types():
             "prompt_chunks": 2,
             "clip_skip": 2,
             "embeddings": ["embeddings/easynegative.safetensors", "embeddings/bad.pt"],
+            "loras": [Lora("loras/film.safetensors", 0.4, 0.4)],
             "calibration_prompts": ["slice of pizza", "rocket"],
         }
     }
@@ -373,3 +380,14 @@ def test_every_entry_of_the_schemas_says_what_it_means():
             # Entries for one component each share what is said above them.
             if not place.startswith(("precision/", "parity/min_psnr/")):
                 assert entry.get("description"), f"{path.name}: {place}"
+
+
+def test_a_lora_that_is_not_there_is_named():
+    Path("there.safetensors").write_bytes(b"there")
+    row = {"model": "tiny"}
+
+    with pytest.raises(
+        MissingLora, match=r"tiny: gone\.safetensors: not there\. Put the files there, or correct the column"
+    ):
+        loras_sha256(row, [Lora("there.safetensors"), Lora("gone.safetensors")])
+    assert loras_sha256(row, [Lora("there.safetensors")]) == [hashlib.sha256(b"there").hexdigest()]

@@ -155,15 +155,19 @@ def with_embeddings(model, tmp_path_factory):
     for path, vectors in zip(paths, VECTORS.values(), strict=True):
         torch.save(web_ui(vectors), path)
     import_text_encoder(model.checkpoint, paths, clip_skip=1, weights=directory / "weights.safetensors")
-    list_embeddings(paths, names=list(VECTORS), listing=directory / "embeddings.json")
+    list_embeddings(
+        directory / "weights.safetensors", paths, names=list(VECTORS), listing=directory / "embeddings.json"
+    )
     return directory
 
 
 def test_vectors_are_rows_of_the_token_table_under_the_listed_ids(model, with_embeddings):
-    ids = json.loads((with_embeddings / "embeddings.json").read_text())
+    listing = json.loads((with_embeddings / "embeddings.json").read_text())
+    ids = listing["embeddings"]
     table = read_tensor(with_embeddings / "weights.safetensors", TABLE)
     plain = read_tensor(model.weights["text_encoder"], TABLE)
 
+    assert listing["pad_token_id"] == model.networks.pad_token_id
     assert ids == {"easynegative": [*range(49408, 49416)], "mine": [49416], "neg_v1": [49417, 49418, 49419]}
     assert table.dtype == plain.dtype and torch.equal(table[:49408], plain) and len(table) == 49420
     for name, vectors in VECTORS.items():
@@ -217,6 +221,13 @@ def test_the_graph_with_embeddings_passes_the_check_of_parity(with_embeddings, g
     )
 
     assert json.loads((with_embeddings / "parity.json").read_text())["psnr_db"] > 80
+
+
+def test_a_clip_skip_of_stable_diffusion_2_is_refused(tmp_path):
+    checkpoint = tiny.save(tiny.sd2(), tmp_path / "sd2.safetensors")
+
+    with pytest.raises(ClipSkipError, match=r"clip_skip: 2, wanted 1: .* Stable Diffusion 2\.x ends before its last"):
+        import_text_encoder(checkpoint, [], clip_skip=2, weights=tmp_path / "weights.safetensors")
 
 
 def test_clip_skip_is_the_hidden_state_before_the_last_layers_normed(model, tmp_path):

@@ -101,6 +101,7 @@ def job_name(log: Path) -> str:
         "simulation": "simulate",
         "attribution": "attribute_error",
         "report": "write_report",
+        "preflight": "preflight",
     }
     if step == "calibration":
         own = {"trajectories": "record_trajectories", "pictures": "draw_pictures", "latents": "encode_pictures"}
@@ -236,7 +237,7 @@ EDITS = [
     _edit("the guidance scale", row(guidance_scale="6"), UNET, PICTURES),
     _edit("the steps", row(steps="5"), UNET, PICTURES, "derive_schedule"),
     _edit("the scheduler", row(scheduler="ddim"), UNET, PICTURES, "derive_schedule"),
-    _edit("clip skip", row(clip_skip="2"), UNET, PICTURES, TEXT_ENCODER),
+    _edit("clip skip", row(clip_skip="2"), UNET, PICTURES, TEXT_ENCODER, "list_embeddings"),
     _edit(
         "an embedding that no prompt names",
         embeddings,

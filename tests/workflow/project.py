@@ -28,6 +28,7 @@ ROW = {
     "program": "axera",
     "clip_skip": "1",
     "embeddings": "",
+    "loras": "",
     "calibration_prompts": "config/prompts/few.txt",
 }
 

@@ -7,7 +7,6 @@ import sys
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from huggingface_hub import ModelCard
@@ -15,7 +14,7 @@ from PIL import Image
 
 from axbake.digest import file_sha256
 from axbake.families import COMPONENTS
-from axbake.runtime.session import open_model, producer
+from axbake.runtime.session import producer
 from tests.workflow.project import ROW, Project
 
 BUNDLE, ARCHIVE = "results/tiny/bundle/axbake/manifest.json", "results/tiny/bundle/axbake.tar"
@@ -53,7 +52,8 @@ def packages(tmp_path_factory) -> Path:
 def program(script, *arguments, packages, place, more=()):
     """A run of one of the bundle's programs in the directory *place*; no installed package is seen but those given."""
     path = os.pathsep.join(map(str, [packages, *more]))
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    # As many threads as the project's bakes have: another number adds in another order.
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-S", "-s", "-B", script, *arguments]
     place.mkdir(exist_ok=True)
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
@@ -188,19 +188,6 @@ def test_the_manifest_lists_every_file_and_models_are_links(project):
     card = ModelCard.load(bundle.parent / "README.md")
     assert card.data.license == "other" and "emulated" in card.data.tags
     assert ROW["source"] in card.text and ROW["source"] in (bundle.parent / "LICENSE.md").read_text()
-
-
-def test_a_unet_that_takes_the_timestep_is_baked_drawn_with_and_bundled(baked, tmp_path):
-    project = baked.copy(tmp_path / "project").copy_cache(tmp_path / "cache")
-    project.write_rows(ROW | {"program": "euler"})
-    results = project.directory / "results" / "tiny"
-    project.bake("results/tiny/bundle/euler/manifest.json", "results/tiny/simulation/distance.json")
-
-    inputs = open_model(results / "bundle" / "euler" / "axmodels" / "unet.axmodel").inputs
-    assert list(inputs) == ["sample", "t", "encoder_hidden_states"]
-    assert inputs["t"] == ((1,), np.dtype(np.int32))
-    assert json.loads((results / "parity" / "unet.json").read_text())["psnr_db"] > 60
-    assert json.loads((results / "simulation" / "distance.json").read_text())["latent_psnr_db"] > 20
 
 
 def test_bundle_and_archive_are_the_same_bytes_again_and_follow_an_edit(project):

@@ -27,7 +27,8 @@ rule record_trajectories:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=10000,
+        mem_mb=more_each_time(10000),
+        runtime=more_each_time(120),
     message:
         "Recording what {wildcards.model} sees with its calibration prompts"
     script:
@@ -56,7 +57,8 @@ rule observe_unet:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=10000,
+        mem_mb=more_each_time(10000),
+        runtime=more_each_time(90),
     message:
         "Observing the activations of the unet of {wildcards.model}"
     script:
@@ -118,7 +120,8 @@ rule check_calibration:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=10000,
+        mem_mb=more_each_time(10000),
+        runtime=more_each_time(30),
     message:
         "Checking the calibration of the unet of {wildcards.model} on its reference"
     script:
@@ -159,7 +162,8 @@ rule encode_pictures:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=6000,
+        mem_mb=more_each_time(6000),
+        runtime=more_each_time(30),
     message:
         "Encoding the calibration pictures with the VAE of {wildcards.model}"
     script:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from axbake.containers import files_of, needs_conversion
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
 from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
+from axbake.prediction import read_sidecar
 from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
@@ -48,10 +50,30 @@ def row_of(wildcards):
     return MODELS[wildcards.model]
 
 
+def told(function, *arguments):
+    """What *function* gives; an error of it ends the run with its text."""
+    try:
+        return function(*arguments)
+    except AxbakeError as error:
+        # Snakemake would show a WorkflowError of an input function with a traceback.
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+
+
 def checkpoint(wildcards):
-    """Path of a model's checkpoint, which is there and is the one that the table means."""
+    """A model's checkpoint as a safetensors file: the user's own, which is the one that the table means, or one made of it."""
+    row = row_of(wildcards)
+    source_digest(row)
+    return row["checkpoint"] if not converted(row) else f"results/{wildcards.model}/checkpoint.safetensors"
+
+
+def brought(wildcards):
+    """Files of a model's checkpoint as the user has it."""
     source_digest(row_of(wildcards))
-    return row_of(wildcards)["checkpoint"]
+    return [str(path) for path in told(files_of, Path(row_of(wildcards)["checkpoint"]))]
+
+
+def converted(row):
+    return told(needs_conversion, Path(row["checkpoint"]))
 
 
 SOURCE_DIGESTS = {}  # model -> SHA-256; looked up once a run
@@ -59,13 +81,19 @@ SOURCE_DIGESTS = {}  # model -> SHA-256; looked up once a run
 
 def source_digest(row):
     """SHA-256 of the checkpoint of *row*."""
-    try:
-        if row["model"] not in SOURCE_DIGESTS:
-            SOURCE_DIGESTS[row["model"]] = checkpoint_sha256(row)
-        return SOURCE_DIGESTS[row["model"]]
-    except AxbakeError as error:
-        # Snakemake would show a WorkflowError of an input function with a traceback.
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    if row["model"] not in SOURCE_DIGESTS:
+        SOURCE_DIGESTS[row["model"]] = told(checkpoint_sha256, row)
+    return SOURCE_DIGESTS[row["model"]]
+
+
+def checkpoint_digest(row):
+    """The same of a checkpoint that is read as the user has it; None where its content, made by a job, counts itself."""
+    return None if converted(row) else source_digest(row)
+
+
+def sidecar(row):
+    """What the YAML beside a checkpoint says of its UNet's prediction."""
+    return told(read_sidecar, Path(row["checkpoint"]))
 
 
 def embeddings(wildcards):
@@ -75,15 +103,28 @@ def embeddings(wildcards):
 
 
 def embeddings_digest(row):
-    try:
-        return " ".join(embeddings_sha256(row))
-    except AxbakeError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    return " ".join(told(embeddings_sha256, row))
+
+
+# What a row brings; each raises SystemExit with its reason if something is missing or wrong.
+SOURCES = [source_digest, embeddings_digest]
 
 
 def embedding_names(row):
     """What prompts call a model's embeddings: their files' names without the ending."""
     return [Path(path).stem for path in row["embeddings"]]
+
+
+def more_each_time(amount):
+    """A resource of which each attempt at a job gets *amount* more: MiB of memory, minutes.
+
+    Enough for Stable Diffusion 1.5 at full size (docs/numbers.md), and for Snakemake's own process beside the job's.
+    """
+
+    def resource(wildcards, attempt):
+        return amount * attempt
+
+    return resource
 
 
 def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, sources=None, **how):
@@ -94,8 +135,9 @@ def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, 
     tools: packages whose version can change the result.
     row: columns of the table that the job reads; by component, or for all. «component» and «layout» are the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
-    more: name -> function of the row.
-    sources: name of an input that the user brings -> function of the row that gives its SHA-256.
+    more: name -> function of the row; by component, or for all.
+    sources: name of an input that the user brings -> function of the row that gives its SHA-256, or None if a job made it; by
+        component, or for all.
     how: cached, data, gates, own_code, as `axbake.identity.identify` has them.
     """
 
@@ -109,10 +151,13 @@ def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, 
         columns = row[component] if isinstance(row, dict) else row
         values = {column: wildcards[column] if column in JOBS_OWN else model_row[column] for column in columns}
         values |= {name: entry(place.format(component=component)) for name, place in (entries or {}).items()}
-        values |= {name: value(model_row) for name, value in (more or {}).items()}
+        functions = more.get(component, more) if more else {}
+        values |= {name: value(model_row) for name, value in functions.items()}
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
-            digests = {name: digest(model_row) for name, digest in (sources or {}).items()}
+            mine = sources.get(component, sources) if sources else {}
+            digests = {name: digest(model_row) for name, digest in mine.items()}
+            digests = {name: digest for name, digest in digests.items() if digest is not None}
             how_run = {"cached": True} | how
             identity = identify(function, component=component, settings=values, sources=digests, tools=tools, **how_run)
             write_identity(path, identity)

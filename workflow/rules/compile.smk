@@ -52,7 +52,9 @@ rule compile_model:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=12000,
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(60 if config["toolchain"] == "emulator" else 240),
+        pulsar2=int(config["toolchain"] != "emulator"),  # of these the profile allows only so many at once
     message:
         f"Compiling the {{wildcards.component}} of {{wildcards.model}} (toolchain: {config['toolchain']})"
     script:

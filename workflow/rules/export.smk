@@ -18,10 +18,13 @@ rule export_onnx:
         "logs/{model}/onnx/{component}.log",
     benchmark:
         "benchmarks/{model}/onnx/{component}.tsv"
+    priority: 10  # preflight waits for it
     conda:
         "../../envs/axbake.yaml"
+    threads: 2
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(4000),
+        runtime=more_each_time(20),
     message:
         "Exporting the {wildcards.component} of {wildcards.model}"
     script:
@@ -50,7 +53,8 @@ rule check_parity:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=10000,
+        mem_mb=more_each_time(10000),
+        runtime=more_each_time(20),
     message:
         "Comparing the {wildcards.component} of {wildcards.model} in ONNX with torch"
     script:

@@ -1,5 +1,39 @@
-# Takes a single-file checkpoint. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which
-# says what the file is; of the text encoder also embeddings.json, the token ids of its textual-inversion embeddings.
+# Takes a checkpoint in any form. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which says
+# what it is; of the text encoder also embeddings.json: token ids of the row's textual-inversion embeddings, and of its padding.
+# What is no single safetensors file becomes one first, once for all components.
+
+# Only the UNet's import asks what it predicts.
+PREDICTION = {
+    component: ["component", "prediction"] if component == "unet" else ["component"] for component in COMPONENTS
+}
+SIDECAR = {component: {"sidecar": sidecar} if component == "unet" else {} for component in COMPONENTS}
+STRENGTHS = {component: {"strengths": strengths_for(component)} for component in COMPONENTS}
+
+
+rule convert_checkpoint:
+    """Make one safetensors file of a pickle, a diffusers folder, or a recipe of a merge."""
+    input:
+        settings=settings(
+            "axbake.checkpoint.convert_checkpoint",
+            tools=["torch", "sd-mecha"],
+            sources={"source": source_digest},
+        ),
+        source=brought,
+    output:
+        checkpoint="results/{model}/checkpoint.safetensors",
+    log:
+        "logs/{model}/checkpoint.safetensors.log",
+    benchmark:
+        "benchmarks/{model}/checkpoint.safetensors.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    resources:
+        mem_mb=more_each_time(4000),
+        runtime=more_each_time(20),
+    message:
+        "Converting the checkpoint of {wildcards.model} to safetensors"
+    script:
+        "../scripts/job.py"
 
 
 rule import_checkpoint:
@@ -8,11 +42,16 @@ rule import_checkpoint:
         settings=settings(
             "axbake.checkpoint.import_checkpoint",
             data=["resources/sd1"],
-            tools=["safetensors", "torch", "diffusers", "transformers"],
-            row=["component"],
-            sources={"checkpoint": source_digest},
+            tools=["safetensors", "torch", "diffusers", "transformers", "lycoris_lora"],
+            row=PREDICTION,
+            more={component: SIDECAR[component] | STRENGTHS[component] for component in COMPONENTS},
+            sources={
+                component: {"checkpoint": checkpoint_digest, "loras": loras_digest_for(component)}
+                for component in COMPONENTS
+            },
         ),
         checkpoint=checkpoint,
+        loras=loras,
     output:
         weights="results/{model}/weights/{component}.safetensors",
     log:
@@ -24,7 +63,8 @@ rule import_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Importing the {wildcards.component} of {wildcards.model} from {input.checkpoint}"
     script:
@@ -37,12 +77,18 @@ rule import_text_encoder:
         settings=settings(
             "axbake.text_encoder.import_text_encoder",
             data=["resources/sd1"],
-            tools=["safetensors", "torch", "diffusers", "transformers"],
+            tools=["safetensors", "torch", "diffusers", "transformers", "lycoris_lora"],
             row=["clip_skip"],
-            sources={"checkpoint": source_digest, "embeddings": embeddings_digest},
+            more=STRENGTHS["text_encoder"],
+            sources={
+                "checkpoint": checkpoint_digest,
+                "embeddings": embeddings_digest,
+                "loras": loras_digest_for("text_encoder"),
+            },
         ),
         checkpoint=checkpoint,
         embeddings=embeddings,
+        loras=loras,
     output:
         weights="results/{model}/weights/text_encoder.safetensors",
     log:
@@ -52,7 +98,8 @@ rule import_text_encoder:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=6000,
+        mem_mb=more_each_time(6000),
+        runtime=more_each_time(20),
     message:
         "Importing the text_encoder of {wildcards.model} from {input.checkpoint}"
     script:
@@ -60,7 +107,7 @@ rule import_text_encoder:
 
 
 rule list_embeddings:
-    """Say which token ids the row's embeddings have."""
+    """Say which token ids the row's embeddings have, and which its padding."""
     input:
         settings=settings(
             "axbake.embeddings.list_embeddings",
@@ -68,6 +115,7 @@ rule list_embeddings:
             more={"names": embedding_names},
             sources={"embeddings": embeddings_digest},
         ),
+        text_encoder="results/{model}/weights/text_encoder.safetensors",
         embeddings=embeddings,
     output:
         listing="results/{model}/embeddings.json",
@@ -88,8 +136,9 @@ rule describe_checkpoint:
             "axbake.checkpoint.describe_checkpoint",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
-            more={"sha256": source_digest},
-            sources={"checkpoint": source_digest},
+            row=["prediction"],
+            more={"sha256": source_digest, "sidecar": sidecar},
+            sources={"checkpoint": checkpoint_digest},
         ),
         checkpoint=checkpoint,
     output:
@@ -101,8 +150,34 @@ rule describe_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Describing {input.checkpoint}"
+    script:
+        "../scripts/job.py"
+
+
+rule write_single_file:
+    """Write a model as one fp16 safetensors file of LDM names, for stable-diffusion.cpp and web UIs."""
+    input:
+        settings=settings("axbake.single_file.write_single_file", tools=["torch"]),
+        text_encoder="results/{model}/weights/text_encoder.safetensors",
+        unet="results/{model}/weights/unet.safetensors",
+        vae_encoder="results/{model}/weights/vae_encoder.safetensors",
+        vae_decoder="results/{model}/weights/vae_decoder.safetensors",
+    output:
+        single_file="results/{model}/single_file.safetensors",
+    log:
+        "logs/{model}/single_file.log",
+    benchmark:
+        "benchmarks/{model}/single_file.tsv"
+    conda:
+        "../../envs/axbake.yaml"
+    resources:
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
+    message:
+        "Writing {wildcards.model} as a single file"
     script:
         "../scripts/job.py"

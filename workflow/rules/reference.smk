@@ -26,7 +26,8 @@ rule draw_reference:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=10000,
+        mem_mb=more_each_time(10000),
+        runtime=more_each_time(60),
     message:
         "Drawing the reference picture of {wildcards.model}"
     script:

@@ -1,8 +1,10 @@
-# Takes what the other steps say of a model. Makes one page of it, which `snakemake --report` takes in too.
+# Takes what the other steps say of a model, and what their jobs say of themselves in their logs. Makes one page of it, which
+# `snakemake --report` takes in too. The page over all models is of no rule: `axbake.overview` makes it of those that there are.
 
 PARTS = collect("{step}/{component}", step=["weights", "onnx", "parity", "calibration", "build"], component=COMPONENTS)
 JOBS = [
     "checkpoint",
+    "embeddings",
     "reference",
     "schedule",
     "calibration/trajectories",
@@ -13,6 +15,7 @@ JOBS = [
     *PARTS,
     "simulation",
     "attribution",
+    "preflight",
 ]
 
 
@@ -20,19 +23,25 @@ rule write_report:
     """Write the page of a model."""
     input:
         settings=settings(
-            "axbake.report.write_report", data=["axbake/report.html.j2"], tools=["jinja2"], row=["model"], cached=False
+            "axbake.report.write_report",
+            data=["axbake/pages"],
+            tools=["jinja2", "numpy", "pillow"],
+            row=["model"],
+            cached=False,
         ),
         checkpoint="results/{model}/checkpoint.json",
         drawn="results/{model}/reference/settings.json",
         reference="results/{model}/reference/image.png",
+        floating="results/{model}/simulation/float.png",
         simulation="results/{model}/simulation/image.png",
         distance="results/{model}/simulation/distance.json",
         attribution="results/{model}/simulation/attribution.json",
         calibration="results/{model}/calibration/unet.json",
         check="results/{model}/calibration/unet.check.json",
+        preflight="results/{model}/preflight.json",
         parities=collect("results/{{model}}/parity/{component}.json", component=COMPONENTS),
         records=collect("results/{{model}}/build/{component}.json", component=COMPONENTS),
-        benchmarks=collect("benchmarks/{{model}}/{job}.tsv", job=JOBS),
+        logs=collect("logs/{{model}}/{job}.log", job=JOBS),
     output:
         page=report(
             "results/{model}/report.html",
@@ -40,6 +49,7 @@ rule write_report:
             category="Models",
             labels={"model": "{model}"},
         ),
+        facts="results/{model}/report.json",
     log:
         "logs/{model}/report.log",
     conda:

@@ -19,7 +19,8 @@ rule derive_schedule:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(20),
     message:
         "Deriving the schedule of {wildcards.model}"
     script:

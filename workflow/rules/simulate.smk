@@ -31,7 +31,8 @@ rule simulate:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=12000,
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(60),
     message:
         "Drawing with the compiled models of {wildcards.model}"
     script:
@@ -39,12 +40,12 @@ rule simulate:
 
 
 rule attribute_error:
-    """Draw with one compiled model at a time, the others float."""
+    """Draw with one compiled model at a time, the others float, and with float ones alone."""
     input:
         settings=settings(
             "axbake.attribution.attribute_error",
             data=["resources/clip"],
-            tools=["onnxruntime", "tokenizers", "numpy", "scikit-image"],
+            tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
             row=["prompt", "negative_prompt", "guidance_scale", "seed", "height", "width"],
         ),
         text_encoder=f"{EMULATED}/text_encoder.axmodel",
@@ -63,6 +64,7 @@ rule attribute_error:
         distance="results/{model}/simulation/distance.json",
     output:
         attribution="results/{model}/simulation/attribution.json",
+        float_image="results/{model}/simulation/float.png",
     log:
         "logs/{model}/attribution.log",
     benchmark:
@@ -71,7 +73,8 @@ rule attribute_error:
         "../../envs/axbake.yaml"
     threads: 4
     resources:
-        mem_mb=12000,
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(120),
     message:
         "Drawing with one compiled model of {wildcards.model} at a time"
     script:

@@ -5,11 +5,14 @@ What is strict, and what is odd, is taken from github AXERA-TECH/pyaxengine: `ax
 """
 
 import math
+import os
 
 import numpy as np
 import onnxruntime
 
-DTYPES = {"float": "float32", "int64": "int64"}  # ONNX Runtime's names that differ from NumPy's
+# ONNX Runtime's name -> the model's type. Text encoders that AXERA compiles with `src_dtype: U32` take int32: launcher.py of
+# AXERA-TECH/sd1.5-lcm.axera gives them that, and pyaxengine compares types.
+DTYPES = {"float": "float32", "uint32": "int32"}
 PROVIDERS = ["AXCLRTExecutionProvider", "AxEngineExecutionProvider"]
 
 
@@ -34,9 +37,11 @@ class InferenceSession:
         if device >= 1:
             raise RuntimeError(f"Device index {device} is out of range, total 1 device.")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # small models are done sooner so
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 1))
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._session = onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
+        kinds = {node.name: node.type.removeprefix("tensor(").removesuffix(")") for node in self._session.get_inputs()}
+        self._types = {name: {"float": "float32"}.get(kind, kind) for name, kind in kinds.items()}
 
     def get_inputs(self, shape_group=0):
         return [NodeArg(node) for node in self._session.get_inputs()]
@@ -58,7 +63,7 @@ class InferenceSession:
                 f"model inputs({node.name}) expect shape {node.shape} and dtype {node.dtype}, howerver gets input with"
                 f" shape {array.shape} and dtype {array.dtype}"
             )
-            feed[node.name] = as_in_memory(array)
+            feed[node.name] = as_in_memory(array).view(self._types[node.name])
         return self._session.run(names, feed)
 
 

@@ -1,0 +1,152 @@
+"""Networks' configs in diffusers' form, read from the shapes of their tensors under diffusers' names.
+
+What shapes do not tell (normalisation groups, activations) is that of Stable Diffusion 1.5, in `resources/sd1`.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from axbake.families.family import Shapes
+
+CONFIGS = Path(__file__).parents[2] / "resources" / "sd1"
+TEXT_HEAD_WIDTH = 64  # channels of one attention head in every CLIP text encoder: 12 heads at 768, 16 at 1024
+
+#: (cross-attention in each level on the way down, resnets a level, mid block) -> who distilled such a UNet
+VARIANTS = {
+    ((True, True, True, False), 2, True): "Stable Diffusion",
+    ((True, True, True, False), 1, True): "BK-SDM-base",
+    ((True, True, True, False), 1, False): "BK-SDM-small or small-sd",
+    ((True, True, True), 1, False): "BK-SDM-tiny or tiny-sd",
+    ((False, True, True), 1, False): "SDXS-512",
+}
+SDXS = "SDXS-512"
+
+
+@functools.cache
+def _base_text(component: str) -> str:
+    return (CONFIGS / component / "config.json").read_text()
+
+
+def _base(component: str) -> dict:
+    return json.loads(_base_text(component))
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """How many different numbers stand at the group of *pattern* at the start of the names."""
+    return len({m[1] for name in shapes if (m := re.match(pattern, name))})
+
+
+def _crossed(shapes: Shapes, side: str) -> list[bool]:
+    """Which of the levels of *side*, down or up, have cross-attention."""
+    levels = _count(shapes, rf"{side}_blocks\.(\d+)\.")
+    return [f"{side}_blocks.{level}.attentions.0.norm.weight" in shapes for level in range(levels)]
+
+
+def context_width(shapes: Shapes) -> int:
+    """Channels of a token's embedding, as a UNet's cross-attention takes it."""
+    return next(shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
+
+
+def has_linear_projections(shapes: Shapes) -> bool:
+    """Whether a UNet's transformers begin with a linear layer, as in Stable Diffusion 2.x, and not a 1×1 convolution."""
+    return next(len(shape) == 2 for name, shape in shapes.items() if name.endswith(".proj_in.weight"))
+
+
+def _attends_context_only(shapes: Shapes, block: str) -> bool:
+    """Whether the first attention of *block* looks at the prompt too, and not at the picture: only where widths differ."""
+    start = f"{block}.attentions.0.transformer_blocks.0.attn1"
+    key, query = shapes.get(f"{start}.to_k.weight"), shapes.get(f"{start}.to_q.weight")
+    return key is not None and query is not None and key[1] != query[1]
+
+
+def _one_or_all(values: list) -> Any:
+    """*values* of all levels, as diffusers has them: one where all are the same."""
+    return values[0] if len(set(values)) == 1 else values
+
+
+def unet_architecture(shapes: Shapes, *, heads: Callable[[int], int]) -> dict:
+    """Config of a `UNet2DConditionModel`.
+
+    Args:
+        heads: channels of a level -> attention heads, which shapes do not tell.
+    """
+    down, up = _crossed(shapes, "down"), _crossed(shapes, "up")
+    channels = [shapes[f"down_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(len(down))]
+    has_mid = "mid_block.resnets.0.conv1.weight" in shapes
+    config = _base("unet") | {
+        "in_channels": shapes["conv_in.weight"][1],
+        "out_channels": shapes["conv_out.weight"][0],
+        "block_out_channels": channels,
+        "layers_per_block": _count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
+        "down_block_types": ["CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in down],
+        "up_block_types": ["CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in up],
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if has_mid else None,
+        "cross_attention_dim": context_width(shapes),
+        "use_linear_projection": has_linear_projections(shapes),
+        "attention_head_dim": _one_or_all([heads(width) for width in channels]),  # diffusers' name for their number
+        "only_cross_attention": _one_or_all(
+            [_attends_context_only(shapes, f"down_blocks.{level}") for level in range(len(down))]
+        ),
+    }
+    if "time_embedding.cond_proj.weight" in shapes:
+        config["time_cond_proj_dim"] = shapes["time_embedding.cond_proj.weight"][1]
+    return config
+
+
+def unet_variant(config: dict) -> str:
+    """Name of a UNet's structure."""
+    crossed = tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"])
+    known = VARIANTS.get((crossed, config["layers_per_block"], config["mid_block_type"] is not None))
+    variant = SDXS if config["only_cross_attention"] else known or "a structure without a name"
+    return f"{variant}, distilled for LCM" if config.get("time_cond_proj_dim") else variant
+
+
+def _vae_architecture(levels: int, channels: list[int], layers: int, latent_channels: int) -> dict:
+    return _base("vae") | {
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        "latent_channels": latent_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def vae_encoder_architecture(shapes: Shapes) -> dict:
+    """Config of the `AutoencoderKL` whose encoder half this is."""
+    levels = _count(shapes, r"encoder\.down_blocks\.(\d+)\.")
+    channels = [shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(levels)]
+    layers = _count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\.")
+    return _vae_architecture(levels, channels, layers, shapes["quant_conv.weight"][0] // 2)
+
+
+def vae_decoder_architecture(shapes: Shapes) -> dict:
+    """Config of the `AutoencoderKL` whose decoder half this is."""
+    levels = _count(shapes, r"decoder\.up_blocks\.(\d+)\.")
+    coarse_first = [shapes[f"decoder.up_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(levels)]
+    layers = _count(shapes, r"decoder\.up_blocks\.0\.resnets\.(\d+)\.") - 1  # diffusers adds one in the decoder
+    return _vae_architecture(levels, coarse_first[::-1], layers, shapes["post_quant_conv.weight"][0])
+
+
+def text_architecture(shapes: Shapes, *, hidden_act: str, pad_token_id: int) -> dict:
+    """Config of a `CLIPTextModel`.
+
+    Args:
+        hidden_act: activation of the feed-forward layers: quick_gelu or gelu.
+        pad_token_id: of the token that a prompt is filled up with to its 77.
+    """
+    vocabulary, width = shapes["embeddings.token_embedding.weight"]
+    return _base("text_encoder") | {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "projection_dim": width,
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": _count(shapes, r"encoder\.layers\.(\d+)\."),
+        "num_attention_heads": max(1, width // TEXT_HEAD_WIDTH),
+        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
+        "hidden_act": hidden_act,
+        "pad_token_id": pad_token_id,
+    }

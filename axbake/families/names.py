@@ -1,0 +1,162 @@
+"""Names of tensors: those that checkpoints have, to those of diffusers and transformers.
+
+LDM names as in CompVis' `ldm` (`openaimodel.py`, `model.py` of the autoencoder), diffusers names as in its
+`UNet2DConditionModel` and `AutoencoderKL`; transformers' `CLIPTextModel` (version 5) and open_clip's `transformer.py`.
+"""
+
+import re
+
+from axbake.families.family import Rename, Shapes
+
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+UNET_ENDS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "time_embed.cond_proj": "time_embedding.cond_proj",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+DIFFUSERS_UNET = r"(down_blocks|up_blocks|mid_block|time_embedding|conv_in|conv_norm_out|conv_out)\."
+VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers before 0.17
+OPEN_CLIP = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+OPEN_CLIP_ENDS = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
+# Stable Diffusion 2.x takes what the last but one of ViT-H's 24 layers gives; files hold the last one or do not.
+OPEN_CLIP_UNUSED_LAYER = 23
+
+
+def _renamed_start(name: str, table: dict[str, str]) -> str | None:
+    """*name* with its start replaced as in *table*; None if no entry is its start."""
+    for old, new in table.items():
+        if name.startswith(old + "."):
+            return new + name[len(old) :]
+    return None
+
+
+def unet_renamer(shapes: Shapes) -> Rename:
+    """LDM names of the UNet to diffusers names; those that are diffusers' already stay.
+
+    A level of L resnets takes L + 1 of LDM's `input_blocks` (the last one downsamples) and L + 1 of its `output_blocks`. But
+    diffusers' own converter (`convert_diffusers_to_original_stable_diffusion.py`) gives every level three, so files of distilled
+    UNets with one resnet a level have gaps, and keep diffusers' names where that script knows no other. Where the first
+    downsampler stands is how many numbers a level has.
+    """
+    downsamplers = [
+        int(m[1]) for name in shapes if (m := re.fullmatch(r"input_blocks\.(\d{1,4})\.0\.op\.weight", name))
+    ]
+    stride = min(downsamplers, default=3) or 3
+
+    def block(side: str, number: int, part: str, rest: str) -> str | None:
+        level, index = divmod(number - 1, stride) if side == "input" else divmod(number, stride)
+        place = f"{'down' if side == 'input' else 'up'}_blocks.{level}"
+        if rest.startswith("op."):
+            return f"{place}.downsamplers.0.conv.{rest.removeprefix('op.')}"
+        if rest.startswith("conv."):
+            return f"{place}.upsamplers.0.{rest}"
+        if part == "0":
+            known = _renamed_start(rest, RESNET)
+            return known and f"{place}.resnets.{index}.{known}"
+        return f"{place}.attentions.{index}.{rest}"
+
+    def rename(name: str) -> str | None:
+        if end := _renamed_start(name, UNET_ENDS):
+            return end
+        if re.match(DIFFUSERS_UNET, name):
+            return name
+        if m := re.fullmatch(r"(input|output)_blocks\.(\d{1,4})\.(\d)\.(.+)", name):
+            return block(m[1], int(m[2]), m[3], m[4])
+        if m := re.fullmatch(r"middle_block\.([02])\.(.+)", name):
+            known = _renamed_start(m[2], RESNET)
+            return known and f"mid_block.resnets.{int(m[1]) // 2}.{known}"
+        if name.startswith("middle_block.1."):
+            return "mid_block.attentions.0." + name.removeprefix("middle_block.1.")
+        return None
+
+    return rename
+
+
+def _vae_renamer(shapes: Shapes, half: str, convolution: str) -> Rename:
+    levels = 1 + max(
+        (int(m[1]) for name in shapes if (m := re.match(rf"{half}\.(?:down|up)\.(\d{{1,4}})\.", name))), default=0
+    )
+
+    def rename(name: str) -> str | None:
+        if name.startswith(convolution + "."):
+            return name
+        if not name.startswith(half + "."):
+            return None
+        name = re.sub(r"\.down\.(\d{1,4})\.block\.", r".down_blocks.\1.resnets.", name)
+        name = re.sub(r"\.down\.(\d{1,4})\.downsample\.", r".down_blocks.\1.downsamplers.0.", name)
+        # LDM counts the decoder's levels from the fine one, diffusers from the coarse one.
+        name = re.sub(r"\.up\.(\d{1,4})\.block\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.resnets.", name)
+        name = re.sub(
+            r"\.up\.(\d{1,4})\.upsample\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.upsamplers.0.", name
+        )
+        name = re.sub(r"\.mid\.block_(\d)\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", name)
+        name = re.sub(
+            r"\.mid\.attn_1\.(\w+)\.", lambda m: f".mid_block.attentions.0.{VAE_ATTENTION.get(m[1], m[1])}.", name
+        )
+        name = re.sub(
+            r"\.mid_block\.attentions\.0\.(\w+)\.",
+            lambda m: f".mid_block.attentions.0.{OLD_VAE_ATTENTION.get(m[1], m[1])}.",
+            name,
+        )
+        return name.replace("nin_shortcut", "conv_shortcut").replace(".norm_out.", ".conv_norm_out.")
+
+    return rename
+
+
+def vae_encoder_renamer(shapes: Shapes) -> Rename:
+    """Names of the autoencoder's encoder half, LDM's or diffusers', to diffusers names."""
+    return _vae_renamer(shapes, "encoder", "quant_conv")
+
+
+def vae_decoder_renamer(shapes: Shapes) -> Rename:
+    """Names of the autoencoder's decoder half, LDM's or diffusers', to diffusers names."""
+    return _vae_renamer(shapes, "decoder", "post_quant_conv")
+
+
+def clip_renamer(shapes: Shapes) -> Rename:
+    """Names of CLIP's text encoder: as transformers 5 has them, without `position_ids`, which is a constant."""
+
+    def rename(name: str) -> str | None:
+        known = name.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+        return name if known and name != "embeddings.position_ids" else None
+
+    return rename
+
+
+def open_clip_renamer(shapes: Shapes) -> Rename:
+    """open_clip's names to those of transformers; its query, key and value come in one tensor, one after the other."""
+
+    def rename(name: str) -> str | tuple[str, ...] | None:
+        if name in OPEN_CLIP_ENDS:
+            return OPEN_CLIP_ENDS[name]
+        m = re.fullmatch(r"transformer\.resblocks\.(\d{1,4})\.(.+)", name)
+        if m is None or int(m[1]) == OPEN_CLIP_UNUSED_LAYER:
+            return None
+        place = f"encoder.layers.{int(m[1])}"
+        if m[2] in ("attn.in_proj_weight", "attn.in_proj_bias"):
+            return tuple(f"{place}.self_attn.{part}_proj.{m[2].rpartition('_')[2]}" for part in "qkv")
+        return f"{place}.{_renamed_start(m[2], OPEN_CLIP) or m[2]}"
+
+    return rename

@@ -1,0 +1,161 @@
+"""What a file is, and whether it can be baked, from its header alone.
+
+    python -m axbake.inspect FILE [--json] [--hash]
+
+A safetensors file of any size takes milliseconds. Of a pickle the names and shapes are read in a process of its own, which takes
+seconds. SHA-256 and AutoV2 (its first ten digits, by which Civitai knows files) are shown where the workflow has computed them
+before; `--hash` computes them, which takes seconds a GB.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from axbake.checkpoint import check_channels, find_family, read_part
+from axbake.containers import Container, Stored, files_of, form_of, open_container
+from axbake.digest import file_sha256, files_sha256, remembered_sha256
+from axbake.errors import AxbakeError
+from axbake.families import COMPONENTS
+from axbake.families.architecture import unet_variant
+from axbake.families.others import recognise
+from axbake.pickles import convert_pickle
+from axbake.prediction import decide_sampling, gather_evidence, read_sidecar, reasons
+
+
+def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
+    """What *path* is, for people and programs.
+
+    Args:
+        hashing: whether to compute its SHA-256 if it is not remembered.
+
+    Returns:
+        `bakeable` and `why` always; the rest as far as the file tells it.
+    """
+    said: dict[str, Any] = {"path": str(path)}
+    try:
+        files = files_of(path)
+        said |= {"bytes": sum(file.stat().st_size for file in files), "container": form_of(path)}
+        said |= _hashes(files, hashing=hashing)
+        if said["container"] == "recipe":
+            names = ", ".join(str(file) for file in files[1:])
+            return said | {"kind": "a recipe of a merge", "bakeable": True, "why": f"It merges {names}; look at those."}
+        container = _opened(path)
+    except (AxbakeError, OSError) as error:
+        return said | {"bakeable": False, "why": str(error)}
+    said |= {"tensors": len(container.tensors), "stored": _precisions(container.tensors.values())}
+    if other := recognise(container.shapes):
+        return said | {"kind": other.kind, "bakeable": False, "why": other.sentence}
+    faults: list[str] = []
+    try:
+        family = find_family(container)
+    except AxbakeError as error:
+        return said | {"bakeable": False, "why": str(error)}
+    said |= {"kind": "a checkpoint", "family": family.name, "title": family.title}
+    said["ema"] = any(name.startswith("model_ema.") for name in container.tensors)
+    said["components"] = {}
+    for component in COMPONENTS:
+        try:
+            part = read_part(container, family, component)
+            stored = [container.tensors[source.name] for source in part.sources.values()]
+            said["components"][component] = {
+                "names": f"{part.prefix}…",
+                "parameters": sum(math.prod(shape) for shape in part.shapes.values()),
+                "stored": _precisions(stored),
+            }
+            if component == "unet":
+                said["variant"] = unet_variant(part.config)
+                said |= _prediction(container, family, part.config, path, faults)
+            if component == "text_encoder":
+                width, layers = part.config["hidden_size"], part.config["num_hidden_layers"]
+                said["components"][component] |= {"width": width, "layers": layers}
+            check_channels(path, part.config)
+        except AxbakeError as error:
+            faults.append(str(error))
+    if faults:
+        return said | {"bakeable": False, "why": " ".join(dict.fromkeys(faults))}
+    how = "give its path in the column checkpoint of config/models.tsv"
+    if said["container"] != "safetensors":
+        how += "; it becomes safetensors first, once"
+    return said | {"bakeable": True, "why": f"{how[:1].upper()}{how[1:]}. The import compares every tensor's shape."}
+
+
+def _opened(path: Path) -> Container:
+    if form_of(path) != "pickle":
+        return open_container(path)
+    found = convert_pickle(path, None)["tensors"]
+    return Container(
+        path, "pickle", {name: Stored(kind, tuple(shape), path, 0, 0) for name, (kind, shape) in found.items()}, {}
+    )
+
+
+def _prediction(container: Container, family: Any, config: dict, path: Path, faults: list[str]) -> dict[str, Any]:
+    """What the UNet predicts, or the fault that it is not said."""
+    evidence = gather_evidence(container, sidecar=read_sidecar(path))
+    why = reasons(evidence, family=family, prediction="")
+    try:
+        sampling = decide_sampling(evidence, family=family, config=config, prediction="", path=path, probe=None)
+    except AxbakeError as error:
+        faults.append(str(error))
+        return {"prediction_type": None, "prediction_why": evidence.lines()}
+    return {
+        "prediction_type": sampling.prediction_type,
+        "zero_terminal_snr": sampling.zero_terminal_snr,
+        "prediction_why": why,
+        "steps": sampling.steps,
+    }
+
+
+def _precisions(tensors: Any) -> dict[str, int]:
+    """Bytes by type of value."""
+    found: dict[str, int] = {}
+    for stored in tensors:
+        found[stored.dtype] = found.get(stored.dtype, 0) + stored.end - stored.start
+    return dict(sorted(found.items()))
+
+
+def _hashes(files: list[Path], *, hashing: bool) -> dict[str, str]:
+    known = [file_sha256(file) if hashing else remembered_sha256(file) for file in files]
+    if not all(known):
+        return {}
+    sha256 = files_sha256(files)
+    return {"sha256": sha256, "autov2": sha256[:10]}
+
+
+def lines(said: dict[str, Any]) -> list[str]:
+    """The same as text, a line a fact."""
+    megabytes = f"{said['bytes'] / 1e6:,.0f} MB" if "bytes" in said else "no size"
+    title = f"{said.get('title', '')}, {said['variant']}" if "variant" in said else said.get("title", "")
+    rows = [("file", f"{said['path']}: {megabytes}, {said.get('container', 'of no known form')}")]
+    rows += [("is", f"{said['kind']}{': ' + title if title else ''}")] if "kind" in said else []
+    if "prediction_why" in said:
+        rows.append(("predicts", f"{said['prediction_type'] or 'not said'}: {'; '.join(said['prediction_why'])}"))
+    rows += [("steps", f"{said['steps']}, without guidance")] if said.get("steps") else []
+    for component, part in said.get("components", {}).items():
+        size = f"{part['parameters'] / 1e6:,.1f} M parameters in {', '.join(part['stored'])}"
+        more = f", {part['layers']} layers of {part['width']}" if "layers" in part else ""
+        rows.append((component, f"{size}{more}; {part['names']}"))
+    rows += [("EMA", "inside; not used")] if said.get("ema") else []
+    rows += [(name, said[name]) for name in ("sha256", "autov2") if name in said]
+    rows.append(("bake", f"{'yes' if said['bakeable'] else 'no'}. {said['why']}"))
+    return [f"{name:13} {text}" for name, text in rows]
+
+
+def main() -> int:
+    """0: it can be baked; 1: it cannot."""
+    parser = argparse.ArgumentParser(
+        "python -m axbake.inspect", description="Say what a file is, and if it can be baked."
+    )
+    parser.add_argument("file", type=Path, help="a checkpoint, or what may be one: file or diffusers folder")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--hash", action="store_true", help="compute SHA-256 and AutoV2 if they are not remembered")
+    arguments = parser.parse_args()
+    said = inspect_checkpoint(arguments.file, hashing=arguments.hash)
+    print(json.dumps(said, indent=1, ensure_ascii=False) if arguments.json else "\n".join(lines(said)))
+    return 0 if said["bakeable"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

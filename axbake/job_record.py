@@ -1,0 +1,37 @@
+"""What a job says of itself: a line of its log, which the report reads. A log is a declared file of every rule."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+MARK = " DEBUG job record: "  # in the log; below what the screen shows
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job that ended well.
+
+    Snakemake's benchmark file tells how long the job ran; of a result that came from the build cache that is the placing.
+    """
+
+    step: str  # the rule's name
+    component: str | None
+    stored: bool  # whether the result came from the build cache
+    seconds: float  # wall time of this job
+    work_seconds: float  # wall time of the build whose result this is; that of this job, where it built
+    peak_memory: float  # GiB, of that build
+    made: str  # when that build ended: UTC, ISO 8601
+    tools: dict[str, str]  # package -> version that it was built with
+
+
+def log_record(record: JobRecord) -> None:
+    """Write *record* to the job's log."""
+    logger.debug("job record: %s", json.dumps(asdict(record), sort_keys=True))
+
+
+def read_record(log: Path) -> JobRecord | None:
+    """The record in a job's *log*; None where there is none, as of a log from before there were records."""
+    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if MARK in line]
+    return JobRecord(**json.loads(lines[-1].partition(MARK)[2])) if lines else None

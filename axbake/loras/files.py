@@ -1,0 +1,252 @@
+"""LoRA files: which tensor of them belongs to which module of which network. All is read from the header.
+
+Names are those of kohya-ss' sd-scripts (`networks/lora.py`), LyCORIS (`lycoris/wrapper.py`), diffusers and PEFT
+(`lora_base.py`, `lora_conversion_utils.py`, and the older attention processors), with diffusers' or LDM's module names inside.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from axbake.containers import Container, UnreadableCheckpoint, form_of, open_safetensors
+from axbake.digest import remembered
+from axbake.errors import AxbakeError
+from axbake.families import Shapes
+from axbake.identity import code_digest
+
+#: What stands before a module's name -> the network that it is in
+PREFIXES = {
+    "lora_unet_": "unet",
+    "lycoris_": "unet",
+    "unet.": "unet",
+    "diffusion_model.": "unet",
+    "down_blocks.": "unet",
+    "mid_block.": "unet",
+    "up_blocks.": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "text_encoder.": "text_encoder",
+}
+BARE = ("down_blocks.", "mid_block.", "up_blocks.")  # parts of the module's name, in files of the oldest diffusers
+#: What stands behind it -> what the tensor is, in the names of LyCORIS
+ROLES = {
+    ".lora_linear_layer.down.weight": "lora_down",
+    ".lora_linear_layer.up.weight": "lora_up",
+    "_lora.down.weight": "lora_down",
+    "_lora.up.weight": "lora_up",
+    ".lora.down.weight": "lora_down",
+    ".lora.up.weight": "lora_up",
+    ".lora_A.weight": "lora_down",
+    ".lora_B.weight": "lora_up",
+    ".lora_down.weight": "lora_down",
+    ".lora_up.weight": "lora_up",
+    ".lora_mid.weight": "lora_mid",
+    ".lora_magnitude_vector.weight": "magnitude",
+    ".lora_magnitude_vector": "magnitude",
+    ".w_norm": "diff",
+    ".b_norm": "diff_b",
+    ".on_input": "on_input",
+    ".weight": "ia3",
+} | {
+    f".{name}": name
+    for name in (
+        *("alpha", "dora_scale", "diff", "diff_b"),
+        *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+        *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    )
+}
+#: Channels of a token's embedding, which UNet and text encoder share -> the family
+WIDTHS = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "Stable Diffusion XL",
+    2048: "Stable Diffusion XL",
+}
+#: Beginning of names that only files for another family have -> the family
+OTHERS = {
+    r"lora_te2_|text_encoder_2\.": "Stable Diffusion XL",
+    r"lora_unet_label_emb|unet\.add_embedding": "Stable Diffusion XL",
+    r".*(double_blocks|single_blocks|single_transformer_blocks)": "FLUX",
+    r".*joint_blocks|transformer\.transformer_blocks\.0\.attn\.add_": "Stable Diffusion 3",
+    r"transformer\.|lora_transformer_": "a transformer of rectified flow",
+}
+SAYS = ("ss_base_model_version", "modelspec.architecture")  # entries of the metadata that name the family
+TITLES = ("ss_output_name", "modelspec.title")
+PEFT_CONFIG = "lora_adapter_metadata"  # entry in the metadata of what diffusers writes
+MOST_SHOWN = 12  # names in a message
+
+
+class LoraError(AxbakeError):
+    """A file is no LoRA that can be fused into the checkpoint."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """What a file has for one module of a network."""
+
+    name: str  # as the file has it, dots as underscores, without prefix
+    tensors: Mapping[str, str] = field(default_factory=dict)  # role -> name in the file
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA's header, sorted."""
+
+    container: Container
+    modules: Mapping[str, Mapping[str, Module]]  # component -> name -> module
+
+    @property
+    def path(self) -> Path:
+        return self.container.path
+
+    def shapes(self, module: Module) -> Shapes:
+        return {role: self.container.tensors[name].shape for role, name in module.tensors.items()}
+
+
+def read_lora(path: Path) -> LoraFile:
+    """The LoRA in a safetensors file; its tensors are not read.
+
+    Raises:
+        LoraError: no LoRA, in another container, or made for a family that axbake does not bake.
+    """
+    try:
+        if form_of(path) != "safetensors":
+            raise LoraError(f"{path}: a pickle or a folder. Wanted the LoRA as one .safetensors file.")
+        container = open_safetensors(path)
+    except UnreadableCheckpoint as error:
+        raise LoraError(str(error)) from error
+    modules: dict[str, dict[str, Module]] = {}
+    strange = []
+    for key in sorted(container.tensors):
+        place = _place(key)
+        if place is None:
+            strange.append(key)
+            continue
+        component, name, role = place
+        module = modules.setdefault(component, {}).setdefault(name, Module(name))
+        if role in module.tensors:
+            raise LoraError(f"{path}: {module.tensors[role]} and {key} are both the {role} of {name}.")
+        module.tensors[role] = key  # type: ignore[index]
+    _refuse_others(container)
+    if not modules:
+        raise LoraError(
+            f"{path}: no LoRA: {listed(list(container.tensors))}. Wanted names such as {', '.join(PREFIXES)}."
+        )
+    if strange:
+        raise LoraError(
+            f"{path}: {len(strange)} of {len(container.tensors)} tensors are of no kind that axbake fuses:"
+            f" {listed(strange)}. It fuses LoRA, LoCon, LoHa, LoKr, DoRA, (IA)³ and full differences of UNet and text encoder."
+        )
+    return LoraFile(container, modules)
+
+
+def _place(key: str) -> tuple[str, str, str] | None:
+    """Component, module and role of a tensor; None if its name is of no layout."""
+    prefix = next((start for start in PREFIXES if key.startswith(start)), None)
+    ending = next((end for end in ROLES if key.endswith(end)), None)
+    if prefix is None or ending is None:
+        return None
+    name = key.removesuffix(ending)
+    name = name if prefix in BARE else name.removeprefix(prefix)
+    return PREFIXES[prefix], name.replace(".processor.", ".").replace(".", "_"), ROLES[ending]
+
+
+def _refuse_others(container: Container) -> None:
+    other = next(
+        (family for mark, family in OTHERS.items() if any(re.match(mark, key) for key in container.tensors)), None
+    )
+    if other:
+        raise LoraError(
+            f"{container.path}: a LoRA for {other}{_said(container)}; axbake bakes Stable Diffusion 1.x and"
+            " 2.x. Give one that was made for the checkpoint."
+        )
+
+
+def _said(container: Container) -> str:
+    """What a file says of its family, for messages."""
+    entries = [f"{name}: {container.metadata[name][:60]}" for name in SAYS if container.metadata.get(name)]
+    return f" (it says {', '.join(entries)})" if entries else ""
+
+
+def listed(names: list[str]) -> str:
+    """*names* for a message, the first few of many."""
+    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
+    return ", ".join(name[:120] for name in names[:MOST_SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """What the workflow has to know of a LoRA before any job runs."""
+
+    components: list[str]  # that it changes
+    lcm: bool  # whether it is one of latent consistency
+
+
+def lora_facts(path: Path) -> LoraFacts:
+    """Facts of the LoRA *path*, from its header; remembered while the file is unchanged.
+
+    Raises:
+        LoraError: as `read_lora`.
+    """
+
+    def read() -> dict:
+        lora = read_lora(path)
+        return vars(LoraFacts(sorted(lora.modules), looks_like_lcm(lora)))
+
+    # What this code tells of a file is remembered no longer than the code is the same.
+    return LoraFacts(**remembered(path, f"lora-{code_digest(__name__)[:12]}", read))
+
+
+def looks_like_lcm(lora: LoraFile) -> bool:
+    """Whether a LoRA calls itself one of latent consistency, in its file's or folder's name or in its metadata.
+
+    Nothing in its tensors tells.
+    """
+    names = [lora.path.stem, lora.path.parent.name, *(lora.container.metadata.get(name, "") for name in TITLES)]
+    return any(re.search(r"(?<![a-z])lcm(?![a-z])", name, re.IGNORECASE) for name in names)
+
+
+def context_width(lora: LoraFile) -> int | None:
+    """Channels of a token's embedding that the LoRA was made for; None where it changes nothing that takes one."""
+    for modules in lora.modules.values():
+        for name, module in modules.items():
+            if re.search(r"attn2_to_[kv]$|self_attn_(q_proj|to_q)$", name):
+                return _taken(lora.shapes(module))
+    return None
+
+
+def _taken(shapes: Shapes) -> int | None:
+    """Channels that a module takes, by what a LoRA has for it."""
+    for role in ("lora_down", "hada_w1_b", "diff"):
+        if len(shapes.get(role, ())) >= 2:
+            return shapes[role][1]
+    first = shapes.get("lokr_w1") or shapes.get("lokr_w1_b")
+    second = shapes.get("lokr_w2") or shapes.get("lokr_w2_b")
+    return first[1] * second[1] if first and second and min(len(first), len(second)) >= 2 else None
+
+
+def check_family(lora: LoraFile, *, width: int) -> None:
+    """Raise LoraError unless the LoRA was made for networks whose tokens have *width* channels."""
+    found = context_width(lora)
+    if found not in (None, width):
+        raise LoraError(
+            f"{lora.path}: made for {_family(found)}{_said(lora.container)}; the checkpoint is {_family(width)}."
+            " Give a LoRA that was made for it."
+        )
+
+
+def _family(width: int | None) -> str:
+    return f"{WIDTHS[width]} (context of {width} channels)" if width in WIDTHS else f"a context of {width} channels"
+
+
+def peft_config(lora: LoraFile, component: str) -> dict[str, Any]:
+    """PEFT's LoraConfig of *component*, which diffusers writes into the metadata; empty if it is not there."""
+    try:
+        said = json.loads(lora.container.metadata.get(PEFT_CONFIG, "{}"))
+    except (ValueError, RecursionError):
+        said = {}
+    start = f"{component}."
+    return {name.removeprefix(start): value for name, value in said.items() if name.startswith(start)} if said else {}

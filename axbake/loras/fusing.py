@@ -1,0 +1,258 @@
+"""LoRAs fused into a network's weights, one tensor at a time.
+
+The mathematics are those of `lycoris.functional` (github KohakuBlueleaf/LyCORIS). A LoRA of strength s turns the weight W into
+W + s (f(W) - W), where f is the LoRA at full strength. Several are applied one after the other. That is what AUTOMATIC1111's
+web UI does (`extensions-builtin/Lora/networks.py`) and ComfyUI; of a plain LoRA it is W + s alpha / rank * up @ down.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lycoris.functional import general, locon, loha, lokr
+
+from axbake.families import Shapes
+from axbake.loras.files import LoraError, LoraFile, Module, check_family, listed, peft_config, read_lora
+from axbake.loras.names import spellings
+
+Tensors = Mapping[str, torch.Tensor]  # role -> tensor, float32
+MOST_SHOWN = 8  # faults in a message
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way of storing a change of weights."""
+
+    title: str
+    one_of: tuple[frozenset[str], ...]  # roles that make it; one of these sets is there as a whole
+    others: frozenset[str]  # roles that may be there too
+    rank: tuple[str, ...]  # roles whose first axis is the rank, the first one that is there; it divides alpha
+    delta: Callable[
+        [Tensors, torch.Tensor, float], torch.Tensor
+    ]  # tensors, weight, alpha / rank -> change of the weight
+
+
+def _lora(t: Tensors, weight: torch.Tensor, scale: float) -> torch.Tensor:
+    return locon.diff_weight(t["lora_down"], t["lora_up"], t.get("lora_mid"), gamma=scale, backend="torch")
+
+
+def _loha(t: Tensors, weight: torch.Tensor, scale: float) -> torch.Tensor:
+    factors = (t["hada_w1_b"], t["hada_w1_a"], t["hada_w2_b"], t["hada_w2_a"], t.get("hada_t1"), t.get("hada_t2"))
+    return loha.diff_weight(*factors, gamma=1.0, backend="torch") * scale
+
+
+def _lokr(t: Tensors, weight: torch.Tensor, scale: float) -> torch.Tensor:
+    roles = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+    factors = [t.get(role) for role in roles]
+    # Without spatial axes in its own factor, a convolution's kernel is in the columns of w2_b.
+    return lokr.kron_weight(*factors, scale=scale, backend="torch")
+
+
+def _ia3(t: Tensors, weight: torch.Tensor, scale: float) -> torch.Tensor:
+    channels = t["ia3"].flatten()
+    axis = 1 if float(t["on_input"]) else 0
+    return weight * channels.reshape([-1 if number == axis else 1 for number in range(weight.ndim)])
+
+
+def _roles(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+KINDS = (
+    Kind(
+        "LoRA",
+        (_roles("lora_down lora_up"),),
+        _roles("lora_mid alpha dora_scale magnitude"),
+        ("lora_down",),
+        _lora,
+    ),
+    Kind(
+        "LoHa",
+        (_roles("hada_w1_a hada_w1_b hada_w2_a hada_w2_b"),),
+        _roles("hada_t1 hada_t2 alpha dora_scale"),
+        ("hada_w1_b",),
+        _loha,
+    ),
+    Kind(
+        "LoKr",
+        tuple(
+            _roles(f"{first} {second}")
+            for first in ("lokr_w1", "lokr_w1_a lokr_w1_b")
+            for second in ("lokr_w2", "lokr_w2_a lokr_w2_b")
+        ),
+        _roles("lokr_t2 alpha dora_scale"),
+        ("lokr_w1_b", "lokr_w2_b"),
+        _lokr,
+    ),
+    Kind("(IA)³", (_roles("ia3 on_input"),), _roles(""), (), _ia3),
+    Kind("a full difference", (_roles("diff"),), _roles(""), (), lambda t, weight, scale: t["diff"]),
+)
+BIAS = "diff_b"  # beside a kind, or alone
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one LoRA does to one tensor."""
+
+    lora: LoraFile
+    module: Module
+    kind: Kind | None  # None: a bias
+    strength: float
+    config: Mapping[str, Any]  # PEFT's, of the whole component
+
+    def delta(self, weight: torch.Tensor) -> torch.Tensor:
+        """What is to be added to *weight*, float32; on the meta device only its shape is computed."""
+        tensors = {role: self._read(role, weight) for role in self.module.tensors}
+        if self.kind is None:
+            return _shaped(tensors[BIAS], weight) * self.strength
+        scale = self._scale(tensors)
+        delta = _shaped(self.kind.delta(tensors, weight, scale), weight)
+        if "dora_scale" in tensors or "magnitude" in tensors:
+            delta = _decomposed(weight + delta, tensors) - weight
+        return delta * self.strength
+
+    def _read(self, role: str, weight: torch.Tensor) -> torch.Tensor:
+        name = self.module.tensors[role]
+        shape = self.lora.container.tensors[name].shape
+        if weight.is_meta and math.prod(shape) > 1:
+            return torch.empty(shape, device="meta")
+        return self.lora.container.read(name).float()
+
+    def _scale(self, tensors: Tensors) -> float:
+        """alpha / rank; 1 where nothing says what alpha is, as for diffusers."""
+        assert self.kind
+        rank = next((tensors[role].shape[0] for role in self.kind.rank if role in tensors), None)
+        if rank is None:
+            return 1.0
+        if "alpha" in tensors:
+            return float(tensors["alpha"]) / rank
+        patterns = self.config.get("alpha_pattern") or {}
+        module = self.module.name
+        # PEFT's own rule (`get_pattern_key`), on names with underscores for dots.
+        alphas = [
+            value
+            for end, value in patterns.items()
+            if re.fullmatch(rf"(.*_)?{re.escape(end.replace('.', '_'))}", module)
+        ]
+        alpha = alphas[0] if alphas else self.config.get("lora_alpha", rank)
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+def _shaped(delta: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """*delta* in the shape of *weight*: a matrix may come as a 1×1 convolution, a kernel as columns."""
+    same = delta.shape[:1] == weight.shape[:1] and delta.numel() == weight.numel()
+    if not same or (delta.ndim > 2 and weight.ndim > 2 and delta.shape != weight.shape):
+        raise ValueError(f"a change of shape {tuple(delta.shape)}")
+    return delta.reshape(weight.shape)
+
+
+def _decomposed(weight: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+    """*weight* with the lengths of its rows, or of its columns, that DoRA learnt."""
+    length = tensors.get("dora_scale", tensors.get("magnitude"))
+    assert length is not None
+    # PEFT's are always of rows, as (out,) or (1, out, 1, 1); LyCORIS' of the axis that is not 1.
+    of_rows = "magnitude" in tensors or length.shape[0] == weight.shape[0]
+    axis = 0 if of_rows else 1
+    if length.numel() != weight.shape[axis]:
+        raise ValueError(f"{length.numel()} lengths of {'rows' if of_rows else 'columns'}")
+    length = length.reshape([-1 if number == axis else 1 for number in range(weight.ndim)])
+    return general.weight_decompose(weight, length, wd_on_out=of_rows, backend="torch")
+
+
+class Fusion:
+    """What the LoRAs of a model do to one of its networks."""
+
+    def __init__(self, component: str, shapes: Shapes, loras: Sequence[tuple[Path, float]], *, width: int) -> None:
+        """Sort the LoRAs' tensors; only headers are read.
+
+        Args:
+            component: unet or text_encoder.
+            shapes: of the network's tensors, by diffusers' names.
+            loras: files, which are applied in this order, and their strengths.
+            width: channels of a token's embedding.
+
+        Raises:
+            LoraError: a file is no LoRA, was made for another network, or has a tensor that would not be used.
+        """
+        self._changes: dict[str, list[Change]] = {}
+        table = spellings(component, shapes)
+        for path, strength in loras:
+            lora = read_lora(path)
+            check_family(lora, width=width)
+            faults = [
+                fault
+                for module in lora.modules.get(component, {}).values()
+                for fault in self._take(lora, module, strength, table, shapes, peft_config(lora, component))
+            ]
+            if faults:
+                more = f"; and {len(faults) - MOST_SHOWN} more" if len(faults) > MOST_SHOWN else ""
+                raise LoraError(
+                    f"{path}: {component}: {len(faults)} of its modules do not fit the checkpoint's:"
+                    f" {'; '.join(faults[:MOST_SHOWN])}{more}."
+                    " Give a LoRA that was made for this kind of checkpoint."
+                )
+
+    def _take(
+        self, lora: LoraFile, module: Module, strength: float, table: Mapping[str, str], shapes: Shapes, config: dict
+    ) -> list[str]:
+        """Keep what *module* changes; what of it cannot be used, in words."""
+        names = list(module.tensors.values())
+        target = table.get(module.name)
+        if target is None:
+            return [f"{listed(names)}: the network has no such module"]
+        roles = frozenset(module.tensors) - {BIAS}
+        kind = next((kind for kind in KINDS if any(some <= roles <= some | kind.others for some in kind.one_of)), None)
+        if roles and kind is None:
+            return [f"{listed(names)}: together they are neither {', '.join(kind.title for kind in KINDS)}"]
+        faults = []
+        wanted: list[tuple[str, Kind | None]] = [(f"{target}.weight", kind)] if kind else []
+        wanted += [(f"{target}.bias", None)] if BIAS in module.tensors else []
+        for name, kind_of in wanted:
+            change = Change(lora, module, kind_of, strength, config)
+            if name not in shapes:
+                faults.append(f"{listed(names)}: the network has no {name}")
+                continue
+            try:
+                change.delta(torch.empty(shapes[name], device="meta"))
+            except (ValueError, RuntimeError, IndexError) as error:
+                found = ", ".join(f"{module.tensors[role]} {shape}" for role, shape in lora.shapes(module).items())
+                faults.append(f"{found}: no change of {name} {shapes[name]} ({str(error).splitlines()[0][:120]})")
+                continue
+            self._changes.setdefault(name, []).append(change)
+        return faults
+
+    def changes(self, name: str) -> bool:
+        """Whether tensor *name* of the network is changed."""
+        return name in self._changes
+
+    def precisions(self, stored: Mapping[str, str]) -> dict[str, str]:
+        """Types to write tensors in, by the types that they are *stored* in: bfloat16 has no digits for small changes."""
+        return {name: "F32" if self.changes(name) and kind == "BF16" else kind for name, kind in stored.items()}
+
+    def reader(self, read: Callable[[str], torch.Tensor]) -> Callable[[str], torch.Tensor]:
+        """A function as *read*, which gives the network's tensors by name, with the changes in them."""
+        return lambda name: self.apply(name, read(name))
+
+    def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Tensor *name* with all changes: computed in float32, in the type that `precisions` says.
+
+        Raises:
+            LoraError: the result is not finite, or too large for the type.
+        """
+        if not self.changes(name):
+            return tensor
+        weight = tensor.float()
+        for change in self._changes[name]:
+            weight = weight + change.delta(weight)
+        result = weight if tensor.dtype == torch.bfloat16 else weight.to(tensor.dtype)
+        if not torch.isfinite(result).all():
+            paths = ", ".join(str(change.lora.path) for change in self._changes[name])
+            raise LoraError(
+                f"{paths}: makes {name} too large, up to {float(weight.abs().max()):g}. Give a lower strength in the"
+                " column loras; or the file is damaged."
+            )
+        return result

@@ -1,0 +1,138 @@
+"""What a row of the table says of LoRAs: the column `loras`, and the web UI's `<lora:name:strength>` in its prompts.
+
+The column says which files are fused, and how strongly. A mark in prompt or negative prompt, which names a file without its
+ending, says the same and goes before the column, since that is where people change it (AUTOMATIC1111's
+`extensions-builtin/Lora/extra_networks_lora.py`).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from axbake.runtime.prompt import LORA
+
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+CELL = re.compile(rf"(?P<path>.*?)(?P<strengths>(?::\s*{NUMBER}\s*){{0,2}})")
+STRENGTHS = re.compile(rf"(?::\s*{NUMBER}\s*){{0,2}}")
+MOST = 10.0  # strength; web UIs' users stay below 2
+PROMPTS = ("prompt", "negative_prompt")
+LCM_SCHEDULER, LCM_GUIDANCE = "lcm", (1, 2)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA that a row gives to its model."""
+
+    path: str
+    text_encoder: float = 1.0  # strengths
+    unet: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What prompts call it."""
+        return Path(self.path).stem
+
+    def strength(self, component: str) -> float:
+        """0 for a component that LoRAs do not change."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet}.get(component, 0.0)
+
+
+def _strengths(text: str) -> tuple[float, float]:
+    """`:0.8` of both, `:0.5:0.8` of text encoder and UNet, nothing: 1."""
+    numbers = [float(number) for number in text.split(":")[1:]] or [1.0]
+    return numbers[0], numbers[-1]
+
+
+def lora_cells(cell: str) -> list[Lora]:
+    """LoRAs of a cell of the column `loras`: paths parted by commas, each with its strength or without."""
+    found = []
+    for item in filter(None, map(str.strip, cell.split(","))):
+        match = CELL.fullmatch(item)
+        assert match, "the pattern fits every text"
+        found.append(Lora(match["path"].strip(), *_strengths(match["strengths"])))
+    return found
+
+
+def row_loras(cell: str, prompts: list[str]) -> list[Lora]:
+    """LoRAs of a row with the strengths that count; in the column's order.
+
+    Args:
+        cell: of the column `loras`.
+        prompts: prompt and negative prompt.
+    """
+    marks = {name: strengths for prompt in prompts for name, strengths in _marks(prompt)}
+    found = lora_cells(cell)
+    for number, lora in enumerate(found):
+        if lora.name in marks:
+            text, unet = _strengths(marks[lora.name])
+            found[number] = replace(lora, text_encoder=text, unet=unet)
+    return found
+
+
+def _marks(prompt: str) -> list[tuple[str, str]]:
+    return [(match["name"].strip(), match["strengths"]) for match in LORA.finditer(prompt)]
+
+
+def lora_faults(row: dict) -> Iterator[str]:
+    """What of a row's LoRAs cannot be used: the column, and what is wrong."""
+    loras = lora_cells(row.get("loras", ""))
+    names = [lora.name for lora in loras]
+    for lora in loras:
+        if Path(lora.path).suffix != ".safetensors":
+            yield f"loras: {lora.path!r} is no path of a .safetensors file, with its strength behind a colon"
+        if max(abs(lora.text_encoder), abs(lora.unet)) > MOST:
+            yield f"loras: {lora.path} has a strength beyond {MOST:g}"
+    yield from (
+        f"loras: {name!r} stands {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1
+    )
+    said: dict[str, set[str]] = {}
+    for column in PROMPTS:
+        for name, strengths in _marks(row.get(column, "")):
+            if name not in names:
+                continue
+            if not STRENGTHS.fullmatch(strengths):
+                yield f"{column}: <lora:{name}{strengths}>: wanted one strength, or two, of text encoder and UNet"
+                continue
+            said.setdefault(name, set()).add(":".join(f"{number:g}" for number in _strengths(strengths)))
+    for name, several in said.items():
+        if len(several) > 1:
+            yield f"prompt: <lora:{name}:…> stands there with strengths {' and '.join(sorted(several))}; wanted one"
+
+
+def unknown_marks(row: dict) -> Iterator[str]:
+    """Marks in a row's prompts that change nothing, a sentence each.
+
+    A model has its LoRAs in its weights, so calibration prompts cannot give it others, nor other strengths.
+    """
+    loras = {lora.name: lora for lora in row["loras"]}
+    texts = [(f"column {column}", row[column]) for column in PROMPTS]
+    texts += [("a calibration prompt", prompt) for prompt in row["calibration_prompts"]]
+    seen = set()
+    for place, text in texts:
+        for name, strengths in _marks(text):
+            mark = f"<lora:{name}{strengths}>"
+            if mark in seen:
+                continue
+            seen.add(mark)
+            if name not in loras:
+                there = ", ".join(loras) or "there is none"
+                yield f"{mark} in {place} is not applied: it names no file of column loras ({there})"
+            elif place.startswith("a") and _numbers(strengths) != (loras[name].text_encoder, loras[name].unet):
+                yield f"{mark} in {place} is not applied with this strength: the model has it in its weights, with another"
+
+
+def _numbers(strengths: str) -> tuple[float, float] | None:
+    return _strengths(strengths) if STRENGTHS.fullmatch(strengths) else None
+
+
+def lcm_advice(row: dict, path: Path) -> Iterator[str]:
+    """What to change of a row that uses the LCM-LoRA *path*: its scheduler and guidance, which the LoRA was trained for."""
+    low, high = LCM_GUIDANCE
+    wrong = [f"scheduler {row['scheduler']}"] if row["scheduler"] != LCM_SCHEDULER else []
+    wrong += [f"guidance_scale {row['guidance_scale']:g}"] if not low <= row["guidance_scale"] <= high else []
+    if wrong:
+        yield (
+            f"{path} is an LCM-LoRA, and the row has {' and '.join(wrong)}: with scheduler {LCM_SCHEDULER}, guidance_scale"
+            f" {low} to {high} and 4 to 8 steps it draws as it was trained to"
+        )

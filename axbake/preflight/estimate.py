@@ -1,0 +1,161 @@
+"""How long a compile takes, what memory and disk it needs, and what its model takes on a card: estimates, each with its basis.
+
+Published figures are scaled by what they depend on: time by multiplications a run, the card's memory by weights and picture size.
+Nothing is known of what memory the real Pulsar2 takes; what the emulator takes, which holds all weights twice, stands for it.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from axbake.preflight.findings import Finding
+from axbake.preflight.graph import Graph, volume
+
+CARD_MIB = 7040  # CMM of an 8 GB LLM-8850: `axcl-smi` in M5Stack's documentation
+MUCH = 0.9  # of a card's memory, above which an estimate is a warning: the program that draws needs some too
+
+
+@dataclass(frozen=True)
+class Compile:
+    """A compile whose time is known."""
+
+    seconds: float
+    macs: float  # of one run of its graph
+    told: str
+
+
+@dataclass(frozen=True)
+class OnCard:
+    """A compiled model whose memory on a card is known; Stable Diffusion 1.5 at 512 × 512."""
+
+    file_mb: float
+    cmm_mb: float
+    quantised_bytes: float  # of its graph's weights, by `Graph.quantised_bytes`
+    first_input: int  # elements
+
+
+# docs/numbers.md, «A bake at full size»: 2 cores, 480 × 320, the UNet with 32 samples
+EMULATED = {
+    "text_encoder": Compile(5, 6.6e9, "5 s emulated"),
+    "unet": Compile(234, 221.9e9, "234 s emulated, 32 samples"),
+    "vae_encoder": Compile(62, 323.0e9, "62 s emulated"),
+    "vae_decoder": Compile(126, 732.5e9, "126 s emulated"),
+}
+# yuyun2000/sd15-to-ax8850-deploy tells 68 minutes of the UNet at 480 × 320; the `build_context.json` of Mojo24x7's VAE encoder at
+# 512 × 512 tells 3260 s. For the other two no time is published: each is scaled from the network nearest to it.
+UNET_PUBLISHED = Compile(68 * 60, 221.9e9, "68 min published of SD 1.5's UNet at 480 × 320")
+ENCODER_PUBLISHED = Compile(3260, 558.3e9, "54 min published of SD 1.5's VAE encoder at 512 × 512")
+PUBLISHED = {
+    "text_encoder": UNET_PUBLISHED,
+    "unet": UNET_PUBLISHED,
+    "vae_encoder": ENCODER_PUBLISHED,
+    "vae_decoder": ENCODER_PUBLISHED,
+}
+# MasterVVK/cm3588-ax650n-pcie-tuning, of AXERA-TECH/sd1.5-lcm.axera
+ON_CARD = {
+    "text_encoder": OnCard(168, 175, 123.4e6, 77),
+    "unet": OnCard(894, 981, 858.4e6, 4 * 64 * 64),
+    "vae_encoder": OnCard(44, 247, 34.2e6, 3 * 512 * 512),
+    "vae_decoder": OnCard(65, 466, 49.5e6, 4 * 64 * 64),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a component's compile takes, and its model on a card."""
+
+    seconds: float
+    time_basis: str
+    memory_bytes: int
+    disk_bytes: int  # free, for a build to run through
+    cmm_mb: float
+
+
+def estimate(component: str, graph: Graph, toolchain: str) -> Estimate:
+    """Estimate for *graph* compiled by *toolchain*."""
+    known = (EMULATED if toolchain == "emulator" else PUBLISHED)[component]
+    card = ON_CARD[component]
+    first = volume(graph.shapes[next(iter(graph.inputs))]) if graph.inputs else 0
+    weights = card.file_mb * graph.quantised_bytes / card.quantised_bytes
+    return Estimate(
+        seconds=known.seconds * graph.macs / known.macs,
+        time_basis=known.told,
+        # Fitted to the peaks of four emulated compiles: 7.5, 2.0, 1.2 and 1.0 GiB (docs/numbers.md).
+        memory_bytes=int(0.4 * 2**30) + 2 * graph.float_bytes + 8 * graph.largest_tensor,
+        # The optimised graph in float, the quantised one, and the model.
+        disk_bytes=graph.float_bytes + 2 * graph.quantised_bytes,
+        cmm_mb=weights + (card.cmm_mb - card.file_mb) * first / card.first_input,
+    )
+
+
+def estimate_findings(component: str, graph: Graph, toolchain: str, found: Estimate) -> Iterator[Finding]:
+    """What to expect of a compile."""
+    minutes = f"{found.seconds / 60:.0f} min" if found.seconds >= 90 else f"{found.seconds:.0f} s"
+    whose = "" if toolchain == "emulator" else " by the emulator's need, since Pulsar2's is not published"
+    yield Finding(
+        component,
+        "estimate",
+        "note",
+        f"about {minutes} ({found.time_basis}, scaled by {graph.macs / 1e9:.1f} G multiplications a run);"
+        f" memory about {found.memory_bytes / 2**30:.1f} GiB{whose}",
+    )
+
+
+def host_memory() -> int:
+    """Bytes of memory that a job has here: the machine's, or what Slurm granted (SLURM_MEM_PER_NODE, in MiB)."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    granted = os.environ.get("SLURM_MEM_PER_NODE", "")
+    return min(whole, int(granted) * 2**20) if granted.isdigit() else whole
+
+
+def check_host(component: str, graph: Graph, found: Estimate, *, memory: int, free: int) -> Iterator[Finding]:
+    """Whether a compile finds what it needs.
+
+    Args:
+        memory: bytes that the host has.
+        free: bytes that are free on the disk.
+    """
+    if memory < found.memory_bytes:
+        yield Finding(
+            component,
+            "host",
+            "warning",
+            f"about {found.memory_bytes / 2**30:.1f} GiB of memory are needed, here are {memory / 2**30:.1f}; the kernel may end"
+            " the compile. Use another host, or swap.",
+        )
+    if free < graph.quantised_bytes:
+        yield Finding(
+            component,
+            "host",
+            "error",
+            f"{free / 1e9:.2f} GB of disk are free, and the model alone takes {graph.quantised_bytes / 1e9:.2f}. Make room.",
+        )
+    elif free < found.disk_bytes:
+        yield Finding(
+            component,
+            "host",
+            "warning",
+            f"{free / 1e9:.2f} GB of disk are free; a build writes about {found.disk_bytes / 1e9:.2f} in between. Make room.",
+        )
+
+
+def free_disk(place: Path) -> int:
+    """Bytes free on the file system of *place*."""
+    return shutil.disk_usage(place).free
+
+
+def check_card(found: Mapping[str, Estimate]) -> Iterator[Finding]:
+    """Whether all models fit into a card at once."""
+    need = sum(estimate.cmm_mb for estimate in found.values()) * 1e6 / 2**20
+    parts = ", ".join(f"{name} {estimate.cmm_mb:.0f} MB" for name, estimate in found.items())
+    level = "warning" if need > MUCH * CARD_MIB else "note"
+    advice = " Load them one after the other, or take a smaller size." if level == "warning" else ""
+    yield Finding(
+        "model",
+        "card",
+        level,
+        f"about {need:.0f} of {CARD_MIB} MiB of CMM ({parts}; scaled from SD 1.5's at 512 × 512:"
+        f" {', '.join(f'{card.cmm_mb:.0f}' for card in ON_CARD.values())} MB).{advice}",
+    )

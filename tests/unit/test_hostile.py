@@ -1,0 +1,422 @@
+"""Damaged and malicious files: an error of ours each or a valid read, never code run, never a traceback, never much memory."""
+
+import builtins
+import io
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from axbake.checkpoint import find_family, find_part, read_part
+from axbake.containers import UnreadableCheckpoint, files_of, open_container
+from axbake.errors import AxbakeError
+from axbake.families import COMPONENTS
+from axbake.inspect import inspect_checkpoint
+from axbake.pickles import UnsafeCheckpoint, convert_pickle
+from axbake.prediction import read_sidecar
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+SAFETENSORS, NETWORKS, PICKLES, YAMLS, CONFIGS = 800, 60, 900, 400, 200  # mutations of each kind
+STRANGE = [
+    -1,
+    0,
+    1,
+    7,
+    2**31,
+    2**48,
+    2**63,
+    2**64,
+    10**30,
+    1.5,
+    True,
+    None,
+    "",
+    "F16",
+    [],
+    {},
+    [[1]],
+    "\ud83d\ude00",
+    "a" * 9999,
+]
+MOST_MEMORY = 2**31  # bytes
+SOURCES = ["[]", "{", '{"configs": 3}', '{"configs": {"unet": 3, "vae": {"scaling_factor": "x"}}}']
+
+
+def split(content):
+    """Header and tensors of a safetensors file."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def joined(header, tensors):
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+def spoilt_bytes(draw, content):
+    """*content* with bytes changed, cut off, put in or doubled."""
+    content = bytearray(content)
+    where = draw.randrange(min(len(content), draw.choice([16, 256, 4096, len(content)])))
+    kind = draw.randrange(5)
+    if kind == 0:
+        for _ in range(draw.randrange(1, 9)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+    elif kind == 1:
+        del content[where:]
+    elif kind == 2:
+        del content[where : where + draw.randrange(1, 100)]
+    elif kind == 3:
+        content[where:where] = draw.randbytes(draw.randrange(1, 100))
+    else:
+        content[where] = draw.randrange(256)
+    return bytes(content)
+
+
+def spoilt_header(draw, content):
+    """A safetensors file whose header lies, in well-formed JSON."""
+    header, tensors = split(content)
+    name = draw.choice(sorted(header))
+    entry = header[name]
+    kind = draw.randrange(10)
+    if kind == 0:
+        del header[name]
+    elif kind == 1:
+        header[draw.choice(["x", "", name + ".", "a" * 10**5, name[1:]])] = header.pop(name)
+    elif kind == 2:
+        entry[draw.choice(sorted(entry))] = draw.choice(STRANGE)
+    elif kind == 3:
+        entry["shape"] = [draw.choice(STRANGE) for _ in range(draw.randrange(12))]
+    elif kind == 4:
+        # Of the same size, so that only the network's own shapes can object.
+        entry["shape"] = draw.choice(
+            [entry["shape"][::-1], [1, *entry["shape"]], [*entry["shape"], 1], entry["shape"][1:]]
+        )
+    elif kind == 5 and "data_offsets" in entry:
+        entry["data_offsets"] = [
+            max(0, offset + draw.choice([-8, -1, 1, 8, 2**40])) for offset in entry["data_offsets"]
+        ]
+    elif kind == 6:
+        header["__metadata__"] = draw.choice([*STRANGE, {"a": 1}, *({"axbake.source": text} for text in SOURCES)])
+    elif kind == 7:
+        text = json.dumps(header)
+        return joined(f"{text[:-1]}, {json.dumps(name)}: {json.dumps(entry)}}}", tensors)
+    elif kind == 8:
+        return joined(
+            draw.choice(["[" * 10**5, '{"a":' * 10**4, "{}", "[]", "null", '{"a": NaN}', '{"a": 1e999}']), tensors
+        )
+    else:
+        return draw.choice([2**63, 2**64 - 1, 2**32, 0, 1]).to_bytes(8, "little") + content[8:]
+    return joined(header, tensors)
+
+
+def looked_at(path):
+    """Everything that is read from a checkpoint's header, as an import and `axbake.inspect` do."""
+    container = open_container(path)
+    family = find_family(container)
+    for component in COMPONENTS:
+        read_part(container, family, component)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "tiny.safetensors"
+    return tiny.save(tiny.bk_sdm_tiny(), path, extra=tiny.leftovers()).read_bytes()
+
+
+def outcomes(cases, read):
+    """How many *cases* were read and refused; any other error than ours is the test's."""
+    counts = {"read": 0, "refused": 0}
+    for case in cases:
+        try:
+            read(case)
+            counts["read"] += 1
+        except AxbakeError as error:
+            assert str(error), type(error)
+            counts["refused"] += 1
+    return counts
+
+
+def test_spoilt_safetensors_files_are_read_or_refused(whole, tmp_path):
+    draw, path = random.Random(1), tmp_path / "spoilt.safetensors"
+
+    def read(number):
+        path.write_bytes((spoilt_header if number % 2 else spoilt_bytes)(draw, whole))
+        said = inspect_checkpoint(path)
+        assert said["why"]
+        return said["bakeable"]
+
+    bakeable = [read(number) for number in range(SAFETENSORS)]
+
+    assert 0 < sum(bakeable) < SAFETENSORS / 2
+
+
+def test_shapes_that_lie_are_refused_before_a_network_is_built_of_them(whole, tmp_path):
+    draw, path = random.Random(2), tmp_path / "spoilt.safetensors"
+    header, tensors = split(whole)
+    weights = [name for name in header if name.endswith("weight") and len(header[name]["shape"]) > 1]
+
+    def read(_):
+        lying = json.loads(json.dumps(header))
+        for name in draw.sample(weights, draw.choice([1, 3])):
+            lying[name]["shape"] = draw.choice(
+                [lying[name]["shape"][::-1], [*lying[name]["shape"], 1], [1, *lying[name]["shape"]]]
+            )
+        path.write_bytes(joined(lying, tensors))
+        container = open_container(path)
+        family = find_family(container)
+        for component in COMPONENTS:
+            find_part(container, family, component)
+
+    counts = outcomes(range(NETWORKS), read)
+
+    assert counts["refused"] > NETWORKS / 2, counts
+
+
+@pytest.mark.parametrize("claim", [10**9, 2**63, 2**64 - 1])
+def test_a_header_that_claims_to_be_huge_is_refused_unread(claim, tmp_path):
+    path = tmp_path / "huge.safetensors"
+    with path.open("wb") as file:
+        file.write(claim.to_bytes(8, "little") + b"{")
+        file.truncate(2 * 10**9)  # takes no room
+
+    with pytest.raises(UnreadableCheckpoint, match="header"):
+        open_container(path)
+
+
+YAML = """
+model:
+  base_learning_rate: 1.0e-4
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    parameterization: "v"
+    linear_start: 0.00085
+    unet_config: {target: ldm.modules.diffusionmodules.openaimodel.UNetModel, params: {use_checkpoint: true}}
+    cond_stage_config: &text {target: ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder}
+    again: *text
+"""
+
+
+def test_spoilt_yamls_are_read_or_refused(tmp_path):
+    draw, checkpoint = random.Random(3), tmp_path / "model.safetensors"
+    bombs = [
+        "!!python/object/apply:os.system ['touch ran']",
+        "a: &a [" + "*a," * 9 + "]",
+        "{" * 5000,
+        "- " * 5000,
+        "a: 2001-99-99",
+    ]
+    bombs += [
+        "&a [&b [*a]]",
+        "? {a: b}: c\n: d",
+        "a: !!int x",
+        "a: !!timestamp x",
+        "a: 0x",
+        "<<: 3",
+        "1_:60:60: .",
+        "a: !!binary x",
+    ]
+
+    def read(number):
+        text = bombs[number].encode() if number < len(bombs) else spoilt_bytes(draw, YAML.encode())
+        checkpoint.with_suffix(".yaml").write_bytes(text)
+        assert read_sidecar(checkpoint) in ("", "epsilon", "v_prediction")
+
+    counts = outcomes(range(YAMLS), read)
+
+    assert min(counts.values()) > YAMLS / 10, counts
+    assert not (tmp_path / "ran").exists() and not Path("ran").exists()
+
+
+def test_spoilt_folders_are_read_or_refused(tmp_path):
+    draw = random.Random(4)
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model", shard="1MB")
+    texts = {path: path.read_bytes() for path in folder.rglob("*.json") if path.parent.name != "tokenizer"}
+
+    def read(_):
+        path = draw.choice(sorted(texts))
+        path.write_bytes(spoilt_bytes(draw, texts[path]))
+        try:
+            files_of(folder)
+            looked_at(folder)
+        finally:
+            path.write_bytes(texts[path])
+
+    counts = outcomes(range(CONFIGS), read)
+
+    assert counts["refused"] > CONFIGS / 10, counts
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/x.safetensors"])
+def test_an_index_that_names_files_elsewhere_is_refused(name, tmp_path):
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model", shard="1MB")
+    (index,) = (folder / "unet").glob("*.index.json")
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
+
+    with pytest.raises(UnreadableCheckpoint, match="does not name files beside it"):
+        files_of(folder)
+
+
+class Payload:
+    """Pickled, it asks for *function* to be called."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def zipped(instructions):
+    """Instructions in an archive as torch.save writes it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", instructions)
+        archive.writestr("archive/version", "3\n")
+    return file.getvalue()
+
+
+def legacy(content):
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+def payloads(mark):
+    """Name -> bytes of a file that would make *mark*, and what it asks for."""
+    touch = f"touch {mark}"
+    system = Payload(os.system, touch)
+    nested = Payload(pickle.loads, pickle.dumps(system))
+    chain = Payload(builtins.getattr, "", "format")
+    weights = {"state_dict": {"weight": torch.ones(2)}}
+    return {
+        "os.system": (zipped(pickle.dumps({"state_dict": system}, 2)), "posix.system"),
+        "builtins.exec": (zipped(pickle.dumps([Payload(exec, f"open({str(mark)!r}, 'w')")], 2)), "builtins.exec"),
+        "builtins.eval": (zipped(pickle.dumps(Payload(eval, f"open({str(mark)!r}, 'w')"), 2)), "builtins.eval"),
+        "subprocess": (zipped(pickle.dumps(Payload(subprocess.Popen, ["touch", str(mark)]), 2)), "subprocess.Popen"),
+        "a pickle in a pickle": (zipped(pickle.dumps({"a": nested}, 2)), "pickle.loads"),
+        "getattr": (zipped(pickle.dumps(chain, 2)), "builtins.getattr"),
+        "a newer protocol": (zipped(pickle.dumps(system, 4)), "posix.system"),
+        "no archive": (pickle.dumps(system, 2), "posix.system"),
+        "no archive, newer": (pickle.dumps(system, 5), "posix.system"),
+        "text protocol": (pickle.dumps(system, 0), "posix.system"),
+        "by hand": (
+            b"\x80\x02cos\nsystem\nX" + len(touch).to_bytes(4, "little") + touch.encode() + b"\x85R.",
+            "os.system",
+        ),
+        "old torch": (legacy(weights | {"callbacks": system}), "posix.system"),
+        "torch's own": (zipped(b"\x80\x02ctorch.hub\nload\nX\x01\x00\x00\x00a\x85R."), "torch.hub.load"),
+        "a computed name": (b"\x80\x04\x8c\x02os\x94\x8c\x06system\x940h\x00h\x01\x93\x8c\x01a\x85R.", None),
+    }
+
+
+# Reads files in one process, as the one of `axbake.pickles` does with one, so that hundreds do not start hundreds.
+READING = """
+import json, pathlib, resource, sys
+from axbake import pickles
+import torch
+torch.set_num_threads(1)
+pickles._limit_process(0)
+answers = {path.name: pickles.main(path, None) for path in sorted(pathlib.Path(sys.argv[1]).iterdir())}
+print(json.dumps([answers, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def read_all(folder):
+    """What `axbake.pickles` says of each file of *folder*; the most memory it took, in bytes."""
+    done = subprocess.run(
+        [sys.executable, "-c", READING, folder], cwd=ROOT, capture_output=True, text=True, errors="replace"
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    return json.loads(done.stdout)
+
+
+def test_famous_payloads_are_refused_by_name_and_not_run(tmp_path):
+    folder, mark = tmp_path / "payloads", tmp_path / "ran"
+    folder.mkdir()
+    files = payloads(mark)
+    for name, (content, _) in files.items():
+        (folder / f"{name}.ckpt").write_bytes(content)
+
+    answers, _ = read_all(folder)
+
+    for name, (_, asked) in files.items():
+        answer = answers[f"{name}.ckpt"]
+        assert answer.get("error") == "UnsafeCheckpoint", (name, answer)
+        assert asked is None or asked in answer["text"], (name, answer)
+    assert not mark.exists()
+
+
+def test_a_payload_ends_a_conversion_with_its_name(tmp_path):
+    content, asked = payloads(tmp_path / "ran")["os.system"]
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(content)
+
+    with pytest.raises(UnsafeCheckpoint, match=f"asks for {asked}, which weights have no need of. It was not run"):
+        convert_pickle(path, tmp_path / "out.safetensors")
+
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out.safetensors").exists()
+
+
+def bombs():
+    """Files of a few bytes that ask for much."""
+    vast = torch.as_strided(torch.ones(1), (10**6, 10**5), (0, 0))
+    file = io.BytesIO()
+    torch.save({"state_dict": {"weight": vast}}, file)
+    squeezed = io.BytesIO()
+    with zipfile.ZipFile(squeezed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * (4 * 10**7) + b"N.")
+    return {
+        "a tensor of one value": file.getvalue(),
+        "a squeezed program": squeezed.getvalue(),
+        "a long text": b"\x80\x02X\xff\xff\xff\xff" + b"a" * 100 + b".",
+        "a longer text": b"\x80\x04\x8d" + (2**62).to_bytes(8, "little") + b"a.",
+        "nested lists": b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b".",
+        "a long number": b"\x80\x02\x8b\xff\xff\xff\x7f" + b"1" * 100 + b".",
+    }
+
+
+def test_bombs_do_not_take_the_memory(tmp_path):
+    folder = tmp_path / "bombs"
+    folder.mkdir()
+    for name, content in bombs().items():
+        (folder / f"{name}.ckpt").write_bytes(content)
+
+    answers, memory = read_all(folder)
+
+    assert {name: answer.get("error") for name, answer in answers.items()} == dict.fromkeys(
+        answers, "UnreadableCheckpoint"
+    )
+    assert memory < MOST_MEMORY
+
+
+def test_spoilt_pickles_are_read_or_refused(tmp_path):
+    draw, folder = random.Random(5), tmp_path / "spoilt"
+    folder.mkdir()
+    tensors = {f"layer.{i}.weight": torch.arange(6.0).reshape(2, 3) + i for i in range(4)}
+    content = {"state_dict": tensors, "epoch": 1, "callbacks": [None, (1, 2.5, "x")]}
+    new = io.BytesIO()
+    torch.save(content, new)
+    with zipfile.ZipFile(new) as archive:
+        instructions = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    for number in range(PICKLES):
+        spoilt = [
+            lambda: spoilt_bytes(draw, new.getvalue()),
+            lambda: spoilt_bytes(draw, legacy(content)),
+            lambda: zipped(spoilt_bytes(draw, instructions)),
+        ][number % 3]()
+        (folder / f"{number}.ckpt").write_bytes(spoilt)
+
+    answers, memory = read_all(folder)
+
+    refused = [answer for answer in answers.values() if "error" in answer]
+    assert len(answers) == PICKLES and all(answer["text"] for answer in refused)
+    assert PICKLES / 3 < len(refused) < PICKLES
+    assert memory < MOST_MEMORY

@@ -1,0 +1,64 @@
+"""What is written back as a single file is read again, by axbake and by diffusers, without a value changed."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from axbake.checkpoint import import_checkpoint
+from axbake.families import COMPONENTS
+from axbake.single_file import SingleFileError, write_single_file
+from axbake.weights import read_description
+from tests import tiny
+
+
+def written(networks, directory):
+    """A model's imported weights by component, and the single file made of them."""
+    checkpoint = tiny.save(networks, directory / "model.safetensors", layout="diffusers")
+    weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
+    for component, path in weights.items():
+        import_checkpoint(checkpoint, component=component, weights=path)
+    write_single_file(**weights, single_file=directory / "single_file.safetensors")
+    return weights, directory / "single_file.safetensors"
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_it_gives_the_same_weights_again(variant, tmp_path):
+    networks = tiny.VARIANTS[variant]()
+    weights, single = written(networks, tmp_path)
+
+    for component, path in weights.items():
+        again = tmp_path / "again.safetensors"
+        import_checkpoint(single, component=component, weights=again)
+
+        assert again.read_bytes() == path.read_bytes(), component
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_its_names_shapes_and_type_are_those_of_ldm(variant, tmp_path):
+    networks = tiny.VARIANTS[variant](torch.float32)
+    _, single = written(networks, tmp_path)
+    wanted = tiny.single_file_tensors(networks)
+
+    found = load_file(single)
+
+    unused = {
+        name for name in wanted if name.endswith((".text_projection", ".logit_scale")) or ".resblocks.23." in name
+    }
+    assert set(found) == set(wanted) - unused
+    for name, tensor in found.items():
+        assert torch.equal(tensor, wanted[name].to(torch.float16)), name
+    with safe_open(single, "pt") as file:
+        stated = file.metadata()["modelspec.prediction_type"]
+    assert stated == {"epsilon": "epsilon", "v_prediction": "v"}[networks.prediction_type]
+
+
+def test_a_weight_that_fp16_cannot_hold_is_an_error(tmp_path):
+    networks = tiny.sd1(torch.float32)
+    weights, single = written(networks, tmp_path)
+    tensors = load_file(weights["unet"])
+    tensors["conv_in.bias"][0] = 1e6
+    save_file(tensors, weights["unet"], metadata=read_description(weights["unet"]).as_metadata())
+
+    with pytest.raises(SingleFileError, match=r"input_blocks\.0\.0\.bias: 1e\+06 is too large"):
+        write_single_file(**weights, single_file=single)

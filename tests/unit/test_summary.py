@@ -1,0 +1,96 @@
+"""What became of each row: why a job failed, the screen's text, the table and the page."""
+
+import csv
+import json
+import time
+
+import pytest
+
+from axbake.summary import Outcome, RowRefused, describe_failure, refuse_row, show_outcomes, write_summary
+
+ROWS = {name: {"height": 480, "width": 320} for name in ("a", "b", "c", "d")}
+OUTCOMES = [
+    Outcome("a", "done"),
+    Outcome("b", "failed", "compile_model: CompileError: <unet>: too large", "logs/b/build/unet.log"),
+    Outcome("c", "skipped", "MissingCheckpoint: c: not there\nMissingEmbedding: c: not there"),
+    Outcome("d", "unfinished", "3 jobs are left"),
+]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Results of the model that is done."""
+    place = tmp_path / "results"
+    (place / "a" / "build").mkdir(parents=True)
+    (place / "a" / "simulation").mkdir()
+    (place / "a" / "build" / "unet.json").write_text(json.dumps({"emulated": True, "bytes": 2_500_000, "version": "v"}))
+    (place / "a" / "build" / "unet.config.json").write_text("{}")
+    distance = {"image_psnr_db": 41.1, "image_ssim": 0.998, "latent_psnr_db": 49.0}
+    (place / "a" / "simulation" / "distance.json").write_text(json.dumps(distance))
+    return place
+
+
+def test_the_table_has_a_row_a_model_and_figures_of_those_that_are_done(results):
+    write_summary(OUTCOMES, ROWS, results=results)
+
+    with (results / "summary.tsv").open() as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    assert [(row["model"], row["state"]) for row in table] == [(o.model, o.state) for o in OUTCOMES]
+    assert (table[0]["megabytes"], table[0]["image_psnr_db"], table[0]["compiled"]) == ("2.5", "41.1", "emulated")
+    assert table[2]["why"] == "MissingCheckpoint: c: not there; MissingEmbedding: c: not there"
+    assert not list(results.glob(".summary*"))
+
+
+def test_the_page_holds_what_the_table_does_and_escapes_it(results):
+    write_summary(OUTCOMES, ROWS, results=results)
+
+    page = (results / "summary.html").read_text()
+    assert "1 done, 1 failed, 1 skipped, 1 unfinished" in " ".join(page.split())
+    assert '<a href="a/report.html">a</a>' in page and "b/report.html" not in page
+    assert "&lt;unet&gt;: too large" in page
+    assert "41.1 dB" in page
+
+
+def test_the_screen_tells_every_fault_and_log_but_not_what_is_well():
+    said = show_outcomes(OUTCOMES)
+
+    assert said.startswith("4 models: 1 done, 1 failed, 1 skipped, 1 unfinished.\n")
+    assert "b: compile_model: CompileError: <unet>: too large" in said
+    assert "log: logs/b/build/unet.log" in said
+    assert said.count("skipped    c: ") == 2
+    assert " a: " not in said
+
+
+def test_a_failure_is_told_by_the_last_error_in_its_log(tmp_path):
+    log = tmp_path / "unet.log"
+    log.write_text(
+        "2026-11-22 08:00:00,123 ERROR First: one\n2026-11-22 08:00:01,456 ERROR CompileError: unet: two\nTraceback\n"
+    )
+
+    assert describe_failure([log], None, since=0) == "CompileError: unet: two"
+    assert "without a word" in describe_failure([log], None, since=time.time() + 60)  # another run's
+    assert "without a word" in describe_failure([tmp_path / "none.log"], None, since=0)
+
+
+@pytest.mark.parametrize(
+    ("status", "cluster", "words"),
+    [
+        ("TIMEOUT", "", "Slurm says TIMEOUT: ended by its time limit"),
+        ("FAILED", "slurmstepd: error: *** STEP 5.0 CANCELLED AT 09:00 DUE TO TIME LIMIT ***", "time limit"),
+        ("FAILED", "slurmstepd: error: StepId=5.0 exceeded memory limit (900 > 500), being killed", "want of memory"),
+        ("OUT_OF_MEMORY", "error: Detected 1 oom_kill event in StepId=5.batch.", "want of memory"),
+        ("FAILED", "", "Slurm says FAILED: it ended without a word"),
+    ],
+)
+def test_what_a_cluster_ended_is_told_in_words(tmp_path, status, cluster, words):
+    own, of_cluster = tmp_path / "unet.log", tmp_path / "5.log"
+    own.write_text("2026-11-22 08:00:00,123 INFO calibrating: 1 of 8\n")
+    of_cluster.write_text(cluster)
+    said = f"SLURM-job '5' failed, SLURM status is: '{status}'. Detailed failure reason unavailable"
+
+    assert words in describe_failure([own, of_cluster], said, since=0)
+
+
+def test_a_refused_row_is_an_error_of_its_reason(tmp_path):
+    with pytest.raises(RowRefused, match="MissingCheckpoint: c: not there"):
+        refuse_row(why="MissingCheckpoint: c: not there", never=tmp_path / "never")

@@ -1,0 +1,80 @@
+"""The screen says which job begins, how far the run is and how long it takes; of a failed job its log, and no traceback."""
+
+import logging
+
+import pytest
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from axbake.terminal import Pending, Screen
+
+EXPORT = Pending(1, "export_onnx", "unet", threads=1, timed=True)
+COMPILE = Pending(2, "compile_model", "unet", threads=4, timed=True)
+REPORT = Pending(3, "write_report", None, threads=1, timed=False)
+JOBS = [EXPORT, COMPILE, REPORT]
+
+
+def screen(**seconds):
+    times = {1: 40.0, 2: 4000.0, 3: 0.0} | {int(number[1:]): value for number, value in seconds.items()}
+    return Screen(logging.Formatter("usual: %(message)s"), JOBS, times, cores=2)
+
+
+def say(screen, text="", **extra):
+    record = logging.makeLogRecord({"msg": text, "levelno": logging.INFO, "levelname": "INFO"} | extra)
+    return screen.format(record)
+
+
+def begin(screen, number, message):
+    return say(screen, event=LogEvent.JOB_INFO, jobid=number, rule_msg=message)
+
+
+def test_each_job_is_said_with_its_number_and_the_time_that_is_left():
+    shown = screen()
+
+    # The export takes one of two cores, so another job can take the other meanwhile.
+    assert (
+        begin(shown, 1, "Exporting the unet of a")
+        == "[1 of 3, 1 h 7 min left as the last time] Exporting the unet of a"
+    )
+    assert say(shown, "Finished jobid: 1", event=LogEvent.JOB_FINISHED, job_id=1) == ""
+    assert begin(shown, 2, "Compiling") == "[2 of 3, 1 h 6 min left as the last time] Compiling"
+    assert say(shown, "Finished jobid: 2", event=LogEvent.JOB_FINISHED, job_id=2) == ""
+    assert begin(shown, 3, "Writing the report") == "[3 of 3] Writing the report"
+
+
+def test_no_time_is_promised_for_what_was_never_built():
+    assert begin(screen(_2=None), 1, "Exporting") == "[1 of 3, 20 s left as the last time, and what is new] Exporting"
+    assert begin(screen(_1=None, _2=None), 1, "Exporting") == "[1 of 3] Exporting"
+
+
+def test_a_failed_job_is_a_line_and_its_log():
+    shown = screen()
+    begin(shown, 2, "Compiling the unet of a")
+
+    said = say(
+        shown,
+        event=LogEvent.JOB_ERROR,
+        jobid=2,
+        rule_name="compile_model",
+        rule_msg=None,
+        log=["logs/a/build/unet.log"],
+    )
+
+    assert said == "FAILED: Compiling the unet of a\n  its log: logs/a/build/unet.log"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"text": "Select jobs to execute..."},
+        {"text": "Execute 2 jobs..."},
+        {"text": None, "event": LogEvent.PROGRESS},
+        {"text": "RuleException:\nCalledProcessError in file x.smk, line 3", "event": LogEvent.ERROR},
+    ],
+)
+def test_what_helps_nobody_is_left_out(extra):
+    assert say(screen(), **extra) == ""
+
+
+@pytest.mark.parametrize("event", [None, LogEvent.ERROR, LogEvent.RUN_INFO])
+def test_all_else_is_said_as_snakemake_says_it(event):
+    assert say(screen(), "MissingOutputException in rule x", event=event) == "usual: MissingOutputException in rule x"

@@ -1,0 +1,94 @@
+"""A table of many rows: one that cannot be baked does not stop the others, and the end says what became of each."""
+
+import csv
+import json
+
+import pytest
+
+from tests.workflow.project import ROW, Project
+
+MISSING = ROW | {"model": "missing", "checkpoint": "checkpoints/nowhere.safetensors"}
+TRUNCATED = ROW | {"model": "truncated", "checkpoint": "checkpoints/truncated.safetensors"}
+
+
+def summary(project: Project) -> dict[str, dict[str, str]]:
+    """Rows of results/summary.tsv by model."""
+    with (project.directory / "results" / "summary.tsv").open() as file:
+        return {row["model"]: row for row in csv.DictReader(file, delimiter="\t")}
+
+
+@pytest.fixture(scope="module")
+def batch(baked, tmp_path_factory):
+    """A run of all rows, of which one is baked already, one has no checkpoint, one has half of one; and what it said."""
+    directory = tmp_path_factory.mktemp("batch")
+    project = baked.copy(directory / "project").copy_cache(directory / "cache")
+    whole = (project.directory / ROW["checkpoint"]).read_bytes()
+    (project.directory / TRUNCATED["checkpoint"]).write_bytes(whole[: len(whole) // 2])
+    (project.directory / "results" / "tiny" / "unet.axmodel").unlink()
+    project.write_rows(MISSING, TRUNCATED, ROW)
+    return project, project.refusal()
+
+
+def test_a_row_that_cannot_be_baked_does_not_stop_the_others(batch):
+    project, _ = batch
+
+    assert (project.directory / "results" / "tiny" / "unet.axmodel").is_file()
+    assert not list((project.directory / "results" / "missing").glob("*.json"))
+
+
+def test_rows_left_out_are_named_with_their_reason_before_the_first_job_and_at_the_end(batch):
+    _, said = batch
+    reason = "MissingCheckpoint: missing: checkpoints/nowhere.safetensors is not there."
+
+    assert said.index(f"Left out: {reason}") < said.index("Job stats:")
+    assert f"  skipped    missing: {reason}" in said[said.index("3 models: 1 done, 1 failed, 1 skipped.") :]
+
+
+def test_the_summary_says_which_models_are_done_failed_and_left_out(batch):
+    project, said = batch
+    rows = summary(project)
+    distance = json.loads((project.directory / "results/tiny/simulation/distance.json").read_text())
+
+    assert {model: row["state"] for model, row in rows.items()} == {
+        "missing": "skipped",
+        "truncated": "failed",
+        "tiny": "done",
+    }
+    assert float(rows["tiny"]["image_psnr_db"]) == distance["image_psnr_db"]
+    assert rows["tiny"]["compiled"] == "emulated"
+    assert "import_checkpoint: UnreadableCheckpoint: " in rows["truncated"]["why"]
+    logs = rows["truncated"]["log"].split()
+    assert "logs/truncated/weights/unet.log" in logs
+    assert all("UnreadableCheckpoint" in (project.directory / log).read_text() for log in logs)
+    assert all(f"log: {log}" in said for log in logs)
+
+
+def test_the_page_over_all_models_leads_to_each_report_and_log(batch):
+    project, _ = batch
+    page = (project.directory / "results" / "summary.html").read_text()
+
+    assert 'href="tiny/report.html"' in page
+    assert 'href="../logs/truncated/weights/unet.log"' in page
+    assert "MissingCheckpoint" in page
+
+
+def test_the_next_run_has_only_to_say_again_what_it_leaves_out(batch):
+    project, _ = batch
+    project.write_rows(MISSING, ROW)
+
+    assert project.plan().jobs == {"refuse_row": 1}
+    assert "refuse_row" in project.planner()
+    assert "2 models: 1 done, 1 skipped." in project.refusal()
+
+    project.write_rows(ROW)
+    assert "Nothing to be done" in project.bake()
+
+
+def test_a_row_asked_for_by_name_without_its_checkpoint_is_an_error(batch):
+    project, _ = batch
+    project.write_rows(MISSING, ROW)
+
+    said = project.refusal("results/missing/unet.axmodel")
+
+    assert "MissingCheckpoint: missing: checkpoints/nowhere.safetensors is not there." in said
+    assert "Job stats:" not in said

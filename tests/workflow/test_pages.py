@@ -1,0 +1,170 @@
+"""The pages in a real browser, offline: no error, nothing wider than a phone, light and dark, with and without JavaScript."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Error, sync_playwright
+
+from axbake.overview import write_overview
+from tests.workflow.project import REPORT, ROW
+
+PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+HOSTILE = (
+    '<script>document.title = "owned"</script><img src=x onerror="document.title = 1">"\'</style>&amp; {{ 7 * 7 }}'
+)
+# A test machine has no network for a browser's own errands, and its root user no sandbox.
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium where it is installed, else the one that `playwright install chromium` fetches."""
+    with sync_playwright() as playwright:
+        try:
+            launched = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=OPTIONS)
+        except Error as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"no Chromium here (apt-get install chromium, or playwright install chromium): {error}")
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def hostile(baked, tmp_path_factory) -> Path:
+    """Pages of two models, one of which has a prompt that would be markup if it were not escaped."""
+    results = tmp_path_factory.mktemp("pages") / "results"
+    shutil.copytree(baked.directory / "results" / "tiny", results / "tiny")
+    (results / "other" / "board").mkdir(parents=True)
+    shutil.copy(results / "tiny/simulation/image.png", results / "other/board/image.png")
+    facts = json.loads((results / "tiny" / "report.json").read_text())
+    facts["family"], facts["model"], facts["distance"]["image_psnr_db"] = HOSTILE, "other", 9.5
+    (results / "other" / "report.json").write_text(json.dumps(facts))
+    assert write_overview(results, results / "report.html", table=["tiny", "other", HOSTILE]) == 2
+    return results
+
+
+@pytest.fixture
+def show(browser):
+    """A function that opens a page and returns it; every complaint of the browser fails the test at its end."""
+    complaints, contexts = [], []
+
+    def opened(path: Path, *, viewport=WIDE, **how):
+        context = browser.new_context(viewport=viewport, offline=True, **how)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: complaints.append(request.url) if is_foreign(request.url, path) else None)
+        page.goto(path.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def is_foreign(url: str, path: Path) -> bool:
+    return not url.startswith("data:") and url != path.as_uri()
+
+
+def background(page) -> list[int]:
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return [int(part) for part in re.findall(r"\d+", colour)[:3]]
+
+
+@pytest.mark.parametrize("name", ["tiny/report.html", "report.html"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_fits_a_phone_and_follows_light_and_dark(show, hostile, name, scheme):
+    page = show(hostile / name, viewport=PHONE, color_scheme=scheme)
+
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    assert (sum(background(page)) > 3 * 200) == (scheme == "light")
+    assert page.locator(".ribbon").is_visible()
+    assert page.locator(".ribbon").inner_text().startswith("EMULATED")
+
+
+def test_every_picture_loads_and_every_emulated_one_says_so(show, hostile):
+    page = show(hostile / "tiny/report.html")
+
+    assert page.locator("img").count() >= 5
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    for name in ("Emulated:", "Difference of Emulated"):
+        figure = page.locator("figure", has_text=name)
+        assert figure.locator(".picture .emulated").inner_text() == "EMULATED"
+    assert page.locator("figure", has_text="Reference:").locator(".emulated").count() == 0
+
+
+def test_the_slider_uncovers_the_reference_and_the_choice_changes_the_other(show, hostile):
+    page = show(hostile / "tiny/report.html")
+    over = page.locator(".compare .over")
+
+    page.locator(".compare input").fill("80")
+    assert over.evaluate("image => getComputedStyle(image).clipPath") == "inset(0px 0px 0px 80%)"
+
+    assert page.locator(".compare .emulated").is_visible()
+    page.locator(".compare select").select_option(label="Float ONNX")
+    assert not page.locator(".compare .emulated").is_visible()
+    shown = page.locator("figure", has_text="Float ONNX:").locator("img")
+    assert over.get_attribute("src") == shown.get_attribute("src")
+
+
+def test_tables_are_sorted_by_number_and_back(show, hostile):
+    page = show(hostile / "report.html")
+    names = page.locator(".models tbody a")
+    assert names.all_inner_texts() == ["other", "tiny"]
+
+    head = page.locator(".models th", has_text="Picture, PSNR").locator("button")
+    head.click()
+    assert names.all_inner_texts() == ["other", "tiny"]
+    head.click()
+    assert names.all_inner_texts() == ["tiny", "other"]
+    assert page.locator(".models th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+
+def test_without_javascript_all_but_slider_and_sorting_is_there(show, hostile):
+    page = show(hostile / "tiny/report.html", java_script_enabled=False)
+
+    assert not page.locator(".compare").is_visible()
+    for said in (ROW["prompt"], "compile_model/unet", "Where the error comes from", "versions"):
+        assert page.get_by_text(said).first.is_visible()
+    assert page.locator("figure img:visible").count() >= 3
+
+
+def test_what_a_board_drew_stands_beside_the_rest(show, hostile):
+    page = show(hostile / "report.html")
+
+    assert page.locator("th", has_text="On the board").is_visible()
+    assert page.locator("img[alt='Drawn on the board with other']").is_visible()
+    assert page.locator("img[alt^='Drawn on the board']").count() == 1
+
+
+def test_what_models_say_is_text_and_never_markup(show, hostile):
+    page = show(hostile / "report.html")
+
+    assert page.title().startswith("EMULATED, axbake")
+    assert page.locator("tbody tr").first.locator("td").last.inner_text() == HOSTILE
+    assert page.locator("li").inner_text() == HOSTILE
+
+
+def test_a_page_made_anew_shows_a_hostile_prompt_as_written_and_tells_what_came_from_the_cache(project, show):
+    results = project.directory / "results/tiny"
+    drawn = json.loads((results / "reference/settings.json").read_text()) | {"prompt": HOSTILE}
+    (results / "reference/settings.json").write_text(json.dumps(drawn))
+    for name in ("attribution.json", "float.png"):
+        (results / "simulation" / name).unlink()
+
+    project.bake(REPORT)
+
+    page = show(project.directory / REPORT)
+    assert page.title() == "tiny: EMULATED, axbake report"
+    assert page.locator("dd", has_text="owned").inner_text() == HOSTILE
+    said = json.loads((results / "report.json").read_text())
+    assert [job["step"] for job in said["jobs"] if job["stored"]] == ["attribute_error"]
+    assert said["times"]["stored"] == 1 and said["times"]["jobs"] == 32
+    assert page.get_by_text("1 of 32 results came from the build cache").is_visible()

@@ -1,0 +1,186 @@
+"""On a real Slurm of one node: want of memory is mended, want of time told; interrupts cancel, kills cost nothing.
+
+`tests/services/local-slurm.sh` installs Slurm (Debian, root) and starts it in a directory of its own.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.kills import faults, traced
+from tests.workflow.project import ROOT, Project
+from tests.workflow.test_batch import summary
+
+SERVICE = ROOT / "tests" / "services" / "local-slurm.sh"
+TARGET = "results/tiny/text_encoder.axmodel"
+LONGEST = 600  # seconds that anything is waited for; machines that run tests are slow
+# A compiler for tests that never ends with the text encoder, and fails with all others
+SLEEPER = """#!/bin/sh
+[ "$1" = version ] && echo "version: 4.2" && exit 0
+case "$*" in *text_encoder*) echo $$ > "$(dirname "$0")/sleeper.pid"; exec sleep 600;; esac
+exit 1
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Slurm, and what of the environment makes its commands find it."""
+
+    environment: dict[str, str]  # SLURM_CONF, PATH
+
+    def start(self, project: Project, *arguments: str) -> subprocess.Popen:
+        """Snakemake, started in *project* with the profile for Slurm; its output and errors are one pipe."""
+        profile = ["--workflow-profile", project.checkout / "profiles" / "slurm"]
+        # This Slurm keeps no accounts, and its jobs take seconds.
+        quick = ["--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=2", "--latency-wait=20"]
+        path = {"PATH": f"{self._programs(project)}:{self.environment['PATH']}"}
+        return subprocess.Popen(
+            [*project.command, *profile, *quick, *arguments],
+            cwd=project.directory,
+            env=project.environment | self.environment | path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, project: Project, *arguments: str) -> subprocess.CompletedProcess:
+        """A whole run."""
+        process = self.start(project, *arguments)
+        said, _ = process.communicate(timeout=LONGEST)
+        return subprocess.CompletedProcess(process.args, process.returncode, said)
+
+    def jobs(self, project: Project) -> list[str]:
+        """State of each job of *project* that waits or runs."""
+        command = ["squeue", "--noheader", "--states=PENDING,RUNNING,COMPLETING", "--format=%T %Z"]
+        lines = subprocess.check_output(command, env=os.environ | self.environment, text=True)
+        return [state for state, place in map(str.split, lines.splitlines()) if Path(place) == project.directory]
+
+    @staticmethod
+    def _programs(project: Project) -> Path:
+        """Directory of programs of *project*'s own."""
+        return project.directory.with_name("programs")
+
+    def install_sleeper(self, project: Project) -> Path:
+        """Give *project* a compiler that never ends; the file that will hold its process' number."""
+        place = self._programs(project)
+        place.mkdir()
+        (place / "pulsar2").write_text(SLEEPER)
+        (place / "pulsar2").chmod(0o755)
+        project.edit("config/config.yaml", "toolchain: emulator", "toolchain: native")
+        return place / "sleeper.pid"
+
+
+def free_ports() -> int:
+    """The first of two TCP ports in a row that nobody listens at."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    # Not below pytest's directory: munged wants one that everybody may enter.
+    directory = Path(tempfile.mkdtemp(prefix="axbake-slurm-"))
+    settings = {"DIR": directory, "CPUS": "16", "MEM_MB": "64000", "PORT": free_ports()}
+    environment = os.environ | {f"LOCAL_SLURM_{name}": str(value) for name, value in settings.items()}
+    try:
+        done = subprocess.run([SERVICE, "start"], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"no Slurm here: {done.stderr}"
+        path = f"{directory}/bin:{os.environ['PATH']}"
+        yield Cluster({"SLURM_CONF": str(directory / "slurm.conf"), "PATH": path})
+    finally:
+        subprocess.run([SERVICE, "wipe"], env=environment, check=False, capture_output=True)
+
+
+@pytest.fixture
+def uncompiled(project) -> Project:
+    """A baked project whose text encoder is not compiled, nor stored so."""
+    (project.directory / TARGET).unlink()
+    (entries,) = project.cache.glob("entries/compile_model")
+    shutil.rmtree(entries)
+    return project
+
+
+def wait_until(what: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Wait until *what* holds; *process* has to be running until then."""
+    ends = time.monotonic() + LONGEST
+    while not what():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < ends, "waited too long"
+        time.sleep(0.2)
+
+
+def test_a_compile_that_lacks_memory_is_tried_again_with_more_and_done(cluster, uncompiled):
+    done = cluster.run(uncompiled, "--set-resources", "compile_model:mem_mb=250 * attempt ** 4", "--", TARGET)
+
+    assert done.returncode == 0, done.stdout
+    assert "Error in rule compile_model" in done.stdout
+    assert "Trying to restart job" in done.stdout
+    assert (uncompiled.directory / TARGET).is_file()
+    # What the node stored, the next run finds, here as there.
+    (uncompiled.directory / TARGET).unlink()
+    assert "stored   compile_model/text_encoder" in uncompiled.planner(TARGET)
+
+
+def test_a_compile_out_of_time_is_told_as_such_beside_those_that_failed_themselves(cluster, project):
+    cluster.install_sleeper(project)
+
+    done = cluster.run(project, "--retries", "0", "--set-resources", "compile_model:runtime=1")
+
+    assert done.returncode != 0
+    failed = summary(project)["tiny"]
+    assert failed["state"] == "failed"
+    assert "compile_model: Slurm says TIMEOUT: ended by its time limit" in failed["why"]
+    assert "compile_model: CompileError: unet: native ended with status 1" in failed["why"]
+    assert "logs/tiny/build/text_encoder.log" in failed["log"]
+    assert "1 models: 1 failed." in done.stdout
+    assert cluster.jobs(project) == []
+
+
+def test_an_interrupt_cancels_the_jobs(cluster, project):
+    sleeper = cluster.install_sleeper(project)
+    running = cluster.start(project, TARGET)
+    wait_until(sleeper.exists, running)
+
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=LONGEST)
+
+    assert running.returncode != 0, said
+    ends = time.monotonic() + LONGEST
+    while cluster.jobs(project) and time.monotonic() < ends:
+        time.sleep(0.2)
+    assert cluster.jobs(project) == []
+    assert not Path("/proc", sleeper.read_text().strip()).exists()
+    assert not (project.directory / TARGET).exists()
+
+
+def test_after_a_kill_the_nodes_compile_is_found_by_a_run_here_and_not_done_twice(cluster, uncompiled, tmp_path):
+    trace = tmp_path / "trace"
+    project = traced(uncompiled, tmp_path / "checkout", trace)
+    running = cluster.start(project, TARGET)
+    wait_until(trace.exists, running)  # the node has begun to compile
+
+    running.kill()
+    running.communicate()
+    project.bake("--unlock")
+    project.bake(TARGET)  # on this machine, without Slurm, while the node's job may still be at it
+
+    assert (project.directory / TARGET).is_file()
+    assert faults(trace) == []
+    assert [line.split()[0] for line in trace.read_text().splitlines()] == ["begun", "stored"]

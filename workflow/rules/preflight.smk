@@ -1,0 +1,28 @@
+# Takes the graphs of a model. Makes preflight.json: what can be known of its compiles before they start. Each compile reads its
+# own graph again, and its samples, before it starts; so one component can be had alone, and none is compiled in vain.
+
+
+rule preflight:
+    """Check the graphs of a model against what is known of Pulsar2, this host and the card."""
+    input:
+        settings=settings(
+            "axbake.preflight.verdict.preflight",
+            data=["resources/ax650"],
+            tools=["onnx"],
+            row=["model"],
+            entries={"toolchain": "toolchain"},
+            cached=False,  # it looks at this host
+        ),
+        graphs=collect("results/{{model}}/onnx/{component}.onnx", component=COMPONENTS),
+        tensors=collect("results/{{model}}/onnx/{component}.onnx.data", component=COMPONENTS),
+    output:
+        verdict="results/{model}/preflight.json",
+    log:
+        "logs/{model}/preflight.log",
+    priority: 10  # what may stop a bake goes before what takes long
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Checking {wildcards.model} before it is compiled"
+    script:
+        "../scripts/job.py"
