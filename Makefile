@@ -1,7 +1,14 @@
-# `make demo` bakes the demo model; `make test` runs the tests. Each installs what it needs into .venv first.
-.PHONY: demo report plan test lint docs site lock clean
+# Each target installs what it needs into .venv first.
+.PHONY: help demo report plan test lint docs site lock clean
 CORES ?= $(shell nproc)
 BIN = .venv/bin
+
+help:
+	@echo "make demo                 bake the demo model, which takes minutes"
+	@echo "make plan TARGET=FILE     what a run would do, why, and for how long"
+	@echo "make report               one page over all models that have a report"
+	@echo "make test, make lint      the tests; style, types and rules"
+	@echo "make docs, make site      pages made from the code; the documentation as a site"
 
 .venv/installed: requirements.lock
 	python3 -m venv .venv
@@ -40,6 +47,7 @@ lint: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_pulsar2.py
 	$(BIN)/python docs/make_errors.py
 
 site: .venv/installed

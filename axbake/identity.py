@@ -1,4 +1,4 @@
-"""A job's identity: all that decides its result besides its input files, as one small JSON file.
+"""A job's identity: all that decides its result besides its input files, and how it is run, as one small JSON file.
 
 It is written while the workflow is read, only when its text changes, and is an input file of the job. So a changed setting
 remakes what reads it and nothing else; and since the job reads its settings there and nowhere else, what is not in it
@@ -110,6 +110,7 @@ class Identity:
     function: str  # that does the work: axbake.export.export_onnx
     component: str | None
     settings: dict  # plain values; what the job reads, and nothing else
+    means: dict  # the same of what does not decide the result, so is in no key: how a program is started
     sources: dict[str, str]  # input name -> SHA-256, of files that the user brings
     code: dict[str, str]  # module -> digest of it and of what it imports; data file or folder of the package -> digest
     tools: dict[str, str]  # Python package -> version
@@ -125,6 +126,7 @@ def identify(
     sources: dict[str, str],
     tools: Sequence[str],
     cached: bool,
+    means: dict | None = None,
     data: Sequence[str] = (),
     gates: Sequence[str] = (),
     own_code: bool = True,
@@ -139,7 +141,7 @@ def identify(
     module = function.rpartition(".")[0]
     code = ({module: code_digest(module)} if own_code else {}) | {path: data_digest(path) for path in data}
     versions = {tool: tool_version(tool) for tool in tools}
-    return Identity(function, component, settings, sources, code, versions, cached, list(gates))
+    return Identity(function, component, settings, means or {}, sources, code, versions, cached, list(gates))
 
 
 def write_identity(path: Path, identity: Identity) -> None:

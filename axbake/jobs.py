@@ -43,7 +43,7 @@ def run(snakemake) -> None:
         def work(made: dict[str, Path]) -> None:
             module, _, function = identity.function.rpartition(".")
             # Here and not above: a result from the cache does not wait for torch to be imported.
-            getattr(importlib.import_module(module), function)(**inputs, **made, **identity.settings)
+            getattr(importlib.import_module(module), function)(**inputs, **made, **identity.settings, **identity.means)
 
         started = time.monotonic()
         outcome = None
@@ -81,8 +81,9 @@ def _paths(value):
 
 
 def is_gate(identity: Identity, path: str | list[str]) -> bool:
-    """Whether an input only has to be there; it lies in a directory that the identity calls a gate."""
-    return isinstance(path, str) and any(Path(path).parts[2:3] == (gate,) for gate in identity.gates)
+    """Whether an input, or a list of some, only has to be there; they lie in a directory that the identity calls a gate."""
+    paths = [path] if isinstance(path, str) else list(path)
+    return bool(paths) and all(Path(one).parts[2:3] in [(gate,) for gate in identity.gates] for one in paths)
 
 
 def key_of(identity: Identity, digests: Mapping[Path, str], outputs: Iterable[Path]) -> Key:

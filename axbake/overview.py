@@ -54,9 +54,14 @@ def main() -> int:
     with table.open(encoding="utf-8", newline="") as file:
         names = [row["model"] for row in csv.DictReader(file, delimiter="\t")]
     page = Path("results/report.html")
-    print(
-        f"{page}: {write_overview(page.parent, page, table=names)} models; each has a page of its own beside its results."
-    )
+    if not any(page.parent.glob("*/report.json")):
+        print(
+            "No model has a report yet. Bake one: .venv/bin/snakemake --cores 4 results/NAME/report.html",
+            file=sys.stderr,
+        )
+        return 1
+    count = write_overview(page.parent, page, table=names)
+    print(f"{page}: {count} model{'s' if count != 1 else ''}; each has a page of its own, results/NAME/report.html.")
     return 0
 
 

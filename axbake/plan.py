@@ -72,12 +72,18 @@ def pending_jobs(arguments: list[str]) -> list[Job]:
             parser, options = parse_args([*arguments, "--dry-run", "--nolock"])
             done = args_to_api(options, parser)
     except SystemExit as error:
-        raise PlanError(f"{said.getvalue().strip()}\n{error}".strip()) from error
+        raise PlanError(f"{_words(said)}\n{error}".strip()) from error
     finally:
         logger.removeFilter(note)
     if not done:
-        raise PlanError(f"no plan, since snakemake says:\n{said.getvalue().strip()}")
+        raise PlanError(f"no plan, since snakemake says:\n{_words(said)}")
     return [job for record in started if (job := _job(record))]
+
+
+def _words(said: io.StringIO) -> str:
+    """What Snakemake said, without what it says of every run and where in its files it was."""
+    chatter = ("Using ", "Assuming ", "Building DAG", "WorkflowError in file", '  File "')
+    return "\n".join(line for line in said.getvalue().strip().splitlines() if not line.startswith(chatter))
 
 
 def _job(record: logging.LogRecord) -> Job | None:

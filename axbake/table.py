@@ -155,7 +155,8 @@ def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
     for row in rows.values():
         if "sha256" in row:
             row["sha256"] = row["sha256"].lower()  # Civitai shows it in capitals
-    faults = [fault for line, row in rows.items() for fault in _row_faults(line, row, rules)]
+    # jsonschema tells of each missing column apart, and `_explain` of all of them each time.
+    faults = list(dict.fromkeys(fault for line, row in rows.items() for fault in _row_faults(line, row, rules)))
     names = Counter(row.get("model") for row in rows.values())
     faults += [
         f"line {line} ({row['model']}), column model: {row['model']!r} stands {names[row['model']]} times"
@@ -205,6 +206,14 @@ def _read_cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
     if long:
         raise TableError(
             f"{path}: line {', '.join(map(str, long))}: more cells than the {len(header)} of the header. Is a tab in a prompt?"
+        )
+    spaced = [
+        number for number, line in enumerate(lines, start=1) if len(line) == 1 < len(header) and " " in line[0].strip()
+    ]
+    if spaced:
+        raise TableError(
+            f"{path}: line {', '.join(map(str, spaced))}: one cell, where the header has {len(header)}. Cells are parted by tabs;"
+            " does your editor write spaces for them? Copy the tabs of another row."
         )
     return header, {number: line for number, line in enumerate(lines, start=1) if line and number > 1}
 

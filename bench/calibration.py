@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhe
 
 import numpy as np
 
+from axbake.build_config import configure_build
 from axbake.calibration import required_samples, stratified
 from axbake.coverage import choose, shares
 from axbake.distance import psnr
@@ -39,7 +40,6 @@ from axbake.emulator.ranges import Ranges, record_ranges
 from axbake.interface import TIME_INPUT
 from axbake.observation import read_observed
 from axbake.prompts import load_tokenizer, prompt_embedding
-from axbake.pulsar2 import configure_build
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.progress import progress
 from axbake.runtime.prompt import encoder

@@ -142,7 +142,7 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "zeropoint": Field(INTEGER, default=0),
     },
     "Shape": {
-        "shape": Field(INTEGER, repeated=True),
+        "shape": Field(INTEGER, repeated=True, required=True),
     },
     "OutputProcessor": {
         "tensor_name": Field(TEXT, required=True),
@@ -224,8 +224,18 @@ def nearest(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
 
 
 def homes(name: str) -> list[str]:
-    """The messages that have a field called *name*, for a field that stands in the wrong place."""
-    return [message for message, fields in MESSAGES.items() if name in fields]
+    """The places that have a field called *name*, for one that stands in the wrong place: `quant.layer_configs[]`."""
+    return [place for message, place in _places(ROOT, "", ()).items() if name in MESSAGES[message]]
+
+
+def _places(message: str, path: str, within: tuple[str, ...]) -> dict[str, str]:
+    """Where each message is first met in a configuration."""
+    found = {message: path or "the top"}
+    for name, field in MESSAGES[message].items():
+        if field.kind in MESSAGES and field.kind not in (message, *within):
+            here = f"{path}.{name}".lstrip(".") + ("[]" if field.repeated else "")
+            found = _places(field.kind, here, (message, *within)) | found
+    return found
 
 
 def settings(values: Mapping[str, object], message: str = ROOT, path: str = "") -> Iterator[tuple[str, Field, object]]:

@@ -7,10 +7,12 @@ import pytest
 from PIL import Image
 
 from axbake.attribution import attribute_error
+from axbake.build_config import configure_build
 from axbake.calibration import calibrate_text_encoder, calibrate_vae_decoder
 from axbake.distance import psnr
-from axbake.pulsar2 import compile_model, configure_build
+from axbake.pulsar2 import compile_model
 from axbake.reference import draw_reference
+from tests.decoder import LAUNCH
 from tests.unit.conftest import tensors_of
 
 PARTS = ("text_encoder", "unet", "vae_decoder")
@@ -75,8 +77,8 @@ def compiled(graph_of, part, directory):
         tensors_of(graph_of(part)),
         directory / f"{part}.tar",
         made["config.json"],
-        toolchain="emulator",
         compiler={},
+        launch=LAUNCH | {"toolchain": "emulator"},
         axmodel=made["axmodel"],
         record=made["record.json"],
     )

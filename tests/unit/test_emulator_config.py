@@ -83,7 +83,7 @@ def test_all_faults_are_told_at_once_with_path_and_nearest_name():
     assert len(found) == 6
     joined = "\n".join(found)
     assert "quant.calibraton_method: QuantConfig has no such field; did you mean `calibration_method`?" in joined
-    assert "quant.npu_perf: QuantConfig has no such field; it belongs into CompilerConfig" in joined
+    assert "quant.npu_perf: QuantConfig has no such field; it belongs into compiler" in joined
     assert "quant.layer_configs[0].data_type: found 'u16'" in joined and "did you mean `U16`?" in joined
     assert "quant.layer_configs[1]: found none, wanted exactly one of layer_name" in joined
     assert "npu_mode: found 3, wanted one of NPU1, NPU2, NPU3, NPU4" in joined

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from axbake.build_config import configure_build
 from axbake.calibration import calibrate_vae_decoder
 from axbake.families import COMPONENTS
 from axbake.preflight import estimate as estimates
@@ -18,7 +19,8 @@ from axbake.preflight.graph import PROTOBUF_LIMIT, UnreadableGraph, read_graph
 from axbake.preflight.operators import check_operators, known_operators
 from axbake.preflight.structure import check_structure
 from axbake.preflight.verdict import PreflightError, check_build, preflight
-from axbake.pulsar2 import compile_model, configure_build
+from axbake.pulsar2 import compile_model
+from tests.decoder import LAUNCH
 
 FLOAT = TensorProto.FLOAT
 
@@ -415,8 +417,8 @@ def test_a_graph_with_an_error_is_not_given_to_the_compiler(config, tmp_path):
             tmp_path / "none.data",
             archive,
             config,
-            toolchain="no such toolchain",  # it is not even looked for
             compiler={},
+            launch=LAUNCH | {"toolchain": "no such toolchain"},  # it is not even looked for
             axmodel=tmp_path / "vae_decoder.axmodel",
             record=tmp_path / "record.json",
         )

@@ -1,238 +1,177 @@
-"""Configs that the compiler takes, and builds that end in a model of the right maker or in words that say why not."""
+"""Builds by a double of the compiler: models that are what was asked for, or words that say what failed and what to try."""
 
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from axbake.emulator.config import build_config, merged, read_config
-from axbake.families import COMPONENTS
-from axbake.pulsar2 import CompileError, WrongToolchain, check_toolchain, compile_model, configure_build
-from tests.unit.test_preflight import SOUND, archive_of, saved
+from axbake.axmodel import read_axmodel
+from axbake.compiled import CompiledError, check_compiled
+from axbake.pulsar2 import CompileError
+from axbake.toolchain.containers import REFUSALS
+from axbake.toolchain.launch import Launch, WrongToolchain
+from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
+from tests.double.failures import KILLED, RAISED, SPOILT
 
-PRECISIONS = ["U8", "U16", "S16"]
-# A file that begins as Pulsar2's does: ModelProto's fields 1, IR version 8, and 2, the producer's name.
-PULSAR2_MODEL = r"\010\010\022\007Pulsar2"
-OTHER_MODEL = r"\010\010\022\007pytorch"
-
-
-def configured(directory, component, precision="U16"):
-    config = directory / f"{component}.config.json"
-    configure_build(
-        component=component,
-        precision=precision,
-        target_hardware="AX650",
-        npu_mode="NPU3",
-        config=config,
-    )
-    return config
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_the_config_of_every_component_is_one_that_the_compiler_takes(component, precision, tmp_path):
-    values = read_config(configured(tmp_path, component, precision))
-    built = build_config(merged(values, {"input": "graph.onnx", "output_dir": "out"}))
-
-    assert (built.target_hardware, built.npu_mode) == ("AX650", "NPU3")
-    (layer,) = built.layers
-    assert layer.data_type == precision
-    assert (layer.start_tensors, layer.end_tensors) == (("DEFAULT",), ("DEFAULT",))
-    (calibration,) = built.inputs
-    assert calibration.dataset == Path(f"{component}.tar")
-    assert calibration.size == -1
-    assert values["quant"]["calibration_method"] == "MinMax"
-    assert str(tmp_path) not in json.dumps(values)
-
-
-def test_the_formats_are_those_of_the_archives_and_of_the_programs_on_boards(tmp_path):
-    built = {
-        component: build_config(
-            merged(read_config(configured(tmp_path, component)), {"input": "g.onnx", "output_dir": "out"})
-        )
-        for component in COMPONENTS
-    }
-
-    assert {name: config.inputs[0].format for name, config in built.items()} == {
-        "text_encoder": "Numpy",
-        "unet": "NumpyObject",
-        "vae_encoder": "Image",
-        "vae_decoder": "NumpyObject",
-    }
-    (ids,), (picture,) = built["text_encoder"].processors, built["vae_encoder"].processors
-    assert ids.src_dtype == "U32"
-    # Pictures of 0 to 255 become -1 to 1 while calibrating; on the board the program has done so already.
-    assert (built["vae_encoder"].inputs[0].mean, built["vae_encoder"].inputs[0].std) == ((127.5,) * 3, (127.5,) * 3)
-    assert (picture.tensor_format, picture.mean, picture.std) == ("RGB", (0.0,) * 3, (1.0,) * 3)
-    assert not built["unet"].processors and not built["vae_decoder"].processors
-
-
-def test_the_same_settings_give_the_same_bytes(tmp_path):
-    (tmp_path / "other").mkdir()
-
-    assert configured(tmp_path, "unet").read_bytes() == configured(tmp_path / "other", "unet").read_bytes()
+ROOT = Path(__file__).parents[2]
+FAILURES = [*RAISED, *SPOILT, "truncated", "out-of-memory"]
+PAGE = (ROOT / "docs" / "pulsar2.md").read_text()
 
 
 @pytest.fixture
-def pulsar2(tmp_path, monkeypatch):
-    """A function that puts a shell script called pulsar2, which runs *build* when asked to build, on the PATH."""
+def double(tmp_path, monkeypatch):
+    """The double of pulsar2, put on the PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
+    (programs / "pulsar2").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.double "$@"\n')
+    (programs / "pulsar2").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
 
-    def install(build="exit 0", version="version: 4.2\ncommit: 1a2b3c4d"):
-        program = programs / "pulsar2"
-        program.write_text(
-            f"""#!/bin/sh
-if [ "$1" = version ]; then echo '{version}'; exit 0; fi
-while [ $# -gt 1 ]; do
-  case "$1" in --output_dir) out="$2";; --output_name) name="$2";; --config) config="$2";; --input) input="$2";; esac
-  shift
-done
-mkdir -p "$out"
-{build}
-"""
-        )
-        program.chmod(0o755)
 
-    return install
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, Path]:
+    return write_inputs(tmp_path_factory.mktemp("decoder"))
 
 
-def build(directory, version="4.2"):
-    """What compiling with the native toolchain leaves in *directory*: model and record."""
-    axmodel, record = directory / "made" / "unet.axmodel", directory / "made" / "unet.json"
-    axmodel.parent.mkdir(exist_ok=True)
-    inputs = {"graph": "unet.onnx", "tensors": "unet.onnx.data", "archive": "unet.tar"}
-    paths = {name: directory / file for name, file in inputs.items()}
-    saved(directory, SOUND, "unet")
-    archive_of(paths["archive"], sample={"x": np.ones((1, 4, 8, 8), np.float32)})
-    paths["tensors"].touch()
-    how = {"toolchain": "native", "compiler": {"pulsar2": version}}
-    compile_model(**paths, config=configured(directory, "unet"), **how, axmodel=axmodel, record=record)
-    return axmodel, record
-
-
-def test_a_build_is_moved_to_its_place_with_a_record_of_what_made_it(pulsar2, tmp_path):
-    context = '{"code": "Success", "macs": 12345, "io_info": "x:[1]"}'
-    pulsar2(build=f"printf '{PULSAR2_MODEL}' > \"$out/$name\"; echo '{context}' > \"$out/build_context.json\"")
-
-    axmodel, record = build(tmp_path)
-
-    said = json.loads(record.read_text())
-    assert axmodel.read_bytes().endswith(b"Pulsar2")
-    assert said["component"] == "unet"
-    assert said["toolchain"] == "native"
-    assert said["emulated"] is False
-    assert "4.2" in said["version"]
-    assert said["bytes"] == axmodel.stat().st_size
-    assert said["macs"] == 12345
-    assert said["pulsar2_config"] == json.loads(configured(tmp_path, "unet").read_text())
-
-
-def test_the_compilers_progress_is_told_with_its_total(pulsar2, tmp_path, caplog):
-    bar = "Calibration Progress(Phase 1): 100%|██████████| 4/4 [00:06<00:00,  1.52s/it]"  # Pulsar2's own
-    pulsar2(build=f"echo '{bar}'; printf '{PULSAR2_MODEL}' > \"$out/$name\"; echo '{{}}' > \"$out/build_context.json\"")
+def test_a_build_is_moved_to_its_place_with_a_record_of_what_made_it(double, inputs, tmp_path, caplog):
     caplog.set_level("INFO", logger="axbake")
 
-    build(tmp_path)
+    axmodel, record, _ = compile_decoder(tmp_path, inputs, "native").values()
 
-    assert "calibrating: 4 of 4" in caplog.messages
-
-
-def test_a_unet_that_takes_the_timestep_is_compiled_for_whole_ones(tmp_path):
-    how = {"precision": "U16", "target_hardware": "AX650", "npu_mode": "NPU3", "config": tmp_path / "config.json"}
-    found = {}
-    for program in ("axera", "euler"):
-        configure_build(component="unet", program=program, **how)
-        found[program] = json.loads((tmp_path / "config.json").read_text()).get("input_processors")
-
-    assert found == {"axera": None, "euler": [{"tensor_name": "t", "src_dtype": "S32"}]}
-
-
-def test_the_compiler_is_given_the_graph_and_the_config(pulsar2, tmp_path):
-    pulsar2(
-        build='test -f "$input" && test -f "$input.data" && test -f unet.tar && test -f "$config" || exit 9; exit 3'
-    )
-
-    with pytest.raises(CompileError, match="status 3"):
-        build(tmp_path)
+    made, said = read_axmodel(axmodel), json.loads(record.read_text())
+    assert (made.producer, made.version, made.hardware, made.npu_mode) == ("Pulsar2", "4.2", "AX650", "NPU3")
+    assert (said["component"], said["toolchain"], said["emulated"]) == ("vae_decoder", "native", False)
+    assert said["version"].startswith("version: 4.2")
+    assert said["bytes"] == axmodel.stat().st_size
+    assert (said["macs"], said["max_cycle"]) == (280262480, 450154)
+    assert sorted(path.name for path in axmodel.parent.iterdir()) == ["vae_decoder.axmodel", "vae_decoder.json"]
+    stages = [re.fullmatch(r"(.*), \d+:\d\d", message) for message in caplog.messages]
+    told = [stage[1] for stage in stages if stage]
+    assert told[0] == "reading samples"
+    assert "calibrating 3 of 3" in told
+    assert told[-1] == "fused"
 
 
-@pytest.mark.parametrize("said", ["version: 4.1", "version: 4.20", "version: 14.2", "version: 3.4.2"])
-def test_another_version_is_refused_before_anything_is_built(pulsar2, said, tmp_path):
-    pulsar2(build=f"touch {tmp_path}/started", version=said)
+def test_the_emulator_is_started_read_and_accepted_in_the_same_way(inputs, tmp_path, caplog):
+    caplog.set_level("INFO", logger="axbake")
+
+    axmodel, record, _ = compile_decoder(tmp_path, inputs, "emulator").values()
+
+    assert json.loads(record.read_text())["emulated"] is True
+    assert "emulat" in json.loads(record.read_text())["version"]
+    assert read_axmodel(axmodel).npu_mode == "NPU3"
+    assert any("calibrating 3 of 3" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_known_failure_is_told_as_the_documentation_says(double, inputs, failure, tmp_path, monkeypatch):
+    monkeypatch.setenv("PULSAR2_DOUBLE_FAILS", failure)
+
+    with pytest.raises(CompileError) as caught:
+        compile_decoder(tmp_path, inputs, "native")
+
+    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {failure} | ")]
+    documented = line.split(" | ", 1)[1].removesuffix(" |")
+    assert re.sub(r"\d+", "0", str(caught.value)) == re.sub(r"\d+", "0", documented)  # sizes and numbers of signals
+    assert list((tmp_path / "made").glob("vae_decoder.*")) == []
+
+
+def test_the_failures_in_the_documentation_are_those_of_the_double():
+    table = PAGE.split("<!-- failures -->")[1]
+
+    assert re.findall(r"^\| ([\w-]+) \| vae_decoder[:. ]", table, re.MULTILINE) == [*FAILURES, "hang"]
+    assert set(KILLED) <= {*FAILURES, "hang"}
+
+
+def test_no_code_of_the_package_knows_the_double():
+    code = [*(ROOT / "axbake").rglob("*.py"), *(ROOT / "workflow").rglob("*.smk"), ROOT / "Snakefile"]
+
+    assert not [
+        path for path in code if "tests" in re.findall(r"^ *(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+    ]
+
+
+def test_what_engines_refuse_is_told_as_the_documentation_says():
+    for _, meaning in REFUSALS:
+        assert f"| {meaning.format(engine='docker', image='pulsar2:4.2')} |" in PAGE
+
+
+def test_a_build_that_hangs_is_ended_at_its_time_limit_with_all_that_it_started(double, inputs, tmp_path):
+    fields = {"compiler": {"check_tensor_black_list": ["double:hang"]}}
+
+    with pytest.raises(CompileError) as caught:
+        compile_decoder(tmp_path, inputs, "native", fields=fields, minutes=0.05)
+
+    assert str(caught.value) in PAGE
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in listed.splitlines() if "tests.double build" in line and "vae_decoder" in line]
+
+
+@pytest.mark.parametrize("said", ["4.1", "4.20", "14.2", "3.4.2"])
+def test_another_version_is_refused_before_anything_is_built(double, inputs, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("PULSAR2_DOUBLE_VERSION", said)
 
     with pytest.raises(WrongToolchain) as caught:
-        build(tmp_path)
+        compile_decoder(tmp_path, inputs, "native")
 
-    assert said in str(caught.value)
-    assert "config/config.yaml says 4.2" in str(caught.value)
-    assert "Correct pulsar2_version" in str(caught.value)
-    assert not (tmp_path / "started").exists()
-
-
-@pytest.mark.parametrize("said", ["4.2", "version: 4.2", "v4.2", "version: 4.2\ncommit: 4.1", "Pulsar2 4.2-patch1"])
-def test_the_version_is_found_in_what_the_program_prints(pulsar2, said):
-    pulsar2(version=said)
-
-    assert check_toolchain("native", {"pulsar2": "4.2"}) == said
+    assert f"version: {said}" in str(caught.value)
+    assert "config/config.yaml says 4.2. Correct pulsar2_version" in str(caught.value)
+    assert list((tmp_path / "made").iterdir()) == []
 
 
-def test_a_failing_build_is_an_error_with_the_compilers_own_words(pulsar2, tmp_path):
-    context = '{"code": "QuantError", "error_msg": "op type GroupNorm is not supported"}'
-    pulsar2(build=f"echo '{context}' > \"$out/build_context.json\"; exit 7")
+def test_a_patch_of_the_version_is_that_version(double, monkeypatch):
+    monkeypatch.setenv("PULSAR2_DOUBLE_VERSION", "4.2-patch1")
 
-    with pytest.raises(CompileError) as caught:
-        build(tmp_path)
-
-    assert "unet: native ended with status 7: op type GroupNorm is not supported" in str(caught.value)
-    assert "log" in str(caught.value)
-    assert list((tmp_path / "made").glob("unet.*")) == []
+    assert "4.2-patch1" in Launch(**LAUNCH, toolchain="native").check()
 
 
-@pytest.mark.parametrize("context", ["", '{"code": '], ids=["empty", "cut off"])
-def test_a_build_that_died_while_it_wrote_its_context_is_an_error_all_the_same(pulsar2, context, tmp_path):
-    pulsar2(build=f"printf '{context}' > \"$out/build_context.json\"; exit 137")
-
-    with pytest.raises(CompileError, match="status 137"):
-        build(tmp_path)
-
-
-def test_a_build_that_says_it_went_well_but_made_no_model_is_an_error(pulsar2, tmp_path):
-    pulsar2(build="exit 0")
-
-    with pytest.raises(CompileError, match="unet: native ended with status 0: no word of why"):
-        build(tmp_path)
-
-
-def test_a_model_of_another_maker_is_refused(pulsar2, tmp_path):
-    pulsar2(build=f"printf '{OTHER_MODEL}' > \"$out/$name\"")
-
-    with pytest.raises(CompileError) as caught:
-        build(tmp_path)
-
-    assert "made a model of producer 'pytorch', wanted 'Pulsar2'" in str(caught.value)
-    assert list((tmp_path / "made").glob("unet.*")) == []
-
-
-def test_a_file_that_is_no_model_is_refused(pulsar2, tmp_path):
-    pulsar2(build='echo "no space left on device" > "$out/$name"')
-
-    with pytest.raises(Exception, match=r"unet\.axmodel: does not begin as an ONNX model or axmodel does"):
-        build(tmp_path)
-
-
-def test_a_program_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize("toolchain", ["native", "docker", "podman"])
+def test_a_program_that_is_not_there_is_an_error_that_says_what_to_do(toolchain, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(WrongToolchain) as caught:
-        check_toolchain("native", {"pulsar2": "4.2"})
-
-    assert "`pulsar2 version` does not run" in str(caught.value)
-    assert "put it on the PATH, or set toolchain: emulator" in str(caught.value)
+    with pytest.raises(Exception, match=rf"^toolchain {toolchain}: .* on the PATH.*, or .*toolchain: emulator"):
+        Launch(**LAUNCH, toolchain=toolchain).check()
 
 
-def test_the_emulator_says_that_it_is_one():
-    assert "emulat" in check_toolchain("emulator", {})
+def test_a_field_that_pulsar2_does_not_know_is_told_with_its_own_words(double, inputs, tmp_path):
+    with pytest.raises(CompileError, match=r"does not know a field or flag: .*no field named \"qualiti\""):
+        compile_decoder(tmp_path, inputs, "native", fields={"quant": {"qualiti": 1}})
+
+
+def check(made, inputs, toolchain, directory, **how):
+    """What the check of a compiled decoder leaves."""
+    record = directory / "check.json"
+    settings = {"samples": 2, "min_sqnr": 40, "compiler": compiler(toolchain)} | how
+    paths = {"axmodel": made["axmodel"], "config": made["config"], "check": record}
+    check_compiled(**inputs, **paths, **settings, launch=LAUNCH | {"toolchain": toolchain})
+    return json.loads(record.read_text())
+
+
+@pytest.mark.parametrize("toolchain", ["emulator", "native"])
+def test_a_compiled_model_is_run_against_its_float_graph(double, inputs, toolchain, tmp_path):
+    made = compile_decoder(tmp_path, inputs, toolchain)
+
+    said = check(made, inputs, toolchain, tmp_path)
+
+    assert (said["component"], said["emulated"], said["samples"]) == ("vae_decoder", toolchain == "emulator", 2)
+    (distance,) = said["outputs"].values()
+    assert 40 < distance["sqnr_db"] < 150  # S8 weights: near, and not the float graph itself
+    assert distance["cosine"] > 0.9999
+    assert "outputs" not in check(made, inputs, toolchain, tmp_path, samples=0)
+
+
+def test_a_compiled_model_too_far_from_its_graph_is_refused_with_what_to_try(inputs, tmp_path):
+    made = compile_decoder(tmp_path, inputs, "emulator", precision="U8")
+
+    with pytest.raises(CompiledError) as caught:
+        check(made, inputs, "emulator", tmp_path, min_sqnr=60)
+
+    assert re.search(
+        r"SQNR of sample [\d.]+ dB, below the 60 dB of config compiled/min_sqnr/vae_decoder", str(caught.value)
+    )
+    assert "precision/vae_decoder: U16" in str(caught.value)
+    assert not (tmp_path / "check.json").exists()

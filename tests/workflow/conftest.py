@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.services.engine import containers, engine, shared  # noqa: F401 - fixtures of the container tests
 from tests.workflow.project import REPORT, Project
 
 

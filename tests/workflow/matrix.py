@@ -98,6 +98,7 @@ def job_name(log: Path) -> str:
         "onnx": "export_onnx",
         "parity": "check_parity",
         "build": "compile_model",
+        "check": "check_compiled",
         "simulation": "simulate",
         "attribution": "attribute_error",
         "report": "write_report",
@@ -174,6 +175,11 @@ def each(rule: str, *components: str) -> set[str]:
     return {f"{rule}/{component}" for component in components or COMPONENTS}
 
 
+def compiled(*components: str) -> set[str]:
+    """Compiles and their checks of *components*; of all if none is named."""
+    return each("compile_model", *components) | each("check_compiled", *components)
+
+
 def _edit(what: str, carry_out: Callable, *work: str | set[str], of_code: bool = False) -> Edit:
     jobs = set().union(*({job} if isinstance(job, str) else job for job in work))
     return Edit(what, carry_out, frozenset(jobs), of_code)
@@ -181,11 +187,11 @@ def _edit(what: str, carry_out: Callable, *work: str | set[str], of_code: bool =
 
 COMPILED = {"simulate", "attribute_error"}
 PICTURES = {"draw_reference", "check_calibration", *COMPILED}
-CHOSEN = {"calibrate_unet", "check_calibration", "compile_model/unet", *COMPILED}
+CHOSEN = {"calibrate_unet", "check_calibration", *compiled("unet"), *COMPILED}
 UNET = {"record_trajectories", "observe_unet", *CHOSEN}
 VAE = ("vae_encoder", "vae_decoder")
 TEXT_ENCODER = {"import_text_encoder"} | {
-    f"{rule}/text_encoder" for rule in ("export_onnx", "check_parity", "compile_model")
+    f"{rule}/text_encoder" for rule in ("export_onnx", "check_parity", "compile_model", "check_compiled")
 }
 OTHER = ROW | {"model": "other", "prompt": "a tractor", "height": "72"}
 EDITS = [
@@ -207,7 +213,7 @@ EDITS = [
     _edit(
         "the emulator's version",
         code("emulator/build.py", "emulated (axbake", "emulated again (axbake"),
-        each("compile_model"),
+        compiled(),
         COMPILED,
         of_code=True,
     ),
@@ -227,7 +233,7 @@ EDITS = [
         "draw_reference",
         each("export_onnx", "vae_decoder"),
         each("check_parity", "vae_decoder"),
-        each("compile_model", "vae_decoder"),
+        compiled("vae_decoder"),
         COMPILED,
     ),
     _edit("the reference's prompt", row(prompt="a tractor"), PICTURES),
@@ -259,14 +265,14 @@ EDITS = [
         "a prompt of all text encoders",
         lambda project: project.edit("config/prompts/text_encoder.txt", "rocket", "tractor"),
         "calibrate_text_encoder",
-        "compile_model/text_encoder",
+        compiled("text_encoder"),
         COMPILED,
     ),
     _edit(
         "Pulsar2's precision of the VAE decoder",
         config("  vae_decoder: U16", "  vae_decoder: S16"),
         "configure_build/vae_decoder",
-        "compile_model/vae_decoder",
+        compiled("vae_decoder"),
         COMPILED,
     ),
     _edit(
@@ -277,7 +283,7 @@ EDITS = [
         {"draw_pictures", "encode_pictures", "calibrate_vae_encoder", "calibrate_vae_decoder"},
         each("export_onnx", "unet", *VAE),
         each("check_parity", "unet", *VAE),
-        each("compile_model", *VAE),
+        compiled(*VAE),
     ),
 ]
 

@@ -168,7 +168,13 @@ def test_an_edit_of_one_components_setting_leaves_the_others_alone(project, edit
 def test_another_toolchain_or_version_of_it_compiles_everything_anew(project):
     project.edit("config/config.yaml", "toolchain: emulator", "toolchain: native")
 
-    assert project.plan(REPORT).jobs == {"preflight": 1, "compile_model": 4, "emulate_model": 4, **AFTER}  # its estimates differ
+    assert project.plan(REPORT).jobs == {
+        "preflight": 1,  # its estimates differ
+        "compile_model": 4,
+        "emulate_model": 4,
+        "check_compiled": 4,
+        **AFTER,
+    }
 
 
 # What is edited in the checkout -> file, text, new text, and rules that have to run again
@@ -321,6 +327,7 @@ def test_a_model_that_has_no_row_is_refused_with_those_that_have(fresh):
 
     assert "nosuch: no row of that name in config/models.tsv; there are tiny." in text
     assert "Traceback" not in text
+    assert "NAME: no row of that name" in fresh.refusal("results/NAME/report.html")
     assert fresh.results() == []
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -82,6 +83,30 @@ def test_the_next_run_has_only_to_say_again_what_it_leaves_out(batch):
 
     project.write_rows(ROW)
     assert "Nothing to be done" in project.bake()
+
+
+# What is wrong with a row's sources -> its cells, and the words that leave it out
+SOURCES = {
+    "no checkpoint": ({"checkpoint": "checkpoints/nowhere.ckpt"}, "MissingCheckpoint: other"),
+    "another checkpoint": ({"sha256": "0123456789"}, "WrongChecksum: other"),
+    "a folder that is no model": ({"checkpoint": "config"}, "UnreadableCheckpoint: config: a folder"),
+    "no embedding": ({"embeddings": "embeddings/nowhere.pt"}, "MissingEmbedding: other"),
+    "no LoRA": ({"loras": "loras/nowhere.safetensors"}, "MissingLora: other"),
+    "a LoRA that is none": ({"loras": "config/notes.safetensors"}, "LoraError: config/notes.safetensors"),
+}
+
+
+def test_whatever_a_row_lacks_the_others_are_planned(baked, tmp_path):
+    project = baked.copy(tmp_path / "project")
+    (project.directory / "config" / "notes.safetensors").write_text("not tensors")
+    others = [ROW | changed | {"model": f"other{n}"} for n, (changed, _) in enumerate(SOURCES.values())]
+    project.write_rows(ROW, *others)
+
+    plan = project.plan()
+
+    assert plan.jobs == {"refuse_row": len(SOURCES)}
+    for number, (_, words) in enumerate(SOURCES.values()):
+        assert re.search(f"Left out: .*{words.replace('other', f'other{number}')}", plan.text), (number, plan.text)
 
 
 def test_a_row_asked_for_by_name_without_its_checkpoint_is_an_error(batch):

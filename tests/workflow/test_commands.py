@@ -30,7 +30,8 @@ def clone(baked, tmp_path_factory) -> Project:
     shutil.copytree(baked.directory, directory, symlinks=True, dirs_exist_ok=True)
     shutil.copy2(ROOT / "Makefile", directory)
     (directory / ".venv").mkdir()
-    (directory / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (directory / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (directory / ".venv" / "installed").touch()
     return Project(directory, baked.cache, checkout=directory)
 

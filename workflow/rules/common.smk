@@ -5,6 +5,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from axbake.build_config import read_builds
 from axbake.containers import files_of, needs_conversion
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
@@ -12,6 +13,7 @@ from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
 from axbake.prediction import read_sidecar
 from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts
+from axbake.toolchain.launch import ENGINES, Launch
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
 # Columns that a component's graph depends on: the text encoder knows no picture size.
@@ -22,9 +24,12 @@ GRAPH = SIZE | {component: [*SIZE[component], "program"] for component in ("unet
 JOBS_OWN = ("component", "layout")  # stand among a job's columns, but are of the job and not of the row
 DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed", "clip_skip"]
 
+
 try:
     config = check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config/config.yaml")
     TEXT_PROMPTS = read_prompts(Path(config["calibration"]["text_prompts"]))
+    chip = {name: config[name] for name in ("target_hardware", "npu_mode")}
+    config["pulsar2"] = read_builds(config["pulsar2"], **chip)
     MODELS = read_models(Path(config["models"]), schema=SCHEMAS / "models.schema.yaml")
 except AxbakeError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}") from None
@@ -37,7 +42,7 @@ if config["cache"]:
 
 
 wildcard_constraints:
-    model=r"[a-z0-9][a-z0-9._-]*",
+    model=r"[^/]+",  # any name, so that `row_of` can say which there are
     component="|".join(COMPONENTS),
 
 
@@ -106,10 +111,6 @@ def embeddings_digest(row):
     return " ".join(told(embeddings_sha256, row))
 
 
-# What a row brings; each raises SystemExit with its reason if something is missing or wrong.
-SOURCES = [source_digest, embeddings_digest]
-
-
 def embedding_names(row):
     """What prompts call a model's embeddings: their files' names without the ending."""
     return [Path(path).stem for path in row["embeddings"]]
@@ -127,7 +128,7 @@ def more_each_time(amount):
     return resource
 
 
-def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, sources=None, **how):
+def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, means=None, sources=None, **how):
     """Input function that gives a job's settings file and writes it when its text changes.
 
     function: of the package, that does the work; called with inputs, outputs and settings by name.
@@ -136,6 +137,7 @@ def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, 
     row: columns of the table that the job reads; by component, or for all. «component» and «layout» are the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
     more: name -> function of the row; by component, or for all.
+    means: name -> function of the row; of what does not decide the result, such as how a program is started.
     sources: name of an input that the user brings -> function of the row that gives its SHA-256, or None if a job made it; by
         component, or for all.
     how: cached, data, gates, own_code, as `axbake.identity.identify` has them.
@@ -158,8 +160,9 @@ def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, 
             mine = sources.get(component, sources) if sources else {}
             digests = {name: digest(model_row) for name, digest in mine.items()}
             digests = {name: digest for name, digest in digests.items() if digest is not None}
-            how_run = {"cached": True} | how
-            identity = identify(function, component=component, settings=values, sources=digests, tools=tools, **how_run)
+            ways = {name: value(model_row) for name, value in (means or {}).items()}
+            how_run = {"cached": True, "means": ways, "sources": digests, "tools": tools} | how
+            identity = identify(function, component=component, settings=values, **how_run)
             write_identity(path, identity)
         return str(path)
 
@@ -183,6 +186,28 @@ def emulator(row):
     """What decides a build by the emulator: its code, and the tools that it uses."""
     tools = ["numpy", "onnx", "onnxruntime", "pillow", "json5"]
     return {"emulator": code_digest("axbake.emulator.__main__")} | {tool: tool_version(tool) for tool in tools}
+
+
+def launch(row):
+    """How the compiler is started (`axbake.toolchain.launch.Launch`)."""
+    how = {"toolchain": config["toolchain"], "minutes": config["time_limit"]}
+    if config["toolchain"] != "emulator":
+        how["version"] = config["pulsar2_version"]
+    return how | (config["container"] if config["toolchain"] in ENGINES else {})
+
+
+def check_compiler():
+    """End a run that compiles on this machine unless the compiler is there and of config's version.
+
+    So a missing image shows now, and not after an hour of calibration. On a cluster the jobs' own nodes are asked, by the jobs.
+    """
+    compiles = any(job.rule.name == "compile_model" for job in workflow.dag.needrun_jobs())
+    if not compiles or config["toolchain"] == "emulator" or not workflow.is_main_process or not workflow.local_exec:
+        return
+    try:
+        Launch(**launch({})).check()
+    except AxbakeError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
 
 
 def text_prompts(row):

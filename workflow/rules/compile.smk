@@ -6,12 +6,13 @@ rule configure_build:
     """Write Pulsar2's config of one component."""
     input:
         settings=settings(
-            "axbake.pulsar2.configure_build",
+            "axbake.build_config.configure_build",
             row={component: ["component"] + ["program"] * (component == "unet") for component in COMPONENTS},
             entries={
                 "precision": "precision/{component}",
                 "target_hardware": "target_hardware",
                 "npu_mode": "npu_mode",
+                "fields": "pulsar2/{component}",
             },
         ),
     output:
@@ -31,8 +32,8 @@ rule compile_model:
     input:
         settings=settings(
             "axbake.pulsar2.compile_model",
-            entries={"toolchain": "toolchain"},
             more={"compiler": compiler},
+            means={"launch": launch},
             gates=["parity"],
             own_code=False,  # a better message of axbake's must not cost 68 minutes; `compiler` is what decides
         ),
@@ -68,7 +69,8 @@ use rule compile_model as emulate_model with:
         settings=settings(
             "axbake.pulsar2.compile_model",
             step="emulate_model",
-            more={"toolchain": lambda row: "emulator", "compiler": emulator},
+            more={"compiler": emulator},
+            means={"launch": lambda row: {"toolchain": "emulator", "minutes": config["time_limit"]}},
             gates=["parity"],
             own_code=False,
         ),
@@ -84,5 +86,9 @@ use rule compile_model as emulate_model with:
         "logs/{model}/emulated/{component}.log",
     benchmark:
         "benchmarks/{model}/emulated/{component}.tsv"
+    resources:
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(60),
+        pulsar2=0,
     message:
         "Emulating the compile of the {wildcards.component} of {wildcards.model}"

@@ -9,6 +9,12 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from axbake.overview import write_overview
 from axbake.summary import Outcome, describe_failure, show_outcomes, write_summary
 
+# Functions of a row that end the run while the workflow is read, by what they look at: the first fault of each is told.
+SOURCES = [
+    [source_digest, converted, sidecar],
+    [embeddings_digest],
+    [functools.partial(loras_of, component=component) for component in COMPONENTS] + [advise],
+]
 STARTED = time.time()
 FAILURES = {}  # number of a job -> Snakemake's record of its latest failure
 
@@ -23,10 +29,11 @@ def refused_rows():
 
 
 def source_faults(row):
-    """What is missing or wrong of all that *row* brings."""
-    for digest in SOURCES:
+    """What is missing or wrong of all that *row* brings: whatever would end a run that asks for the row by name."""
+    for functions in SOURCES:
         try:
-            digest(row)
+            for function in functions:
+                function(row)
         except SystemExit as error:
             yield str(error)
 

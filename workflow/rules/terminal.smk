@@ -7,6 +7,7 @@ from axbake.terminal import Pending, show_made, show_progress
 
 
 onstart:
+    check_compiler()
     show_progress(
         logger,
         [

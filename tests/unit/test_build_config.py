@@ -1,0 +1,228 @@
+"""Pulsar2's configs: what axbake sets, what users may set over it, and what is refused with the place where it belongs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from axbake.build_config import configure_build, doubts, read_builds, read_own_fields
+from axbake.emulator.config import ConfigError, build_config, merged
+from axbake.emulator.fields import MESSAGES
+from axbake.families import COMPONENTS
+from docs.make_pulsar2 import PAGE, page
+from tests.double.arguments import MESSAGES as DOCUMENTED
+from tests.double.arguments import check
+
+CHIP = {"target_hardware": "AX650", "npu_mode": "NPU3"}
+PRECISIONS = ["U8", "U16", "S16"]
+
+
+def configured(directory, component, precision="U16", **fields):
+    """The config of *component*, as read from its file."""
+    config = directory / f"{component}.config.json"
+    own = read_own_fields(component, fields, **CHIP)
+    configure_build(component=component, precision=precision, **CHIP, fields=own, config=config)
+    return json.loads(config.read_text())
+
+
+def refusal(component="unet", **fields):
+    with pytest.raises(ConfigError) as caught:
+        read_own_fields(component, fields, **CHIP)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_config_of_every_component_is_one_that_the_compiler_takes(component, precision, tmp_path):
+    values = configured(tmp_path, component, precision)
+    built = build_config(merged(values, {"input": "graph.onnx", "output_dir": "out"}))
+
+    check(values | {"input": "graph.onnx", "output_dir": "out"})  # by the double's own table
+    assert (built.target_hardware, built.npu_mode) == ("AX650", "NPU3")
+    (layer,) = built.layers
+    assert layer.data_type == precision
+    assert (layer.start_tensors, layer.end_tensors) == (("DEFAULT",), ("DEFAULT",))
+    (calibration,) = built.inputs
+    assert calibration.dataset == Path(f"{component}.tar")
+    assert calibration.size == -1
+    assert values["quant"]["calibration_method"] == "MinMax"
+    assert str(tmp_path) not in json.dumps(values)
+
+
+def test_the_formats_are_those_of_the_archives_and_of_the_programs_on_boards(tmp_path):
+    places = {"input": "g.onnx", "output_dir": "out"}
+    built = {name: build_config(merged(configured(tmp_path, name), places)) for name in COMPONENTS}
+
+    assert {name: config.inputs[0].format for name, config in built.items()} == {
+        "text_encoder": "Numpy",
+        "unet": "NumpyObject",
+        "vae_encoder": "Image",
+        "vae_decoder": "NumpyObject",
+    }
+    (ids,), (picture,) = built["text_encoder"].processors, built["vae_encoder"].processors
+    assert ids.src_dtype == "U32"
+    # Pictures of 0 to 255 become -1 to 1 while calibrating; on the board the program has done so already.
+    assert (built["vae_encoder"].inputs[0].mean, built["vae_encoder"].inputs[0].std) == ((127.5,) * 3, (127.5,) * 3)
+    assert (picture.tensor_format, picture.mean, picture.std) == ("RGB", (0.0,) * 3, (1.0,) * 3)
+    assert not built["unet"].processors and not built["vae_decoder"].processors
+
+
+def test_the_same_settings_give_the_same_bytes(tmp_path):
+    (tmp_path / "other").mkdir()
+    configured(tmp_path, "unet")
+    configured(tmp_path / "other", "unet")
+
+    assert (tmp_path / "unet.config.json").read_bytes() == (tmp_path / "other" / "unet.config.json").read_bytes()
+
+
+def test_fields_of_the_users_go_over_axbakes_and_precision_stays_for_the_rest(tmp_path):
+    softmax = {"op_types": ["Softmax"], "data_type": "FP32"}
+    values = configured(
+        tmp_path,
+        "unet",
+        npu_mode="NPU1",
+        onnx_opt={"enable_onnxsim": True},
+        quant={"layer_configs": [softmax], "calibration_method": "Percentile", "input_configs": [SIXTEEN]},
+        compiler={"check": 3},
+    )
+
+    assert (values["npu_mode"], values["onnx_opt"], values["compiler"]) == (
+        "NPU1",
+        {"enable_onnxsim": True},
+        {"check": 3},
+    )
+    assert values["quant"]["calibration_method"] == "Percentile"
+    assert [layer["data_type"] for layer in values["quant"]["layer_configs"]] == ["U16", "FP32"]
+    (entry,) = values["quant"]["input_configs"]
+    assert (entry["calibration_size"], entry["calibration_dataset"]) == (16, "unet.tar")
+    check(values | {"input": "graph.onnx", "output_dir": "out"})
+
+
+SIXTEEN = {"tensor_name": "DEFAULT", "calibration_size": 16}
+OWN_FILE = """{
+  // what we use everywhere
+  "input": "model.onnx", "output_dir": "out", "target_hardware": "AX650",
+  "npu_mode": "NPU2",  # two cores
+  "quant": {
+    "input_configs": [{"tensor_name": "DEFAULT", "calibration_dataset": "mine.tar", "calibration_format": "Numpy"}],
+    "calibration_method": "MSE", "transformer_opt_level": 1,
+  },
+}"""
+
+
+def test_a_file_of_the_users_is_a_base_with_its_comments_and_without_what_axbake_sets(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(OWN_FILE)
+
+    values = configured(tmp_path, "unet", base=str(file), quant={"calibration_method": "KL"})
+
+    assert values["npu_mode"] == "NPU2"
+    assert (values["quant"]["calibration_method"], values["quant"]["transformer_opt_level"]) == ("KL", 1)
+    (entry,) = values["quant"]["input_configs"]
+    assert (entry["calibration_dataset"], entry["calibration_format"]) == ("unet.tar", "NumpyObject")
+    assert "input" not in values and "output_dir" not in values
+
+
+def test_comments_of_a_users_file_decide_nothing(tmp_path):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(OWN_FILE)
+    second.write_text(OWN_FILE.replace("what we use everywhere", "another word").replace("  ", "    "))
+
+    assert read_own_fields("unet", {"base": str(first)}, **CHIP) == read_own_fields(
+        "unet", {"base": str(second)}, **CHIP
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"qant": {}}, "pulsar2/unet: qant: BuildConfig has no such field; did you mean `quant`?"),
+        ({"layer_configs": []}, "layer_configs: BuildConfig has no such field; it belongs into quant"),
+        (
+            {"compiler": {"op_types": []}},
+            "CompilerConfig has no such field; it belongs into quant.layer_configs[]",
+        ),
+        ({"quant": {"calibration_method": "minmax"}}, "did you mean `MinMax`?"),
+        ({"npu_mode": "NPU4"}, "npu_mode: found NPU4, wanted one of NPU1, NPU2, NPU3 for AX650"),
+        ({"target_hardware": "AX620E"}, "pulsar2/unet/target_hardware: axbake sets it"),
+        ({"input": "mine.onnx"}, "pulsar2/unet/input: axbake sets it: the graph that was exported"),
+        (
+            {"quant": {"input_configs": [SIXTEEN | {"calibration_dataset": "a.tar"}]}},
+            "calibration_dataset: axbake sets it",
+        ),
+        ({"quant": {"input_configs": [{"tensor_name": "sample"}]}}, "wanted one, with tensor_name DEFAULT"),
+        ({"quant": {"enable_lsq": True, "enable_brecq": True}}, "set at most one of"),
+        ({"base": "nowhere.json"}, "pulsar2/unet/base: nowhere.json: cannot be read"),
+        ({"quant": {"layer_configs": [{"op_types": ["Silu"], "data_type": "FP32"}]}}, "Silu: no operator of ONNX"),
+        ({"quant": {"layer_configs": [{"op_type": "Conv", "data_type": "FP32"}]}}, "Conv in FP32"),
+    ],
+)
+def test_a_field_that_cannot_be_used_is_refused_with_its_place(fields, words):
+    assert words in refusal(**fields)
+
+
+def test_a_file_for_another_chip_is_refused(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(OWN_FILE.replace('"AX650"', '"AX620E"').replace('"NPU2"', '"NPU1"'))
+
+    assert "target_hardware: AX620E, and this build's is AX650" in refusal(base=str(file))
+
+
+def test_the_faults_of_all_components_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        read_builds({"unet": {"qant": {}}, "vae_decoder": {"compilr": {}}}, **CHIP)
+
+    assert "pulsar2/unet: qant" in str(caught.value) and "pulsar2/vae_decoder: compilr" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("quant", "words"),
+    [
+        ({"layer_configs": [{"op_types": ["LayerNormalization"], "data_type": "FP32"}]}, "FP32 on LayerNormalization"),
+        ({"highest_mix_precision": True}, "TileFailException"),
+        ({"enable_lsq": True}, "wants a GPU"),
+        ({"device": "cuda:0"}, "container/options"),
+    ],
+)
+def test_what_may_fail_is_said_before_it_does(quant, words, tmp_path, caplog):
+    configured(tmp_path, "unet", quant=quant)
+
+    assert any(words in message for message in caplog.messages)
+    assert not doubts(configured(tmp_path, "unet"))
+
+
+def test_the_emulators_table_of_fields_and_the_doubles_are_one():
+    """Both were written from the documentation, apart from one another."""
+
+    def plain(messages, of):
+        return {name: {field: of(entry) for field, entry in fields.items()} for name, fields in messages.items()}
+
+    ours = plain(MESSAGES, lambda f: (f.options, f.repeated, f.required))
+    theirs = plain(
+        DOCUMENTED, lambda e: (tuple(e.get("options", ())), e.get("repeated", False), e.get("required", False))
+    )
+    assert {name: set(fields) for name, fields in ours.items()} == {
+        name: set(fields) for name, fields in theirs.items()
+    }
+    differing = {
+        (name, field): (ours[name][field], theirs[name][field])
+        for name in ours
+        for field in ours[name]
+        if ours[name][field] != theirs[name][field]
+    }
+    assert differing == {}
+
+
+def test_the_page_lists_all_fields():
+    assert page(PAGE.read_text()) == PAGE.read_text(), "run `make docs`"
+    assert "| `quant/layer_configs[]/op_types[]` |" in PAGE.read_text()
+
+
+def test_a_unet_that_takes_the_timestep_is_compiled_for_whole_ones(tmp_path):
+    how = {"precision": "U16", "target_hardware": "AX650", "npu_mode": "NPU3", "config": tmp_path / "config.json"}
+    found = {}
+    for program in ("axera", "euler"):
+        configure_build(component="unet", program=program, **how)
+        found[program] = json.loads((tmp_path / "config.json").read_text()).get("input_processors")
+
+    assert found == {"axera": None, "euler": [{"tensor_name": "t", "src_dtype": "S32"}]}
