@@ -30,7 +30,7 @@ include: "workflow/rules/outcomes.smk"
 include: "workflow/rules/batch.smk"
 
 
-# Where jobs go to a cluster, these stay: they take seconds, and less memory than a browser.
+# Where jobs go to a cluster, these stay: they take seconds, and less memory than a browser; those of a board need the user's keys.
 localrules:
     all,
     refuse_row,
@@ -45,6 +45,9 @@ localrules:
     calibrate_vae_decoder,
     configure_build,
     write_report,
+    deploy_bundle,
+    benchmark_board,
+    write_board_report,
 
 
 rule all:

@@ -4,11 +4,6 @@
 BOARD = {name: f"board/{name}" for name in ("host", "user", "port", "directory", "kind", "device")}
 
 
-localrules:  # the user's agent and known hosts are where Snakemake is started, not on a cluster's nodes
-    deploy_bundle,
-    benchmark_board,
-
-
 rule deploy_bundle:
     """Copy a bundle to the board."""
     input:
@@ -72,9 +67,10 @@ rule benchmark_host:
         "logs/{model}/host/benchmark.log",
     conda:
         "../../envs/axbake.yaml"
-    threads: workflow.cores
+    threads: 4
     resources:
-        mem_mb=12000,
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(60),
     message:
         "Measuring {wildcards.model} on this host, which is no board"
     script:
