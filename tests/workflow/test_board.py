@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from axbake.families import COMPONENTS
-from tests.board.container import wrap
 from tests.board.played import recorded
+from tests.double.container import wrap
 from tests.workflow.project import ROW
 
 PAGE = "results/tiny/board/report.html"
@@ -25,13 +26,13 @@ def results(project, name) -> Path:
 @pytest.fixture
 def on_board(project, board):
     """A project with a board, whose models have the container of Pulsar2's, and the pictures that the emulator's drew."""
-    project.edit("config/config.yaml", "toolchain: emulator", "toolchain: native")
-    for name, value in board.measuring.items():
-        with_comment = (project.directory / "config" / "config.yaml").read_text()
-        (line,) = (line for line in with_comment.splitlines() if line.startswith(f"  {name}:"))
-        project.edit("config/config.yaml", line, f"  {name}: {value or json.dumps(value)}")
+    path = project.directory / "config" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.dump(config | {"toolchain": "native", "board": board.measuring}))
     for component in COMPONENTS:
-        wrap(results(project, f"{component}.axmodel"), results(project, f"{component}.axmodel"))
+        model, emulated = results(project, f"{component}.axmodel"), project.directory / f"{component}.onnx"
+        model.rename(emulated)
+        wrap(emulated, model, version="4.2", commit="played00", hardware="AX650", mode="NPU3")
         record = results(project, f"build/{component}.json")
         content = json.loads(record.read_text()) | {"toolchain": "native", "emulated": False, "version": "4.2 played"}
         record.unlink()  # it may be a hard link of the build cache
@@ -87,10 +88,9 @@ def test_a_project_without_a_board_or_with_emulated_models_is_told_so_before_any
     assert "no board: config's entry board/host names none" in project.refusal(PAGE)
 
     project.edit("config/config.yaml", '  host: ""', "  host: somewhere")
-    for target in (PAGE, "results/tiny/board/deployment.json", "results/tiny/board/benchmark.json"):
-        said = project.refusal(target)
-        assert "tiny: toolchain is emulator in config; hosts run its models, boards cannot" in said
-        assert "Traceback" not in said
+    said = project.refusal(PAGE)
+    assert "tiny: toolchain is emulator in config; hosts run its models, boards cannot" in said
+    assert "Traceback" not in said
 
 
 def test_pulsar2s_models_are_simulated_by_the_emulators_of_the_same_graphs(project):

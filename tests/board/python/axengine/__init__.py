@@ -1,4 +1,4 @@
-"""Speaks for pyaxengine on the played board: the tests' strict stand-in, given the model inside a container of ours.
+"""Speaks for pyaxengine on the played board: the tests' strict stand-in, given the model inside a container (tests/double).
 
 Its session has the card that it is asked for, whatever the number is.
 """
