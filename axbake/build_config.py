@@ -133,16 +133,19 @@ def configure_build(
     The archive is named without a folder, since `compile_model` runs Pulsar2 in one that holds all it needs; so the same build
     for another model has the same config. All members of the archive are used, unless *fields* say how many.
     """
-    if component == "unet" and program == "euler":
-        fields = {"input_processors": TIMESTEP_PROCESSORS} | (fields or {})
-    content = _build(component, precision, target_hardware, npu_mode, fields or {})
+    content = _build(component, precision, target_hardware, npu_mode, fields or {}, program)
     for doubt in doubts(content):
         logger.warning("%s: %s", component, doubt)
     config.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _build(
-    component: str, precision: str, target_hardware: str, npu_mode: str, fields: Mapping[str, Any]
+    component: str,
+    precision: str,
+    target_hardware: str,
+    npu_mode: str,
+    fields: Mapping[str, Any],
+    program: str = "axera",
 ) -> dict[str, Any]:
     """The whole config of *component*."""
     calibration = {**CALIBRATION_FORMATS[component], "calibration_dataset": f"{component}.tar", "calibration_size": -1}
@@ -155,6 +158,8 @@ def _build(
     }
     if component in INPUT_PROCESSORS:
         ours["input_processors"] = INPUT_PROCESSORS[component]
+    if component == "unet" and program == "euler":
+        ours["input_processors"] = TIMESTEP_PROCESSORS
     whole = _laid_over(ours, fields)
     layers = whole["quant"].get("layer_configs", [])
     everything = {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": precision}

@@ -16,9 +16,9 @@ from axbake.errors import AxbakeError
 from axbake.interface import Interface, interface
 from axbake.layouts import LAYOUTS, Layout
 from axbake.model_card import licence_notes, model_card, requirements
-from axbake.pulsar2 import link_or_copy
 from axbake.runtime.bundle import FORMAT
 from axbake.runtime.sampler import load_schedule
+from axbake.toolchain.launch import link_or_copy
 from axbake.weights import read_sampling
 
 logger = logging.getLogger(__name__)

@@ -40,7 +40,8 @@ rule write_bundle:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=more_each_time(2000),
+        runtime=more_each_time(10),
     message:
         "Laying out {wildcards.model} as {wildcards.layout}"
     script:
@@ -58,6 +59,9 @@ rule pack_bundle:
         "logs/{model}/bundle/{layout}.tar.log",
     conda:
         "../../envs/axbake.yaml"
+    resources:
+        mem_mb=more_each_time(500),
+        runtime=more_each_time(10),
     message:
         "Packing the bundle {wildcards.layout} of {wildcards.model}"
     script:
