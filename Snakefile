@@ -12,6 +12,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/fetch.smk"
 include: "workflow/rules/loras.smk"
 include: "workflow/rules/import.smk"
 include: "workflow/rules/reference.smk"
@@ -34,6 +35,7 @@ include: "workflow/rules/batch.smk"
 localrules:
     all,
     refuse_row,
+    fetch_checkpoint,
     list_embeddings,
     describe_checkpoint,
     derive_schedule,

@@ -19,7 +19,7 @@ from axbake.model_card import licence_notes, model_card, requirements
 from axbake.runtime.bundle import FORMAT
 from axbake.runtime.sampler import load_schedule
 from axbake.toolchain.launch import link_or_copy
-from axbake.weights import read_sampling
+from axbake.weights import SamplingError, read_sampling
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
@@ -177,8 +177,9 @@ def _write_schedules(directory: Path, unet_weights: Path, settings: dict[str, An
     for steps in sorted({*MORE_STEPS} - {settings["steps"]}):
         path = directory / f"{settings['scheduler']}-{steps}.npz"
         try:
-            derive_schedule(scheduler=settings["scheduler"], steps=steps, unet=unet_weights, schedule=path)
-        except ScheduleError as error:
+            how = {name: settings[name] for name in ("scheduler", "guidance_scale")}
+            derive_schedule(**how, steps=steps, unet=unet_weights, schedule=path)
+        except (ScheduleError, SamplingError) as error:
             logger.info("no schedule of %d steps: %s", steps, error)
 
 

@@ -7,30 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from axbake.weights import read_description, read_shapes, read_tensor
 
+AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+
 
 class VaeEncoder(torch.nn.Module):
-    """The encoder half of an AutoencoderKL: image -> mean and log-variance of its latent."""
+    """The encoder half of an autoencoder: image -> its latent; of an AutoencoderKL mean and log-variance of it."""
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny):
         super().__init__()
-        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+        self.encoder, self.quant_conv = vae.encoder, getattr(vae, "quant_conv", torch.nn.Identity())
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W) in -1..1 -> (1, 8, H/8, W/8): 4 channels of means, then 4 of log-variances, not yet scaled."""
+        """(1, 3, H, W) in -1..1 -> (1, 4 or 8, H/8, W/8), not yet scaled: means, then of an AutoencoderKL log-variances."""
         return self.quant_conv(self.encoder(image))
 
 
 class VaeDecoder(torch.nn.Module):
-    """The decoder half of an AutoencoderKL."""
+    """The decoder half of an autoencoder."""
 
-    def __init__(self, vae: AutoencoderKL):
+    def __init__(self, vae: AutoencoderKL | AutoencoderTiny):
         super().__init__()
-        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+        self.post_quant_conv = getattr(vae, "post_quant_conv", torch.nn.Identity())
+        self.decoder = vae.decoder
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """(1, 4, H/8, W/8), already divided by the scaling factor -> (1, 3, H, W), about -1..1."""
@@ -42,11 +45,16 @@ def _text_encoder(config: dict) -> torch.nn.Module:
     return CLIPTextModel(CLIPTextConfig(**config, attn_implementation="eager"))
 
 
+def autoencoder(config: dict) -> Any:
+    """diffusers' autoencoder of *config*, both halves."""
+    return AUTOENCODERS[config["_class_name"]].from_config(config)
+
+
 BUILDERS = {
     "text_encoder": _text_encoder,
     "unet": UNet2DConditionModel.from_config,
-    "vae_encoder": lambda config: VaeEncoder(AutoencoderKL.from_config(config)),
-    "vae_decoder": lambda config: VaeDecoder(AutoencoderKL.from_config(config)),
+    "vae_encoder": lambda config: VaeEncoder(autoencoder(config)),
+    "vae_decoder": lambda config: VaeDecoder(autoencoder(config)),
 }
 
 

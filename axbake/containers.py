@@ -26,6 +26,7 @@ CONVERTED = "axbake.source"  # entry in the metadata of what `convert_checkpoint
 #: Folder of a diffusers model -> stem of its weights' file name
 FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 SCHEDULER = "scheduler"
+PIPELINE, NETWORK = "model_index.json", "config.json"  # in the folder of a whole model; in that of one of its networks
 # Of several copies of one network the first of these is taken: whole precision, then half. Others by name alone.
 VARIANTS = ("", "fp16", "bf16")
 
@@ -55,6 +56,7 @@ class Container:
     metadata: Mapping[str, str]
     configs: Mapping[str, dict] = field(default_factory=dict)  # of a diffusers folder: folder -> its config
     origin: Mapping[str, Any] = field(default_factory=dict)  # what `convert_checkpoint` says of the form it was in
+    averaged: bool = False  # whether its UNet is the moving average of one, since it holds no other
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -63,10 +65,11 @@ class Container:
     def content(self, name: str) -> bytearray:
         """The bytes of tensor *name*, little endian."""
         stored = self.tensors[name]
+        content = bytearray(stored.end - stored.start)
         with stored.path.open("rb") as file:
             file.seek(stored.start)
-            content = bytearray(file.read(stored.end - stored.start))
-        if len(content) != stored.end - stored.start:
+            read = file.readinto(content)  # and not `read`, which would need the memory twice
+        if read != len(content):
             raise UnreadableCheckpoint(f"{stored.path}: ends inside the tensor {name}; it changed while it was read.")
         return content
 
@@ -93,10 +96,11 @@ def form_of(path: Path) -> str:
         UnreadableCheckpoint: nothing there, or another kind; says which where it can be told.
     """
     if path.is_dir():
-        if (path / "model_index.json").is_file():
+        if any((path / index).is_file() for index in (PIPELINE, NETWORK)):
             return "diffusers folder"
         raise UnreadableCheckpoint(
-            f"{path}: a folder without model_index.json. Wanted a diffusers folder of a whole pipeline, or one file."
+            f"{path}: a folder without {PIPELINE} and {NETWORK}. Wanted a diffusers folder of a whole pipeline, or of an"
+            " autoencoder, or one file."
         )
     start = _start(path)
     if is_recipe(path):
@@ -284,21 +288,35 @@ def scan_folder(path: Path) -> Folder:
     Raises:
         UnreadableCheckpoint: a network is missing; lists what the folder has.
     """
-    index = _read_json(path / "model_index.json")
+    if not (path / PIPELINE).is_file():
+        return _scan_autoencoder(path)
+    index = _read_json(path / PIPELINE)
     configs, weights, indexes = {}, {}, []
     for folder, stem in FOLDERS.items():
         place = path / folder
         if not place.is_dir():
             raise UnreadableCheckpoint(
-                f"{path}: no folder {folder}; its model_index.json is of a {str(index.get('_class_name'))[:80]}. Wanted"
+                f"{path}: no folder {folder}; its {PIPELINE} is of a {str(index.get('_class_name'))[:80]}. Wanted"
                 f" {', '.join(FOLDERS)}, as Stable Diffusion 1.x and 2.x have them."
             )
-        configs[folder] = place / "config.json"
+        configs[folder] = place / NETWORK
         weights[folder], index_of = _weights_of(place, stem)
         indexes += index_of
     if (path / SCHEDULER / "scheduler_config.json").is_file():
         configs[SCHEDULER] = path / SCHEDULER / "scheduler_config.json"
     return Folder(configs, weights, indexes)
+
+
+def _scan_autoencoder(path: Path) -> Folder:
+    """The same of a folder that holds an autoencoder alone."""
+    kind = str(_read_json(path / NETWORK).get("_class_name"))[:80]
+    if not kind.startswith("Autoencoder"):
+        raise UnreadableCheckpoint(
+            f"{path}: no {PIPELINE}, and its {NETWORK} is of {kind}. Wanted a diffusers folder of a whole pipeline, or of an"
+            " autoencoder."
+        )
+    weights, indexes = _weights_of(path, FOLDERS["vae"])
+    return Folder({"vae": path / NETWORK}, {"vae": weights}, indexes)
 
 
 def _weights_of(place: Path, stem: str) -> tuple[list[Path], list[Path]]:
@@ -333,7 +351,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Files that make up the checkpoint *path*, the first of which is itself or the model_index.json of a diffusers folder.
+    """Files that make up the checkpoint *path*, the first of which is itself, or of a folder model_index.json or config.json.
 
     Others are those of the folder that are read, or the checkpoints that a recipe merges.
     """
@@ -343,8 +361,9 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     form_of(path)
     folder = scan_folder(path)
-    files = [*folder.configs.values(), *folder.indexes, *(file for files in folder.weights.values() for file in files)]
-    return [path / "model_index.json", *sorted(files)]
+    files = {*folder.configs.values(), *folder.indexes, *(file for files in folder.weights.values() for file in files)}
+    first = path / PIPELINE if (path / PIPELINE).is_file() else path / NETWORK
+    return [first, *sorted(files - {first})]
 
 
 def needs_conversion(path: Path) -> bool:
@@ -375,4 +394,4 @@ def read_configs(folder: Folder) -> dict[str, dict]:
 
 def place_of(files: list[Path]) -> Path:
     """The checkpoint that `files_of` lists *files* of."""
-    return files[0].parent if files[0].name == "model_index.json" else files[0]
+    return files[0].parent if files[0].name in (PIPELINE, NETWORK) else files[0]

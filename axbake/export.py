@@ -123,6 +123,10 @@ def export_onnx(
     description = read_description(weights)
     component, config = description.component, description.config
     face = interface(component, config, height=height, width=width, prompt_chunks=prompt_chunks, program=program)
+    if takes_timestep(face.inputs) and config.get("time_cond_proj_dim"):
+        raise ExportError(
+            "unet: takes the guidance scale in its time embedding, which program: euler does not give it. Take program: axera."
+        )
     model = _trace(description, face)
     names = _attach_weights(model, weights)
     _fold_constants(model)

@@ -63,7 +63,7 @@ def check_calibration(
     start = TorchNoise(seed).normal(latents.shape[1:]) * np.float32(steps.init_noise_sigma)
     before = [start, *latents]
     embed = prompt_embedding(encoder(open_model(text_encoder)), load_tokenizer(embeddings), chunks=prompt_chunks)
-    texts = [prompt, negative_prompt][: 2 if guidance_scale > 1 else 1]
+    texts = [prompt, negative_prompt][: 2 if steps.is_guided(guidance_scale) else 1]
     embeds = [embed(text) for text in texts]
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]

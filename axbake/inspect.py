@@ -14,15 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoint import check_channels, find_family, read_part
 from axbake.containers import Container, Stored, files_of, form_of, open_container
 from axbake.digest import file_sha256, files_sha256, remembered_sha256
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS
+from axbake.families import COMPONENTS, VAE
 from axbake.families.architecture import unet_variant
 from axbake.families.others import recognise
+from axbake.parts import find_family, has_part, read_part, use_average
 from axbake.pickles import convert_pickle
 from axbake.prediction import decide_sampling, gather_evidence, read_sidecar, reasons
+from axbake.refusals import check_channels
 
 
 def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
         if said["container"] == "recipe":
             names = ", ".join(str(file) for file in files[1:])
             return said | {"kind": "a recipe of a merge", "bakeable": True, "why": f"It merges {names}; look at those."}
-        container = _opened(path)
+        container = use_average(_opened(path))
     except (AxbakeError, OSError) as error:
         return said | {"bakeable": False, "why": str(error)}
     said |= {"tensors": len(container.tensors), "stored": _precisions(container.tensors.values())}
@@ -54,9 +55,15 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
     except AxbakeError as error:
         return said | {"bakeable": False, "why": str(error)}
     said |= {"kind": "a checkpoint", "family": family.name, "title": family.title}
-    said["ema"] = any(name.startswith("model_ema.") for name in container.tensors)
+    inside = any(name.startswith("model_ema.") for name in container.tensors)
+    said["ema"] = (
+        "is the UNet, since there is no other" if container.averaged else "inside; not used" if inside else None
+    )
     said["components"] = {}
+    no_vae = not any(has_part(container, half) for half in VAE)
     for component in COMPONENTS:
+        if component in VAE and no_vae:
+            continue
         try:
             part = read_part(container, family, component)
             stored = [container.tensors[source.name] for source in part.sources.values()]
@@ -77,6 +84,8 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
     if faults:
         return said | {"bakeable": False, "why": " ".join(dict.fromkeys(faults))}
     how = "give its path in the column checkpoint of config/models.tsv"
+    if no_vae:
+        how += ", and a VAE, which this file has not, in the column vae"
     if said["container"] != "safetensors":
         how += "; it becomes safetensors first, once"
     return said | {"bakeable": True, "why": f"{how[:1].upper()}{how[1:]}. The import compares every tensor's shape."}
@@ -105,6 +114,7 @@ def _prediction(container: Container, family: Any, config: dict, path: Path, fau
         "zero_terminal_snr": sampling.zero_terminal_snr,
         "prediction_why": why,
         "steps": sampling.steps,
+        "guidance_embedded": sampling.guidance_embedded,
     }
 
 
@@ -133,11 +143,14 @@ def lines(said: dict[str, Any]) -> list[str]:
     if "prediction_why" in said:
         rows.append(("predicts", f"{said['prediction_type'] or 'not said'}: {'; '.join(said['prediction_why'])}"))
     rows += [("steps", f"{said['steps']}, without guidance")] if said.get("steps") else []
+    rows += (
+        [("guidance", "is an input of the UNet; draws with the scheduler lcm")] if said.get("guidance_embedded") else []
+    )
     for component, part in said.get("components", {}).items():
         size = f"{part['parameters'] / 1e6:,.1f} M parameters in {', '.join(part['stored'])}"
         more = f", {part['layers']} layers of {part['width']}" if "layers" in part else ""
         rows.append((component, f"{size}{more}; {part['names']}"))
-    rows += [("EMA", "inside; not used")] if said.get("ema") else []
+    rows += [("EMA", said["ema"])] if said.get("ema") else []
     rows += [(name, said[name]) for name in ("sha256", "autov2") if name in said]
     rows.append(("bake", f"{'yes' if said['bakeable'] else 'no'}. {said['why']}"))
     return [f"{name:13} {text}" for name, text in rows]

@@ -98,10 +98,13 @@ def key_of(identity: Identity, digests: Mapping[Path, str], outputs: Iterable[Pa
     return Key(identity.function.rpartition(".")[2], identity.component, parts, contents | identity.sources, names)
 
 
-def build_cached(identity: Identity, inputs: dict[str, Path], places: dict[str, Path], work: Work) -> Outcome:
+def build_cached(
+    identity: Identity, inputs: Mapping[str, Path | list[Path]], places: dict[str, Path], work: Work
+) -> Outcome:
     """Place the job's result from the build cache, or do *work* and keep the result there."""
     cache = Cache(cache_directory(None))
-    made_here = [path for name, path in inputs.items() if name not in identity.sources]
+    given = [paths for name, paths in inputs.items() if name not in identity.sources]
+    made_here = [path for paths in given for path in (paths if isinstance(paths, list) else [paths])]
     key = key_of(identity, {path: cache.sha256(path) for path in made_here}, places.values())
     name_of = {place.name: name for name, place in places.items()}
     return cache.fetch_or_build(

@@ -19,9 +19,9 @@ from sd_mecha.recipe_nodes import LiteralRecipeNode, OpenModelRecipeNode, Recipe
 from sd_mecha.streaming import SafetensorsMapping, StateDictKeyError, TensorMetadata
 from tqdm import tqdm
 
-from axbake.checkpoint import PRECISIONS, Part, find_family, find_part, read_part_tensor
 from axbake.containers import CONVERTED, SCHEDULER, Container, open_safetensors
 from axbake.families import COMPONENTS
+from axbake.parts import PRECISIONS, Part, find_family, find_part, read_part_tensor, use_average
 from axbake.prediction import gather_evidence, read_sidecar
 from axbake.recipes import Recipe, RecipeError, Step, read_recipe, unet_block
 from axbake.runtime.progress import progress
@@ -36,7 +36,7 @@ class Model(SafetensorsMapping):
     """A checkpoint as sd-mecha reads models: its networks' tensors under diffusers' names, read when asked for."""
 
     def __init__(self, path: Path) -> None:
-        self.container: Container = open_safetensors(path)
+        self.container: Container = use_average(open_safetensors(path))
         self.family = find_family(self.container)
         self.parts = {component: find_part(self.container, self.family, component) for component in COMPONENTS}
         self.places: dict[str, tuple[Part, str]] = {

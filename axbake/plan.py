@@ -5,6 +5,7 @@ as soon as the content of its inputs is, and that of a job not yet run is known 
 
     stored   its result is placed from the build cache, in seconds
     build    it does its work, for the reason told, and for as long as the last time
+    fetch    it downloads a checkpoint, whose SHA-256 the table tells beforehand, or not
     unknown  until another job has been built
     run      it does not go through the build cache
 """
@@ -24,6 +25,9 @@ from axbake.cache import Cache, Key, cache_directory, explain
 from axbake.errors import AxbakeError
 from axbake.identity import Identity, read_identity
 from axbake.jobs import key_of
+
+FETCH = "axbake.fetch.job.fetch_checkpoint"
+KINDS = ("fetch", "stored", "build", "unknown", "run")
 
 
 class PlanError(AxbakeError):
@@ -45,7 +49,7 @@ class Verdict:
     """What a job would do."""
 
     job: Job
-    kind: str  # stored, build, unknown, run
+    kind: str  # of KINDS
     name: str  # step and component
     text: str  # why, or until when
     seconds: float | None  # that it took the last time
@@ -117,6 +121,8 @@ class Planner:
 
     def _judge(self, job: Job, identity: Identity) -> Verdict:
         name = "/".join(filter(None, [job.rule, identity.component]))
+        if identity.function == FETCH:
+            return self._fetch(job, name, identity.settings)
         if not identity.cached:
             return Verdict(job, "run", name, "always", None)
         waits = self._unknown_inputs(job, identity)
@@ -129,11 +135,17 @@ class Planner:
             return Verdict(job, "stored", name, f"built {entry.created}", entry.seconds)
         return Verdict(job, "build", name, explain(key, self.entries), self._last_time(key))
 
+    def _fetch(self, job: Job, name: str, settings: dict) -> Verdict:
+        """The verdict on a download; what the table's whole digest tells of it is known from now on."""
+        if len(settings["sha256"]) == 64:
+            self.digests |= {output: settings["sha256"] for output in job.outputs if output.name == "checkpoint"}
+        return Verdict(job, "fetch", name, f"from {settings['source']}", None)
+
     def _unknown_inputs(self, job: Job, identity: Identity) -> list[str]:
         """Jobs that must be built before the content of *job*'s inputs is known."""
-        makers = [self.maker[path] for path in self._read(job, identity) if path in self.maker]
-        verdicts = [self.judge(maker) for maker in makers]
-        return list(dict.fromkeys(verdict.name for verdict in verdicts if verdict.kind != "stored"))
+        read = [path for path in self._read(job, identity) if path in self.maker]
+        verdicts = {path: self.judge(self.maker[path]) for path in read}
+        return list(dict.fromkeys(verdict.name for path, verdict in verdicts.items() if path not in self.digests))
 
     def _read(self, job: Job, identity: Identity) -> list[Path]:
         """Inputs whose content enters the result, but for the user's own files, which the identity tells."""
@@ -157,12 +169,13 @@ def show(verdicts: list[Verdict]) -> str:
     for verdict in verdicts:
         time = f"{verdict.seconds:,.0f} s" if verdict.kind == "build" and verdict.seconds is not None else ""
         lines.append(f"{verdict.kind:8} {verdict.name:30} {time:>9}  {verdict.text}".rstrip())
-    count = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in ("stored", "build", "unknown", "run")}
+    count = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in KINDS}
     known = [verdict.seconds for verdict in verdicts if verdict.kind == "build" and verdict.seconds is not None]
     new = count["build"] - len(known)
     total = f"about {sum(known):,.0f} s as the last time" + (f", and {new} never built before" if new else "")
+    fetched = f"{count['fetch']} to fetch, " if count["fetch"] else ""
     lines.append(
-        f"{len(verdicts)} jobs: {count['stored']} stored, {count['build']} to build ({total}),"
+        f"{len(verdicts)} jobs: {fetched}{count['stored']} stored, {count['build']} to build ({total}),"
         f" {count['unknown']} unknown until those are built, {count['run']} that always run."
         if verdicts
         else "Nothing to be done: all results are there and up to date."

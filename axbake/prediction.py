@@ -171,7 +171,7 @@ def decide_sampling(
     zero = bool(evidence.zero_terminal) and kind == VELOCITY
     if unet_variant(config).startswith(SDXS):
         return Sampling(kind, zero, steps=1, guided=False)
-    return Sampling(kind, zero)
+    return Sampling(kind, zero, guidance_embedded="time_cond_proj_dim" in config)
 
 
 def reasons(evidence: Evidence, *, family: Family, prediction: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 
 from axbake import components
 from axbake.prompts import load_tokenizer, prompt_embedding, text_encoding
@@ -32,13 +32,13 @@ def load_pipeline(unet: Path, vae_decoder: Path, *, scheduler: str) -> StableDif
     return pipeline
 
 
-def _decoding_vae(weights: Path) -> AutoencoderKL:
-    """An AutoencoderKL whose encoder half is not there."""
+def _decoding_vae(weights: Path) -> Any:
+    """diffusers' autoencoder whose encoder half is not there."""
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(read_description(weights).config)
+        vae = components.autoencoder(read_description(weights).config)
     half = components.load(weights)
-    vae.encoder, vae.quant_conv = None, None
-    vae.decoder, vae.post_quant_conv = half.decoder, half.post_quant_conv
+    for name in dict(vae.named_children()):
+        setattr(vae, name, getattr(half, name, None))
     return vae.eval()
 
 
@@ -75,7 +75,7 @@ def draw_reference(
         trajectory: .npy to write: (N, 1, 4, H/8, W/8) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
     """
-    read_sampling(unet).check(steps=steps, guidance_scale=guidance_scale)
+    read_sampling(unet).check(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
     embed = prompt_embedding(text_encoding(text_encoder), load_tokenizer(embeddings), chunks=prompt_chunks)
     pipeline = load_pipeline(unet, vae_decoder, scheduler=scheduler)
     latents: list[np.ndarray] = []

@@ -25,7 +25,7 @@ ARCHITECTURES = {
 
 
 class SingleFileError(AxbakeError):
-    """The model cannot be written as fp16."""
+    """The model cannot be written as one fp16 file of LDM names."""
 
 
 def write_single_file(
@@ -41,10 +41,11 @@ def write_single_file(
         single_file: safetensors file to write; its metadata says what the UNet predicts.
 
     Raises:
-        SingleFileError: a weight is too large for fp16.
+        SingleFileError: a weight is too large for fp16, or LDM has no names for a network.
     """
     places = dict(zip(COMPONENTS, (text_encoder, unet, vae_encoder, vae_decoder), strict=True))
     descriptions = {component: read_description(path) for component, path in places.items()}
+    _check_vae(descriptions["vae_decoder"])
     sources: dict[str, tuple[Path, tuple[str, ...]]] = {}  # name in the file -> where its rows are, one after the other
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for component, path in places.items():
@@ -73,6 +74,14 @@ def write_single_file(
         return tensor_bytes(half)
 
     write_tensors(single_file, shapes, read, metadata=_metadata(descriptions["unet"]))
+
+
+def _check_vae(vae: Description) -> None:
+    if vae.config["_class_name"] != "AutoencoderKL":
+        raise SingleFileError(
+            f"The VAE is an {vae.config['_class_name']} (TAESD), which LDM has no names for; stable-diffusion.cpp and web UIs"
+            " take it as a file of its own. Give the row a VAE that is an AutoencoderKL in the column vae."
+        )
 
 
 def _metadata(unet: Description) -> dict[str, str]:
@@ -108,7 +117,9 @@ def _swapped_start(name: str, table: dict[str, str]) -> str | None:
 
 
 def unet_name(name: str) -> str:
-    """LDM's name of a UNet's tensor."""
+    """LDM's name of a UNet's tensor; what LDM has not keeps its own, as diffusers' converter leaves it."""
+    if name == "time_embedding.cond_proj.weight":
+        return name
     if end := _swapped_start(name, UNET_ENDS):
         return end
     if m := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):

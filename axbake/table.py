@@ -14,6 +14,8 @@ import yaml
 from axbake.containers import files_of
 from axbake.digest import file_sha256, files_sha256
 from axbake.errors import AxbakeError
+from axbake.fetch.errors import BadSource
+from axbake.fetch.sources import parse_source
 from axbake.loras.rows import Lora, lora_faults, row_loras
 
 MOST_COLUMNS = 64  # of a table
@@ -34,6 +36,10 @@ class PromptsError(AxbakeError):
 
 class MissingCheckpoint(AxbakeError):
     """A model's checkpoint is not where the table says."""
+
+
+class MissingVae(AxbakeError):
+    """A model's autoencoder is not where the table says."""
 
 
 class MissingEmbedding(AxbakeError):
@@ -224,6 +230,10 @@ def _row_faults(line: int, row: dict, rules: dict) -> Iterator[str]:
         for text in _explain(error):
             column = f", column {error.absolute_path[0]}" if error.absolute_path else ", column"
             yield f"{place}{column}{':' if error.absolute_path else ''} {text}"
+    try:
+        parse_source(row.get("checkpoint", ""))
+    except BadSource as error:
+        yield f"{place}, column checkpoint: {error}"
     if row.get("calibration_prompts"):
         try:
             read_prompts(Path(row["calibration_prompts"]))
@@ -285,6 +295,21 @@ def checkpoint_sha256(row: dict) -> str:
             " Download it again, or correct the column sha256 if this is the file you mean."
         )
     return found
+
+
+def vae_sha256(row: dict) -> str:
+    """SHA-256 of the file in a row's column `vae`; of a folder, as `checkpoint_sha256` has it.
+
+    Raises:
+        UnreadableCheckpoint: of no form that axbake reads, or a folder with parts missing.
+        MissingVae: not there.
+    """
+    path = Path(row["vae"])
+    if not path.exists():
+        raise MissingVae(
+            f"{row['model']}: {path} is not there. Put the VAE there, or correct the column vae; empty is that of the checkpoint."
+        )
+    return files_sha256(files_of(path))
 
 
 def embeddings_sha256(row: dict) -> list[str]:

@@ -12,6 +12,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache
 from axbake.html import duration
+from axbake.summary import describe_failure
 
 SNAKEMAKES = "DefaultStreamHandler"  # the name that Snakemake 9 gives to its handler of the screen
 UNSAID = {LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.JOB_STARTED}
@@ -69,7 +70,7 @@ class Screen(logging.Formatter):
             self.left.pop(told["job_id"], None)
             return ""
         if event == LogEvent.JOB_ERROR:
-            return self._failed(self.messages.get(told["jobid"], told["rule_name"]), told["log"])
+            return self._failed(self.messages.get(told["jobid"], told["rule_name"]), told["log"], told["rule_msg"])
         text = str(record.msg)
         if event in UNSAID or (event is None and text.startswith(CHATTER)):
             return ""
@@ -83,8 +84,10 @@ class Screen(logging.Formatter):
         self.messages[number] = message
         return f"[{len(self.messages)} of {self.total}{self.remaining()}] {message}"
 
-    def _failed(self, what: str, logs: list[str]) -> str:
-        return "\n".join([f"FAILED: {what}", *(f"  its log: {log}" for log in logs)])
+    def _failed(self, what: str, logs: list[str], said: str | None) -> str:
+        # A job here has told its error already; one on a cluster has not, and *said* are the cluster's words.
+        why = [f"  {describe_failure(map(Path, logs), said, since=0)}"] if said else []
+        return "\n".join([f"FAILED: {what}", *why, *(f"  its log: {log}" for log in logs)])
 
     def remaining(self) -> str:
         """How long the jobs that have not ended take, if they take as long as the last time and none is stored."""

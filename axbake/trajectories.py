@@ -13,7 +13,6 @@ from axbake.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
 from axbake.runtime.sampler import Denoiser, Time, initial_latent, load_schedule, sample
-from axbake.weights import read_sampling
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -50,7 +49,6 @@ def record_trajectories(
             float32. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the prompts are.
     """
     steps = load_schedule(schedule)
-    read_sampling(unet).check(steps=len(steps.timesteps), guidance_scale=guidance_scale)
     tokenizer = load_tokenizer(embeddings)
     embed = prompt_embedding(text_encoding(text_encoder), tokenizer, chunks=prompt_chunks)
     negative = embed(negative_prompt)

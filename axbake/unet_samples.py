@@ -43,7 +43,7 @@ class UnetSamples:
         Args:
             guidance_scale: at 1 the negative branch does not run, and gives no samples.
         """
-        branches = (PROMPT, NEGATIVE) if guidance_scale > 1 else (PROMPT,)
+        branches = (PROMPT, NEGATIVE) if self.schedule.is_guided(guidance_scale) else (PROMPT,)
         drawn = [(p, step, branch) for p in range(len(self.prompts)) for step in self.steps for branch in branches]
         if any(self.is_empty(which) for which in drawn):
             return drawn

@@ -102,7 +102,7 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
 
     schedule = place.with_suffix(".schedule.npz")
     unet = options.directory / "unet.safetensors"
-    derive_schedule(scheduler=SCHEDULER, steps=options.steps, unet=unet, schedule=schedule)
+    derive_schedule(scheduler=SCHEDULER, steps=options.steps, guidance_scale=GUIDANCE, unet=unet, schedule=schedule)
     ends: list[float] = []
     denoising = trajectories._denoising
 

@@ -2,8 +2,8 @@
 
     python bench/random_checkpoint.py checkpoints/random-sd15.safetensors [sd15 | sd21 | bk-sdm-tiny | sdxs]
 
-sd15: 1.06 G parameters in fp16 under LDM names, 2.1 GB, a Civitai checkpoint in all but its pictures, which are noise. sdxs gets
-Stable Diffusion's VAE in place of its own AutoencoderTiny.
+sd15: 1.06 G parameters in fp16 under LDM names, 2.1 GB, a Civitai checkpoint in all but its pictures, which are noise. sdxs has
+an AutoencoderTiny, under diffusers' names.
 """
 
 import json
@@ -23,6 +23,7 @@ from axbake.single_file import CLIP, UNET, VAE, open_clip_name, unet_name, vae_n
 
 CONFIG_OF = {"text_encoder": "text_encoder", "unet": "unet", "vae_encoder": "vae", "vae_decoder": "vae"}
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
+TINY_VAE = {"_class_name": "AutoencoderTiny", "act_fn": "relu", "scaling_factor": 1.0}
 NARROW = {"block_out_channels": [320, 640, 1280], "layers_per_block": 1, "mid_block_type": None}
 #: Name -> component -> what differs from Stable Diffusion 1.5's config
 MODELS: dict[str, dict[str, dict]] = {
@@ -48,7 +49,9 @@ MODELS: dict[str, dict[str, dict]] = {
             **NARROW,
             "down_block_types": [PLAIN.format("Down"), *[CROSS.format("Down")] * 2],
             "up_block_types": [*[CROSS.format("Up")] * 2, PLAIN.format("Up")],
-        }
+        },
+        "vae_encoder": TINY_VAE,
+        "vae_decoder": TINY_VAE,
     },
 }
 

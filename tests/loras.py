@@ -101,6 +101,24 @@ def diffusers(pairs: Pairs) -> dict:
     }
 
 
+def lycoris_wrapper(pairs: Pairs) -> dict:
+    """What LyCORIS' own wrapper writes: one network, whatever it is."""
+    return {name.replace("lora_unet_", "lycoris_"): tensor for name, tensor in kohya(pairs).items()}
+
+
+def diffusion_model(pairs: Pairs) -> dict:
+    """What ComfyUI writes: LDM's names with their dots."""
+    tensors = {}
+    for (_, module), (down, up) in pairs.items():
+        name = f"diffusion_model.{unet_name(f'{module}.weight').removesuffix('.weight')}"
+        tensors |= {
+            f"{name}.lora_down.weight": down,
+            f"{name}.lora_up.weight": up,
+            f"{name}.alpha": torch.tensor(ALPHA),
+        }
+    return tensors
+
+
 LAYOUTS: dict[str, Callable[[Pairs], dict]] = {
     "kohya": kohya,
     "kohya, te1": lambda pairs: kohya(pairs, text_encoder="lora_te1"),
@@ -108,7 +126,20 @@ LAYOUTS: dict[str, Callable[[Pairs], dict]] = {
     "peft": peft,
     "diffusers": diffusers,
     "attention processors": attention_processors,
+    "bare attention processors": lambda pairs: {
+        name.removeprefix("unet."): tensor for name, tensor in attention_processors(pairs).items()
+    },
+    "lycoris wrapper": lycoris_wrapper,
+    "diffusion model": diffusion_model,
 }
+#: Layouts that diffusers does not read for Stable Diffusion 1.x -> one that it reads the same LoRA in
+SAME_FOR_DIFFUSERS = {
+    "ldm": "kohya",
+    "lycoris wrapper": "kohya",
+    "diffusion model": "kohya",
+    "bare attention processors": "attention processors",
+}
+UNET_ALONE = ("bare attention processors", "lycoris wrapper", "diffusion model")
 
 
 def save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:

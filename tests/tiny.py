@@ -17,12 +17,13 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from axbake.components import VaeDecoder, VaeEncoder
-from resources.demo.to_single_file import unet_name, vae_name
+from resources.demo import to_single_file
+from resources.demo.to_single_file import vae_name
 
 ROOT = Path(__file__).parents[1]
 SEED = 0
@@ -31,7 +32,7 @@ WIDTH = 32  # channels; the families' 32 norm groups allow no fewer
 UNET_WIDTHS = (WIDTH, WIDTH, 2 * WIDTH, 2 * WIDTH)
 PRECISIONS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}  # by safetensors' names
 EIGHT_BITS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-OPEN_CLIP_LAYERS = 24  # of ViT-H; Stable Diffusion 2.x takes what the last but one gives
+OPEN_CLIP_LAST = 23  # number of ViT-H's last layer; Stable Diffusion 2.x takes what the one before it gives
 DEEP, FLAT = "CrossAttn{}Block2D", "{}Block2D"
 
 
@@ -41,7 +42,7 @@ class Networks:
 
     text_encoder: CLIPTextModel
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: AutoencoderKL | AutoencoderTiny
     dtype: torch.dtype
     family: str = "sd1"
     prediction_type: str = "epsilon"
@@ -59,15 +60,13 @@ class Networks:
 
 
 def _text_encoder(family: str) -> CLIPTextModel:
-    width, layers, activation = (
-        (2 * WIDTH, OPEN_CLIP_LAYERS - 1, "gelu") if family == "sd2" else (WIDTH, 2, "quick_gelu")
-    )
+    width, activation = (2 * WIDTH, "gelu") if family == "sd2" else (WIDTH, "quick_gelu")
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=49408,
             hidden_size=width,
             intermediate_size=2 * width,
-            num_hidden_layers=layers,
+            num_hidden_layers=2,
             num_attention_heads=1,
             projection_dim=width,
             hidden_act=activation,
@@ -88,6 +87,7 @@ def _model(
     crossed: tuple[bool, ...] = (True, True, True, False),
     resnets: int = 2,
     mid: bool = True,
+    tiny_vae: bool = False,
     **unet_options: Any,
 ) -> Networks:
     """A model whose UNet's levels have cross-attention where *crossed* says."""
@@ -110,7 +110,17 @@ def _model(
         cross_attention_dim=text_encoder.config.hidden_size,
         **options,
     )
-    vae = AutoencoderKL(
+    vae = _tiny_autoencoder() if tiny_vae else _autoencoder()
+    for network in (text_encoder, unet, vae):
+        _unsettle(network)
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(dtype).float()
+        network.eval().requires_grad_(False)
+    return Networks(text_encoder, unet, vae, dtype, family, prediction_type, steps)
+
+
+def _autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
         block_out_channels=(WIDTH,) * 4,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -120,12 +130,15 @@ def _model(
         sample_size=64,
         scaling_factor=0.18215,
     )
-    for network in (text_encoder, unet, vae):
-        _unsettle(network)
-        for parameter in network.parameters():
-            parameter.data = parameter.data.to(dtype).float()
-        network.eval().requires_grad_(False)
-    return Networks(text_encoder, unet, vae, dtype, family, prediction_type, steps)
+
+
+def _tiny_autoencoder() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1, 2, 1, 1),
+        num_decoder_blocks=(1, 1, 2, 1),
+    )
 
 
 def sd1(dtype: torch.dtype = torch.float16) -> Networks:
@@ -134,7 +147,7 @@ def sd1(dtype: torch.dtype = torch.float16) -> Networks:
 
 
 def sd2(dtype: torch.dtype = torch.float16) -> Networks:
-    """A Stable Diffusion 2.x model that predicts the velocity: linear projections, 23 text layers, heads of 64 channels."""
+    """A Stable Diffusion 2.x model that predicts the velocity: linear projections, heads of 64 channels."""
     return _model("sd2", dtype, prediction_type="v_prediction")
 
 
@@ -159,15 +172,20 @@ def bk_sdm_v2_tiny(dtype: torch.dtype = torch.float16) -> Networks:
 
 
 def sdxs(dtype: torch.dtype = torch.float16) -> Networks:
-    """SDXS-512's UNet: three levels, no attention in the first, one step."""
-    return _model("sd1", dtype, crossed=(False, True, True), resnets=1, mid=False, steps=1)
+    """SDXS-512: a UNet of three levels, no attention in the first, one step; an AutoencoderTiny."""
+    return _model("sd1", dtype, crossed=(False, True, True), resnets=1, mid=False, steps=1, tiny_vae=True)
+
+
+def lcm(dtype: torch.dtype = torch.float16) -> Networks:
+    """A UNet that takes the guidance scale as an input, with BK-SDM-tiny's structure."""
+    return _model("sd1", dtype, crossed=(True, True, True), resnets=1, mid=False, time_cond_proj_dim=256)
 
 
 #: Name of a family -> a function that makes its networks
 FAMILIES: dict[str, Callable[..., Networks]] = {"sd1": sd1, "sd2": sd2}
 #: Name of a UNet's structure -> the same
 VARIANTS = {**FAMILIES} | {
-    build.__name__: build for build in (bk_sdm_base, bk_sdm_small, bk_sdm_tiny, bk_sdm_v2_tiny, sdxs)
+    build.__name__: build for build in (bk_sdm_base, bk_sdm_small, bk_sdm_tiny, bk_sdm_v2_tiny, sdxs, lcm)
 }
 
 
@@ -178,6 +196,11 @@ def _unsettle(network: torch.nn.Module) -> None:
         for parameter in network.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def unet_name(name: str) -> str:
+    """LDM's name of a UNet's tensor, as diffusers' converter gives it, which leaves what LDM has not."""
+    return name if name.startswith("time_embedding.cond_proj.") else to_single_file.unet_name(name)
 
 
 def _dense_name(name: str) -> str:
@@ -214,13 +237,13 @@ def _open_clip_tensors(text_encoder: CLIPTextModel) -> dict[str, torch.Tensor]:
         "ln_final.weight": found["final_layer_norm.weight"],
         "ln_final.bias": found["final_layer_norm.bias"],
     }
-    for layer in range(OPEN_CLIP_LAYERS):
-        start, place = f"encoder.layers.{min(layer, OPEN_CLIP_LAYERS - 2)}", f"transformer.resblocks.{layer}"
+    for layer, source in ((0, 0), (1, 1), (OPEN_CLIP_LAST, 1)):
+        start, place = f"encoder.layers.{source}", f"transformer.resblocks.{layer}"
         for kind in ("weight", "bias"):
             parts = [found[f"{start}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
             tensors[f"{place}.attn.in_proj_{kind}"] = torch.cat(parts)
             tensors |= {f"{place}.{new}.{kind}": found[f"{start}.{old}.{kind}"] for old, new in names.items()}
-    last = f"transformer.resblocks.{OPEN_CLIP_LAYERS - 1}."
+    last = f"transformer.resblocks.{OPEN_CLIP_LAST}."
     tensors = {name: -tensor if name.startswith(last) else tensor for name, tensor in tensors.items()}
     width = text_encoder.config.hidden_size
     return tensors | {"text_projection": torch.ones(width, width), "logit_scale": torch.tensor(100.0)}
@@ -293,6 +316,15 @@ def eight_bit_tensors(
     if scaled:
         stored["model.diffusion_model.scaled_fp8"] = torch.empty(2, dtype=dtype)
     return stored, wanted
+
+
+def averaged(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """*tensors* with the UNet's under the names by which LDM's trainer keeps moving averages, and the UNet gone."""
+    start = "model.diffusion_model."
+    return {
+        f"model_ema.{name.removeprefix('model.').replace('.', '')}" if name.startswith(start) else name: tensor
+        for name, tensor in tensors.items()
+    } | {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(1000)}
 
 
 def leftovers() -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ What shapes do not tell (normalisation groups, activations) is that of Stable Di
 """
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -115,8 +116,36 @@ def _vae_architecture(levels: int, channels: list[int], layers: int, latent_chan
     }
 
 
+def _tiny_vae_architecture(shapes: Shapes, half: str) -> dict:
+    """Config of the `AutoencoderTiny` of which this is the *half*, encoder or decoder; the other one mirrors it.
+
+    Each half is a sequence: a convolution, blocks, a convolution, blocks …, a convolution.
+    """
+    numbers = {int(m[1]): m[2] for name in shapes if (m := re.match(rf"{half}\.layers\.(\d+)\.(weight|conv\.0)", name))}
+    convolutions = sorted(number for number, kind in numbers.items() if kind == "weight")
+    blocks = [
+        sum(first < number < last for number, kind in numbers.items() if kind != "weight")
+        for first, last in itertools.pairwise(convolutions)
+    ]
+    found = [shapes[f"{half}.layers.{number}.weight"] for number in convolutions]
+    channels = [shape[0] for shape in found[:-1]]
+    other = "decoder" if half == "encoder" else "encoder"
+    return {
+        "_class_name": "AutoencoderTiny",
+        "act_fn": "relu",
+        "latent_channels": found[-1][0] if half == "encoder" else found[0][1],
+        "scaling_factor": 1.0,
+        f"{half}_block_out_channels": channels,
+        f"{other}_block_out_channels": channels[::-1],
+        f"num_{half}_blocks": blocks,
+        f"num_{other}_blocks": blocks[::-1],
+    }
+
+
 def vae_encoder_architecture(shapes: Shapes) -> dict:
-    """Config of the `AutoencoderKL` whose encoder half this is."""
+    """Config of the `AutoencoderKL`, or `AutoencoderTiny`, whose encoder half this is."""
+    if "encoder.layers.0.weight" in shapes:
+        return _tiny_vae_architecture(shapes, "encoder")
     levels = _count(shapes, r"encoder\.down_blocks\.(\d+)\.")
     channels = [shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(levels)]
     layers = _count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\.")
@@ -124,7 +153,9 @@ def vae_encoder_architecture(shapes: Shapes) -> dict:
 
 
 def vae_decoder_architecture(shapes: Shapes) -> dict:
-    """Config of the `AutoencoderKL` whose decoder half this is."""
+    """Config of the `AutoencoderKL`, or `AutoencoderTiny`, whose decoder half this is."""
+    if "decoder.layers.0.weight" in shapes:
+        return _tiny_vae_architecture(shapes, "decoder")
     levels = _count(shapes, r"decoder\.up_blocks\.(\d+)\.")
     coarse_first = [shapes[f"decoder.up_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(levels)]
     layers = _count(shapes, r"decoder\.up_blocks\.0\.resnets\.(\d+)\.") - 1  # diffusers adds one in the decoder

@@ -36,6 +36,6 @@ class Family:
     name: str
     title: str
     fits: Callable[[Shapes], bool]  # whether a UNet, by its tensors' shapes under diffusers' names, is this family's
-    components: Mapping[str, Component]
+    components: Mapping[str, Component]  # text_encoder and unet; autoencoders are of no family
     clip_skip: bool  # whether web UIs' clip skip shortens its text encoder
     prediction_type: str | None  # what a UNet predicts where the file does not say; None: there are both kinds

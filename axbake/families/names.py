@@ -24,6 +24,15 @@ UNET_ENDS = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
+#: Ends of names in LDM's UNet behind the numbers of their place
+TRANSFORMER = (
+    *("norm", "proj_in", "proj_out"),
+    *(f"transformer_blocks.0.attn{n}.to_{part}" for n in (1, 2) for part in ("q", "k", "v", "out.0")),
+    *("transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.ff.net.2"),
+    *(f"transformer_blocks.0.norm{n}" for n in (1, 2, 3)),
+)
+EMA_TAILS = {tail.replace(".", ""): tail for tail in (*RESNET, "op", "conv", *TRANSFORMER)}
+EMA_ENDS = {end.replace(".", ""): end for end in UNET_ENDS}
 DIFFUSERS_UNET = r"(down_blocks|up_blocks|mid_block|time_embedding|conv_in|conv_norm_out|conv_out)\."
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers before 0.17
@@ -94,6 +103,22 @@ def unet_renamer(shapes: Shapes) -> Rename:
     return rename
 
 
+def ema_renamer(name: str) -> str | None:
+    """LDM's name of the UNet's tensor whose moving average is called *name*; None if it is no tensor's.
+
+    CompVis' `ema.py` keeps the averages under the tensors' names without dots. They come back, since of all numbers in them only
+    the first of `input_blocks` and `output_blocks` may have two digits.
+    """
+    m = re.fullmatch(r"model_ema\.diffusion_model(.+?)(weight|bias)", name)
+    if m is None:
+        return None
+    new = EMA_ENDS.get(m[1])
+    if place := re.fullmatch(r"(?:(middle_block)|(input_blocks|output_blocks)(\d{1,2}))(\d)(\D.*)", m[1]):
+        *parts, tail = (part for part in place.groups() if part)
+        new = ".".join([*parts, EMA_TAILS[tail]]) if tail in EMA_TAILS else None
+    return new and f"model.diffusion_model.{new}.{m[2]}"
+
+
 def _vae_renamer(shapes: Shapes, half: str, convolution: str) -> Rename:
     levels = 1 + max(
         (int(m[1]) for name in shapes if (m := re.match(rf"{half}\.(?:down|up)\.(\d{{1,4}})\.", name))), default=0
@@ -133,6 +158,16 @@ def vae_encoder_renamer(shapes: Shapes) -> Rename:
 def vae_decoder_renamer(shapes: Shapes) -> Rename:
     """Names of the autoencoder's decoder half, LDM's or diffusers', to diffusers names."""
     return _vae_renamer(shapes, "decoder", "post_quant_conv")
+
+
+def tiny_vae_encoder_renamer(shapes: Shapes) -> Rename:
+    """Names of an AutoencoderTiny's encoder, which are diffusers' in every file that has both halves."""
+    return lambda name: name if name.startswith("encoder.layers.") else None
+
+
+def tiny_vae_decoder_renamer(shapes: Shapes) -> Rename:
+    """The same of its decoder."""
+    return lambda name: name if name.startswith("decoder.layers.") else None
 
 
 def clip_renamer(shapes: Shapes) -> Rename:

@@ -123,6 +123,9 @@ MARKS = (
     _with("time_caption_embed.", kind="an OmniGen2 checkpoint", sentence=NO_UNET),
     _with("time_stack.", "time_mixer", kind="a Stable Video Diffusion checkpoint", sentence=NOT_YET),
 )
+A_VAE = Other("a VAE", "It decodes what a checkpoint draws; give that checkpoint, and this in the column vae.")
+A_TAESD = Other("a TAESD (AutoencoderTiny)", "It is a small VAE; give a checkpoint, and this in the column vae.")
+AUTOENCODERS = (A_VAE, A_TAESD)
 SDXL = ("conditioner.embedders.1.", "add_embedding.linear_1.weight", "label_emb.0.0.weight", "text_encoder_2.")
 UNET_MARKS = ("input_blocks.0.0.weight", "time_embedding.linear_1.weight")
 CLIP_MARKS = ("token_embedding.weight",)
@@ -138,9 +141,9 @@ def recognise(shapes: Shapes) -> Other | None:
     if _has(shapes, UNET_MARKS):
         return None
     if _has(shapes, ("encoder.layers.0.weight", "decoder.layers.0.weight", "decoder.layers.1.weight")):
-        return Other("a TAESD (AutoencoderTiny)", "It is a small VAE; give the checkpoint that it is to draw with.")
+        return A_TAESD
     if _has(shapes, ("decoder.conv_in.weight", "encoder.conv_in.weight")):
-        return Other("a VAE", "It decodes what a checkpoint draws; give that checkpoint.")
+        return A_VAE
     if _has(shapes, CLIP_MARKS):
         return Other("a text encoder", "Give the whole checkpoint that it is a part of.")
     if 0 < len(shapes) <= 8 and all(len(shape) == 2 for shape in shapes.values()):

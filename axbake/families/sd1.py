@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x: CLIP ViT-L/14 text encoder, UNet with cross-attention, AutoencoderKL."""
+"""Stable Diffusion 1.x: CLIP ViT-L/14 text encoder, UNet with cross-attention."""
 
 import functools
 
@@ -21,14 +21,6 @@ UNET_LAYOUTS = (
     Layout("input_blocks.0.0.weight", names.unet_renamer),
     Layout("time_embedding.linear_1.weight", names.unet_renamer),
 )
-VAE = {
-    "vae_encoder": Component(
-        (Layout("encoder.conv_in.weight", names.vae_encoder_renamer),), architecture.vae_encoder_architecture, "vae"
-    ),
-    "vae_decoder": Component(
-        (Layout("decoder.conv_in.weight", names.vae_decoder_renamer),), architecture.vae_decoder_architecture, "vae"
-    ),
-}
 CLIP = Layout("embeddings.token_embedding.weight", names.clip_renamer)
 
 SD1 = Family(
@@ -44,7 +36,6 @@ SD1 = Family(
         "unet": Component(
             UNET_LAYOUTS, functools.partial(architecture.unet_architecture, heads=lambda channels: HEADS), "unet"
         ),
-        **VAE,
     },
     clip_skip=True,
     prediction_type="epsilon",

@@ -1,10 +1,10 @@
-"""Stable Diffusion 2.x: OpenCLIP ViT-H/14 text encoder without its last layer, wider context, AutoencoderKL of 1.x."""
+"""Stable Diffusion 2.x: OpenCLIP ViT-H/14 text encoder without its last layer, UNet with wider context."""
 
 import functools
 
 from axbake.families import architecture, names
 from axbake.families.family import Component, Family, Layout, Shapes
-from axbake.families.sd1 import CLIP, CONTEXT, OTHER_CONTEXT, UNET_LAYOUTS, VAE
+from axbake.families.sd1 import CLIP, CONTEXT, OTHER_CONTEXT, UNET_LAYOUTS
 
 HEAD_WIDTH = 64  # channels of one attention head of the UNet: 5, 10, 20 and 20 heads
 PAD = 0  # "!", with which open_clip fills up
@@ -31,7 +31,6 @@ SD2 = Family(
             functools.partial(architecture.unet_architecture, heads=lambda channels: max(1, channels // HEAD_WIDTH)),
             "unet",
         ),
-        **VAE,
     },
     clip_skip=False,  # AUTOMATIC1111's `modules/sd_hijack_open_clip.py` passes it by
     prediction_type=None,  # 2.x base predicts the noise, 2.x at 768 pixels the velocity, and their shapes are the same

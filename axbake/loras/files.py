@@ -249,4 +249,5 @@ def peft_config(lora: LoraFile, component: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         said = {}
     start = f"{component}."
-    return {name.removeprefix(start): value for name, value in said.items() if name.startswith(start)} if said else {}
+    told = said if isinstance(said, dict) else {}
+    return {name.removeprefix(start): value for name, value in told.items() if name.startswith(start)}

@@ -21,6 +21,8 @@ from axbake.loras.names import spellings
 
 Tensors = Mapping[str, torch.Tensor]  # role -> tensor, float32
 MOST_SHOWN = 8  # faults in a message
+# What torch and LyCORIS raise on tensors that do not go together, and what a file's metadata may lead to
+DAMAGE = (ValueError, RuntimeError, LookupError, ArithmeticError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ KINDS = (
     ),
     Kind(
         "LoHa",
-        (_roles("hada_w1_a hada_w1_b hada_w2_a hada_w2_b"),),
-        _roles("hada_t1 hada_t2 alpha dora_scale"),
+        tuple(_roles(f"hada_w1_a hada_w1_b hada_w2_a hada_w2_b {middle}") for middle in ("", "hada_t1 hada_t2")),
+        _roles("alpha dora_scale"),
         ("hada_w1_b",),
         _loha,
     ),
@@ -82,9 +84,9 @@ KINDS = (
         tuple(
             _roles(f"{first} {second}")
             for first in ("lokr_w1", "lokr_w1_a lokr_w1_b")
-            for second in ("lokr_w2", "lokr_w2_a lokr_w2_b")
+            for second in ("lokr_w2", "lokr_w2_a lokr_w2_b", "lokr_w2_a lokr_w2_b lokr_t2")
         ),
-        _roles("lokr_t2 alpha dora_scale"),
+        _roles("alpha dora_scale"),
         ("lokr_w1_b", "lokr_w2_b"),
         _lokr,
     ),
@@ -218,7 +220,7 @@ class Fusion:
                 continue
             try:
                 change.delta(torch.empty(shapes[name], device="meta"))
-            except (ValueError, RuntimeError, IndexError) as error:
+            except DAMAGE as error:
                 found = ", ".join(f"{module.tensors[role]} {shape}" for role, shape in lora.shapes(module).items())
                 faults.append(f"{found}: no change of {name} {shapes[name]} ({str(error).splitlines()[0][:120]})")
                 continue

@@ -104,10 +104,8 @@ def estimate_findings(component: str, graph: Graph, toolchain: str, found: Estim
 
 
 def host_memory() -> int:
-    """Bytes of memory that a job has here: the machine's, or what Slurm granted (SLURM_MEM_PER_NODE, in MiB)."""
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    granted = os.environ.get("SLURM_MEM_PER_NODE", "")
-    return min(whole, int(granted) * 2**20) if granted.isdigit() else whole
+    """Bytes of memory of this machine; what a cluster grants a job of it is not looked at."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_host(component: str, graph: Graph, found: Estimate, *, memory: int, free: int) -> Iterator[Finding]:

@@ -112,6 +112,10 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
 def _drawing(program: str, bundle: Bundle, given: argparse.Namespace) -> Callable[[Models, int], Drawing]:
     """A function of models and seed that draws one picture; all that it needs besides is loaded here."""
     schedule, tokenizer, settings = bundle.schedule(given.steps), bundle.tokenizer(), bundle.settings
+    if schedule.guidance_embedded and given.guidance_scale != settings["guidance_scale"]:
+        raise BundleError(
+            f"--guidance-scale {given.guidance_scale:g}: this model's is in its schedule, and is {settings['guidance_scale']:g}."
+        )
     size = {"height": settings["height"], "width": settings["width"]}
     same = {
         "prompt": given.prompt,

@@ -66,16 +66,18 @@ def redraw(
     if vae_encoder is None:
         raise BundleError("image to image without a VAE encoder; wanted one among the models.")
 
-    def begin(noise: TorchNoise) -> tuple[np.ndarray, Schedule]:
-        late = schedule.beginning_at(steps - drawn)
+    late = schedule.beginning_at(steps - drawn)
+
+    def begin(noise: TorchNoise) -> np.ndarray:
         latent = encode_picture(vae_encoder, picture, noise) * np.float32(scaling_factor)
         unit = noise.normal(shape)
-        return (latent * late.picture_scale[0] + unit * late.noise_scale[0]).astype(np.float32), late
+        return (latent * late.picture_scale[0] + unit * late.noise_scale[0]).astype(np.float32)
 
     return draw_from(
         begin,
         models,
         tokenizer,
+        late,
         prompt=prompt,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,

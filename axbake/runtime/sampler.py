@@ -57,9 +57,14 @@ class Schedule:
     init_noise_sigma: np.ndarray  # () float64: initial latent = this × unit normal noise
     coefficients: np.ndarray  # (N, 1 + 2N) float64: latent after step i = row i · [initial latent, m_0 …, n_0 …]
     draws_noise: np.ndarray  # (N,) bool: whether the step draws n_i from the generator
+    guidance_embedded: bool  # whether the time embedding tells the model the guidance scale already (LCM)
     picture_scale: np.ndarray  # (N,) float64: image to image begins at step i with picture_scale × the picture's latent
     noise_scale: np.ndarray  # (N,) float64: + this × unit normal noise
     late_coefficients: np.ndarray  # float64: those of schedules that begin at step 1, 2, … N - 1, flat, in a row
+
+    def is_guided(self, guidance_scale: float) -> bool:
+        """Whether the model runs for the negative prompt too, as classifier-free guidance by *guidance_scale* wants it."""
+        return guidance_scale > 1 and not self.guidance_embedded
 
     def runs_model(self, step: int) -> bool:
         """Whether the model's output of *step* enters any latent; that of a last step from sigma_min to itself does not."""
@@ -107,7 +112,8 @@ def load_schedule(path: Path) -> Schedule:
     if loaded["late_coefficients"].shape != (late,):
         found = loaded["late_coefficients"].shape
         raise BundleError(f"{path}: {steps} steps, but late_coefficients of shape {found}; wanted {(late,)}.")
-    return Schedule(**{**loaded, "scheduler": str(loaded["scheduler"])})
+    plain = {"scheduler": str(loaded["scheduler"]), "guidance_embedded": bool(loaded["guidance_embedded"])}
+    return Schedule(**{**loaded, **plain})
 
 
 def denoiser(unet: Session) -> Denoiser:
@@ -163,15 +169,17 @@ def sample(
         noise: the steps' own noises are its next arrays, as in diffusers' pipelines.
         initial: (1, 4, h, w) float32: latent before the first step (`initial_latent`).
         prompt_embeds: (1, T, W) what the text encoder makes of the prompt (`prompt.embed_prompt`); T is 77 a chunk.
-        negative_embeds: the same of the negative prompt; not used, and None will do, where *guidance_scale* ≤ 1.
-        guidance_scale: of classifier-free guidance. At 1 or less the model runs once a step, without the negative
-            prompt, as in diffusers.
+        negative_embeds: the same of the negative prompt; not used, and None will do, without guidance.
+        guidance_scale: of classifier-free guidance. At 1 or less, and where the schedule has embedded it, the model runs once a
+            step, without the negative prompt, as in diffusers.
         what: the lines of progress begin with it.
     """
-    if guidance_scale > 1 and negative_embeds is None:
+    guided = schedule.is_guided(guidance_scale)
+    if guided and negative_embeds is None:
         raise BundleError(f"guidance scale {guidance_scale:g} without a negative prompt; an empty one will do.")
-    guided = guidance_scale > 1 and negative_embeds is not None
-    prompts = np.concatenate([prompt_embeds, negative_embeds]) if guided else prompt_embeds
+    prompts = (
+        np.concatenate([prompt_embeds, negative_embeds]) if guided and negative_embeds is not None else prompt_embeds
+    )
     tell = progress(what)
     steps = len(schedule.timesteps)
     terms = np.zeros((1 + 2 * steps, *initial.shape), dtype=np.float32)  # initial latent, outputs of the model, noises

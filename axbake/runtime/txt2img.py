@@ -29,8 +29,8 @@ SAMPLERS = {
 }
 
 
-#: The latent that a drawing begins with, drawn from a noise, and the schedule from there
-Begin = Callable[[TorchNoise], tuple[np.ndarray, Schedule]]
+#: The latent that a drawing begins with, of a noise
+Begin = Callable[[TorchNoise], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ def draw(
     """
     shape = latent_shape(models, height=height, width=width)
     return draw_from(
-        lambda noise: (initial_latent(schedule, noise, shape), schedule),
+        lambda noise: initial_latent(schedule, noise, shape),
         models,
         tokenizer,
+        schedule,
         prompt=prompt,
         negative_prompt=negative_prompt,
         guidance_scale=guidance_scale,
@@ -98,6 +99,7 @@ def draw_from(
     begin: Begin,
     models: Models,
     tokenizer: ClipTokenizer,
+    schedule: Schedule,
     *,
     prompt: str,
     negative_prompt: str,
@@ -108,7 +110,7 @@ def draw_from(
     """Draw *prompt* from the latent on that *begin* gives."""
     start = time.perf_counter()
     chunks = chunks_of(models.unet)
-    prompts = [prompt, negative_prompt] if guidance_scale > 1 else [prompt]
+    prompts = [prompt, negative_prompt] if schedule.is_guided(guidance_scale) else [prompt]
     sessions = {name: session for name, session in vars(models).items() if session}
     runs_before = {name: len(session.seconds) for name, session in sessions.items()}
     prompt_embeds, *negative_embeds = [
@@ -116,7 +118,7 @@ def draw_from(
     ]
     text_embedded = time.perf_counter()
     noise = TorchNoise(seed)
-    initial, schedule = begin(noise)
+    initial = begin(noise)
     drawn = sample(
         denoiser(models.unet),
         schedule,

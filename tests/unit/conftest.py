@@ -34,11 +34,12 @@ class TinyModel:
     weights: dict[str, Path]  # by component
     embeddings: Path  # embeddings.json; it has none
 
-    def schedule(self, path: Path, *, scheduler: str = "euler", steps: int = 4) -> Path:
+    def schedule(self, path: Path, *, scheduler: str = "euler", steps: int = 4, guidance_scale: float = 5) -> Path:
         """A schedule for its UNet, written to *path*."""
         derive_schedule(
             scheduler=scheduler,
             steps=steps,
+            guidance_scale=guidance_scale,
             unet=self.weights["unet"],
             schedule=path,
         )

@@ -12,10 +12,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from axbake import components
-from axbake.checkpoint import TensorMismatch, UnknownFamily, describe_checkpoint, find_family, import_checkpoint
+from axbake.checkpoint import import_checkpoint
 from axbake.containers import UnreadableCheckpoint, open_container
+from axbake.description import describe_checkpoint
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS, FAMILIES
+from axbake.families import COMPONENTS, FAMILIES, VAE
+from axbake.parts import find_family
+from axbake.refusals import TensorMismatch, UnknownFamily
 from axbake.weights import Sampling, read_description, read_sampling
 from tests import tiny
 from tests.unit.conftest import every_family
@@ -37,6 +40,10 @@ INPUTS = {
 def tensors(model):
     """The checkpoint's own tensors, to spoil."""
     return tiny.single_file_tensors(model.networks)
+
+
+def describe(path, description, *, sha256="0" * 64, **options):
+    describe_checkpoint(path, path, sha256=sha256, vae_sha256="", description=description, **options)
 
 
 def saved(tensors, directory):
@@ -145,7 +152,7 @@ def test_the_architecture_is_read_from_the_shapes(family, model_of):
         told = {name: value for name, value in found.config.items() if name in config and not name.startswith("_")}
 
         assert found.component == component
-        assert found.family == model.family
+        assert found.family == ("" if component in VAE else model.family)
         assert len(told) > 8
         for name in set(told) - {"architectures", "sample_size", "model_type"}:
             value = tuple(told[name]) if isinstance(told[name], list) else told[name]
@@ -162,7 +169,7 @@ def test_the_weights_say_how_the_unet_is_run(family, model_of):
 @every_family
 def test_the_description_says_what_the_file_is_and_what_is_left_over(family, model_of, tmp_path):
     model = model_of(family)
-    describe_checkpoint(model.checkpoint, sha256="0123456789" + 54 * "a", description=tmp_path / "checkpoint.json")
+    describe(model.checkpoint, tmp_path / "checkpoint.json", sha256="0123456789" + 54 * "a")
 
     said = json.loads((tmp_path / "checkpoint.json").read_text())
     unused = {name: entry["why"] for entry in said["unused_tensors"] for name in entry["first"]}
@@ -362,8 +369,19 @@ def test_what_a_folders_configs_say_goes_before_the_familys(tmp_path):
     assert read_description(tmp_path / "vae_decoder.safetensors").config["scaling_factor"] == 0.5
 
 
-def test_a_file_of_the_moving_average_alone_is_called_so(tmp_path):
-    path = saved(tiny.leftovers(), tmp_path)
+@pytest.mark.parametrize("variant", ["sd1", "sd2", "bk_sdm_base", "bk_sdm_tiny"])
+def test_a_file_of_the_moving_average_alone_gives_the_unet_it_is_of(variant, tmp_path):
+    networks = tiny.VARIANTS[variant]()
+    path = tmp_path / "average.safetensors"
+    save_file(tiny.averaged(tiny.single_file_tensors(networks)), path, metadata=tiny.metadata(networks))
 
-    with pytest.raises(UnknownFamily, match="a UNet's moving average alone"):
-        import_checkpoint(path, component="unet", weights=tmp_path / "weights.safetensors")
+    import_checkpoint(path, component="unet", weights=tmp_path / "unet.safetensors")
+    describe(path, tmp_path / "checkpoint.json")
+
+    found, wanted = load_file(tmp_path / "unet.safetensors"), networks.unet.state_dict()
+    assert set(found) == set(wanted)
+    assert [name for name, tensor in found.items() if not torch.equal(tensor.float(), wanted[name])] == []
+    said = json.loads((tmp_path / "checkpoint.json").read_text())
+    assert said["unet_is_average"] and "unknown to this family" not in [
+        entry["why"] for entry in said["unused_tensors"]
+    ]

@@ -12,11 +12,13 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
+from axbake.checkpoint import import_checkpoint
 from axbake.distance import psnr
 from axbake.export import ExportError, export_onnx
 from axbake.families import COMPONENTS
 from axbake.interface import PROGRAMS, TIME_INPUT, interface
 from axbake.weights import read_description
+from tests import tiny
 from tests.unit.conftest import tensors_of
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +65,20 @@ def test_the_graph_computes_what_the_network_does(model, graph_of, component, he
     inputs, wanted = seeded_run(model.networks, component, height, width)
 
     assert psnr(wanted.numpy(), run(graph_of(component, height, width), *inputs)) > MIN_PSNR
+
+
+@pytest.mark.parametrize(
+    ("build", "component"), [(tiny.sd2, "text_encoder"), (tiny.sdxs, "vae_encoder"), (tiny.sdxs, "vae_decoder")]
+)
+def test_graphs_of_networks_that_stable_diffusion_1_has_not_compute_what_they_do(build, component, tmp_path):
+    networks = build()
+    weights, graph = tmp_path / "weights.safetensors", tmp_path / "graph.onnx"
+    import_checkpoint(tiny.save(networks, tmp_path / "model.safetensors"), component=component, weights=weights)
+    size = {} if component == "text_encoder" else {"height": 64, "width": 96}
+    export_onnx(weights, graph=graph, tensors=tensors_of(graph), **size)
+    inputs, wanted = seeded_run(networks, component, 64, 96)
+
+    assert psnr(wanted.numpy(), run(graph, *inputs)) > MIN_PSNR
 
 
 @everywhere

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from axbake.checkpoint import find_family, find_part, read_part
 from axbake.containers import UnreadableCheckpoint, files_of, open_container
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
 from axbake.inspect import inspect_checkpoint
+from axbake.parts import find_family, find_part, read_part
 from axbake.pickles import UnsafeCheckpoint, convert_pickle
 from axbake.prediction import read_sidecar
 from tests import tiny

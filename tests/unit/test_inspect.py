@@ -97,7 +97,7 @@ def test_a_checkpoint_is_described(variant, tmp_path):
     assert said["family"] == networks.family
     assert said["prediction_type"] == networks.prediction_type
     assert said["steps"] == networks.steps
-    assert said["ema"] is True
+    assert said["ema"] == "inside; not used"
     assert said["sha256"] == file_sha256(path)
     assert said["autov2"] == said["sha256"][:10]
     for component, part in said["components"].items():
@@ -137,32 +137,29 @@ def test_unets_of_other_inputs_are_called_by_name(channels, kind, tmp_path):
 
 
 def test_a_unet_with_guidance_inside_is_called_by_name(tmp_path):
-    tensors = tiny.single_file_tensors(tiny.sd1(), "diffusers")
-    tensors["unet.time_embedding.cond_proj.weight"] = torch.zeros(tiny.WIDTH, 256)
-    save_file(tensors, tmp_path / "model.safetensors")
+    said = inspect_checkpoint(tiny.save(tiny.lcm(), tmp_path / "model.safetensors"))
 
-    said = inspect_checkpoint(tmp_path / "model.safetensors")
-
-    assert said["variant"] == "Stable Diffusion, distilled for LCM"
-    assert "distilled for LCM" in said["why"]
+    assert said["variant"] == "BK-SDM-tiny or tiny-sd, distilled for LCM"
+    assert said["guidance_embedded"] and said["bakeable"]
 
 
-def test_a_tiny_vae_is_called_by_name(tmp_path):
+def test_a_checkpoint_without_vae_can_be_baked_with_one_of_its_own(tmp_path):
     tensors = {n: t for n, t in tiny.single_file_tensors(tiny.sdxs()).items() if not n.startswith("first_stage_model.")}
-    tensors["vae.decoder.layers.0.weight"] = torch.zeros(64, 4, 3, 3)
     save_file(tensors, tmp_path / "model.safetensors")
 
     said = inspect_checkpoint(tmp_path / "model.safetensors")
 
     assert said["variant"] == "SDXS-512"
-    assert "its VAE is an AutoencoderTiny (TAESD" in said["why"]
+    assert said["bakeable"] and "a VAE, which this file has not, in the column vae" in said["why"]
+    assert set(said["components"]) == {"text_encoder", "unet"}
 
 
-def test_a_file_without_vae_says_so(tmp_path):
-    tensors = {n: t for n, t in tiny.single_file_tensors(tiny.sd1()).items() if not n.startswith("first_stage_model.")}
-    save_file(tensors, tmp_path / "model.safetensors")
+def test_a_file_of_the_moving_average_alone_is_baked_from_it(tmp_path):
+    save_file(tiny.averaged(tiny.single_file_tensors(tiny.sd1())), tmp_path / "model.safetensors")
 
-    assert "no telling where its vae_encoder is" in inspect_checkpoint(tmp_path / "model.safetensors")["why"]
+    said = inspect_checkpoint(tmp_path / "model.safetensors")
+
+    assert said["bakeable"] and said["ema"] == "is the UNet, since there is no other"
 
 
 def test_gguf_is_called_by_name(tmp_path):

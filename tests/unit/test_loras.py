@@ -63,14 +63,14 @@ def assert_near(found: dict, wanted: dict, plain: dict, *, changed: int) -> None
 
 @pytest.mark.parametrize("layout", loras.LAYOUTS)
 def test_a_lora_of_every_layout_is_fused_as_diffusers_does(layout, networks, tmp_path):
-    pairs = loras.pairs(networks, attention=layout == "attention processors")
+    components = ("unet",) if layout in loras.UNET_ALONE else COMPONENTS
+    pairs = loras.pairs(networks, components, attention="processors" in layout)
     path = loras.save(loras.LAYOUTS[layout](pairs), tmp_path / "lora.safetensors")
-    # diffusers reads LDM's names for SDXL alone, so it is given the same LoRA under its own.
-    same = loras.save(loras.kohya(pairs), tmp_path / "same.safetensors") if layout == "ldm" else path
-    wanted = fused_by_diffusers(networks, same, 0.7)
+    same = loras.LAYOUTS[loras.SAME_FOR_DIFFUSERS.get(layout, layout)](pairs)
+    wanted = fused_by_diffusers(networks, loras.save(same, tmp_path / "same.safetensors"), 0.7)
 
-    assert sorted(read_lora(path).modules) == ["text_encoder", "unet"]
-    for component in COMPONENTS:
+    assert set(read_lora(path).modules) == set(components)
+    for component in components:
         changed = sum(name == component for name, _ in pairs)
         found = fused(networks, component, (path, 0.7))
         assert_near(found, wanted[component], plain_tensors(networks, component), changed=changed)
@@ -220,6 +220,14 @@ UNET_NAME = f"lora_unet_{MATRIX.replace('.', '_')}"
         ({f"{UNET_NAME}.oft_blocks": torch.ones(2, 4, 4)}, "oft_blocks"),
         ({f"{UNET_NAME}.lora_down.weight": torch.ones(4, 64)}, "together they are neither LoRA, LoHa"),
         ({f"{UNET_NAME}.diff": torch.ones(64, 63)}, "no change of mid_block"),
+        (
+            {f"{UNET_NAME}.lora_down.weight": torch.ones(0, 64), f"{UNET_NAME}.lora_up.weight": torch.ones(64, 0)},
+            "zero",
+        ),
+        (
+            {f"{UNET_NAME}.{role}": torch.ones(4, 4) for role in ("lokr_w1", "lokr_w2", "lokr_t2")},
+            "together they are neither LoRA, LoHa",
+        ),
         ({f"{UNET_NAME}.diff_b": torch.ones(64)}, f"the network has no {MATRIX}.bias"),
         (
             {f"{UNET_NAME}.lokr_w1": torch.ones(8, 8), f"{UNET_NAME}.lokr_w2": torch.ones(8, 4)},

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axbake.checkpoint import describe_checkpoint, import_checkpoint
+from axbake.checkpoint import import_checkpoint
+from axbake.description import describe_checkpoint
 from axbake.prediction import UnknownPrediction, UnreadableSidecar, read_sidecar
 from axbake.weights import Sampling, SamplingError, read_sampling
 from tests import tiny
@@ -134,7 +135,7 @@ def test_the_description_says_why(tensors, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(tensors[1] | {"alphas_cumprod": schedule(False)}, path, metadata={"modelspec.prediction_type": "v"})
 
-    describe_checkpoint(path, sha256="0" * 64, description=tmp_path / "checkpoint.json")
+    describe_checkpoint(path, path, sha256="0" * 64, vae_sha256="", description=tmp_path / "checkpoint.json")
 
     said = json.loads((tmp_path / "checkpoint.json").read_text())
     assert said["prediction_type"] == "v_prediction"
@@ -147,7 +148,15 @@ def test_the_description_says_why(tensors, tmp_path):
 def test_a_unet_of_one_step_refuses_other_rows():
     sampling = Sampling(steps=1, guided=False)
 
-    sampling.check(steps=1, guidance_scale=1)
+    sampling.check(scheduler="euler", steps=1, guidance_scale=1)
     with pytest.raises(SamplingError) as caught:
-        sampling.check(steps=20, guidance_scale=7)
+        sampling.check(scheduler="euler", steps=20, guidance_scale=7)
     assert "column steps: 20, wanted 1; column guidance_scale: 7, wanted 1" in str(caught.value)
+
+
+def test_a_unet_distilled_for_lcm_refuses_other_schedulers():
+    sampling = Sampling(guidance_embedded=True)
+
+    sampling.check(scheduler="lcm", steps=4, guidance_scale=8)
+    with pytest.raises(SamplingError, match="column scheduler: euler, wanted lcm"):
+        sampling.check(scheduler="euler", steps=4, guidance_scale=8)

@@ -327,13 +327,6 @@ def test_a_host_with_too_little_is_told_so(tmp_path):
     assert levels(2**40, graph.quantised_bytes - 1) == ["error"]
 
 
-def test_memory_is_what_slurm_granted_where_it_did(monkeypatch):
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "512")
-    assert estimates.host_memory() == 512 * 2**20
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "99999999")
-    assert estimates.host_memory() < 99999999 * 2**20
-
-
 def test_models_that_do_not_fit_a_card_together_are_told_so():
     def card(megabytes):
         (found,) = estimates.check_card({"unet": estimates.Estimate(0, "", 0, 0, megabytes)})

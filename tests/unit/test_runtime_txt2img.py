@@ -110,7 +110,7 @@ def bundle(pipeline, tmp_path_factory):
         {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}, weights, metadata=description
     )
     for name in SCHEDULERS:
-        derive_schedule(scheduler=name, steps=4, unet=weights, schedule=folder / f"{name}.npz")
+        derive_schedule(scheduler=name, steps=4, guidance_scale=5, unet=weights, schedule=folder / f"{name}.npz")
     copy = UNet2DConditionModel.from_config(pipeline.unet.config)
     copy.load_state_dict(pipeline.unet.state_dict())
     sample, prompt, row = torch.zeros(1, 4, 6, 4), torch.zeros(1, 77, 8), torch.zeros(1, 32)
@@ -240,7 +240,7 @@ def test_pixels_are_rounded_as_diffusers_does(pipeline):
 def test_a_schedule_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "schedule.npz", timesteps=np.arange(4))
 
-    with pytest.raises(BundleError, match="no array coefficients, draws_noise, init_noise_sigma"):
+    with pytest.raises(BundleError, match="no array coefficients, draws_noise, guidance_embedded, init_noise_sigma"):
         load_schedule(tmp_path / "schedule.npz")
 
 

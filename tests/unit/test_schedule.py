@@ -6,7 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from safetensors.torch import load_file, save_file
 
 from axbake import schedule as schedules
@@ -173,7 +179,7 @@ def test_time_rows_are_what_the_residual_blocks_of_the_unet_take(unet, weights, 
     save_file(rounded, weights)
     timesteps = np.array([999, 500.5, 1, 0], dtype=np.float32)
 
-    rows = time_embedding(weights, timesteps)
+    rows = time_embedding(weights, timesteps, guidance_scale=7)
 
     with torch.no_grad():
         embedding = type(unet.time_embedding)(4, 16)
@@ -191,7 +197,7 @@ def test_time_rows_are_what_the_residual_blocks_of_the_unet_take(unet, weights, 
 
 def test_a_schedule_is_read_back_as_it_was_derived(weights, tmp_path):
     path = tmp_path / "schedule.npz"
-    derive_schedule(scheduler="euler", steps=4, unet=weights, schedule=path)
+    derive_schedule(scheduler="euler", steps=4, guidance_scale=7, unet=weights, schedule=path)
 
     schedule = load_schedule(path)
 
@@ -225,7 +231,7 @@ def test_a_step_uses_nothing_of_later_steps():
 
 def test_the_same_schedule_has_the_same_bytes(weights, tmp_path):
     for name in ("one.npz", "two.npz"):
-        derive_schedule(scheduler="lcm", steps=4, unet=weights, schedule=tmp_path / name)
+        derive_schedule(scheduler="lcm", steps=4, guidance_scale=7, unet=weights, schedule=tmp_path / name)
 
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
     a, b = np.arange(3), np.ones((), dtype=bool)
@@ -272,18 +278,29 @@ def test_a_scheduler_that_draws_noise_in_every_step_can_be_a_schedule(monkeypatc
     assert relative_error(ours, diffusers_latents(build_scheduler("ancestral"), 10, curved)) < MAX_ERROR
 
 
-def test_a_unet_that_takes_the_guidance_scale_is_refused(weights):
-    save_file({**load_file(weights), "time_embedding.cond_proj.weight": torch.zeros(4, 256)}, weights)
+@pytest.mark.parametrize("guidance_scale", [1, 4.5, 8])
+def test_a_unet_distilled_for_lcm_is_told_the_guidance_scale_in_its_rows(guidance_scale, weights):
+    condition = torch.randn((4, 256), generator=torch.Generator().manual_seed(3)) / 16
+    save_file({**load_file(weights), "time_embedding.cond_proj.weight": condition}, weights)
+    network = TimestepEmbedding(4, 16, cond_proj_dim=256)
+    tensors = {name: tensor for name, tensor in load_file(weights).items() if name.startswith("time_embedding.")}
+    network.load_state_dict({name.removeprefix("time_embedding."): tensor for name, tensor in tensors.items()})
+    embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+    timesteps = torch.tensor([999.0, 1.0])
 
-    with pytest.raises(ScheduleError, match=r"cond_proj\.weight.*wanted linear_1\.bias"):
-        time_embedding(weights, np.zeros(1, dtype=np.float32))
+    rows = time_embedding(weights, timesteps.numpy(), guidance_scale=guidance_scale)
+
+    sines = Timesteps(4, flip_sin_to_cos=True, downscale_freq_shift=0)(timesteps)
+    with torch.inference_mode():
+        wanted = network(sines, embed(None, torch.tensor([guidance_scale - 1.0]), embedding_dim=256))
+    assert np.abs(rows - torch.nn.functional.silu(wanted).numpy()).max() < 1e-5
 
 
 def test_weights_of_another_component_are_refused(tmp_path):
     save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "vae.safetensors")
 
     with pytest.raises(ScheduleError, match="time_embedding has no tensors"):
-        time_embedding(tmp_path / "vae.safetensors", np.zeros(1, dtype=np.float32))
+        time_embedding(tmp_path / "vae.safetensors", np.zeros(1, dtype=np.float32), guidance_scale=7)
 
 
 def test_a_unet_that_takes_timesteps_is_given_whole_ones():
@@ -298,7 +315,7 @@ def test_a_unet_that_takes_timesteps_is_given_whole_ones():
 
 
 def test_a_schedule_file_without_its_later_beginnings_is_refused(tmp_path, weights):
-    derive_schedule(scheduler="euler", steps=3, unet=weights, schedule=tmp_path / "schedule.npz")
+    derive_schedule(scheduler="euler", steps=3, guidance_scale=7, unet=weights, schedule=tmp_path / "schedule.npz")
     arrays = dict(np.load(tmp_path / "schedule.npz"))
     np.savez(tmp_path / "cut.npz", **arrays | {"late_coefficients": arrays["late_coefficients"][1:]})
 

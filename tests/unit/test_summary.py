@@ -41,6 +41,18 @@ def test_the_table_has_a_row_a_model_and_figures_of_those_that_are_done(results)
     assert not list(results.glob(".summary*"))
 
 
+def test_figures_of_emulated_models_are_not_told_of_real_ones(results):
+    record = results / "a" / "build" / "unet.json"
+    record.write_text(json.dumps({"emulated": False, "bytes": 2_500_000, "version": "4.2"}))
+
+    write_summary(OUTCOMES[:1], ROWS, results=results)
+
+    with (results / "summary.tsv").open() as file:
+        (row,) = csv.DictReader(file, delimiter="\t")
+    assert (row["compiled"], row["megabytes"], row["image_psnr_db"]) == ("4.2", "2.5", "")
+    assert "report.html" not in (results / "summary.html").read_text()
+
+
 def test_the_page_holds_what_the_table_does_and_escapes_it(results):
     write_summary(OUTCOMES, ROWS, results=results)
 

@@ -12,6 +12,7 @@ from axbake.table import (
     MissingCheckpoint,
     MissingEmbedding,
     MissingLora,
+    MissingVae,
     TableError,
     WrongChecksum,
     check_config,
@@ -19,6 +20,7 @@ from axbake.table import (
     embeddings_sha256,
     loras_sha256,
     read_models,
+    vae_sha256,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +29,7 @@ ROW = {
     "model": "tiny",
     "checkpoint": "tiny.safetensors",
     "sha256": "",
+    "vae": "vae.safetensors",
     "prediction": "",
     "source": "",
     "height": "64",
@@ -43,9 +46,9 @@ ROW = {
     "loras": "loras/film.safetensors:0.4",
     "calibration_prompts": "prompts.txt",
 }
-DEFAULTS = {"sha256": "", "prediction": "", "source": "", "negative_prompt": "", "scheduler": "dpmpp_2m_karras"}
-DEFAULTS |= {"steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "clip_skip": 1, "embeddings": []}
-DEFAULTS |= {"loras": []}
+DEFAULTS = {"sha256": "", "vae": "", "prediction": "", "source": "", "negative_prompt": ""}
+DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
+DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": []}
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +139,8 @@ def test_good_names_are_taken(name):
         ("model", "a b", "'a b' has not the form"),
         ("model", "a/b", "'a/b' has not the form"),
         ("checkpoint", "", "checkpoint: missing"),
+        ("checkpoint", "ftp://example.org/x.safetensors", "ftp:// is unknown"),
+        ("checkpoint", "https://example.org/x?token=abc", "token is a secret"),
         ("height", "500", "500 is not a multiple of 8; take 496 or 504"),
         ("height", "", "height: missing"),
         ("height", "56", "56 is less than the minimum of 64"),
@@ -357,6 +362,15 @@ def test_a_checkpoint_that_is_not_there_is_named_with_where_it_is_had_and_where_
     assert "(SHA-256 0123456789…)" in text
     with pytest.raises(MissingCheckpoint, match=r"is not there\. Put the file there"):
         checkpoint_sha256(row_of())
+
+
+def test_a_vae_is_known_by_its_sha256_and_named_if_it_is_not_there():
+    row = row_of() | {"vae": "vae.safetensors"}
+
+    with pytest.raises(MissingVae, match=r"tiny: vae\.safetensors is not there\. Put the VAE there"):
+        vae_sha256(row)
+    Path("vae.safetensors").write_bytes(b"content")
+    assert vae_sha256(row) == hashlib.sha256(b"content").hexdigest()
 
 
 def test_embeddings_are_known_by_their_sha256_and_all_that_are_not_there_are_named():

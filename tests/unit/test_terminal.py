@@ -62,6 +62,19 @@ def test_a_failed_job_is_a_line_and_its_log():
     assert said == "FAILED: Compiling the unet of a\n  its log: logs/a/build/unet.log"
 
 
+def test_why_a_job_failed_on_a_cluster_is_told_too():
+    said = say(
+        screen(),
+        event=LogEvent.JOB_ERROR,
+        jobid=2,
+        rule_name="compile_model",
+        rule_msg="SLURM-job '5' failed, SLURM status is: 'TIMEOUT'.",
+        log=["nowhere.log"],
+    )
+
+    assert "\n  Slurm says TIMEOUT: ended by its time limit" in said
+
+
 @pytest.mark.parametrize(
     "extra",
     [

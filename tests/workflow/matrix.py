@@ -240,7 +240,7 @@ EDITS = [
     _edit("its seed", row(seed="8"), PICTURES),
     _edit("a calibration prompt", prompts("penguin", "tractor"), UNET),
     _edit("the negative prompt", row(negative_prompt="ugly"), UNET, PICTURES),
-    _edit("the guidance scale", row(guidance_scale="6"), UNET, PICTURES),
+    _edit("the guidance scale", row(guidance_scale="6"), UNET, PICTURES, "derive_schedule"),
     _edit("the steps", row(steps="5"), UNET, PICTURES, "derive_schedule"),
     _edit("the scheduler", row(scheduler="ddim"), UNET, PICTURES, "derive_schedule"),
     _edit("clip skip", row(clip_skip="2"), UNET, PICTURES, TEXT_ENCODER, "list_embeddings"),

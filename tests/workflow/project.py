@@ -15,6 +15,7 @@ ROW = {
     "model": "tiny",
     "checkpoint": "checkpoints/tiny.safetensors",
     "sha256": "",
+    "vae": "",
     "source": "https://example.org/models/tiny",
     "height": "64",
     "width": "64",

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from axbake.families import COMPONENTS
 from axbake.interface import interface
@@ -116,8 +117,11 @@ def test_every_rule_takes_part(fresh):
     files = [path for path in (ROOT / "workflow" / "rules").glob("*.smk") if path.name not in own_targets]
     rules = "".join(path.read_text() for path in files)
     rules = set(re.findall(r"^rule (\w+):", rules, re.MULTILINE)) - {"refuse_row"}  # of rows that cannot be baked
+    # A pickle that is to be fetched and converted; a dry run needs none of it.
+    fresh.write_rows(ROW | {"checkpoint": "https://example.org/tiny.ckpt", "sha256": "0" * 64})
 
-    assert set(fresh.plan(REPORT, "results/tiny/bundle/axbake.tar").jobs) == rules
+    targets = ("results/tiny/bundle/axbake.tar", "results/tiny/single_file.safetensors")
+    assert set(fresh.plan(REPORT, *targets).jobs) == rules
 
 
 def test_a_second_run_has_nothing_to_do(project):
@@ -163,6 +167,22 @@ def test_an_edit_of_one_components_setting_leaves_the_others_alone(project, edit
     said = [words for words in project.plan(REPORT).messages for name in COMPONENTS if f"the {name} " in words]
     assert said
     assert not [words for words in said if not any(f"the {name} " in words for name in components)]
+
+
+def test_another_vae_leaves_the_unet_and_the_text_encoder_alone(project):
+    tensors = tiny.single_file_tensors(tiny.sdxs())
+    save_file(
+        {name: t for name, t in tensors.items() if "first_stage" in name}, project.directory / "taesd.safetensors"
+    )
+    project.write_rows(ROW | {"vae": "taesd.safetensors"})
+
+    plan = project.plan(REPORT)
+
+    halves = dict.fromkeys(["import_checkpoint", "export_onnx", "check_parity", "compile_model"], 2)
+    own = dict.fromkeys(["describe_checkpoint", "encode_pictures", "calibrate_vae_decoder", "draw_reference"], 1)
+    assert plan.jobs == {**halves, **own, "check_calibration": 1, **AFTER}
+    of_others = [said for said in plan.messages if "the unet of" in said or "the text_encoder of" in said]
+    assert [said for said in of_others if "Checking the calibration" not in said] == []  # of the reference, drawn anew
 
 
 def test_another_toolchain_or_version_of_it_compiles_everything_anew(project):

@@ -57,7 +57,8 @@ def test_the_summary_says_which_models_are_done_failed_and_left_out(batch):
     }
     assert float(rows["tiny"]["image_psnr_db"]) == distance["image_psnr_db"]
     assert rows["tiny"]["compiled"] == "emulated"
-    assert "import_checkpoint: UnreadableCheckpoint: " in rows["truncated"]["why"]
+    assert re.search("import_checkpoint.*: UnreadableCheckpoint: ", rows["truncated"]["why"])
+    assert rows["truncated"]["why"].count("UnreadableCheckpoint") == 1  # of five jobs
     logs = rows["truncated"]["log"].split()
     assert "logs/truncated/weights/unet.log" in logs
     assert all("UnreadableCheckpoint" in (project.directory / log).read_text() for log in logs)
@@ -90,6 +91,7 @@ SOURCES = {
     "no checkpoint": ({"checkpoint": "checkpoints/nowhere.ckpt"}, "MissingCheckpoint: other"),
     "another checkpoint": ({"sha256": "0123456789"}, "WrongChecksum: other"),
     "a folder that is no model": ({"checkpoint": "config"}, "UnreadableCheckpoint: config: a folder"),
+    "no VAE": ({"vae": "vae/nowhere.safetensors"}, "vae/nowhere.safetensors"),
     "no embedding": ({"embeddings": "embeddings/nowhere.pt"}, "MissingEmbedding: other"),
     "no LoRA": ({"loras": "loras/nowhere.safetensors"}, "MissingLora: other"),
     "a LoRA that is none": ({"loras": "config/notes.safetensors"}, "LoraError: config/notes.safetensors"),

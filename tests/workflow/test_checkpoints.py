@@ -9,10 +9,9 @@ from safetensors.torch import load_file
 from tests import tiny
 from tests.workflow.project import ROW, Project
 
-WEIGHTS = [
-    f"results/{{model}}/weights/{component}.safetensors" for component in ("text_encoder", "unet", "vae_decoder")
-]
-UNET = "results/{model}/weights/unet.safetensors"
+# Each is a process that imports torch, so two stand for all: the text encoder has a rule of its own.
+WEIGHTS = [f"results/{{model}}/weights/{component}.safetensors" for component in ("text_encoder", "unet")]
+UNET = "results/tiny/weights/unet.safetensors"
 
 
 def wanted(model):
@@ -30,7 +29,7 @@ def project(checkpoint, tmp_path_factory):
     tiny.save_folder(networks, place / "folder", shard="1MB")
     paths = {"pickle": "pickle.ckpt", "folder": "folder", "tiny": "tiny.safetensors"}
     project.write_rows(*(ROW | {"model": name, "checkpoint": f"checkpoints/{path}"} for name, path in paths.items()))
-    project.bake(*wanted("pickle"), *wanted("folder"), *wanted("tiny"))
+    project.bake(*wanted("pickle"), *wanted("folder"), UNET)
     return project
 
 
@@ -64,7 +63,7 @@ def test_a_yaml_that_appears_beside_a_checkpoint_makes_the_unet_anew_and_nothing
     copy = project.copy(tmp_path / "project")
     (copy.directory / "checkpoints" / "tiny.yaml").write_text("model: {params: {parameterization: v}}\n")
 
-    plan = copy.plan(*wanted("tiny"))
+    plan = copy.plan(UNET)
 
     assert plan.jobs == {"import_checkpoint": 1}
     assert "unet" in plan.messages[0]

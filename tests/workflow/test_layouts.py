@@ -77,7 +77,8 @@ def lay_out(results, tmp_path):
         private = tmp_path / layout / ".manifest"
         private.mkdir(parents=True)
         schedule, weights = tmp_path / "schedule.npz", results / "weights" / "unet.safetensors"
-        derive_schedule(scheduler=settings["scheduler"], steps=settings["steps"], unet=weights, schedule=schedule)
+        how = {name: settings[name] for name in ("scheduler", "steps", "guidance_scale")}
+        derive_schedule(**how, unet=weights, schedule=schedule)
         models = {component: results / f"{component}.axmodel" for component in COMPONENTS}
         if settings["program"] == "m5stack":
             models["vae_decoder"] = results / "m5stack" / "vae_decoder.axmodel"

@@ -51,7 +51,7 @@ rule write_bundle:
 rule pack_bundle:
     """Write a bundle as one archive."""
     input:
-        settings=settings("axbake.bundle.pack_bundle", cached=False, row=["layout"]),
+        settings=settings("axbake.bundle.pack_bundle", cached=False),
         manifest="results/{model}/bundle/{layout}/manifest.json",
     output:
         archive="results/{model}/bundle/{layout}.tar",

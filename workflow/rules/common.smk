@@ -1,6 +1,7 @@
 # Takes config/config.yaml and the table of models. Checks both, and makes what rules share: MODELS and the settings files.
 
 import os
+from functools import partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -8,11 +9,12 @@ from snakemake.exceptions import WorkflowError
 from axbake.build_config import read_builds
 from axbake.containers import files_of, needs_conversion
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS
+from axbake.families import COMPONENTS, VAE
+from axbake.fetch.sources import check_pin, parse_source
 from axbake.host import chosen_precision
 from axbake.identity import code_digest, identify, tool_version, write_identity
 from axbake.prediction import read_sidecar
-from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts
+from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts, vae_sha256
 from axbake.toolchain.launch import ENGINES, Launch
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
@@ -65,40 +67,97 @@ def told(function, *arguments):
 
 
 def checkpoint(wildcards):
-    """A model's checkpoint as a safetensors file: the user's own, which is the one that the table means, or one made of it."""
+    """The safetensors file that a component is taken from; mostly the row's checkpoint, but a VAE may have one of its own."""
     row = row_of(wildcards)
-    source_digest(row)
-    return row["checkpoint"] if not converted(row) else f"results/{wildcards.model}/checkpoint.safetensors"
+    return file_of(row, source_of(row, wildcards.get("component")))
+
+
+def vae(wildcards):
+    """The safetensors file that a model's VAE is taken from."""
+    row = row_of(wildcards)
+    return file_of(row, source_of(row, "vae_decoder"))
+
+
+def source_of(row, component):
+    """Column of the table that names the file in which a component is."""
+    return "vae" if row["vae"] and component in VAE else "checkpoint"
+
+
+def file_of(row, column):
+    """The user's file, or the fetched one, if it is safetensors and the one that the table means; or else one made of it."""
+    source_digest(row, column)
+    if converted(row, column):
+        return f"results/{row['model']}/{column}.safetensors"
+    return fetched(row, column) or row[column]
 
 
 def brought(wildcards):
-    """Files of a model's checkpoint as the user has it."""
-    source_digest(row_of(wildcards))
-    return [str(path) for path in told(files_of, Path(row_of(wildcards)["checkpoint"]))]
+    """Files of a model's checkpoint, or of its VAE, as the user has them, or as they are fetched."""
+    row, column = row_of(wildcards), wildcards.column
+    source_digest(row, column)
+    arrived = fetched(row, column)
+    return [arrived] if arrived else [str(path) for path in told(files_of, Path(row[column]))]
 
 
-def converted(row):
-    return told(needs_conversion, Path(row["checkpoint"]))
+def remote(row, column="checkpoint"):
+    """Where a checkpoint is fetched from; None if the user brings the file."""
+    return parse_source(row["checkpoint"]) if column == "checkpoint" else None
 
 
-SOURCE_DIGESTS = {}  # model -> SHA-256; looked up once a run
+def fetched(row, column="checkpoint"):
+    """Where a checkpoint is fetched to; None if the user brings it."""
+    return f"results/{row['model']}/fetched/checkpoint" if remote(row, column) else None
 
 
-def source_digest(row):
-    """SHA-256 of the checkpoint of *row*."""
-    if row["model"] not in SOURCE_DIGESTS:
-        SOURCE_DIGESTS[row["model"]] = told(checkpoint_sha256, row)
-    return SOURCE_DIGESTS[row["model"]]
+def fetch_record(wildcards):
+    """Where a model's checkpoint is from, in a list; an empty one if the user brings it."""
+    return [f"results/{wildcards.model}/fetched/source.json"] if fetched(row_of(wildcards)) else []
 
 
-def checkpoint_digest(row):
-    """The same of a checkpoint that is read as the user has it; None where its content, made by a job, counts itself."""
-    return None if converted(row) else source_digest(row)
+def converted(row, column="checkpoint"):
+    source = remote(row, column)
+    return source.pickled if source else told(needs_conversion, Path(row[column]))
+
+
+SOURCE_DIGESTS = {}  # (model, column) -> SHA-256; looked up once a run
+
+
+def source_digest(row, column="checkpoint"):
+    """SHA-256 of what the user brought; of what is fetched, what the table wants: digest, beginning, or nothing."""
+    place = row["model"], column
+    if place not in SOURCE_DIGESTS:
+        known = wanted_digest if remote(row, column) else {"checkpoint": checkpoint_sha256, "vae": vae_sha256}[column]
+        SOURCE_DIGESTS[place] = told(known, row)
+    return SOURCE_DIGESTS[place]
+
+
+def wanted_digest(row):
+    return check_pin(row, allow_unpinned=config["fetch"]["allow_unpinned"])
+
+
+def brought_digest(row, column):
+    """SHA-256 of what the user brought; None where its content, made by a job, counts itself."""
+    return None if remote(row, column) else source_digest(row, column)
+
+
+def digest_for(component):
+    """Function of a row: SHA-256 of the file that the user brought and *component* is taken from; None if one is made of it."""
+
+    def digest(row):
+        column = source_of(row, component)
+        return None if converted(row, column) else brought_digest(row, column)
+
+    return digest
+
+
+def own_vae_digest(row):
+    """SHA-256 of the row's own VAE; empty if it has none."""
+    return source_digest(row, "vae") if row["vae"] else ""
 
 
 def sidecar(row):
     """What the YAML beside a checkpoint says of its UNet's prediction."""
-    return told(read_sidecar, Path(row["checkpoint"]))
+    return "" if fetched(row) else told(read_sidecar, Path(row["checkpoint"]))
 
 
 def embeddings(wildcards):
@@ -148,7 +207,7 @@ def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, 
         component = wildcards.get("component")
         # A directory of its own: Snakemake lists a directory once a run, and takes for missing what comes into it later.
         step = function.rpartition(".")[2]
-        part = component or wildcards.get("layout", "model")
+        part = component or wildcards.get("layout") or wildcards.get("column", "model")
         path = Path("results", wildcards.model, "settings", step, part, "settings.json")
         columns = row[component] if isinstance(row, dict) else row
         values = {column: wildcards[column] if column in JOBS_OWN else model_row[column] for column in columns}
@@ -157,7 +216,7 @@ def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, 
         values |= {name: value(model_row) for name, value in functions.items()}
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
-            mine = sources.get(component, sources) if sources else {}
+            mine = sources.get(part, sources) if sources else {}
             digests = {name: digest(model_row) for name, digest in mine.items()}
             digests = {name: digest for name, digest in digests.items() if digest is not None}
             ways = {name: value(model_row) for name, value in (means or {}).items()}

@@ -1,6 +1,6 @@
-# Takes a checkpoint in any form. Makes weights/{component}.safetensors under diffusers' names, and checkpoint.json, which says
-# what it is; of the text encoder also embeddings.json: token ids of the row's textual-inversion embeddings, and of its padding.
-# What is no single safetensors file becomes one first, once for all components.
+# Takes a checkpoint in any form, and a VAE's file if the row has one. Makes weights/{component}.safetensors under diffusers' names,
+# and checkpoint.json, which says what the checkpoint is; embeddings.json: token ids of the row's textual-inversion embeddings, and
+# of its padding. What is no single safetensors file becomes one first, once for all components.
 
 # Only the UNet's import asks what it predicts.
 PREDICTION = {
@@ -11,27 +11,29 @@ STRENGTHS = {component: {"strengths": strengths_for(component)} for component in
 
 
 rule convert_checkpoint:
-    """Make one safetensors file of a pickle, a diffusers folder, or a recipe of a merge."""
+    """Make one safetensors file of a pickle, a diffusers folder or a recipe of a merge, in the column checkpoint or vae."""
     input:
         settings=settings(
             "axbake.checkpoint.convert_checkpoint",
             tools=["torch", "sd-mecha"],
-            sources={"source": source_digest},
+            sources={column: {"source": partial(brought_digest, column=column)} for column in ("checkpoint", "vae")},
         ),
         source=brought,
     output:
-        checkpoint="results/{model}/checkpoint.safetensors",
+        checkpoint="results/{model}/{column}.safetensors",
     log:
-        "logs/{model}/checkpoint.safetensors.log",
+        "logs/{model}/{column}.safetensors.log",
     benchmark:
-        "benchmarks/{model}/checkpoint.safetensors.tsv"
+        "benchmarks/{model}/{column}.safetensors.tsv"
+    wildcard_constraints:
+        column="checkpoint|vae",
     conda:
         "../../envs/axbake.yaml"
     resources:
         mem_mb=more_each_time(4000),
         runtime=more_each_time(20),
     message:
-        "Converting the checkpoint of {wildcards.model} to safetensors"
+        "Converting the {wildcards.column} of {wildcards.model} to safetensors"
     script:
         "../scripts/job.py"
 
@@ -46,7 +48,7 @@ rule import_checkpoint:
             row=PREDICTION,
             more={component: SIDECAR[component] | STRENGTHS[component] for component in COMPONENTS},
             sources={
-                component: {"checkpoint": checkpoint_digest, "loras": loras_digest_for(component)}
+                component: {"checkpoint": digest_for(component), "loras": loras_digest_for(component)}
                 for component in COMPONENTS
             },
         ),
@@ -81,7 +83,7 @@ rule import_text_encoder:
             row=["clip_skip"],
             more=STRENGTHS["text_encoder"],
             sources={
-                "checkpoint": checkpoint_digest,
+                "checkpoint": digest_for("text_encoder"),
                 "embeddings": embeddings_digest,
                 "loras": loras_digest_for("text_encoder"),
             },
@@ -133,14 +135,16 @@ rule describe_checkpoint:
     """Say what a checkpoint is, and what in it is not used."""
     input:
         settings=settings(
-            "axbake.checkpoint.describe_checkpoint",
+            "axbake.description.describe_checkpoint",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["prediction"],
-            more={"sha256": source_digest, "sidecar": sidecar},
-            sources={"checkpoint": checkpoint_digest},
+            more={"sha256": source_digest, "vae_sha256": own_vae_digest, "sidecar": sidecar},
+            sources={"checkpoint": digest_for("unet"), "vae": digest_for("vae_decoder")},
         ),
         checkpoint=checkpoint,
+        vae=vae,
+        records=fetch_record,
     output:
         description="results/{model}/checkpoint.json",
     log:

@@ -12,6 +12,7 @@ from axbake.summary import Outcome, describe_failure, show_outcomes, write_summa
 # Functions of a row that end the run while the workflow is read, by what they look at: the first fault of each is told.
 SOURCES = [
     [source_digest, converted, sidecar],
+    [own_vae_digest, lambda row: row["vae"] and converted(row, "vae")],
     [embeddings_digest],
     [functools.partial(loras_of, component=component) for component in COMPONENTS] + [advise],
 ]
@@ -79,12 +80,14 @@ def outcome(model, left):
     failures = [FAILURES[job.jobid] for job in needed if job.jobid in FAILURES and not workflow.dag.finished(job)]
     if not failures:
         return Outcome(model, "unfinished" if left else "done", f"{len(left)} jobs are left" if left else "")
+    rules = {}  # why -> rules that failed for it
+    for record in failures:
+        why = describe_failure(map(Path, record.log), record.rule_msg, since=STARTED)
+        rules.setdefault(why, {})[record.rule_name] = None
     logs = [str(record.log[0]) for record in failures if record.log]
-    why = [
-        f"{record.rule_name}: {describe_failure(map(Path, record.log), record.rule_msg, since=STARTED)}"
-        for record in failures
-    ]
-    return Outcome(model, "failed", "\n".join(why), "\n".join(logs))
+    return Outcome(
+        model, "failed", "\n".join(f"{', '.join(names)}: {why}" for why, names in rules.items()), "\n".join(logs)
+    )
 
 
 def summarise():

@@ -7,7 +7,7 @@ rule derive_schedule:
         settings=settings(
             "axbake.schedule.derive_schedule",
             tools=["torch", "diffusers", "numpy"],
-            row=["scheduler", "steps"],
+            row=["scheduler", "steps", "guidance_scale"],
         ),
         unet="results/{model}/weights/unet.safetensors",
     output:

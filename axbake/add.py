@@ -1,0 +1,245 @@
+"""`python -m axbake.add ADDRESS`: fetch a checkpoint, and give it a row in the table of models."""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from axbake.cache.locks import lock
+from axbake.errors import AxbakeError
+from axbake.fetch.errors import BadSource, NotBakeable
+from axbake.fetch.sources import CivitaiSource, parse_source
+from axbake.fetch.store import Fetched, ask_sha256, fetch
+from axbake.identity import ROOT
+from axbake.table import check_config, read_models, read_schema
+
+SCHEMAS = ROOT / "workflow" / "schemas"
+MODELS_SCHEMA = SCHEMAS / "models.schema.yaml"
+CONFIG = Path("config/config.yaml")
+logger = logging.getLogger(__name__)
+# What a new row begins with; the user edits it.
+PICTURE = {
+    "height": "512",  # that Stable Diffusion 1.x was trained with
+    "width": "512",
+    "prompt": "portrait of a woman in a garden, soft light",
+    "negative_prompt": "lowres, blurry, bad anatomy, watermark",
+    "calibration_prompts": "config/prompts/people.txt",
+}
+# Of a distilled model, as its base model at Civitai says; https://huggingface.co/latent-consistency/lcm-lora-sdv1-5
+DISTILLED = {"SD 1.5 LCM": {"scheduler": "lcm", "steps": "4", "guidance_scale": "1"}}
+
+
+class NoRow(AxbakeError):
+    """The table cannot take the row."""
+
+
+def table_path() -> Path:
+    """The table that the project's config names."""
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8")) if CONFIG.is_file() else {}
+    return Path(check_config(config or {}, schema=SCHEMAS / "config.schema.yaml", source=str(CONFIG))["models"])
+
+
+def read_table(path: Path) -> dict[str, dict]:
+    """Rows by model, checked."""
+    return read_models(path, schema=MODELS_SCHEMA)
+
+
+def edit_table(path: Path, edit: Callable[[list[str], list[list[str]]], None]) -> None:
+    """Let *edit* change header and rows of the table *path*; it is written whole, if it still is a table that can be read.
+
+    Lines that *edit* leaves alone stay as they are, byte for byte.
+
+    Args:
+        edit: gets the header, and the cells of each line after it; changes both in place.
+
+    Raises:
+        TableError, NoRow: nothing was written.
+    """
+    with lock(path.with_name(f".{path.name}.lock"), about=f"edit of {path}"):
+        text = path.read_bytes().decode("utf-8")
+        ending = "\r\n" if "\r\n" in text else "\n"
+        lines = [line.removesuffix("\r").split("\t") for line in text.removesuffix("\n").split("\n")]
+        header, rows = lines[0], lines[1:]
+        edit(header, rows)
+        new = ending.join("\t".join(cells) for cells in [header, *rows]) + ending
+        beside = path.with_name(f".{path.name}.new")
+        try:
+            beside.write_bytes(new.encode())
+            read_table(beside)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def add_model(address: str, name: str | None) -> str:
+    """Fetch *address*, look whether it can be baked, and write its row.
+
+    Returns:
+        the model's name.
+
+    Raises:
+        AxbakeError: the table is as it was; what was downloaded stays.
+    """
+    source = parse_source(address)
+    if source is None:
+        raise BadSource(f"{address!r}: a path. Write its row into the table yourself; what is fetched are addresses.")
+    table = table_path()
+    rows = read_table(table)
+    if name and not re.fullmatch(form := read_schema(MODELS_SCHEMA)["properties"]["model"]["pattern"], name):
+        raise NoRow(f"--name {name!r} has not the form {form}")
+    if name in rows:
+        raise NoRow(f"{table} has a row {name} already. Take another --name.")
+    fetched = fetch(source, "")
+    said = check_bakeable(fetched.path)
+    told = [row["model"] for row in rows.values() if row["sha256"] and fetched.sha256.startswith(row["sha256"])]
+    if told and not name:
+        raise NoRow(f"{table} has this file already, as {', '.join(told)}. For another row of it give a --name.")
+    name = name or free_name(fetched.record, set(rows))
+    cells = row_cells(name, pinned_address(address, source, fetched.record), fetched, said.get("steps"))
+
+    def append(header: list[str], lines: list[list[str]]) -> None:
+        header += [column for column in cells if column not in header]
+        while lines and lines[-1] == [""]:
+            lines.pop()
+        lines.append([cells.get(column, "") for column in header])
+
+    edit_table(table, append)
+    logger.info("%s: %s, SHA-256 %s", fetched.record["file_name"], said["title"], fetched.sha256)
+    return name
+
+
+def check_bakeable(path: Path) -> dict[str, Any]:
+    """What the checkpoint *path* is, as `axbake.inspect` tells it.
+
+    Raises:
+        NotBakeable
+    """
+    from axbake.inspect import inspect_checkpoint  # here, since torch takes seconds
+
+    said = inspect_checkpoint(path)
+    if not said["bakeable"]:
+        raise NotBakeable(f"{path}: {said['why']}")
+    return said
+
+
+def pinned_address(address: str, source: Any, record: dict[str, Any]) -> str:
+    """*address*; of Civitai's models the AIR of the version that was fetched, since an address may mean the latest."""
+    if isinstance(source, CivitaiSource) and not source.version and record.get("air"):
+        return str(record["air"])
+    return address
+
+
+def free_name(record: dict[str, Any], taken: set[str]) -> str:
+    """A name for a model that no row has, made of what its site calls it."""
+    words = [record.get("model"), record.get("version")] if record.get("model") else [Path(record["file_name"]).stem]
+    text = re.sub(r"[^a-z0-9._]+", "-", " ".join(str(word) for word in words if word).lower()).strip("-._")
+    base = text[:48].rstrip("-._") or "model"
+    return next(
+        name for number in range(1, 10_000) if (name := base if number == 1 else f"{base}-{number}") not in taken
+    )
+
+
+def row_cells(name: str, address: str, fetched: Fetched, steps: int | None) -> dict[str, str]:
+    """Cells of the new row by column.
+
+    Args:
+        steps: that a distilled UNet is made for, if its file tells it.
+    """
+    record = fetched.record
+    base_model = str(record.get("base_model"))
+    cells = {"model": name, "checkpoint": address, "sha256": fetched.sha256, "source": source_note(record)}
+    cells |= PICTURE | DISTILLED.get(base_model, {})
+    cells |= {"steps": str(steps), "guidance_scale": "1"} if steps else {}
+    cells |= {"height": "768", "width": "768"} if base_model.endswith(" 768") else {}  # SD 2.0 768, SD 2.1 768
+    if words := [str(word).strip(", ") for word in record.get("trained_words", [])]:
+        cells["prompt"] = f"{', '.join(words)}, {PICTURE['prompt']}"
+    return {column: " ".join(cell.split()) for column, cell in cells.items()}
+
+
+def source_note(record: dict[str, Any]) -> str:
+    """Page and terms, for the column `source`."""
+    page, terms = record.get("page", ""), licence_note(record.get("licence", {}))
+    return f"{page} ({terms})" if page and terms else page or terms
+
+
+def licence_note(licence: dict[str, Any]) -> str:
+    """Terms in a few words: those of Civitai's page, or the name of a licence."""
+    if "allowNoCredit" in licence or "allowCommercialUse" in licence:
+        commercial = licence.get("allowCommercialUse") or []
+        uses = [commercial] if isinstance(commercial, str) else commercial
+        allowed = ", ".join(str(use) for use in uses if use != "None")
+        terms = ["credit its author" if not licence.get("allowNoCredit") else "no credit needed"]
+        terms.append(f"commercial use: {allowed or 'none'}")
+        terms += ["no merges"] if not licence.get("allowDerivatives", True) else []
+        terms += ["same terms for merges"] if not licence.get("allowDifferentLicense", True) else []
+        return "; ".join(terms)
+    return ", ".join(f"{value}" for value in licence.values())
+
+
+def pin_model(name: str) -> str:
+    """Write into the row *name* the SHA-256 of what its source has now.
+
+    Returns:
+        the digest.
+
+    Raises:
+        AxbakeError: no such row, or its file is another one than the row says.
+    """
+    table = table_path()
+    rows = read_table(table)
+    if name not in rows:
+        raise NoRow(f"{table} has no row {name}; there are {', '.join(rows)}.")
+    source = parse_source(rows[name]["checkpoint"])
+    if source is None:
+        raise NoRow(
+            f"{name}: its checkpoint is a path, {rows[name]['checkpoint']}; only addresses are asked for a SHA-256."
+        )
+    pin = rows[name]["sha256"]
+    sha256 = ask_sha256(source, pin) or fetch(source, pin).sha256
+
+    def write(header: list[str], lines: list[list[str]]) -> None:
+        if "sha256" not in header:
+            header.append("sha256")
+        column = header.index("sha256")
+        for line in lines:
+            if line[header.index("model")].strip() == name:
+                line += [""] * (column + 1 - len(line))
+                line[column] = sha256
+
+    edit_table(table, write)
+    return sha256
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 1 if there is no new row, or no pin."""
+    parser = argparse.ArgumentParser(prog="python -m axbake.add", description=__doc__)
+    parser.add_argument(
+        "address", nargs="?", help="https://…, Civitai's page or AIR, or hf://owner/repository/file[@revision]"
+    )
+    parser.add_argument("--name", help="of the model; otherwise made of what its page calls it")
+    parser.add_argument("--pin", metavar="MODEL", help="write the SHA-256 of what a row's address has into that row")
+    options = parser.parse_args(arguments)
+    if (options.address is None) == (options.pin is None):
+        parser.error("wanted an address, or --pin MODEL")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("axbake").setLevel(logging.INFO)
+    try:
+        if options.pin:
+            print(f"{options.pin}: sha256 {pin_model(options.pin)} stands in {table_path()} now.")
+            return 0
+        name = add_model(options.address, options.name)
+    except AxbakeError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(f"{table_path()} has a row {name} now. Its size and prompts are a beginning; edit them as you like. Then:")
+    print(f"  snakemake --cores 4 results/{name}/report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""The bytes of an offer: resumed where they broke off, their SHA-256 taken on the way, space looked for first.
+
+What has come lies in a `.part` file, which outlives errors and kills; beside it `.part.json` keeps the validator (ETag or
+Last-Modified) that `If-Range` sends (RFC 9110, 13.1.5), so that a file that changed meanwhile starts anew.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from io import RawIOBase
+from pathlib import Path
+
+import requests
+from urllib3.exceptions import HTTPError
+
+from axbake.cache.errors import FULL, readable
+from axbake.digest import write_atomically
+from axbake.fetch.errors import Interrupted, NoRoom, WrongDigest
+from axbake.fetch.offers import Offer
+from axbake.fetch.web import Patience, Web, describe
+from axbake.runtime.progress import SECONDS
+
+logger = logging.getLogger(__name__)
+PIECE = 1 << 20  # bytes
+
+
+@dataclass
+class Part:
+    """What has come of a file."""
+
+    path: Path
+    bytes: int
+    digest: "hashlib._Hash"
+    validator: str  # for If-Range; empty if the site gives none
+    resumed: bool = False  # whether it was put together of several answers
+
+    @classmethod
+    def open(cls, path: Path, *, whatever: bool) -> "Part":
+        """What is at *path* from earlier; nothing, if it could not be told whether the file has changed meanwhile.
+
+        Args:
+            whatever: go on without a validator, since the SHA-256 is known and will tell.
+        """
+        validator = ""
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            validator = str(json.loads(_note(path).read_text())["validator"])
+        part = cls(path, 0, hashlib.sha256(), validator)
+        size = path.stat().st_size if path.is_file() else 0
+        if not size or not (validator or whatever):
+            part.restart()
+            return part
+        logger.info("%s of it are here from earlier; going on from there", readable(size))
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        return cls(path, size, digest, validator, resumed=True)
+
+    def restart(self) -> None:
+        """Forget what has come."""
+        self.path.unlink(missing_ok=True)
+        _note(self.path).unlink(missing_ok=True)
+        self.bytes, self.digest, self.validator, self.resumed = 0, hashlib.sha256(), "", False
+
+    def remember(self, validator: str) -> None:
+        """Keep *validator* for the next attempt, before the first byte that it is of."""
+        if validator != self.validator:
+            self.validator = validator
+            write_atomically(_note(self.path), json.dumps({"validator": validator}))
+
+    def remove_note(self) -> None:
+        """The file is whole."""
+        _note(self.path).unlink(missing_ok=True)
+
+
+def _note(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def download(web: Web, offer: Offer, part_path: Path, *, sha256: str | None, pin: str) -> str:
+    """Bring *offer* to *part_path*, whole and verified.
+
+    Args:
+        sha256: that it must have, if known.
+        pin: the beginning of it, or empty.
+
+    Returns:
+        its SHA-256.
+
+    Raises:
+        FetchError: what has come is kept if it can be used.
+    """
+    whatever = bool(sha256 or pin)
+    part = Part.open(part_path, whatever=whatever)
+    _receive_all(web, offer, part, whatever=whatever)
+    found = part.digest.hexdigest()
+    if not found.startswith(sha256 or pin) and part.resumed:
+        logger.warning("%s: put together of several answers, its SHA-256 is %s; downloading it anew", offer.name, found)
+        part.restart()
+        _receive_all(web, offer, part, whatever=whatever)
+        found = part.digest.hexdigest()
+    if not found.startswith(sha256 or pin):
+        part.restart()
+        raise WrongDigest(
+            f"{offer.name}: what arrived has SHA-256 {found}, wanted is {sha256 or pin}. It was thrown away. Run"
+            " again; if it is the same then, the file was changed there: correct the column sha256 if that is the file you mean."
+        )
+    part.remove_note()
+    return found
+
+
+def _receive_all(web: Web, offer: Offer, part: Part, *, whatever: bool) -> None:
+    """Ask until all has come."""
+    patience = Patience(offer.name, web.sleep)
+    while True:
+        before = part.bytes
+        try:
+            if _receive(web, offer, part, whatever=whatever):
+                return
+        except Interrupted as failure:
+            if part.bytes > before:
+                patience.progressed()
+            patience.after(failure)
+            part.resumed = part.bytes > 0
+
+
+def _receive(web: Web, offer: Offer, part: Part, *, whatever: bool) -> bool:
+    """One answer's bytes; whether all have come."""
+    headers = {}
+    if not (part.validator or whatever):
+        part.restart()  # nothing would tell whether the rest is of the same file
+    if part.bytes:
+        headers["Range"] = f"bytes={part.bytes}-"
+        if part.validator:
+            headers["If-Range"] = part.validator
+    with web.open(offer.url, token=offer.token, headers=headers, at_site=offer.headers, howto=offer.howto) as answer:
+        if answer.status_code == 416:
+            return _beyond_the_end(answer, part)
+        if answer.status_code == 206:
+            _check_place(answer, part)
+        elif part.bytes:
+            logger.info("%s: the site starts from the beginning", offer.name)
+            part.restart()
+        total = _total(answer, part.bytes)
+        _look_for_room(part, total)
+        part.remember(_validator(answer))
+        with part.path.open("ab", buffering=0) as file:  # a full disk shows at the write, not at the close
+            _append(answer, part, file, offer.name, total)
+    if total is not None and part.bytes < total:
+        raise Interrupted("the connection ended in the middle")
+    return True
+
+
+def _check_place(answer: requests.Response, part: Part) -> None:
+    """Begin anew if the *answer* to a range does not go on where *part* ends, with the same file."""
+    place = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    same = not part.validator or _validator(answer) in ("", part.validator)
+    if not place or int(place[1]) != part.bytes or not same:
+        part.restart()
+        raise Interrupted("the file was changed there meanwhile; from the beginning", 0.0)
+
+
+def _beyond_the_end(answer: requests.Response, part: Part) -> bool:
+    """What a 416 means: all has come already, or what has come is of another file."""
+    size = re.match(r"bytes \*/(\d+)", answer.headers.get("Content-Range", ""))
+    if part.bytes and size and int(size[1]) == part.bytes:
+        return True
+    part.restart()
+    raise Interrupted("HTTP 416, what was here is not the beginning of it", 0.0)
+
+
+def _total(answer: requests.Response, have: int) -> int | None:
+    """Bytes of the whole file; None if the site does not say."""
+    if size := re.match(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range", "")):
+        return int(size[1])
+    length = answer.headers.get("Content-Length", "")
+    return have + int(length) if length.isdigit() else None
+
+
+def _validator(answer: requests.Response) -> str:
+    """What tells this file from a later one: a strong ETag, or its date."""
+    tag = answer.headers.get("ETag", "")
+    return tag if tag.startswith('"') else answer.headers.get("Last-Modified", "") if not tag else ""
+
+
+def _look_for_room(part: Part, total: int | None) -> None:
+    free = shutil.disk_usage(part.path.parent).free
+    if total is not None and total - part.bytes > free:
+        raise NoRoom(
+            f"{part.path.parent}: {readable(total - part.bytes)} are to come, and {readable(free)} are free. Make room, or make"
+            " checkpoints/ a link to a directory on a larger disk."
+        )
+
+
+def _append(answer: requests.Response, part: Part, file: RawIOBase, name: str, total: int | None) -> None:
+    """Write what comes, and tell how far it is."""
+    started = told = time.monotonic()
+    before = part.bytes
+    try:
+        while piece := answer.raw.read1(PIECE):  # what there is, so that a kill loses nothing that came
+            left = memoryview(piece)
+            while left:
+                left = left[file.write(left) :]
+            part.digest.update(piece)
+            part.bytes += len(piece)
+            now = time.monotonic()
+            if now - told >= SECONDS:
+                told = now
+                logger.info("%s: %s", name, progress_line(part.bytes, total, (part.bytes - before) / (now - started)))
+    except (HTTPError, requests.RequestException) as error:
+        raise Interrupted(describe(error)) from None
+    except OSError as error:
+        if error.errno in FULL | {errno.EFBIG}:
+            # What the file holds may be less than what was counted; the next run looks at the file itself.
+            raise NoRoom(
+                f"{part.path}: no room after {readable(part.bytes)} of {readable(total) if total else 'an unknown size'}"
+                f" ({errno.errorcode[error.errno or 0]}). Make room and run again; what has come is kept."
+            ) from None
+        raise Interrupted(describe(error)) from None
+    finally:
+        answer.close()
+    seconds, come = max(time.monotonic() - started, 1e-6), (part.bytes - before) / 1e6
+    logger.info("%s: %s MB in %.1f s, %.1f MB/s", name, f"{come:,.1f}", seconds, come / seconds)
+
+
+def progress_line(done: int, total: int | None, rate: float) -> str:
+    """How far a download is.
+
+    Args:
+        done: bytes.
+        total: bytes, if known.
+        rate: bytes a second.
+    """
+    if total is None:
+        return f"{done / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s"
+    left = f"{(total - done) / rate:,.0f} s left" if rate else "no telling how long still"
+    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // total} %), {rate / 1e6:.1f} MB/s, {left}"

@@ -1,0 +1,110 @@
+"""What a network's config may be: others are refused by name, before one is built."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from axbake.errors import AxbakeError
+
+LATENT_CHANNELS = 4
+MOST_CHANNELS, MOST_LEVELS = 1 << 16, 16
+#: What a diffusers folder's config says and shapes do not; it goes before the family's.
+TOLD_BY_CONFIG = {
+    "unet": (
+        "attention_head_dim",
+        "num_attention_heads",
+        "norm_num_groups",
+        "norm_eps",
+        "act_fn",
+        "flip_sin_to_cos",
+        "freq_shift",
+    ),
+    "vae": ("norm_num_groups", "act_fn", "scaling_factor"),
+    "text_encoder": ("hidden_act", "num_attention_heads", "layer_norm_eps"),
+}
+#: What a diffusers folder's config may say of parts that Stable Diffusion has not; anything else is another network.
+WITHOUT: dict[str, dict[str, tuple]] = {
+    "unet": {
+        "addition_embed_type": (None,),
+        "attention_type": ("default",),
+        "center_input_sample": (False,),
+        "class_embed_type": (None,),
+        "cross_attention_norm": (None,),
+        "dual_cross_attention": (False,),
+        "encoder_hid_dim_type": (None,),
+        "mid_block_scale_factor": (1,),
+        "resnet_out_scale_factor": (1,),
+        "resnet_skip_time_act": (False,),
+        "resnet_time_scale_shift": ("default",),
+        "time_embedding_act_fn": (None,),
+        "time_embedding_type": ("positional",),
+        "timestep_post_act": (None,),
+    },
+    "vae": {
+        "latents_mean": (None,),
+        "latents_std": (None,),
+        "shift_factor": (None, 0),  # AutoencoderTiny's is 0
+        "upsample_fn": ("nearest",),
+        "upsampling_scaling_factor": (2,),
+    },
+    "text_encoder": {},
+}
+
+
+class UnknownFamily(AxbakeError):
+    """The file's tensors fit no family, or are of a kind that axbake does not bake."""
+
+
+class TensorMismatch(AxbakeError):
+    """The file's tensors are not exactly those of the network that they describe."""
+
+
+def check_told(path: Path, folder: str, told: Mapping[str, Any]) -> None:
+    """Refuse a folder's config that speaks of a network of another make."""
+    faults = [
+        f"{name}: {str(told[name])[:80]}, wanted {' or '.join(map(str, wanted))}"
+        for name, wanted in WITHOUT[folder].items()
+        if name in told and told[name] not in wanted
+    ]
+    scale = told.get("scaling_factor", 1)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1000:
+        faults.append(f"scaling_factor: {str(scale)[:80]}, wanted a number above 0")
+    if faults:
+        raise UnknownFamily(
+            f"{path}: {folder}/config.json: {'; '.join(faults)}. axbake has no export of such a network."
+        )
+
+
+def check_limits(path: Path, component: str, config: dict) -> None:
+    """Refuse shapes that no network has before one is built from them, be it without memory."""
+    numbers = [value for value in config.values() if type(value) is int]
+    numbers += [
+        value for values in config.values() if isinstance(values, list) for value in values if type(value) is int
+    ]
+    levels = [len(values) for values in config.values() if isinstance(values, list)]
+    levels += [blocks for half in ("encoder", "decoder") for blocks in config.get(f"num_{half}_blocks", [])]
+    deep = max([config.get("layers_per_block", 0), config.get("num_hidden_layers", 0) // 8, *levels])
+    if (
+        min(numbers) < 0
+        or max(numbers) > MOST_CHANNELS
+        or deep > MOST_LEVELS
+        or 0 in [width for name, widths in config.items() if name.endswith("block_out_channels") for width in widths]
+    ):
+        raise TensorMismatch(
+            f"{path}: {component}: no network is so wide, so deep or so empty (up to {max(numbers)} channels, {deep} levels)."
+        )
+
+
+def check_channels(path: Path, config: dict) -> None:
+    """Refuse networks that take or give something else than latents of four channels."""
+    kinds = {9: "an inpainting checkpoint", 8: "an instruct-pix2pix checkpoint", 5: "a depth-to-image checkpoint"}
+    kinds |= {7: "an upscaler"}
+    found = {name: config[name] for name in ("in_channels", "out_channels") if "cross_attention_dim" in config}
+    found |= {name: config[name] for name in ("latent_channels",) if name in config}
+    for name, channels in found.items():
+        if channels != LATENT_CHANNELS:
+            kind = kinds.get(channels, "a checkpoint of other latents")
+            raise UnknownFamily(
+                f"{path}: {name}: {channels}, wanted {LATENT_CHANNELS}: this is {kind}, which axbake does not bake."
+                " Give the checkpoint for text to image."
+            )

@@ -1,0 +1,108 @@
+"""Time and memory of importing, exporting and writing back checkpoints of full size and random weights, each job in its process.
+
+    python bench/checkpoints.py DIRECTORY [sd15 | sd21 | bk-sdm-tiny | sdxs …]
+
+Needs 6 GB in DIRECTORY for one model at a time; its files are deleted before the next. Where stable-diffusion-cpp-python can
+be imported, it draws one step of 256 × 256 pixels from the file that was written back, and says what it makes of it.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
+
+COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+HEIGHT, WIDTH = 480, 320  # pixels; those of the published deployment
+
+
+def write_checkpoint(place: Path, model: str, _: str) -> None:
+    from bench.random_checkpoint import write_random_checkpoint
+
+    write_random_checkpoint(place / "checkpoint.safetensors", model=model)
+
+
+def import_component(place: Path, _: str, component: str) -> None:
+    from axbake.checkpoint import import_checkpoint
+
+    import_checkpoint(place / "checkpoint.safetensors", component=component, weights=place / f"{component}.safetensors")
+
+
+def export_component(place: Path, _: str, component: str) -> None:
+    from axbake.export import export_onnx
+
+    size = {} if component == "text_encoder" else {"height": HEIGHT, "width": WIDTH}
+    graph = place / f"{component}.onnx"
+    export_onnx(place / f"{component}.safetensors", graph=graph, tensors=graph.with_name(f"{graph.name}.data"), **size)
+    graph.with_name(f"{graph.name}.data").unlink()
+
+
+def write_back(place: Path, _: str, __: str) -> None:
+    from axbake.single_file import write_single_file
+
+    weights = {component: place / f"{component}.safetensors" for component in COMPONENTS}
+    write_single_file(**weights, single_file=place / "single_file.safetensors")
+
+
+def draw(place: Path, _: str, __: str) -> None:
+    """One step by stable-diffusion.cpp."""
+    import numpy as np
+    from stable_diffusion_cpp import StableDiffusion
+
+    model = StableDiffusion(model_path=str(place / "single_file.safetensors"), wtype="f16", verbose=True)
+    (image,) = model.generate_image(prompt="a rocket", height=256, width=256, sample_steps=1, cfg_scale=1, seed=1)
+    pixels = np.asarray(image)
+    print(f"drew {pixels.shape}, values {pixels.min()} to {pixels.max()}", file=sys.stderr)
+
+
+STEPS: dict[str, Callable[[Path, str, str], None]] = {
+    step.__name__: step for step in (write_checkpoint, import_component, export_component, write_back, draw)
+}
+
+
+def measure(place: Path, model: str, step: str, component: str = "") -> None:
+    """Run a step in a process of its own, and print its line."""
+    started = time.monotonic()
+    log = place / f"{step}.log"
+    with log.open("w") as said:
+        command = [sys.executable, __file__, "--step", step, str(place), model, component]
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds, processor, gib = time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
+    made = f"{seconds:.1f} s, {processor:.1f} s of processors, {gib:.2f} GiB"
+    print(
+        f"{model:12} {step:18} {component:13} {made if not status else f'failed: {log.read_text()[-600:]}'}", flush=True
+    )
+
+
+def main() -> None:
+    from bench.random_checkpoint import MODELS
+
+    if sys.argv[1:2] == ["--step"]:
+        step, place, model, component = sys.argv[2:]
+        return STEPS[step](Path(place), model, component)
+    directory, models = Path(sys.argv[1]), sys.argv[2:] or list(MODELS)
+    for model in models:
+        place = directory / model
+        place.mkdir(parents=True)
+        measure(place, model, "write_checkpoint")
+        for component in COMPONENTS:
+            measure(place, model, "import_component", component)
+        (place / "checkpoint.safetensors").unlink()
+        for component in COMPONENTS:
+            measure(place, model, "export_component", component)
+        measure(place, model, "write_back")
+        if importlib.util.find_spec("stable_diffusion_cpp") and (place / "single_file.safetensors").is_file():
+            measure(place, model, "draw")
+            print((place / "draw.log").read_text())
+        shutil.rmtree(place)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""`python -m axbake.add` writes a row that can be baked, and leaves all others as they were."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from axbake.add import PICTURE, edit_table, free_name, licence_note, main, read_table, row_cells
+from axbake.fetch.store import Fetched
+from tests.services.model_sites import model_sites
+
+ROOT = Path(__file__).parents[2]
+TABLE = Path("config/models.tsv")
+AIR = "urn:air:sd1:checkpoint:civitai:47274@102222"
+PAGE = "https://civitai.com/models/47274"
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    with model_sites() as sites:
+        yield sites
+
+
+@pytest.fixture
+def sites(hosts, tmp_path, monkeypatch):
+    """A user's project, and sites with nothing on them."""
+    for shelf in (hosts.files, hosts.api, hosts.downloads, hosts.private, hosts.faults, hosts.log):
+        shelf.clear()
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CIVITAI_ENDPOINT", hosts.site)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CIVITAI_API_TOKEN", raising=False)
+    return hosts
+
+
+def test_a_link_becomes_a_row_with_pin_prompt_and_terms(sites, model, capsys):
+    digest = sites.publish(model.checkpoint.read_bytes())
+    before = TABLE.read_bytes()
+
+    assert main([PAGE]) == 0
+
+    assert TABLE.read_bytes().startswith(before)  # other rows are as they were
+    row = read_table(TABLE)["tiny-mix-v4.0"]
+    assert row["checkpoint"] == AIR  # the page alone would mean the latest version, whichever that will be
+    assert row["sha256"] == digest
+    assert row["source"] == (
+        "https://civitai.com/models/47274?modelVersionId=102222"
+        " (credit its author; commercial use: Image, RentCivit; same terms for merges)"
+    )
+    assert (row["height"], row["width"]) == (512, 512)
+    assert row["prompt"] == f"tinystyle, {PICTURE['prompt']}"
+    assert row["negative_prompt"] == PICTURE["negative_prompt"]
+    assert "snakemake --cores 4 results/tiny-mix-v4.0/report.html" in capsys.readouterr().out
+
+    assert main([PAGE]) == 1
+    assert "has this file already, as tiny-mix-v4.0" in capsys.readouterr().err
+    assert main([PAGE, "--name", "again"]) == 0
+    assert list(read_table(TABLE))[-2:] == ["tiny-mix-v4.0", "again"]
+    assert len(sites.asked("storage")) == 1
+
+
+def test_a_distilled_model_gets_its_sampler(sites, model):
+    sites.publish(model.checkpoint.read_bytes(), baseModel="SD 1.5 LCM")
+
+    assert main([AIR, "--name", "fast"]) == 0
+
+    row = read_table(TABLE)["fast"]
+    assert (row["scheduler"], row["steps"], row["guidance_scale"]) == ("lcm", 4, 1)
+
+
+@pytest.mark.parametrize(("base", "steps", "wanted"), [("SD 2.1 768", None, (768, 20, 7)), ("SD 1.5", 1, (512, 1, 1))])
+def test_size_and_steps_are_those_that_the_model_was_made_for(base, steps, wanted, sites):
+    fetched = Fetched(Path("x"), "0" * 64, {"base_model": base})
+    cells = row_cells("some", AIR, fetched, steps)
+    edit_table(TABLE, lambda header, lines: lines.append([cells.get(column, "") for column in header]))
+
+    row = read_table(TABLE)["some"]
+    assert (row["height"], row["steps"], row["guidance_scale"]) == wanted
+    assert row["height"] == row["width"]
+
+
+def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(sites, model):
+    prompts = TABLE.read_text().splitlines()[1].split("\t")[-1]
+    lines = [
+        "model\tcheckpoint\theight\twidth\tprompt\tcalibration_prompts",
+        f"mine\tx.safetensors\t64\t64\tpanda\t{prompts}",
+        "",
+        "",
+    ]
+    TABLE.write_bytes("\r\n".join(lines).encode())
+    sites.publish(model.checkpoint.read_bytes())
+
+    assert main([AIR, "--name", "new"]) == 0
+
+    text = TABLE.read_bytes().decode()
+    assert text.split("\r\n")[1] == lines[1]
+    assert text.count("\n") == text.count("\r\n") == 3
+    rows = read_table(TABLE)
+    assert rows["mine"]["prompt"] == "panda" and rows["mine"]["sha256"] == ""
+    assert rows["new"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["checkpoints/x.safetensors"], "a path. Write its row into the table yourself"),
+        (["ftp://example.org/x"], "ftp:// is unknown"),
+        ([AIR, "--name", "demo"], "has a row demo already"),
+        ([AIR, "--name", "Big Name"], "'Big Name' has not the form"),
+        ([AIR], "fit no family"),
+        (["urn:air:sd1:checkpoint:civitai:47274@7"], "HTTP 404"),
+        (["--pin", "nobody"], "has no row nobody; there are demo, xxmix9"),
+        (["--pin", "demo"], "its checkpoint is a path"),
+    ],
+)
+def test_what_cannot_be_added_leaves_the_table_as_it_was(arguments, said, sites, model, capsys):
+    other = b"\x08\0\0\0\0\0\0\0{}      "
+    sites.publish(model.checkpoint.read_bytes() if "Big Name" in arguments else other)
+    before = TABLE.read_bytes()
+
+    assert main(arguments) == 1
+
+    assert said in capsys.readouterr().err
+    assert TABLE.read_bytes() == before
+    assert [path.name for path in Path("config").iterdir() if path.name.startswith(".")] == []
+    assert bool(sites.asked("storage")) == (arguments == [AIR])  # all other faults are told before a download
+
+
+def test_a_row_is_pinned_without_a_download_where_the_site_tells_its_digest(sites, capsys):
+    digest = sites.publish(b"whatever")
+    lines = TABLE.read_text().splitlines()
+    cells = lines[1].split("\t")
+    cells[0:3] = ["new", PAGE, ""]
+    TABLE.write_text("\n".join([*lines, "\t".join(cells)]) + "\n")
+
+    assert main(["--pin", "new"]) == 0
+
+    assert f"new: sha256 {digest} stands in config/models.tsv now" in capsys.readouterr().out
+    assert TABLE.read_text().splitlines()[:-1] == lines
+    assert read_table(TABLE)["new"]["sha256"] == digest
+    assert not sites.asked("storage")
+    changed = sites.publish(b"another", primary=False)
+    sites.api["/api/v1/model-versions/102222"]["files"].pop(0)
+    del sites.api[f"/api/v1/model-versions/by-hash/{digest.upper()}"]
+    assert main(["--pin", "new"]) == 1
+    said = capsys.readouterr().err
+    assert digest in said and changed in said
+
+
+def test_names_are_made_of_what_the_page_says_and_are_free():
+    record = {"model": "XXMix_9 «Realistic» ★", "version": "v4.0", "file_name": "x.safetensors"}
+
+    assert free_name(record, set()) == "xxmix_9-realistic-v4.0"
+    assert free_name(record, {"xxmix_9-realistic-v4.0"}) == "xxmix_9-realistic-v4.0-2"
+    assert free_name({"file_name": "Some File.safetensors"}, set()) == "some-file"
+    assert free_name({"model": "麦橘写实", "file_name": "x.safetensors"}, set()) == "model"
+
+
+def test_terms_in_a_few_words():
+    assert licence_note({"allowNoCredit": True, "allowCommercialUse": "None", "allowDerivatives": False}) == (
+        "no credit needed; commercial use: none; no merges"
+    )
+    assert licence_note({"license": "creativeml-openrail-m"}) == "creativeml-openrail-m"
+    assert licence_note({}) == ""
