@@ -25,12 +25,13 @@ include: "workflow/rules/check.smk"
 include: "workflow/rules/simulate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/bundle.smk"
+include: "workflow/rules/board.smk"
 include: "workflow/rules/terminal.smk"
 include: "workflow/rules/outcomes.smk"
 include: "workflow/rules/batch.smk"
 
 
-# Where jobs go to a cluster, these stay: they take seconds, and less memory than a browser.
+# Where jobs go to a cluster, these stay: they take seconds, and less memory than a browser; those of a board need the user's keys.
 localrules:
     all,
     refuse_row,
@@ -46,6 +47,9 @@ localrules:
     calibrate_vae_decoder,
     configure_build,
     write_report,
+    deploy_bundle,
+    benchmark_board,
+    write_board_report,
 
 
 rule all:

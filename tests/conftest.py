@@ -1,10 +1,33 @@
-"""For all tests: a build cache of their own."""
+"""For all tests: a build cache of their own. For those of boards: one that is played."""
 
 import os
 
 import pytest
 
+from tests.board.played import PlayedBoard
+from tests.services import sshd
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     os.environ["AXBAKE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def started_board(tmp_path_factory):
+    sshd.install()
+    if missing := sshd.missing():
+        assert not os.environ.get("CI"), f"CI has not {missing}"
+        pytest.skip(f"needs {', '.join(missing)}, which only root can install")
+    board = PlayedBoard.start(tmp_path_factory.mktemp("board"))
+    yield board
+    board.sshd.stop()
+
+
+@pytest.fixture
+def board(started_board, tmp_path, monkeypatch) -> PlayedBoard:
+    """A board as if new, which `ssh` and `rsync` of the test's process reach."""
+    started_board.reset(tmp_path / "bundles-on-board")
+    monkeypatch.setenv("PATH", f"{started_board.sshd.bin}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)  # digests are remembered in the working directory
+    return started_board

@@ -113,7 +113,9 @@ def test_every_job_has_a_log_and_none_has_a_traceback(baked):
 
 
 def test_every_rule_takes_part(fresh):
-    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    own_targets = {"board.smk"}
+    files = [path for path in (ROOT / "workflow" / "rules").glob("*.smk") if path.name not in own_targets]
+    rules = "".join(path.read_text() for path in files)
     rules = set(re.findall(r"^rule (\w+):", rules, re.MULTILINE)) - {"refuse_row"}  # of rows that cannot be baked
     # A pickle that is to be fetched and converted; a dry run needs none of it.
     fresh.write_rows(ROW | {"checkpoint": "https://example.org/tiny.ckpt", "sha256": "0" * 64})
@@ -189,6 +191,7 @@ def test_another_toolchain_or_version_of_it_compiles_everything_anew(project):
     assert project.plan(REPORT).jobs == {
         "preflight": 1,  # its estimates differ
         "compile_model": 4,
+        "emulate_model": 4,
         "check_compiled": 4,
         **AFTER,
     }

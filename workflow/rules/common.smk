@@ -36,6 +36,9 @@ try:
 except AxbakeError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}") from None
 
+# Where the models are that the host runs: those that boards run it cannot.
+EMULATED = "results/{model}" if config["toolchain"] == "emulator" else "results/{model}/emulated"
+
 if config["cache"]:
     os.environ.setdefault("AXBAKE_CACHE", config["cache"])
 
@@ -184,10 +187,11 @@ def more_each_time(amount):
     return resource
 
 
-def settings(function, *, tools=(), row=(), entries=None, more=None, means=None, sources=None, **how):
+def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, means=None, sources=None, **how):
     """Input function that gives a job's settings file and writes it when its text changes.
 
     function: of the package, that does the work; called with inputs, outputs and settings by name.
+    step: what the settings file's directory is called, if not as the function.
     tools: packages whose version can change the result.
     row: columns of the table that the job reads; by component, or for all. «component» and «layout» are the job's.
     entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
@@ -234,8 +238,11 @@ def entry(place):
 
 def compiler(row):
     """What decides a build besides graph, samples and config: Pulsar2's version, or the emulator's code and tools."""
-    if config["toolchain"] != "emulator":
-        return {"pulsar2": config["pulsar2_version"]}
+    return emulator(row) if config["toolchain"] == "emulator" else {"pulsar2": config["pulsar2_version"]}
+
+
+def emulator(row):
+    """What decides a build by the emulator: its code, and the tools that it uses."""
     tools = ["numpy", "onnx", "onnxruntime", "pillow", "json5"]
     return {"emulator": code_digest("axbake.emulator.__main__")} | {tool: tool_version(tool) for tool in tools}
 
@@ -270,3 +277,15 @@ def text_prompts(row):
 def recording_precision(row):
     """In what torch runs the UNet to record its samples. Decided here, so that it stands in the job's settings."""
     return chosen_precision(config["calibration"]["recorded_in"])
+
+
+def bundle_for_board(wildcards):
+    """Path of a bundle's manifest, in a project that has a board and a compiler whose models it runs."""
+    if not config["board"]["host"]:
+        raise SystemExit("no board: config's entry board/host names none (docs/board.md).")
+    if config["toolchain"] == "emulator":
+        raise SystemExit(
+            f"{wildcards.model}: toolchain is emulator in config; hosts run its models, boards cannot. Choose a toolchain of"
+            " Pulsar2's, or measure on this host: results/{model}/host/report.html."
+        )
+    return "results/{model}/bundle/axbake/manifest.json"

@@ -60,3 +60,35 @@ rule compile_model:
         f"Compiling the {{wildcards.component}} of {{wildcards.model}} (toolchain: {config['toolchain']})"
     script:
         "../scripts/job.py"
+
+
+use rule compile_model as emulate_model with:
+    # What the card's pictures will be like, where the toolchain is Pulsar2 itself. A build that `toolchain: emulator` made is not
+    # made again: it has the same key.
+    input:
+        settings=settings(
+            "axbake.pulsar2.compile_model",
+            step="emulate_model",
+            more={"compiler": emulator},
+            means={"launch": lambda row: {"toolchain": "emulator", "minutes": config["time_limit"]}},
+            gates=["parity"],
+            own_code=False,
+        ),
+        graph="results/{model}/onnx/{component}.onnx",
+        tensors="results/{model}/onnx/{component}.onnx.data",
+        parity="results/{model}/parity/{component}.json",
+        archive="results/{model}/calibration/{component}.tar",
+        config="results/{model}/build/{component}.config.json",
+    output:
+        axmodel="results/{model}/emulated/{component}.axmodel",
+        record="results/{model}/emulated/{component}.json",
+    log:
+        "logs/{model}/emulated/{component}.log",
+    benchmark:
+        "benchmarks/{model}/emulated/{component}.tsv"
+    resources:
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(60),
+        pulsar2=0,
+    message:
+        "Emulating the compile of the {wildcards.component} of {wildcards.model}"

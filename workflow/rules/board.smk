@@ -1,0 +1,111 @@
+# Takes a bundle. Copies it to the board of config, measures it there, or on this host, and makes a page of it. No default target
+# asks for any of this. Nothing here goes through the build cache: a measurement is of one board and one time.
+
+BOARD = {name: f"board/{name}" for name in ("host", "user", "port", "directory", "kind", "device")}
+
+
+rule deploy_bundle:
+    """Copy a bundle to the board."""
+    input:
+        settings=settings("axbake.board.deploy.deploy_bundle", entries=BOARD, cached=False),
+        manifest=bundle_for_board,
+    output:
+        deployment="results/{model}/board/deployment.json",
+    log:
+        "logs/{model}/board/deployment.log",
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        f"Copying the bundle of {{wildcards.model}} to {config['board']['host']}"
+    script:
+        "../scripts/job.py"
+
+
+rule benchmark_board:
+    """Measure a bundle on the board, and draw its picture there."""
+    input:
+        settings=settings(
+            "axbake.board.benchmark.benchmark_board",
+            entries=BOARD
+            | {
+                "python": "board/python",
+                "repeats": "board/repeats",
+                "pictures": "board/pictures",
+            },
+            cached=False,
+            gates=["board"],
+        ),
+        manifest=bundle_for_board,
+        board="results/{model}/board/deployment.json",
+    output:
+        benchmark="results/{model}/board/benchmark.json",
+        image="results/{model}/board/image.png",
+    log:
+        "logs/{model}/board/benchmark.log",
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        f"Measuring {{wildcards.model}} on {config['board']['host']}"
+    script:
+        "../scripts/job.py"
+
+
+rule benchmark_host:
+    """Draw with a bundle on this host, by the program that runs on the board."""
+    input:
+        settings=settings(
+            "axbake.board.host.benchmark_host",
+            tools=["onnxruntime", "tokenizers", "numpy", "pillow"],
+            entries={"pictures": "board/pictures"},
+            cached=False,
+        ),
+        manifest="results/{model}/bundle/axbake/manifest.json",
+    output:
+        benchmark="results/{model}/host/benchmark.json",
+        image="results/{model}/host/image.png",
+    log:
+        "logs/{model}/host/benchmark.log",
+    conda:
+        "../../envs/axbake.yaml"
+    threads: 4
+    resources:
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(60),
+    message:
+        "Measuring {wildcards.model} on this host, which is no board"
+    script:
+        "../scripts/job.py"
+
+
+rule write_board_report:
+    """Write the page of a benchmark."""
+    input:
+        settings=settings(
+            "axbake.board.report.write_board_report",
+            data=["axbake/board/report.html.j2"],
+            tools=["jinja2", "numpy", "pillow", "scikit-image"],
+            cached=False,
+        ),
+        benchmark="results/{model}/{place}/benchmark.json",
+        image="results/{model}/{place}/image.png",
+        reference="results/{model}/reference/image.png",
+        simulation="results/{model}/simulation/image.png",
+        simulated="results/{model}/simulation/distance.json",
+    output:
+        distance="results/{model}/{place}/distance.json",
+        page=report(
+            "results/{model}/{place}/report.html",
+            caption="../report/board.rst",
+            category="Boards",
+            labels={"model": "{model}", "measured on": "{place}"},
+        ),
+    log:
+        "logs/{model}/{place}/report.log",
+    wildcard_constraints:
+        place="board|host",
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Writing the page of {wildcards.model} on the {wildcards.place}"
+    script:
+        "../scripts/job.py"
