@@ -13,8 +13,6 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 TRANSLATIONS = [DOCS / "README.ja.md", DOCS / "README.zh.md"]
-# Pages that other changes bring; the one that brings the last removes this, and all of them have their place in mkdocs.yml.
-COMING = {f"{name}.md" for name in ("bundles", "board")}
 
 
 def shell(text: str) -> list[str]:
@@ -39,7 +37,7 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         name, _, anchor = target.partition("#")
         path = page.parent / name if name else page
-        assert path.exists() or name in COMING, target
+        assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
 
 
@@ -52,8 +50,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
 
     assert done.returncode == 0, done.stderr
-    warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
-    assert not [line for line in warnings if not any(f"'{name}'" in line for name in COMING)]
+    assert not [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
     assert "panda" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert not list((tmp_path / "site").rglob("*.py"))
 

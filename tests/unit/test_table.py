@@ -44,11 +44,12 @@ ROW = {
     "clip_skip": "2",
     "embeddings": "embeddings/easynegative.safetensors, embeddings/bad.pt",
     "loras": "loras/film.safetensors:0.4",
+    "program": "m5stack",
     "calibration_prompts": "prompts.txt",
 }
 DEFAULTS = {"sha256": "", "vae": "", "prediction": "", "source": "", "negative_prompt": ""}
 DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
-DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": []}
+DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera"}
 
 
 @pytest.fixture(autouse=True)
