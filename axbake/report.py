@@ -48,22 +48,23 @@ def write_report(
         facts: JSON to write, which `axbake.overview` reads of all models.
     """
     made = [_read_json(path) for path in records]
-    emulated = any(entry["emulated"] for entry in made)
+    distances = _read_json(distance)
     described, before = _read_json(checkpoint), _read_json(preflight)
     jobs = [record for log in logs if (record := read_record(log))]
     pictures = {
         "Reference": read_picture(reference),
         "Float ONNX": read_picture(floating),
-        "Emulated" if emulated else "Compiled": read_picture(simulation),
+        "Emulated" if distances["emulated"] else "Compiled": read_picture(simulation),
     }
     said = {
         "model": model,
-        "emulated": emulated,
+        "emulated": distances["emulated"],  # what is drawn; hosts do not draw with others
+        "models_emulated": any(entry["emulated"] for entry in made),
         "toolchain": made[0]["version"],
         "family": described["title"],
         "settings": _read_json(drawn),
         "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
-        "distance": _read_json(distance),
+        "distance": distances,
         "attribution": _read_json(attribution)["quantised"],
         "components": _components(described["components"], made, [_read_json(path) for path in parities], before),
         "jobs": [asdict(record) for record in jobs],

@@ -116,7 +116,7 @@ def _row(outcome: Outcome, row: dict, results: Path) -> dict:
         emulated = any(record["emulated"] for record in records)
         figures["compiled"] = "emulated" if emulated else records[0]["version"]
         figures["megabytes"] = str(round(sum(record["bytes"] for record in records) / 1e6, 1))
-        if emulated:  # hosts cannot see what others draw; what lies there then is of earlier, emulated ones
+        if emulated:  # hosts do not draw with others; the report forecasts it, and says so
             distance = json.loads((place / "simulation" / "distance.json").read_text())
             figures |= {name: distance[name] for name in figures if name in distance}
     return {

@@ -90,6 +90,18 @@ def test_the_report_says_emulated_and_shows_all_pictures(baked):
         assert said in page
 
 
+def test_pictures_are_called_emulated_beside_models_that_are_not(project):
+    for component in COMPONENTS:
+        record = results(project, f"build/{component}.json")
+        record.write_text(record.read_text().replace('"emulated": true', '"emulated": false'))
+    project.bake(REPORT)
+
+    page = results(project, "report.html").read_text()
+    assert "beside models that Pulsar2 itself compiled" in page
+    assert 'alt="Emulated"' in page and 'alt="Compiled"' not in page
+    assert "all four models</span>" in page  # whose sizes are Pulsar2's
+
+
 def test_the_report_tells_what_calibration_covers_and_what_each_part_costs(baked):
     page = results(baked, "report.html").read_text()
     calibration = json.loads(results(baked, "calibration/unet.json").read_text())
