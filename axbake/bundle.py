@@ -99,7 +99,7 @@ def write_bundle(
     }
     plan.check(layout, settings)
     models = {"text_encoder": text_encoder, "unet": unet, "vae_encoder": vae_encoder, "vae_decoder": vae_decoder}
-    names = list(_read_json(embeddings))
+    names = list(_read_json(embeddings)["embeddings"])
     content = _description(layout, plan, described, settings, source, [_read_json(record) for record in records])
     with tempfile.TemporaryDirectory(dir=manifest.parent) as directory:
         made = Path(directory)

@@ -7,6 +7,7 @@ compiled, by the compiler's own simulation of the NPU (AXERA-TECH/pulsar2-docs-e
 import json
 import logging
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def check_compiled(
     content: dict[str, Any] = {"component": component, "emulated": "emulator" in compiler, "samples": samples}
     if samples:
         wanted = list(_floats(graph, archive, settings, samples))
-        found = _run(axmodel, graph, settings, [feed for feed, _ in wanted], Launch(**launch))
+        with tempfile.TemporaryDirectory(dir=check.parent) as place:
+            found = _run(axmodel, graph, settings, [feed for feed, _ in wanted], Launch(**launch), Path(place))
         outputs = _distances([results for _, results in wanted], found)
         content |= {"samples": len(wanted), "outputs": outputs, "min_sqnr_db": min_sqnr}
         for name, distance in outputs.items():
@@ -116,12 +118,12 @@ def _order(processor: dict[str, Any], field: str) -> str:
     return FORMATS.get(said, said)
 
 
-def _run(axmodel: Path, graph: Path, settings: dict[str, Any], feeds: list[Feed], launch: Launch) -> list[Feed]:
-    """Outputs of *axmodel* for each of *feeds*, which are in the form of the float graph's inputs."""
+def _run(
+    axmodel: Path, graph: Path, settings: dict[str, Any], feeds: list[Feed], launch: Launch, place: Path
+) -> list[Feed]:
+    """Outputs of *axmodel* for each of *feeds*, which are in the form of the float graph's inputs; *place* is empty."""
     launch.check()
     inputs, outputs = wanted_interface(graph, settings)
-    place = axmodel.parent / f"{axmodel.name}.run"
-    place.mkdir()
     link_or_copy(axmodel, place / axmodel.name)
     for number, feed in enumerate(feeds):
         (place / "in" / str(number)).mkdir(parents=True)

@@ -1,12 +1,12 @@
 """Prompts on the host: read as on the board (`axbake.runtime.prompt`), with the model's embeddings."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from axbake.runtime import tokenizer as clip_tokenizer
 from axbake.runtime.prompt import Encode, embed_prompt, prompt_warnings, without_lora_marks
 from axbake.runtime.tokenizer import ClipTokenizer
 
@@ -16,8 +16,7 @@ CLIP = Path(__file__).parents[1] / "resources" / "clip"
 
 def load_tokenizer(embeddings: Path) -> ClipTokenizer:
     """CLIP's tokenizer with the names and the padding of an `embeddings.json` (`axbake.embeddings.list_embeddings`)."""
-    content = json.loads(embeddings.read_text(encoding="utf-8"))
-    return ClipTokenizer(CLIP, content["embeddings"], pad_token_id=content["pad_token_id"])
+    return clip_tokenizer.load_tokenizer(CLIP, embeddings)
 
 
 def text_encoding(text_encoder: Path) -> Encode:

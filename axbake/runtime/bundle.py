@@ -11,7 +11,7 @@ from typing import Any
 from .errors import BundleError
 from .sampler import Schedule, load_schedule
 from .session import Session, open_model
-from .tokenizer import ClipTokenizer
+from .tokenizer import ClipTokenizer, load_tokenizer
 
 FORMAT = 1  # of the manifest
 LAYOUT = "axbake"
@@ -38,8 +38,7 @@ class Bundle:
 
     def tokenizer(self) -> ClipTokenizer:
         """CLIP's tokenizer, with the names of the model's embeddings."""
-        embeddings = json.loads((self.folder / "embeddings.json").read_text(encoding="utf-8"))
-        return ClipTokenizer(self.folder / "tokenizer", embeddings)
+        return load_tokenizer(self.folder / "tokenizer", self.folder / "embeddings.json")
 
     def schedule(self, steps: int) -> Schedule:
         """The model's scheduler, set to *steps* steps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,16 @@ START, END, COMMA = "<|startoftext|>", "<|endoftext|>", ",</w>"
 
 #: What a prompt is split at before bytes are paired: clip/simple_tokenizer.py of OpenAI's CLIP.
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def load_tokenizer(folder: Path, listing: Path) -> ClipTokenizer:
+    """The tokenizer of *folder* with the names and the padding of an `embeddings.json`.
+
+    Raises:
+        BundleError: the folder is not CLIP's.
+    """
+    content = json.loads(listing.read_text(encoding="utf-8"))
+    return ClipTokenizer(folder, content["embeddings"], pad_token_id=content["pad_token_id"])
 
 
 class ClipTokenizer:

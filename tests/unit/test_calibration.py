@@ -364,7 +364,7 @@ def test_encoder_samples_are_the_pictures_to_the_pixel(tmp_path):
 
 
 def test_text_samples_are_the_chunks_of_the_prompts_each_once_and_embeddings(tmp_path):
-    (tmp_path / "embeddings.json").write_text('{"easynegative": [49408, 49409]}')
+    (tmp_path / "embeddings.json").write_text('{"pad_token_id": 49407, "embeddings": {"easynegative": [49408, 49409]}}')
     prompts = [*PROMPTS, "Élan vital, (masterpiece:1.2)", "word " * 90, PROMPTS[0], "a cat BREAK " + PROMPTS[1]]
     calibrate_text_encoder(tmp_path / "embeddings.json", prompts=prompts, archive=tmp_path / "text_encoder.tar")
 
