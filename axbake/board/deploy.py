@@ -16,6 +16,7 @@ from axbake.runtime.progress import progress
 
 logger = logging.getLogger(__name__)
 SPARE = 64 * 2**20  # bytes that stay free on the board's disk
+FILE_ERROR = 11  # of rsync: «error in file I/O»
 LOST = {
     10,
     12,
@@ -152,9 +153,10 @@ def transfer(board: Board, bundle: Bundle, found: Inspection) -> None:
 
 
 def _transfer_error(board: Board, status: int, said: str) -> Exception:
-    words = " / ".join(said.splitlines()[-4:])
+    words = " / ".join(said.splitlines()[-4:]) or "it says no more"
     resumes = "Nothing that was there is changed; what came over is kept aside, and the next run goes on from it."
-    if "No space left on device" in said or "Disk quota exceeded" in said:
+    full = "No space left on device" in said or "Disk quota exceeded" in said
+    if full or (status == FILE_ERROR and not said):  # the end of a full disk's connection may overtake its words
         return NoSpace(f"{board.name}: its disk ran full while files came over: {words}. {resumes} Make room first.")
     if status in LOST:
         error = ssh_error(board, said, begun=True, where=" while files were copied")

@@ -72,7 +72,7 @@ def _build(values: dict[str, Any], version: str, commit: str) -> dict[str, Any]:
         place = output / "quant" / "dataset" / tensor
         log.extracting(dataset, place)
         with tarfile.open(dataset) as archive:
-            archive.extractall(place, filter="data")
+            archive.extractall(place)
             count = len(archive.getnames())
         log.loaded(count)
     fail(failure, "frontend")

@@ -19,7 +19,7 @@ from axbake.parts import find_family, find_part, read_part_tensor
 from axbake.prompts import load_tokenizer, text_encoding
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import embed_prompt
-from axbake.runtime.sampler import denoiser, load_schedule, sample
+from axbake.runtime.sampler import denoiser, initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
 from axbake.schedule import derive_schedule
 from axbake.weights import read_sampling
@@ -179,15 +179,16 @@ def test_what_is_exported_draws_what_diffusers_draws(variant, reading_of, tmp_pa
 
     # Of one seed, so the text encoders of a family's variants are the same.
     prompt, negative = map(reading_of(networks.family), (PROMPT, ""))
-    found, _ = sample(
+    schedule, noise = load_schedule(tmp_path / "schedule.npz"), TorchNoise(7)
+    found = sample(
         denoiser(open_model(graph)),
-        load_schedule(tmp_path / "schedule.npz"),
-        TorchNoise(7),
-        shape=(1, 4, height // 8, width // 8),
+        schedule,
+        noise,
+        initial_latent(schedule, noise, (1, 4, height // 8, width // 8)),
         prompt_embeds=prompt,
         negative_embeds=negative,
         guidance_scale=guidance,
-    )
+    ).latent
     wanted = pipeline_of(networks, scheduler)(
         PROMPT,
         height=height,

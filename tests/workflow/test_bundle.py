@@ -34,7 +34,7 @@ def project(baked, tmp_path_factory) -> Project:
 def unpacked(project, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(project.directory / ARCHIVE) as archive:
-        archive.extractall(directory, filter="data")
+        archive.extractall(directory)
     return directory / "tiny-axbake"
 
 
