@@ -1,5 +1,6 @@
 """One baked project for all tests, copies of it to edit, and projects in which nothing was baked yet."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,13 @@ def fresh(checkpoint, tmp_path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def baked(checkpoint, tmp_path_factory) -> Project:
-    """A project whose report was baked; for reading alone."""
-    directory = tmp_path_factory.mktemp("baked")
-    project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
-    project.bake(REPORT)
+def baked(checkpoint, shared) -> Project:  # noqa: F811
+    """A project whose report was baked, once for all of pytest's workers; for reading alone."""
+    project = Project(shared / "baked" / "project", shared / "baked" / "cache")
+    with (shared / "baked.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not project.directory.exists():
+            Project.lay_out(project.directory, project.cache, checkpoint).bake(REPORT)
     return project
 
 
