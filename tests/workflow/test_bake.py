@@ -190,8 +190,11 @@ def test_another_vae_leaves_the_unet_and_the_text_encoder_alone(project):
 
     plan = project.plan(REPORT)
 
-    halves = dict.fromkeys(["import_checkpoint", "export_onnx", "check_parity", "compile_model"], 2)
-    own = dict.fromkeys(["describe_checkpoint", "encode_pictures", "calibrate_vae_decoder", "draw_reference"], 1)
+    halves = ["import_checkpoint", "export_onnx", "check_parity", "compile_model", "check_compiled"]
+    halves = dict.fromkeys(halves, 2)
+    own = dict.fromkeys(
+        ["preflight", "describe_checkpoint", "encode_pictures", "calibrate_vae_decoder", "draw_reference"], 1
+    )
     assert plan.jobs == {**halves, **own, "check_calibration": 1, **AFTER}
     of_others = [said for said in plan.messages if "the unet of" in said or "the text_encoder of" in said]
     assert [said for said in of_others if "Checking the calibration" not in said] == []  # of the reference, drawn anew

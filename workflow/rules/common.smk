@@ -206,9 +206,9 @@ def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, 
         model_row = row_of(wildcards)
         component = wildcards.get("component")
         # A directory of its own: Snakemake lists a directory once a run, and takes for missing what comes into it later.
-        step = function.rpartition(".")[2]
+        directory = step or function.rpartition(".")[2]
         part = component or wildcards.get("layout") or wildcards.get("column", "model")
-        path = Path("results", wildcards.model, "settings", step, part, "settings.json")
+        path = Path("results", wildcards.model, "settings", directory, part, "settings.json")
         columns = row[component] if isinstance(row, dict) else row
         values = {column: wildcards[column] if column in JOBS_OWN else model_row[column] for column in columns}
         values |= {name: entry(place.format(component=component)) for name, place in (entries or {}).items()}
