@@ -85,7 +85,6 @@ def source_of(row, component):
 
 def file_of(row, column):
     """The user's file, or the fetched one, if it is safetensors and the one that the table means; or else one made of it."""
-    source_digest(row, column)
     if converted(row, column):
         return f"results/{row['model']}/{column}.safetensors"
     return fetched(row, column) or row[column]
@@ -115,6 +114,8 @@ def fetch_record(wildcards):
 
 
 def converted(row, column="checkpoint"):
+    """Whether a job makes a safetensors file of what is in *column*, which is there and is what the table means."""
+    source_digest(row, column)
     source = remote(row, column)
     return source.pickled if source else told(needs_conversion, Path(row[column]))
 
