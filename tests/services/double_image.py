@@ -35,7 +35,7 @@ def parts() -> Iterator[tuple[Path, Path]]:
             yield path, path
     for name in (*PACKAGES, *LIBRARIES, *SINGLE):
         if (INSTALLED / name).exists():
-            yield INSTALLED / name, STANDARD / "site-packages" / name
+            yield INSTALLED / name, HOME / name  # Debian's Python looks into no directory of wheels in its prefix
     for name in ("axbake", "tests/double"):
         yield ROOT / name, HOME / name
     for name in PROGRAMS:
