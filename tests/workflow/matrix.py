@@ -80,9 +80,10 @@ def planned(project: Project) -> dict[str, str]:
 def bake(project: Project) -> tuple[set[str], set[str]]:
     """Bake; the jobs that were started, and those which say in their log that they did real work."""
     logs = project.directory / "logs"
-    shutil.rmtree(logs, ignore_errors=True)
+    before = {path: path.stat().st_mtime_ns for path in logs.rglob("*.log")}
     project.bake(REPORT)
-    texts = {job_name(path.relative_to(logs / "tiny")): path.read_text() for path in logs.rglob("*.log")}
+    written = [path for path in logs.rglob("*.log") if path.stat().st_mtime_ns != before.get(path)]
+    texts = {job_name(path.relative_to(logs / "tiny")): path.read_text() for path in written}
     return set(texts), {name for name, text in texts.items() if "building: " in text}
 
 
