@@ -1,11 +1,15 @@
 """For all tests: a build cache of their own. For those of boards: one that is played."""
 
 import os
+import signal
 
 import pytest
 
 from tests.board.played import PlayedBoard
 from tests.services import sshd
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would be all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
