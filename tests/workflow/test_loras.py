@@ -87,7 +87,7 @@ def test_a_merge_is_a_checkpoint_that_a_job_makes(run):
     found, networks = load_file(project.directory / UNET.format("mix")), tiny.sd1()
 
     wanted = networks.unet.state_dict()["conv_out.bias"] + 0.125
-    torch.testing.assert_close(found["conv_out.bias"], wanted.half())
+    torch.testing.assert_close(found["conv_out.bias"], wanted.half(), atol=1e-4, rtol=1e-3)  # rounded to half a step
     assert (project.directory / "results/mix/checkpoint.safetensors").is_file()
 
 

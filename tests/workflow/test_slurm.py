@@ -63,7 +63,7 @@ def wait_until(what: Callable[[], bool], process: subprocess.Popen) -> None:
 
 def test_a_compile_that_lacks_memory_is_tried_again_with_more_and_done(cluster, uncompiled):
     done = cluster.run(
-        uncompiled, "--set-resources", "compile_model:mem_mb=250 * attempt ** 4", "--", TARGET, seconds=LONGEST
+        uncompiled, "--set-resources", "compile_model:mem_mb=120 * attempt ** 4", "--", TARGET, seconds=LONGEST
     )
 
     assert done.returncode == 0, done.stdout
