@@ -36,15 +36,14 @@ class Edit:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of an edit."""
+    """What was seen of an edit, which has been taken back since."""
 
+    project: Project
     dry_run: Counter[str]  # rule -> jobs, as `snakemake -n` counts them
     plan: dict[str, str]  # job -> stored, build, unknown, run
     started: set[str]  # jobs that the run started
     work: set[str]  # those which did real work, and did not place a stored result
-    plan_back: dict[str, str]  # the same, after the edit was taken back
-    work_back: set[str]
-    dry_run_after: Counter[str]  # when all that was done
+    plan_back: dict[str, str]  # the planner's, once the edit was taken back
 
 
 def jobs_of(plan: dict[str, str], kind: str) -> set[str]:
@@ -53,7 +52,7 @@ def jobs_of(plan: dict[str, str], kind: str) -> set[str]:
 
 
 def observe(edit: Edit, project: Project) -> Seen:
-    """Carry *edit* out in the baked *project*, bake, take it back, bake again."""
+    """Carry *edit* out in the baked *project*, bake, take it back."""
     before = _own_files(project)
     edited = edit.carry_out(project) or project
     dry_run, plan = edited.plan(REPORT).jobs, planned(edited)
@@ -61,9 +60,7 @@ def observe(edit: Edit, project: Project) -> Seen:
     for path, content in before.items():
         if path.read_bytes() != content:
             path.write_bytes(content)
-    plan_back = planned(edited)
-    _, work_back = bake(edited)
-    return Seen(dry_run, plan, started, work, plan_back, work_back, edited.plan(REPORT).jobs)
+    return Seen(edited, dry_run, plan, started, work, planned(edited))
 
 
 def _own_files(project: Project) -> dict[Path, bytes]:
@@ -299,13 +296,15 @@ def short(jobs: set[str]) -> str:
 
 
 def line(edit: Edit, seen: Seen) -> str:
-    """A line of the table in docs/rebuilds.md."""
+    """A line of the table in docs/rebuilds.md; bakes once more for it."""
+    _, work_back = bake(seen.project)
+    assert not seen.project.plan(REPORT).jobs
     count = Counter(seen.plan.values())
     plan = ", ".join(f"{count[kind]} {kind}" for kind in ("stored", "build", "unknown", "run") if count[kind])
     same = "the same" if seen.work == edit.work else short(seen.work)
     compiles = sum(name.startswith("compile_model") for name in seen.work)
     expected, jobs = short(set(edit.work)), sum(seen.dry_run.values())
-    cells = [edit.what, jobs, plan or "none", expected, same, compiles, len(seen.work_back)]
+    cells = [edit.what, jobs, plan or "none", expected, same, compiles, len(work_back)]
     return f"| {' | '.join(map(str, cells))} |"
 
 

@@ -147,7 +147,7 @@ def test_a_prompt_of_the_web_ui_is_drawn_with_its_embedding_its_chunks_and_its_c
     cells = {"embeddings": "embeddings/easynegative.safetensors", "prompt_chunks": "2", "clip_skip": "2"}
     fresh.write_rows(ROW | cells | {"prompt": prompt, "negative_prompt": "(easynegative:1.2), blurry"})
 
-    said = fresh.bake(REPORT)
+    said = fresh.bake("results/tiny/simulation/distance.json")
 
     assert open_model(results(fresh, "unet.axmodel")).inputs["encoder_hidden_states"][0][1] == 154
     table = "embeddings.token_embedding.weight"

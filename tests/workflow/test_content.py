@@ -7,12 +7,12 @@ import pytest
 from tests.workflow.matrix import EDITS, bake, jobs_of, observe, prepare
 from tests.workflow.project import REPORT, ROOT, ROW
 
-# Of edits that affect the same jobs, one; `python -m tests.workflow.matrix` carries them all out.
+# Of edits that affect the same jobs, one; `python -m tests.workflow.matrix` carries them all out, and bakes again afterwards.
 FIRST_OF_EACH = {edit.work: edit for edit in reversed(EDITS) if edit.work}.values()
 
 
 @pytest.mark.parametrize("edit", FIRST_OF_EACH, ids=lambda edit: edit.what)
-def test_real_work_is_exactly_what_the_edit_affects_and_none_once_it_is_taken_back(edit, baked, tmp_path):
+def test_real_work_is_exactly_what_the_edit_affects_and_all_is_stored_once_it_is_taken_back(edit, baked, tmp_path):
     seen = observe(edit, prepare(edit, baked, tmp_path))
 
     assert seen.work == edit.work
@@ -20,9 +20,15 @@ def test_real_work_is_exactly_what_the_edit_affects_and_none_once_it_is_taken_ba
     assert seen.started == set(seen.plan)
     assert jobs_of(seen.plan, "build") <= edit.work
     assert edit.work <= jobs_of(seen.plan, "build") | jobs_of(seen.plan, "unknown")
-    assert not seen.work_back
     assert set(seen.plan_back.values()) <= {"stored", "run"}
-    assert not seen.dry_run_after
+
+
+def test_an_edit_that_is_taken_back_costs_no_work_and_leaves_nothing_to_do(baked, tmp_path):
+    (edit,) = (edit for edit in EDITS if edit.what == "a prompt of all text encoders")
+    seen = observe(edit, prepare(edit, baked, tmp_path))
+
+    assert bake(seen.project) == (set(seen.plan_back), set())
+    assert not seen.project.plan(REPORT).jobs
 
 
 def test_edits_that_affect_nothing_do_no_work_one_after_the_other(baked, tmp_path):
