@@ -29,7 +29,7 @@ demo: .venv/installed
 
 # The page over all models that have a report; a run makes the models' own.
 report: .venv/installed
-	@$(BIN)/python -m axbake.overview
+	@$(BIN)/python -m axbake.pages.overview
 
 # `make plan TARGET=results/demo/unet.axmodel`: what a run would do, why, and for how long.
 plan: .venv/installed

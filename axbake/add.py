@@ -15,7 +15,7 @@ from axbake.errors import AxbakeError
 from axbake.fetch.errors import BadSource, NotBakeable
 from axbake.fetch.sources import CivitaiSource, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
-from axbake.identity import ROOT
+from axbake.jobs.identity import ROOT
 from axbake.table import check_config, read_models, read_schema
 
 SCHEMAS = ROOT / "workflow" / "schemas"

@@ -14,16 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from axbake.containers import Container, Stored, files_of, form_of, open_container
+from axbake.checkpoints.containers import Container, Stored, files_of, form_of, open_container
+from axbake.checkpoints.parts import find_family, has_part, read_part, use_average
+from axbake.checkpoints.pickles import convert_pickle
+from axbake.checkpoints.prediction import decide_sampling, gather_evidence, read_sidecar, reasons
+from axbake.checkpoints.refusals import check_channels
 from axbake.digest import file_sha256, files_sha256, remembered_sha256
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, VAE
 from axbake.families.architecture import unet_variant
 from axbake.families.others import recognise
-from axbake.parts import find_family, has_part, read_part, use_average
-from axbake.pickles import convert_pickle
-from axbake.prediction import decide_sampling, gather_evidence, read_sidecar, reasons
-from axbake.refusals import check_channels
 
 
 def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache, Key, cache_directory, explain
 from axbake.errors import AxbakeError
-from axbake.identity import Identity, read_identity
-from axbake.jobs import key_of
+from axbake.jobs.identity import Identity, read_identity
+from axbake.jobs.running import key_of
 
 FETCH = "axbake.fetch.job.fetch_checkpoint"
 KINDS = ("fetch", "stored", "build", "unknown", "run")

@@ -11,7 +11,7 @@ import jsonschema
 import pandas as pd
 import yaml
 
-from axbake.containers import files_of
+from axbake.checkpoints.containers import files_of
 from axbake.digest import file_sha256, files_sha256
 from axbake.errors import AxbakeError
 from axbake.fetch.errors import BadSource

@@ -28,24 +28,24 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhe
 
 import numpy as np
 
-from axbake.build_config import configure_build
-from axbake.calibration import required_samples, stratified
-from axbake.coverage import choose, shares
-from axbake.distance import psnr
+from axbake.calibration.coverage import choose, shares
+from axbake.calibration.observation import read_observed
+from axbake.calibration.tars import required_samples, stratified
+from axbake.calibration.unet_samples import EMPTY, load_unet_samples
+from axbake.drawing.distance import psnr
+from axbake.drawing.prompts import load_tokenizer, prompt_embedding
 from axbake.emulator.build import quantise_model
 from axbake.emulator.config import build_config, read_config
 from axbake.emulator.graph import load_graph
 from axbake.emulator.precision import Precision, resolve_precision
 from axbake.emulator.ranges import Ranges, record_ranges
-from axbake.interface import TIME_INPUT
-from axbake.observation import read_observed
-from axbake.prompts import load_tokenizer, prompt_embedding
+from axbake.graphs.interface import TIME_INPUT
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.progress import progress
 from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import Denoiser, Time, denoiser, initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
-from axbake.unet_samples import EMPTY, load_unet_samples
+from axbake.toolchain.build_config import configure_build
 
 ROOT = Path(__file__).parents[1]
 SEED, GUIDANCE = 7, 7.0

@@ -25,7 +25,7 @@ def write_lora(place: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from axbake.components import wanted_shapes
+    from axbake.checkpoints.components import wanted_shapes
     from axbake.families.architecture import CONFIGS
 
     config = json.loads((CONFIGS / "unet" / "config.json").read_text())
@@ -45,13 +45,13 @@ def write_lora(place: Path) -> None:
 
 
 def plain(place: Path) -> None:
-    from axbake.checkpoint import import_checkpoint
+    from axbake.checkpoints.importing import import_checkpoint
 
     import_checkpoint(place / "random-sd15.safetensors", component="unet", weights=place / "plain.safetensors")
 
 
 def with_lora(place: Path) -> None:
-    from axbake.checkpoint import import_checkpoint
+    from axbake.checkpoints.importing import import_checkpoint
 
     import_checkpoint(
         place / "random-sd15.safetensors",
@@ -65,7 +65,7 @@ def with_lora(place: Path) -> None:
 def merge(place: Path) -> None:
     import yaml
 
-    from axbake.merging import merge_checkpoints
+    from axbake.checkpoints.merging import merge_checkpoints
 
     path = place / "random-sd15.safetensors"
     with path.open("rb") as file:

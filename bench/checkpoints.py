@@ -28,13 +28,13 @@ def write_checkpoint(place: Path, model: str, _: str) -> None:
 
 
 def import_component(place: Path, _: str, component: str) -> None:
-    from axbake.checkpoint import import_checkpoint
+    from axbake.checkpoints.importing import import_checkpoint
 
     import_checkpoint(place / "checkpoint.safetensors", component=component, weights=place / f"{component}.safetensors")
 
 
 def export_component(place: Path, _: str, component: str) -> None:
-    from axbake.export import export_onnx
+    from axbake.graphs.export import export_onnx
 
     size = {} if component == "text_encoder" else {"height": HEIGHT, "width": WIDTH}
     graph = place / f"{component}.onnx"
@@ -43,7 +43,7 @@ def export_component(place: Path, _: str, component: str) -> None:
 
 
 def write_back(place: Path, _: str, __: str) -> None:
-    from axbake.single_file import write_single_file
+    from axbake.checkpoints.single_file import write_single_file
 
     weights = {component: place / f"{component}.safetensors" for component in COMPONENTS}
     write_single_file(**weights, single_file=place / "single_file.safetensors")

@@ -64,8 +64,8 @@ def obvious(options, place: Path) -> list[float]:
 def reference(options, place: Path) -> list[float]:
     import torch
 
-    from axbake.prompts import load_tokenizer, prompt_embedding, text_encoding
-    from axbake.reference import load_pipeline
+    from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
+    from axbake.drawing.reference import load_pipeline
 
     text_encoder, unet, vae_decoder = (
         options.directory / f"{name}.safetensors" for name in ("text_encoder", "unet", "vae_decoder")
@@ -78,7 +78,7 @@ def reference(options, place: Path) -> list[float]:
 
 def _no_embeddings(place: Path) -> Path:
     """An `embeddings.json` beside *place* that names none."""
-    from axbake.embeddings import list_embeddings
+    from axbake.checkpoints.embeddings import list_embeddings
 
     listing = place.with_suffix(".embeddings.json")
     list_embeddings([], names=[], listing=listing)
@@ -97,8 +97,8 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
     """Seconds between two runs of the UNet in `record_trajectories`."""
     import numpy as np
 
-    from axbake import trajectories
-    from axbake.schedule import derive_schedule
+    from axbake.calibration import trajectories
+    from axbake.drawing.schedule import derive_schedule
 
     schedule = place.with_suffix(".schedule.npz")
     unet = options.directory / "unet.safetensors"
@@ -193,7 +193,7 @@ def table(rounds: list[dict[str, Cost]], options) -> str:
     """Medians over *rounds*, with the distance of each final latent from the first way's."""
     import numpy as np
 
-    from axbake.distance import psnr
+    from axbake.drawing.distance import psnr
 
     lines = [
         f"Medians of {len(rounds)}, {options.steps} steps at {options.height} × {options.width}:\n",

@@ -29,8 +29,8 @@ def lay_out(directory: Path, height: int, width: int, samples: int) -> Path:
     """A directory with the graph, Pulsar2's config and *samples* of random inputs, as the emulator takes them."""
     import numpy as np
 
-    from axbake.build_config import configure_build
-    from axbake.export import export_onnx
+    from axbake.graphs.export import export_onnx
+    from axbake.toolchain.build_config import configure_build
 
     place = directory / f"compile-{height}x{width}"
     place.mkdir(exist_ok=True)

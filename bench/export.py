@@ -61,7 +61,7 @@ def obvious(directory: Path, height: int, width: int) -> None:
 
 def axbake(directory: Path, height: int, width: int) -> None:
     """What the job `export_onnx` does."""
-    from axbake.export import export_onnx
+    from axbake.graphs.export import export_onnx
 
     place = _empty(directory / "axbake")
     graph, tensors = place / "unet.onnx", place / "unet.onnx.data"

@@ -53,7 +53,7 @@ def full_size(directory: Path) -> dict[str, Path]:
     weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
     for component, path in weights.items():
         if not path.is_file():
-            from axbake.checkpoint import import_checkpoint
+            from axbake.checkpoints.importing import import_checkpoint
 
             import_checkpoint(checkpoint, component=component, weights=path)
     return weights
@@ -67,9 +67,9 @@ def diffusers_folder(directory: Path) -> Path:
         from diffusers import AutoencoderKL, StableDiffusionPipeline
         from transformers import CLIPTokenizer
 
-        from axbake import components
-        from axbake.schedule import build_scheduler
-        from axbake.weights import read_description
+        from axbake.checkpoints import components
+        from axbake.checkpoints.weights import read_description
+        from axbake.drawing.schedule import build_scheduler
 
         weights = full_size(directory)
         halves = [components.load(weights[half], dtype=torch.float16) for half in ("vae_encoder", "vae_decoder")]

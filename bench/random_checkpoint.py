@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhe
 import torch
 from safetensors.torch import save_file
 
-from axbake.components import wanted_shapes
+from axbake.checkpoints.components import wanted_shapes
+from axbake.checkpoints.single_file import CLIP, UNET, VAE, open_clip_name, unet_name, vae_name
 from axbake.families import COMPONENTS
 from axbake.families.architecture import CONFIGS
-from axbake.single_file import CLIP, UNET, VAE, open_clip_name, unet_name, vae_name
 
 CONFIG_OF = {"text_encoder": "text_encoder", "unet": "unet", "vae_encoder": "vae", "vae_decoder": "vae"}
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"

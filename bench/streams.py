@@ -49,8 +49,8 @@ def copy_unet(directory: Path) -> int:
 
 
 def import_unet(directory: Path) -> int:
-    """`axbake.checkpoint.import_checkpoint` of the UNet, put on disk."""
-    from axbake.checkpoint import import_checkpoint
+    """`axbake.checkpoints.importing.import_checkpoint` of the UNet, put on disk."""
+    from axbake.checkpoints.importing import import_checkpoint
 
     with tempfile.TemporaryDirectory(dir=directory) as place:
         weights = Path(place) / "unet.safetensors"

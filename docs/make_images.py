@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from axbake.gallery import read_picture
+from axbake.pages.gallery import read_picture
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "results" / "demo"

@@ -10,7 +10,7 @@ BEGIN, END = "<!-- fields -->\n", "<!-- end of fields -->\n"
 
 def table() -> str:
     """A row for every documented field."""
-    from axbake.build_config import documented_fields
+    from axbake.toolchain.build_config import documented_fields
 
     rows = ["| field | kind | values | default |", "|---|---|---|---|"]
     rows += [f"| `{path}` | {kind} | {values} | {default} |" for path, kind, values, default in documented_fields()]

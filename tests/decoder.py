@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from axbake.build_config import configure_build
-from axbake.calibration import calibrate_vae_decoder
-from axbake.pulsar2 import compile_model
+from axbake.calibration.tars import calibrate_vae_decoder
+from axbake.toolchain.build_config import configure_build
+from axbake.toolchain.pulsar2 import compile_model
 
 LAUNCH = {"version": "4.2", "minutes": 0, "image": "", "network": "none", "user": "root", "options": []}
 CHIP = {"target_hardware": "AX650", "npu_mode": "NPU3"}

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from axbake.containers import Container, UnreadableCheckpoint, form_of, open_safetensors
+from axbake.checkpoints.containers import Container, UnreadableCheckpoint, form_of, open_safetensors
 from axbake.digest import remembered
 from axbake.errors import AxbakeError
 from axbake.families import Shapes
-from axbake.identity import code_digest
+from axbake.jobs.identity import code_digest
 
 #: What stands before a module's name -> the network that it is in
 PREFIXES = {

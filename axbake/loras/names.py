@@ -2,8 +2,8 @@
 
 import re
 
+from axbake.checkpoints.single_file import unet_name
 from axbake.families import Shapes
-from axbake.single_file import unet_name
 
 
 def spellings(component: str, shapes: Shapes) -> dict[str, str]:

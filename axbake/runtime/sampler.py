@@ -95,7 +95,7 @@ def _coefficients_shape(steps: int) -> tuple[int, int]:
 
 
 def load_schedule(path: Path) -> Schedule:
-    """The schedule in an `.npz` file, as `axbake.schedule` writes it."""
+    """The schedule in an `.npz` file, as `axbake.drawing.schedule` writes it."""
     fields = Schedule.__dataclass_fields__
     with np.load(path, allow_pickle=False) as arrays:
         missing = sorted(set(fields) - set(arrays.files))

@@ -11,12 +11,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from axbake.checkpoint import import_checkpoint
-from axbake.embeddings import list_embeddings
-from axbake.export import export_onnx
+from axbake.checkpoints.embeddings import list_embeddings
+from axbake.checkpoints.importing import import_checkpoint
+from axbake.checkpoints.weights import Sampling
+from axbake.drawing.schedule import build_scheduler, derive_schedule
 from axbake.families import COMPONENTS
-from axbake.schedule import build_scheduler, derive_schedule
-from axbake.weights import Sampling
+from axbake.graphs.export import export_onnx
 from tests import tiny
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"

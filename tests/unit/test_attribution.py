@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from axbake.attribution import attribute_error
-from axbake.build_config import configure_build
-from axbake.calibration import calibrate_text_encoder, calibrate_vae_decoder
-from axbake.distance import psnr
-from axbake.pulsar2 import compile_model
-from axbake.reference import draw_reference
+from axbake.calibration.tars import calibrate_text_encoder, calibrate_vae_decoder
+from axbake.drawing.attribution import attribute_error
+from axbake.drawing.distance import psnr
+from axbake.drawing.reference import draw_reference
+from axbake.toolchain.build_config import configure_build
+from axbake.toolchain.pulsar2 import compile_model
 from tests.decoder import LAUNCH
 from tests.unit.conftest import tensors_of
 
@@ -108,7 +108,7 @@ def test_the_error_is_that_of_the_part_that_is_quantised(model, graph_of, refere
     calibrate_vae_decoder(tmp_path / "latents.npy", archive=tmp_path / "vae_decoder.tar")
     parts = {part: compiled(graph_of, part, tmp_path) for part in ("text_encoder", "vae_decoder")}
 
-    with caplog.at_level("INFO", "axbake.attribution"):
+    with caplog.at_level("INFO", "axbake.drawing.attribution"):
         found = attribute(model, graph_of, reference, tmp_path, **parts)["quantised"]
 
     assert found["unet"]["latent_psnr_db"] > 60

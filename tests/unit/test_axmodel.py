@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from axbake.axmodel import AxmodelError, Value, read_axmodel
+from axbake.toolchain.axmodel import AxmodelError, Value, read_axmodel
 
 DATA = Path(__file__).parents[1] / "data"
 AX650, AX630C = DATA / "silero_vad_ax650.excerpt.axmodel", DATA / "silero_vad_ax630c.excerpt.axmodel"

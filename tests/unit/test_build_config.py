@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from axbake.build_config import configure_build, doubts, read_builds, read_own_fields
 from axbake.emulator.config import ConfigError, build_config, merged
 from axbake.emulator.fields import MESSAGES
 from axbake.families import COMPONENTS
+from axbake.toolchain.build_config import configure_build, doubts, read_builds, read_own_fields
 from docs.make_pulsar2 import PAGE, page
 from tests.double.arguments import MESSAGES as DOCUMENTED
 from tests.double.arguments import check

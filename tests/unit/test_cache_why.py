@@ -13,7 +13,7 @@ KEY = Key(
     component="unet",
     identity={
         "settings": {"height": 480, "toolchain": "emulator", "calibration_prompts": PROMPTS},
-        "code": {"axbake.pulsar2": "c0" * 32},
+        "code": {"axbake.toolchain.pulsar2": "c0" * 32},
         "tools": {"torch": "2.12.0"},
     },
     inputs={"graph": "a" * 64, "config": "b" * 64},
@@ -59,7 +59,7 @@ def test_every_part_changes_a_key():
         changed(height="480"),
         changed(toolchain=None),
         changed(calibration_prompts=PROMPTS[::-1]),
-        changed(code={"axbake.pulsar2": "c1" * 32}),
+        changed(code={"axbake.toolchain.pulsar2": "c1" * 32}),
         changed(tools={"torch": "2.13.0"}),
         changed(inputs={"archive": "e" * 64}),
     ]
@@ -103,8 +103,8 @@ TURNED = [PROMPTS[1], PROMPTS[0], *PROMPTS[2:]]
             "unet: input archive is new; graph, config, settings, code, tools as before",
         ),
         (
-            changed(code={"axbake.pulsar2": "c1" * 32}),
-            "unet: code of axbake.pulsar2 changed; graph, config, settings, tools as before",
+            changed(code={"axbake.toolchain.pulsar2": "c1" * 32}),
+            "unet: code of axbake.toolchain.pulsar2 changed; graph, config, settings, tools as before",
         ),
         (changed(tools={"torch": "2.13.0"}), "unet: torch 2.12.0 → 2.13.0; graph, config, settings, code as before"),
         (dataclasses.replace(KEY, component="vae_decoder"), "first build of compile_model/vae_decoder"),

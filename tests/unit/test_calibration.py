@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from axbake.calibration import (
+from axbake.calibration.observation import observe_unet, read_observed
+from axbake.calibration.tars import (
     CalibrationError,
     calibrate_text_encoder,
     calibrate_unet,
@@ -24,17 +25,16 @@ from axbake.calibration import (
     calibrate_vae_encoder,
     stratified,
 )
-from axbake.components import load
-from axbake.interface import TIME_INPUT, interface
+from axbake.calibration.trajectories import _denoising, record_trajectories
+from axbake.calibration.unet_samples import load_unet_samples
+from axbake.checkpoints.components import load
+from axbake.checkpoints.weights import read_description
+from axbake.drawing.prompts import CLIP
+from axbake.graphs.interface import TIME_INPUT, interface
 from axbake.npz import npz_bytes
-from axbake.observation import observe_unet, read_observed
-from axbake.prompts import CLIP
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
-from axbake.trajectories import _denoising, record_trajectories
-from axbake.unet_samples import load_unet_samples
-from axbake.weights import read_description
 from tests.unit.conftest import tensors_of
 
 ROOT = Path(__file__).parents[2]
@@ -403,7 +403,7 @@ def test_archives_hold_files_alone_without_times_and_owners(archives):
 
 def test_the_same_samples_give_the_same_bytes_in_another_process(model, recorded, archives, tmp_path):
     command = (
-        "import sys; from pathlib import Path; from axbake.calibration import calibrate_unet\n"
+        "import sys; from pathlib import Path; from axbake.calibration.tars import calibrate_unet\n"
         "trajectories, schedule, ranges, archive, record = map(Path, sys.argv[1:])\n"
         "calibrate_unet(trajectories, schedule, ranges, samples=8, selection='coverage', archive=archive, record=record)"
     )

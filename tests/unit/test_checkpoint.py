@@ -11,15 +11,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from axbake import components
-from axbake.checkpoint import import_checkpoint
-from axbake.containers import UnreadableCheckpoint, open_container
-from axbake.description import describe_checkpoint
+from axbake.checkpoints import components
+from axbake.checkpoints.containers import UnreadableCheckpoint, open_container
+from axbake.checkpoints.description import describe_checkpoint
+from axbake.checkpoints.importing import import_checkpoint
+from axbake.checkpoints.parts import find_family
+from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
+from axbake.checkpoints.weights import Sampling, read_description, read_sampling
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, FAMILIES, VAE
-from axbake.parts import find_family
-from axbake.refusals import TensorMismatch, UnknownFamily
-from axbake.weights import Sampling, read_description, read_sampling
 from tests import tiny
 from tests.unit.conftest import every_family
 
@@ -199,7 +199,7 @@ def test_leftovers_do_not_change_the_weights(model, tmp_path):
 
 def test_another_process_writes_the_same_bytes(model, tmp_path):
     command = (
-        "import sys; from pathlib import Path; from axbake.checkpoint import import_checkpoint\n"
+        "import sys; from pathlib import Path; from axbake.checkpoints.importing import import_checkpoint\n"
         "import_checkpoint(Path(sys.argv[1]), component='vae_encoder', weights=Path(sys.argv[2]))"
     )
     other = tmp_path / "weights.safetensors"

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from axbake.coverage import CoverageError, choose, shares
+from axbake.calibration.coverage import CoverageError, choose, shares
 from axbake.emulator.ranges import Ranges
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
-from axbake.distance import IDENTICAL, psnr, ssim
+from axbake.drawing.distance import IDENTICAL, psnr, ssim
 
 RANDOM = np.random.default_rng(0)
 

@@ -12,12 +12,12 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoint import import_checkpoint
-from axbake.distance import psnr
-from axbake.export import ExportError, export_onnx
+from axbake.checkpoints.importing import import_checkpoint
+from axbake.checkpoints.weights import read_description
+from axbake.drawing.distance import psnr
 from axbake.families import COMPONENTS
-from axbake.interface import PROGRAMS, TIME_INPUT, interface
-from axbake.weights import read_description
+from axbake.graphs.export import ExportError, export_onnx
+from axbake.graphs.interface import PROGRAMS, TIME_INPUT, interface
 from tests import tiny
 from tests.unit.conftest import tensors_of
 
@@ -160,7 +160,7 @@ def test_another_directory_gives_the_same_bytes(model, graph_of, component, tmp_
 def test_another_process_and_directory_give_the_same_bytes_of_the_unet(model, graph_of, tmp_path):
     again = tmp_path / "unet.onnx"
     command = (
-        "import sys; from pathlib import Path; from axbake.export import export_onnx\n"
+        "import sys; from pathlib import Path; from axbake.graphs.export import export_onnx\n"
         "graph = Path(sys.argv[2])\n"
         "export_onnx(Path(sys.argv[1]), graph=graph, tensors=Path(f'{graph}.data'), height=64, width=64)"
     )

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from axbake.gallery import THUMBNAIL, difference_map, picture_uri, thumbnail_uri
+from axbake.pages.gallery import THUMBNAIL, difference_map, picture_uri, thumbnail_uri
 
 
 def shown(uri):

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from axbake.calibration import calibrate_unet
+from axbake.calibration.held_out import check_calibration, compare
+from axbake.calibration.observation import observe_unet
+from axbake.calibration.tars import calibrate_unet
+from axbake.calibration.trajectories import record_trajectories
+from axbake.drawing.reference import draw_reference
 from axbake.emulator.ranges import Ranges
-from axbake.held_out import check_calibration, compare
-from axbake.observation import observe_unet
-from axbake.reference import draw_reference
-from axbake.trajectories import record_trajectories
 from tests.unit.conftest import tensors_of
 
 PROMPTS = ["slice of pizza", "penguin"]

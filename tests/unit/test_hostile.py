@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from axbake.containers import UnreadableCheckpoint, files_of, open_container
+from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, open_container
+from axbake.checkpoints.parts import find_family, find_part, read_part
+from axbake.checkpoints.pickles import UnsafeCheckpoint, convert_pickle
+from axbake.checkpoints.prediction import read_sidecar
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS
 from axbake.inspect import inspect_checkpoint
-from axbake.parts import find_family, find_part, read_part
-from axbake.pickles import UnsafeCheckpoint, convert_pickle
-from axbake.prediction import read_sidecar
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -317,10 +317,10 @@ def payloads(mark):
     }
 
 
-# Reads files in one process, as the one of `axbake.pickles` does with one, so that hundreds do not start hundreds.
+# Reads files in one process, as the one of `axbake.checkpoints.pickles` does with one, so that hundreds do not start hundreds.
 READING = """
 import json, pathlib, resource, sys
-from axbake import pickles
+from axbake.checkpoints import pickles
 import torch
 torch.set_num_threads(1)
 pickles._limit_process(0)
@@ -330,7 +330,7 @@ print(json.dumps([answers, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 
 
 
 def read_all(folder):
-    """What `axbake.pickles` says of each file of *folder*; the most memory it took, in bytes."""
+    """What `axbake.checkpoints.pickles` says of each file of *folder*; the most memory it took, in bytes."""
     done = subprocess.run(
         [sys.executable, "-c", READING, folder], cwd=ROOT, capture_output=True, text=True, errors="replace"
     )

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from axbake.identity import identify, read_identity, tool_version, write_identity
+from axbake.jobs.identity import identify, read_identity, tool_version, write_identity
 
 ROOT = Path(__file__).parents[2]
 JOB_MODULES = [
-    "axbake.calibration",
-    "axbake.checkpoint",
+    "axbake.calibration.tars",
+    "axbake.checkpoints.importing",
     "axbake.emulator.__main__",
-    "axbake.export",
-    "axbake.parity",
-    "axbake.pictures",
-    "axbake.pulsar2",
-    "axbake.reference",
-    "axbake.report",
-    "axbake.schedule",
-    "axbake.simulation",
-    "axbake.trajectories",
+    "axbake.graphs.export",
+    "axbake.graphs.parity",
+    "axbake.calibration.pictures",
+    "axbake.toolchain.pulsar2",
+    "axbake.drawing.reference",
+    "axbake.pages.report",
+    "axbake.drawing.schedule",
+    "axbake.drawing.simulation",
+    "axbake.calibration.trajectories",
 ]
 
 
@@ -42,8 +42,8 @@ def python(code, directory, *arguments):
     ).stdout.strip()
 
 
-def digest(package, module="axbake.export"):
-    return python(f"from axbake.identity import code_digest; print(code_digest({module!r}))", package)
+def digest(package, module="axbake.graphs.export"):
+    return python(f"from axbake.jobs.identity import code_digest; print(code_digest({module!r}))", package)
 
 
 def edit(path, old, new):
@@ -92,7 +92,7 @@ FOLLOWED = """
 import importlib, json, os, sys
 import diffusers, onnx, onnxruntime, torch, transformers
 from pathlib import Path
-from axbake import identity
+from axbake.jobs import identity
 
 own = set(sys.modules)
 for module in sys.argv[1:]:
@@ -129,7 +129,7 @@ def test_every_module_of_a_rule_is_tested_here():
 
 def export_identity(**settings):
     how = {"component": "unet", "sources": {}, "tools": ("torch",), "cached": True}
-    return identify("axbake.export.export_onnx", settings=settings, **how)
+    return identify("axbake.graphs.export.export_onnx", settings=settings, **how)
 
 
 def test_the_file_holds_settings_code_and_tools(tmp_path):
@@ -139,7 +139,7 @@ def test_the_file_holds_settings_code_and_tools(tmp_path):
 
     assert read_identity(path).settings == {"height": 64, "prompt": "Élan"}
     identity = json.loads(path.read_text())
-    assert list(identity["code"]) == ["axbake.export"]
+    assert list(identity["code"]) == ["axbake.graphs.export"]
     assert list(identity["tools"]) == ["torch"]
     assert "Élan" in path.read_text()  # read by people
 
@@ -166,7 +166,7 @@ def test_the_version_of_a_tool_that_is_not_installed_is_the_locks(package):
     with (package / "requirements.lock").open("a") as lock:
         lock.write("some-tool==1.2.3\nsome-tool-more==4\n")
 
-    assert python("from axbake.identity import tool_version as v; print(v('Some-Tool'))", package) == "1.2.3"
+    assert python("from axbake.jobs.identity import tool_version as v; print(v('Some-Tool'))", package) == "1.2.3"
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        python("from axbake.identity import tool_version as v; print(v('some-too'))", package)
+        python("from axbake.jobs.identity import tool_version as v; print(v('some-too'))", package)
     assert "some-too is in no environment and not in requirements.lock" in caught.value.stderr

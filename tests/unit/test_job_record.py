@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from axbake.job_record import JobRecord, log_record, read_record
-from axbake.jobs import job_log
-from axbake.report import times
+from axbake.jobs.record import JobRecord, log_record, read_record
+from axbake.jobs.running import job_log
+from axbake.pages.report import times
 
 RECORD = JobRecord(
     step="compile_model",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from axbake.identity import identify, write_identity
+from axbake.jobs.identity import identify, write_identity
 
 ROOT = Path(__file__).parents[2]
 # A job as Snakemake starts it; the function that its settings name runs the text in the environment's BLOCK.
@@ -19,7 +19,7 @@ JOB = """
 import os
 from types import SimpleNamespace
 from snakemake.iocontainers import Namedlist
-from axbake.jobs import run
+from axbake.jobs.running import run
 
 snakemake = SimpleNamespace(
     log=Namedlist(["logs/tiny/job.log"]),
@@ -164,9 +164,9 @@ def test_an_output_that_the_job_forgot_is_an_error(directory):
 
 
 RECORDS = (
-    "logging.getLogger('axbake.export').info('traced 12 of 64');"
-    "logging.getLogger('axbake.export').warning('one is odd');"
-    "logging.getLogger('axbake.export').debug('a detail');"
+    "logging.getLogger('axbake.graphs.export').info('traced 12 of 64');"
+    "logging.getLogger('axbake.graphs.export').warning('one is odd');"
+    "logging.getLogger('axbake.graphs.export').debug('a detail');"
     "logging.getLogger('torch').warning('of torch');"
     "warnings.warn('of a library');" + WRITE
 )

@@ -9,10 +9,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from axbake.checkpoint import convert_checkpoint, import_checkpoint
-from axbake.containers import files_of, form_of
-from axbake.recipes import RecipeError, read_recipe
-from axbake.weights import read_sampling
+from axbake.checkpoints.containers import files_of, form_of
+from axbake.checkpoints.importing import convert_checkpoint, import_checkpoint
+from axbake.checkpoints.recipes import RecipeError, read_recipe
+from axbake.checkpoints.weights import read_sampling
 from tests import tiny
 
 Tensors = dict[str, torch.Tensor]

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from axbake.families import COMPONENTS
-from axbake.parity import ParityError, check_parity
+from axbake.graphs.parity import ParityError, check_parity
 from tests.unit.conftest import tensors_of
 
 

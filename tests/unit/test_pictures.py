@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from axbake.distance import psnr
-from axbake.pictures import LEAVES, NOISE, draw_pictures, encode_pictures
+from axbake.calibration.pictures import LEAVES, NOISE, draw_pictures, encode_pictures
+from axbake.drawing.distance import psnr
 
 
 @pytest.fixture(scope="module")

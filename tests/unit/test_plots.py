@@ -2,7 +2,7 @@
 
 import pytest
 
-from axbake.plots import HEIGHT, WIDTH, coverage_plot, decibel_plot
+from axbake.pages.plots import HEIGHT, WIDTH, coverage_plot, decibel_plot
 
 
 def test_coverage_is_drawn_by_octaves_of_samples_up_to_the_whole():

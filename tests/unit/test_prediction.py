@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axbake.checkpoint import import_checkpoint
-from axbake.description import describe_checkpoint
-from axbake.prediction import UnknownPrediction, UnreadableSidecar, read_sidecar
-from axbake.weights import Sampling, SamplingError, read_sampling
+from axbake.checkpoints.description import describe_checkpoint
+from axbake.checkpoints.importing import import_checkpoint
+from axbake.checkpoints.prediction import UnknownPrediction, UnreadableSidecar, read_sidecar
+from axbake.checkpoints.weights import Sampling, SamplingError, read_sampling
 from tests import tiny
 
 LDM_YAML = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n    linear_start: 0.00085\n"

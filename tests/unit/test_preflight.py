@@ -10,8 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from axbake.build_config import configure_build
-from axbake.calibration import calibrate_vae_decoder
+from axbake.calibration.tars import calibrate_vae_decoder
 from axbake.families import COMPONENTS
 from axbake.preflight import estimate as estimates
 from axbake.preflight.findings import Finding, named, show
@@ -19,7 +18,8 @@ from axbake.preflight.graph import PROTOBUF_LIMIT, UnreadableGraph, read_graph
 from axbake.preflight.operators import check_operators, known_operators
 from axbake.preflight.structure import check_structure
 from axbake.preflight.verdict import PreflightError, check_build, preflight
-from axbake.pulsar2 import compile_model
+from axbake.toolchain.build_config import configure_build
+from axbake.toolchain.pulsar2 import compile_model
 from tests.decoder import LAUNCH
 
 FLOAT = TensorProto.FLOAT

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from axbake.axmodel import read_axmodel
-from axbake.compiled import CompiledError, check_compiled
-from axbake.pulsar2 import CompileError
+from axbake.toolchain.axmodel import read_axmodel
+from axbake.toolchain.compiled import CompiledError, check_compiled
 from axbake.toolchain.containers import REFUSALS
 from axbake.toolchain.launch import Launch, WrongToolchain
+from axbake.toolchain.pulsar2 import CompileError
 from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
 from tests.double.failures import KILLED, RAISED, SPOILT
 

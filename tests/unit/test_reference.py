@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from axbake.distance import psnr
-from axbake.reference import draw_reference
-from axbake.schedule import SCHEDULERS
+from axbake.drawing.distance import psnr
+from axbake.drawing.reference import draw_reference
+from axbake.drawing.schedule import SCHEDULERS
 
 SETTINGS = {
     "model": "tiny",
@@ -97,7 +97,7 @@ def test_a_prompt_longer_than_its_chunks_warns_with_the_end_that_does_not_count(
         draw(model, tmp_path / "long", prompt="word " * 75 + "lighthouse", steps=1)
         draw(model, tmp_path / "short", prompt="word " * 75, steps=1)
 
-    warnings = [record.message for record in caplog.records if record.name == "axbake.prompts"]
+    warnings = [record.message for record in caplog.records if record.name == "axbake.drawing.prompts"]
     assert len(warnings) == 1
     assert "longer than 75 tokens (prompt_chunks: 1)" in warnings[0]
     assert warnings[0].endswith(": lighthouse")

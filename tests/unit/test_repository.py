@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from axbake.drawing.schedule import SCHEDULERS
 from axbake.families import COMPONENTS
 from axbake.runtime.txt2img import SAMPLERS
-from axbake.schedule import SCHEDULERS
 
 ROOT = Path(__file__).parents[2]
 SNAKEFILE = ROOT / "Snakefile"

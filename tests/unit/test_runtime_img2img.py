@@ -6,14 +6,14 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
-from axbake.distance import psnr
+from axbake.drawing.distance import psnr
+from axbake.drawing.schedule import SCHEDULERS, build_scheduler
 from axbake.runtime.errors import BundleError
 from axbake.runtime.img2img import read_picture, redraw
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import Session
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import Models
-from axbake.schedule import SCHEDULERS, build_scheduler
 from tests import tiny
 from tests.unit.conftest import CLIP
 

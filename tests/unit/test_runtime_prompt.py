@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from axbake import components
-from axbake.prompts import text_encoding
+from axbake.checkpoints import components
+from axbake.drawing.prompts import text_encoding
 from axbake.runtime.prompt import WELL_KNOWN, chunk_prompt, cut_off, embed_prompt, parse_attention, prompt_warnings
 from axbake.runtime.tokenizer import ClipTokenizer
 

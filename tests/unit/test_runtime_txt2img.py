@@ -14,14 +14,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from axbake.checkpoints.weights import Description, Sampling
+from axbake.drawing.schedule import SCHEDULERS, build_scheduler, derive_schedule
 from axbake.runtime.errors import BundleError
 from axbake.runtime.prompt import chunk_prompt
 from axbake.runtime.sampler import denoiser, load_schedule, sample
 from axbake.runtime.session import Session, open_model
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import SAMPLERS, Models, decode_latent, draw, png_parameters, save_png
-from axbake.schedule import SCHEDULERS, build_scheduler, derive_schedule
-from axbake.weights import Description, Sampling
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "resources" / "clip"

@@ -15,12 +15,9 @@ from diffusers import (
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from safetensors.torch import load_file, save_file
 
-from axbake import schedule as schedules
-from axbake.npz import npz_bytes
-from axbake.runtime.errors import BundleError
-from axbake.runtime.noise import TorchNoise
-from axbake.runtime.sampler import Schedule, initial_latent, load_schedule, sample
-from axbake.schedule import (
+from axbake.checkpoints.weights import Description, Sampling
+from axbake.drawing import schedule as schedules
+from axbake.drawing.schedule import (
     SCHEDULERS,
     ScheduleError,
     UnknownSchedulerError,
@@ -29,7 +26,10 @@ from axbake.schedule import (
     scheduler_arrays,
     time_embedding,
 )
-from axbake.weights import Description, Sampling
+from axbake.npz import npz_bytes
+from axbake.runtime.errors import BundleError
+from axbake.runtime.noise import TorchNoise
+from axbake.runtime.sampler import Schedule, initial_latent, load_schedule, sample
 
 SHAPE = (1, 4, 8, 8)
 STEPS = [1, 2, 4, 10, 20, 30, 50]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from axbake.distance import psnr
-from axbake.export import export_onnx
+from axbake.drawing.distance import psnr
+from axbake.drawing.reference import draw_reference
+from axbake.drawing.simulation import simulate
 from axbake.families import COMPONENTS
-from axbake.reference import draw_reference
-from axbake.simulation import simulate
+from axbake.graphs.export import export_onnx
 from tests.unit.conftest import tensors_of
 
 DRAWING = {

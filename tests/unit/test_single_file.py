@@ -5,10 +5,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoint import import_checkpoint
+from axbake.checkpoints.importing import import_checkpoint
+from axbake.checkpoints.single_file import SingleFileError, write_single_file
+from axbake.checkpoints.weights import read_description
 from axbake.families import COMPONENTS
-from axbake.single_file import SingleFileError, write_single_file
-from axbake.weights import read_description
 from tests import tiny
 
 

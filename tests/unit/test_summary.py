@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from axbake.summary import Outcome, RowRefused, describe_failure, refuse_row, show_outcomes, write_summary
+from axbake.pages.summary import Outcome, RowRefused, describe_failure, refuse_row, show_outcomes, write_summary
 
 ROWS = {name: {"height": 480, "width": 320} for name in ("a", "b", "c", "d")}
 OUTCOMES = [

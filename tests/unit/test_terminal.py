@@ -5,7 +5,7 @@ import logging
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from axbake.terminal import Pending, Screen
+from axbake.jobs.terminal import Pending, Screen
 
 EXPORT = Pending(1, "export_onnx", "unet", threads=1, timed=True)
 COMPILE = Pending(2, "compile_model", "unet", threads=4, timed=True)

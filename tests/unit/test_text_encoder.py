@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axbake import components
-from axbake.checkpoint import import_checkpoint
-from axbake.distance import psnr
-from axbake.embeddings import EmbeddingError, list_embeddings, read_embedding
-from axbake.export import export_onnx
-from axbake.parity import check_parity
-from axbake.prompts import load_tokenizer, text_encoding
+from axbake.checkpoints import components
+from axbake.checkpoints.embeddings import EmbeddingError, list_embeddings, read_embedding
+from axbake.checkpoints.importing import import_checkpoint
+from axbake.checkpoints.text_encoder import ClipSkipError, import_text_encoder
+from axbake.checkpoints.weights import read_description, read_tensor
+from axbake.drawing.distance import psnr
+from axbake.drawing.prompts import load_tokenizer, text_encoding
+from axbake.graphs.export import export_onnx
+from axbake.graphs.parity import check_parity
 from axbake.runtime.prompt import chunk_prompt, embed_prompt
 from axbake.runtime.session import open_model
-from axbake.text_encoder import ClipSkipError, import_text_encoder
-from axbake.weights import read_description, read_tensor
 from tests import tiny
 from tests.unit.conftest import tensors_of
 

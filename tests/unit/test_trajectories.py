@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from axbake.distance import psnr
-from axbake.trajectories import record_trajectories
+from axbake.calibration.trajectories import record_trajectories
+from axbake.drawing.distance import psnr
 
 PROMPTS = ["slice of pizza", "a rocket, in the night"]
 NEGATIVE = "blurry"

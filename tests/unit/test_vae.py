@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoint import convert_checkpoint, import_checkpoint
-from axbake.containers import UnreadableCheckpoint, files_of, needs_conversion
-from axbake.description import describe_checkpoint
-from axbake.distance import psnr
-from axbake.export import export_onnx
+from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, needs_conversion
+from axbake.checkpoints.description import describe_checkpoint
+from axbake.checkpoints.importing import convert_checkpoint, import_checkpoint
+from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
+from axbake.checkpoints.weights import read_description
+from axbake.drawing.distance import psnr
+from axbake.drawing.reference import draw_reference
 from axbake.families import VAE
-from axbake.reference import draw_reference
-from axbake.refusals import TensorMismatch, UnknownFamily
+from axbake.graphs.export import export_onnx
 from axbake.runtime.session import open_model
 from axbake.runtime.txt2img import decode_latent
-from axbake.weights import read_description
 from tests import tiny
 from tests.unit.conftest import tensors_of
 

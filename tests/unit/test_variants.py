@@ -8,21 +8,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoint import convert_checkpoint, import_checkpoint
-from axbake.containers import files_of, open_container
-from axbake.description import describe_checkpoint
-from axbake.distance import psnr
-from axbake.embeddings import list_embeddings
-from axbake.export import export_onnx
+from axbake.checkpoints.containers import files_of, open_container
+from axbake.checkpoints.description import describe_checkpoint
+from axbake.checkpoints.embeddings import list_embeddings
+from axbake.checkpoints.importing import convert_checkpoint, import_checkpoint
+from axbake.checkpoints.parts import find_family, find_part, read_part_tensor
+from axbake.checkpoints.weights import read_sampling
+from axbake.drawing.distance import psnr
+from axbake.drawing.prompts import load_tokenizer, text_encoding
+from axbake.drawing.schedule import derive_schedule
 from axbake.families import COMPONENTS
-from axbake.parts import find_family, find_part, read_part_tensor
-from axbake.prompts import load_tokenizer, text_encoding
+from axbake.graphs.export import export_onnx
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import embed_prompt
 from axbake.runtime.sampler import denoiser, initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
-from axbake.schedule import derive_schedule
-from axbake.weights import read_sampling
 from tests import tiny
 from tests.unit.conftest import pipeline_of, tensors_of
 

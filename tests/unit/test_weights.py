@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from axbake.weights import read_shapes, read_tensor, tensor_bytes, write_tensors
+from axbake.checkpoints.weights import read_shapes, read_tensor, tensor_bytes, write_tensors
 
 TENSORS = {
     "b.half": torch.arange(6, dtype=torch.float16).reshape(2, 3) / 3,

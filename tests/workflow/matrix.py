@@ -198,11 +198,13 @@ EDITS = [
     _edit("project and checkout copied elsewhere", copy_all),
     _edit("`git clone` anew, the cache kept", clone),
     _edit("`.snakemake` and `.axbake` deleted", Project.forget),
-    _edit("a comment in a module", code("export.py", "\nOPSET = 18", "\n# Of its own.\nOPSET = 18"), of_code=True),
-    _edit("a docstring", code("parity.py", '"""Whether an ONNX graph', '"""Says whether a graph'), of_code=True),
+    _edit(
+        "a comment in a module", code("graphs/export.py", "\nOPSET = 18", "\n# Of its own.\nOPSET = 18"), of_code=True
+    ),
+    _edit("a docstring", code("graphs/parity.py", '"""Whether an ONNX graph', '"""Says whether a graph'), of_code=True),
     _edit(
         "a real change in a module, same results",
-        code("export.py", "MASKED = -100.0", "MASKED = -10.0 * 10"),
+        code("graphs/export.py", "MASKED = -100.0", "MASKED = -10.0 * 10"),
         each("export_onnx"),
         "record_trajectories",  # it takes the UNet without its time embedding from that module
         of_code=True,

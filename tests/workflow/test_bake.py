@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from axbake.checkpoints.weights import read_description, read_shapes
 from axbake.families import COMPONENTS
-from axbake.interface import interface
+from axbake.graphs.interface import interface
 from axbake.runtime.session import EMULATOR, open_model, producer
-from axbake.weights import read_description, read_shapes
 from tests import tiny
 from tests.workflow.matrix import config, embeddings, row
 from tests.workflow.project import REPORT, ROOT, ROW, Project
@@ -214,7 +214,7 @@ def test_another_toolchain_or_version_of_it_compiles_everything_anew(project):
 
 # What is edited in the checkout -> file, text, new text, and rules that have to run again
 CODE_EDITS = {
-    "the exporter": ("axbake/export.py", "MASKED = -100.0", "MASKED = -99.0", {"export_onnx", "check_parity"}),
+    "the exporter": ("axbake/graphs/export.py", "MASKED = -100.0", "MASKED = -99.0", {"export_onnx", "check_parity"}),
     "the emulator": ("axbake/emulator/encoding.py", "import numpy", "import os\nimport numpy", {"compile_model"}),
     "the sampler's noise": ("axbake/runtime/noise.py", "BLOCK = 16", "BLOCK = 32", {"record_trajectories", "simulate"}),
     "the report's template": ("axbake/pages/report.html.j2", ">Pictures<", ">Images<", {"write_report"}),

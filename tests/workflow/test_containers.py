@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from axbake.axmodel import read_axmodel
-from axbake.compiled import check_compiled
 from axbake.families import COMPONENTS
-from axbake.pulsar2 import CompileError
+from axbake.toolchain.axmodel import read_axmodel
+from axbake.toolchain.compiled import check_compiled
 from axbake.toolchain.containers import Engine, EngineError, container_name, is_orphan
 from axbake.toolchain.launch import Launch, WrongToolchain
+from axbake.toolchain.pulsar2 import CompileError
 from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
 from tests.services.engine import IMAGE
 from tests.workflow.project import Project

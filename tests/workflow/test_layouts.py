@@ -18,17 +18,17 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from transformers import CLIPTokenizer
 
-from axbake.bundle import write_bundle
-from axbake.distance import psnr
+from axbake.bundles.layouts import LAYOUTS, LayoutError
+from axbake.bundles.writing import write_bundle
+from axbake.drawing.distance import psnr
+from axbake.drawing.prompts import CLIP
+from axbake.drawing.schedule import derive_schedule
 from axbake.families import COMPONENTS
-from axbake.interface import PROGRAMS
-from axbake.layouts import LAYOUTS, LayoutError
-from axbake.prompts import CLIP
+from axbake.graphs.interface import PROGRAMS
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_model
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import Models, draw
-from axbake.schedule import derive_schedule
 from tests.workflow.project import ROW
 
 ROW_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-from axbake.overview import write_overview
+from axbake.pages.overview import write_overview
 from tests.workflow.project import REPORT, ROW
 
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}

@@ -6,7 +6,7 @@ rule refuse_row:
     """Fail, saying why the row cannot be baked: so a run that left out a row does not end as if it had baked all."""
     input:
         settings=settings(
-            "axbake.summary.refuse_row",
+            "axbake.pages.summary.refuse_row",
             more={"why": lambda row: refused_rows().get(row["model"], "its sources are there")},
             cached=False,
         ),

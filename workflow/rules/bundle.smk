@@ -1,7 +1,7 @@
 # Takes the compiled models and what goes with them. Makes bundle/{layout}/, which an on-board program loads as it is, and the same as
 # one archive. Not part of the default target. The manifest stands for the directory: it comes there last.
 
-from axbake.layouts import LAYOUTS
+from axbake.bundles.layouts import LAYOUTS
 
 # What a bundle carries of this checkout besides the code that makes it.
 CARRIED = ["LICENSE", "axbake/__init__.py", "resources/clip", "resources/bundle"]
@@ -18,7 +18,7 @@ rule write_bundle:
     """Lay out a model as one on-board program loads it."""
     input:
         settings=settings(
-            "axbake.bundle.write_bundle",
+            "axbake.bundles.writing.write_bundle",
             data=CARRIED,
             tools=["torch", "diffusers", "numpy", "jinja2", "pyyaml"],
             row=[*DRAWING, "scheduler", "steps", "prompt_chunks", "program", "source", "layout"],
@@ -51,7 +51,7 @@ rule write_bundle:
 rule pack_bundle:
     """Write a bundle as one archive."""
     input:
-        settings=settings("axbake.bundle.pack_bundle", cached=False),
+        settings=settings("axbake.bundles.writing.pack_bundle", cached=False),
         manifest="results/{model}/bundle/{layout}/manifest.json",
     output:
         archive="results/{model}/bundle/{layout}.tar",

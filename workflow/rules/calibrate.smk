@@ -6,7 +6,7 @@ rule record_trajectories:
     """Draw the latents of all calibration prompts, and keep what the UNet saw."""
     input:
         settings=settings(
-            "axbake.trajectories.record_trajectories",
+            "axbake.calibration.trajectories.record_trajectories",
             data=["resources/clip"],
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy"],
             row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
@@ -39,7 +39,7 @@ rule observe_unet:
     """Record the range of each of the UNet's activations on all that it saw."""
     input:
         settings=settings(
-            "axbake.observation.observe_unet",
+            "axbake.calibration.observation.observe_unet",
             tools=["numpy", "onnx", "onnxruntime"],
             row=["guidance_scale"],
         ),
@@ -69,7 +69,7 @@ rule calibrate_unet:
     """Choose and pack samples of the UNet's inputs."""
     input:
         settings=settings(
-            "axbake.calibration.calibrate_unet",
+            "axbake.calibration.tars.calibrate_unet",
             tools=["numpy"],
             entries={"samples": "calibration/samples", "selection": "calibration/selection"},
         ),
@@ -95,7 +95,7 @@ rule check_calibration:
     """Compare the ranges that the UNet was calibrated for with those of the reference's drawing."""
     input:
         settings=settings(
-            "axbake.held_out.check_calibration",
+            "axbake.calibration.held_out.check_calibration",
             data=["resources/clip"],
             tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
             row=["prompt", "negative_prompt", "guidance_scale", "seed", "prompt_chunks"],
@@ -131,7 +131,7 @@ rule check_calibration:
 rule draw_pictures:
     """Draw the pictures that every VAE of one size is calibrated with."""
     input:
-        settings=settings("axbake.pictures.draw_pictures", tools=["numpy"], row=["height", "width"]),
+        settings=settings("axbake.calibration.pictures.draw_pictures", tools=["numpy"], row=["height", "width"]),
     output:
         pictures="results/{model}/calibration/pictures.npy",
     log:
@@ -149,7 +149,7 @@ rule draw_pictures:
 rule encode_pictures:
     """Encode the calibration pictures with the model's own VAE."""
     input:
-        settings=settings("axbake.pictures.encode_pictures", tools=["torch", "diffusers", "numpy"]),
+        settings=settings("axbake.calibration.pictures.encode_pictures", tools=["torch", "diffusers", "numpy"]),
         pictures="results/{model}/calibration/pictures.npy",
         vae_encoder="results/{model}/weights/vae_encoder.safetensors",
     output:
@@ -173,7 +173,7 @@ rule encode_pictures:
 rule calibrate_vae_encoder:
     """Pack the calibration pictures."""
     input:
-        settings=settings("axbake.calibration.calibrate_vae_encoder", tools=["numpy", "pillow"]),
+        settings=settings("axbake.calibration.tars.calibrate_vae_encoder", tools=["numpy", "pillow"]),
         pictures="results/{model}/calibration/pictures.npy",
     output:
         archive="results/{model}/calibration/vae_encoder.tar",
@@ -192,7 +192,7 @@ rule calibrate_vae_encoder:
 rule calibrate_vae_decoder:
     """Pack the latents of the calibration pictures."""
     input:
-        settings=settings("axbake.calibration.calibrate_vae_decoder", tools=["numpy"], row=["program"]),
+        settings=settings("axbake.calibration.tars.calibrate_vae_decoder", tools=["numpy"], row=["program"]),
         latents="results/{model}/calibration/latents.npy",
     output:
         archive="results/{model}/calibration/vae_decoder.tar",
@@ -212,7 +212,7 @@ rule calibrate_text_encoder:
     """Pack the token ids of the calibration prompts."""
     input:
         settings=settings(
-            "axbake.calibration.calibrate_text_encoder",
+            "axbake.calibration.tars.calibrate_text_encoder",
             data=["resources/clip"],
             tools=["tokenizers", "numpy"],
             more={"prompts": text_prompts},

@@ -6,7 +6,7 @@ rule check_compiled:
     """Compare a compiled model with its float graph."""
     input:
         settings=settings(
-            "axbake.compiled.check_compiled",
+            "axbake.toolchain.compiled.check_compiled",
             tools=["numpy", "onnx", "onnxruntime", "pillow"],
             entries={"samples": "compiled/samples", "min_sqnr": "compiled/min_sqnr/{component}"},
             more={"compiler": compiler},

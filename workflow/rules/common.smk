@@ -6,14 +6,14 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from axbake.build_config import read_builds
-from axbake.containers import files_of, needs_conversion
+from axbake.toolchain.build_config import read_builds
+from axbake.checkpoints.containers import files_of, needs_conversion
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, VAE
 from axbake.fetch.sources import check_pin, parse_source
 from axbake.host import chosen_precision
-from axbake.identity import code_digest, identify, tool_version, write_identity
-from axbake.prediction import read_sidecar
+from axbake.jobs.identity import code_digest, identify, tool_version, write_identity
+from axbake.checkpoints.prediction import read_sidecar
 from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts, vae_sha256
 from axbake.toolchain.launch import ENGINES, Launch
 
@@ -200,7 +200,7 @@ def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, 
     means: name -> function of the row; of what does not decide the result, such as how a program is started.
     sources: name of an input that the user brings -> function of the row that gives its SHA-256, or None if a job made it; by
         component, or for all.
-    how: cached, data, gates, own_code, as `axbake.identity.identify` has them.
+    how: cached, data, gates, own_code, as `axbake.jobs.identity.identify` has them.
     """
 
     def path_of(wildcards):

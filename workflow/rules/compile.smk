@@ -6,7 +6,7 @@ rule configure_build:
     """Write Pulsar2's config of one component."""
     input:
         settings=settings(
-            "axbake.build_config.configure_build",
+            "axbake.toolchain.build_config.configure_build",
             row={component: ["component"] + ["program"] * (component == "unet") for component in COMPONENTS},
             entries={
                 "precision": "precision/{component}",
@@ -31,7 +31,7 @@ rule compile_model:
     """Compile one component's graph with the toolchain of config."""
     input:
         settings=settings(
-            "axbake.pulsar2.compile_model",
+            "axbake.toolchain.pulsar2.compile_model",
             more={"compiler": compiler},
             means={"launch": launch},
             gates=["parity"],
@@ -67,7 +67,7 @@ use rule compile_model as emulate_model with:
     # made again: it has the same key.
     input:
         settings=settings(
-            "axbake.pulsar2.compile_model",
+            "axbake.toolchain.pulsar2.compile_model",
             step="emulate_model",
             more={"compiler": emulator},
             means={"launch": lambda row: {"toolchain": "emulator", "minutes": config["time_limit"]}},

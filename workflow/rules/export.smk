@@ -6,7 +6,7 @@ rule export_onnx:
     """Trace one component of a model into an ONNX graph of fixed shapes."""
     input:
         settings=settings(
-            "axbake.export.export_onnx",
+            "axbake.graphs.export.export_onnx",
             tools=["torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxsim"],
             row=GRAPH,
         ),
@@ -35,7 +35,7 @@ rule check_parity:
     """Compare an ONNX graph with its network in torch."""
     input:
         settings=settings(
-            "axbake.parity.check_parity",
+            "axbake.graphs.parity.check_parity",
             tools=["torch", "diffusers", "transformers", "onnxruntime"],
             row=SIZE,
             entries={"min_psnr": "parity/min_psnr/{component}"},

@@ -14,7 +14,7 @@ rule convert_checkpoint:
     """Make one safetensors file of a pickle, a diffusers folder or a recipe of a merge, in the column checkpoint or vae."""
     input:
         settings=settings(
-            "axbake.checkpoint.convert_checkpoint",
+            "axbake.checkpoints.importing.convert_checkpoint",
             tools=["torch", "sd-mecha"],
             sources={column: {"source": partial(brought_digest, column=column)} for column in ("checkpoint", "vae")},
         ),
@@ -42,7 +42,7 @@ rule import_checkpoint:
     """Take one component out of a checkpoint, under diffusers' names."""
     input:
         settings=settings(
-            "axbake.checkpoint.import_checkpoint",
+            "axbake.checkpoints.importing.import_checkpoint",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers", "lycoris_lora"],
             row=PREDICTION,
@@ -77,7 +77,7 @@ rule import_text_encoder:
     """Take the text encoder out of a checkpoint, with the row's embeddings and clip skip."""
     input:
         settings=settings(
-            "axbake.text_encoder.import_text_encoder",
+            "axbake.checkpoints.text_encoder.import_text_encoder",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers", "lycoris_lora"],
             row=["clip_skip"],
@@ -112,7 +112,7 @@ rule list_embeddings:
     """Say which token ids the row's embeddings have, and which its padding."""
     input:
         settings=settings(
-            "axbake.embeddings.list_embeddings",
+            "axbake.checkpoints.embeddings.list_embeddings",
             tools=["safetensors", "torch"],
             more={"names": embedding_names},
             sources={"embeddings": embeddings_digest},
@@ -135,7 +135,7 @@ rule describe_checkpoint:
     """Say what a checkpoint is, and what in it is not used."""
     input:
         settings=settings(
-            "axbake.description.describe_checkpoint",
+            "axbake.checkpoints.description.describe_checkpoint",
             data=["resources/sd1"],
             tools=["safetensors", "torch", "diffusers", "transformers"],
             row=["prediction"],
@@ -165,7 +165,7 @@ rule describe_checkpoint:
 rule write_single_file:
     """Write a model as one fp16 safetensors file of LDM names, for stable-diffusion.cpp and web UIs."""
     input:
-        settings=settings("axbake.single_file.write_single_file", tools=["torch"]),
+        settings=settings("axbake.checkpoints.single_file.write_single_file", tools=["torch"]),
         text_encoder="results/{model}/weights/text_encoder.safetensors",
         unet="results/{model}/weights/unet.safetensors",
         vae_encoder="results/{model}/weights/vae_encoder.safetensors",

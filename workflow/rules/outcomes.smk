@@ -6,8 +6,8 @@ import time
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from axbake.overview import write_overview
-from axbake.summary import Outcome, describe_failure, show_outcomes, write_summary
+from axbake.pages.overview import write_overview
+from axbake.pages.summary import Outcome, describe_failure, show_outcomes, write_summary
 
 # Functions of a row that end the run while the workflow is read, by what they look at: the first fault of each is told.
 SOURCES = [

@@ -5,7 +5,7 @@ rule draw_reference:
     """Draw the reference picture with diffusers, in float32."""
     input:
         settings=settings(
-            "axbake.reference.draw_reference",
+            "axbake.drawing.reference.draw_reference",
             data=["resources/clip"],
             tools=["torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow"],
             row=[*DRAWING, "scheduler", "steps", "prompt_chunks"],

@@ -1,5 +1,5 @@
 # Takes what the other steps say of a model, and what their jobs say of themselves in their logs. Makes one page of it, which
-# `snakemake --report` takes in too. The page over all models is of no rule: `axbake.overview` makes it of those that there are.
+# `snakemake --report` takes in too. The page over all models is of no rule: `axbake.pages.overview` makes it of those that there are.
 
 PARTS = collect("{step}/{component}", step=["weights", "onnx", "parity", "calibration", "build"], component=COMPONENTS)
 JOBS = [
@@ -23,7 +23,7 @@ rule write_report:
     """Write the page of a model."""
     input:
         settings=settings(
-            "axbake.report.write_report",
+            "axbake.pages.report.write_report",
             data=["axbake/pages"],
             tools=["jinja2", "numpy", "pillow"],
             row=["model"],

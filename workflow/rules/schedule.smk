@@ -5,7 +5,7 @@ rule derive_schedule:
     """Write timesteps, time embedding rows and update coefficients of the row's scheduler."""
     input:
         settings=settings(
-            "axbake.schedule.derive_schedule",
+            "axbake.drawing.schedule.derive_schedule",
             tools=["torch", "diffusers", "numpy"],
             row=["scheduler", "steps", "guidance_scale"],
         ),

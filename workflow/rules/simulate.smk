@@ -6,7 +6,7 @@ rule simulate:
     """Draw the reference's picture with the compiled models."""
     input:
         settings=settings(
-            "axbake.simulation.simulate",
+            "axbake.drawing.simulation.simulate",
             data=["resources/clip"],
             tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
             row=DRAWING,
@@ -45,7 +45,7 @@ rule attribute_error:
     """Draw with one compiled model at a time, the others float, and with float ones alone."""
     input:
         settings=settings(
-            "axbake.attribution.attribute_error",
+            "axbake.drawing.attribution.attribute_error",
             data=["resources/clip"],
             tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
             row=["prompt", "negative_prompt", "guidance_scale", "seed", "height", "width"],

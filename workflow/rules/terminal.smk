@@ -3,7 +3,7 @@
 from snakemake.logging import logger
 
 from axbake.cache import cache_directory
-from axbake.terminal import Pending, show_made, show_progress
+from axbake.jobs.terminal import Pending, show_made, show_progress
 
 
 onstart:

@@ -1,5 +1,5 @@
 """Every rule's script: the rule's settings file names the function that does the work."""
 
-from axbake.jobs import run
+from axbake.jobs.running import run
 
 run(snakemake)

@@ -1,0 +1,64 @@
+"""What a bundle says of itself in words: model card, licence notes, requirements."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from axbake.bundles.layouts import LAYOUTS
+
+TEMPLATES = Path(__file__).parents[2] / "resources" / "bundle"
+REQUIREMENTS = """\
+# Python 3.9 or newer
+numpy>=1.22
+pillow>=9.1
+tokenizers>=0.13.3
+"""
+# Emulated models are ONNX graphs of opset 18 with com.microsoft's quantisers of 16 bits.
+HOST_REQUIREMENTS = "onnxruntime>=1.18  # the models are emulated: hosts run them, boards cannot\n"
+CARD_REQUIREMENTS = """\
+# pyaxengine is not on PyPI: install the wheel of github.com/AXERA-TECH/pyaxengine/releases (0.1.3 or newer), and the
+# driver of the card, which is the vendor's.
+"""
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string((TEMPLATES / template).read_text(encoding="utf-8")).render(**values).rstrip() + "\n"
+
+
+def model_card(manifest: dict[str, Any]) -> str:
+    """README.md of a bundle, with the metadata that Hugging Face's hub reads.
+
+    Args:
+        manifest: its `files` are not read.
+    """
+    kind = ["emulated"] if manifest["emulated"] else ["ax650n", "ax8850"]
+    metadata = {
+        "license": "other",
+        "license_name": "see-license-md",
+        "license_link": "LICENSE.md",
+        "pipeline_tag": "text-to-image",
+        "inference": False,
+        "tags": ["stable-diffusion", "axmodel", "axera", "npu", *kind],
+    }
+    layout = LAYOUTS[manifest["layout"]]
+    call = layout.call.format(**manifest["settings"])
+    text = yaml.safe_dump(metadata, sort_keys=False)
+    return _render("README.md.j2", metadata=text, program=layout.program, call=call, **manifest)
+
+
+def licence_notes(manifest: dict[str, Any], embeddings: list[str]) -> str:
+    """LICENSE.md of a bundle.
+
+    Args:
+        manifest: its `files` are not read.
+        embeddings: names of the model's textual-inversion embeddings.
+    """
+    return _render("LICENSE.md.j2", embeddings=embeddings, **manifest)
+
+
+def requirements(*, emulated: bool) -> str:
+    """requirements.txt of the layout axbake."""
+    return REQUIREMENTS + (HOST_REQUIREMENTS if emulated else CARD_REQUIREMENTS)

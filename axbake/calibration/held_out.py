@@ -1,0 +1,114 @@
+"""Whether the samples that were chosen hold for a drawing that calibration has not seen: the reference's."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axbake.calibration.observation import read_observed
+from axbake.calibration.unet_samples import BRANCHES
+from axbake.drawing.prompts import load_tokenizer, prompt_embedding
+from axbake.emulator.graph import load_graph
+from axbake.emulator.ranges import Ranges, record_ranges
+from axbake.graphs.interface import unet_feed
+from axbake.runtime.noise import TorchNoise
+from axbake.runtime.progress import progress
+from axbake.runtime.prompt import encoder
+from axbake.runtime.sampler import load_schedule
+from axbake.runtime.session import open_model
+
+STEPS = 8  # of the reference that are looked at, at most
+WORST = 10  # tensors that the record names
+
+
+def check_calibration(
+    *,
+    graph: Path,
+    tensors: Path,
+    text_encoder: Path,
+    text_encoder_tensors: Path,
+    schedule: Path,
+    embeddings: Path,
+    trajectory: Path,
+    ranges: Path,
+    calibration: Path,
+    prompt: str,
+    negative_prompt: str,
+    guidance_scale: float,
+    seed: int,
+    prompt_chunks: int,
+    prompts: list[str],
+    record: Path,
+) -> None:
+    """Compare the calibrated ranges of the UNet's activations with those of the reference picture's drawing.
+
+    Nothing is drawn again: the float UNet is observed on the reference's latents, at up to `STEPS` steps from first to last.
+
+    Args:
+        graph, tensors: `onnx/unet.onnx` and the file of its weights beside it.
+        text_encoder, text_encoder_tensors: the same of the text encoder.
+        embeddings: `embeddings.json`.
+        trajectory: `reference/trajectory.npy`.
+        ranges: `calibration/unet.ranges.npz`.
+        calibration: `calibration/unet.json`, which names the samples chosen.
+        prompts: that were calibrated with. If *prompt* is one of them, it is not held out, and the record says so.
+        record: JSON to write. A clip rate in it is the share of pairs of a held-out sample and a tensor in which the sample's
+            range leaves the calibrated one; an excess is how far it does, as a share of the calibrated range's width. How many
+            values of a tensor are clipped is not counted.
+    """
+    steps = load_schedule(schedule)
+    latents = np.load(trajectory)
+    start = TorchNoise(seed).normal(latents.shape[1:]) * np.float32(steps.init_noise_sigma)
+    before = [start, *latents]
+    embed = prompt_embedding(encoder(open_model(text_encoder)), load_tokenizer(embeddings), chunks=prompt_chunks)
+    texts = [prompt, negative_prompt][: 2 if steps.is_guided(guidance_scale) else 1]
+    embeds = [embed(text) for text in texts]
+    run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
+    seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
+    network = load_graph(graph)
+    names = [spec.name for spec in network.inputs]
+    scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}
+    samples = [unet_feed(names, scaled[step], text, steps.time(step)) for step in seen for text in embeds]
+    tell = progress("checking:")
+    found = record_ranges(network, samples, on_sample=lambda done: tell(done, len(samples)))
+    observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
+    content = {
+        "component": "unet",
+        "prompt": prompt,
+        "held_out": prompt not in prompts,
+        "steps": [step + 1 for step in seen],
+        "texts": list(BRANCHES[: len(texts)]),
+        "clip_rate_is": "share of (held-out sample, tensor) pairs whose range leaves the calibrated one",
+        "excess_is": "how far a range leaves the calibrated one, as a share of that one's width",
+        "chosen": compare(found, observed.ranges, chosen),
+        "all_recorded": compare(found, observed.ranges, range(len(observed.samples))),
+    }
+    record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def compare(found: Ranges, calibrated: Ranges, rows: Sequence[int]) -> dict[str, Any]:
+    """How the ranges *found* on held-out samples leave those that *rows* of *calibrated* span, both extended to 0.
+
+    Tensors that are 0 in all these rows are passed over if they are 0 in what was found, and else have an excess of their
+    own whole range, 1.
+    """
+    assert found.names == calibrated.names
+    chosen = list(rows)
+    bottom, top = np.minimum(calibrated.low[chosen].min(axis=0), 0), np.maximum(calibrated.high[chosen].max(axis=0), 0)
+    beyond = np.maximum(bottom - found.low, 0).astype(np.float64) + np.maximum(found.high - top, 0)  # (N, T)
+    width = (top - bottom).astype(np.float64)
+    excess = np.divide(beyond, width, out=(beyond > 0).astype(np.float64), where=width > 0)
+    largest = excess.max(axis=0)
+    worst = np.argsort(-largest, kind="stable")[:WORST]
+    return {
+        "samples": len(chosen),
+        "clip_rate": round(float((excess > 0).mean()), 4),
+        "mean_excess_of_the_clipped": round(float(excess[excess > 0].mean()), 4) if (excess > 0).any() else 0.0,
+        "largest_excess": {found.names[i]: round(float(largest[i]), 4) for i in worst if largest[i] > 0},
+    }
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,111 @@
+"""Pictures that stand for all pictures: what a VAE is calibrated with, whatever the model around it.
+
+If a VAE were calibrated with what one model draws, its compiled form would depend on that model, and a VAE that many
+checkpoints share would be compiled for each of them. So its samples are made of its own weights and the picture size alone:
+synthetic pictures, and the latents that its own encoder gives for them, which is what a UNet is trained to produce.
+
+Most are dead leaves (Lee, Mumford and Huang 2001): discs of random place and colour that cover each other, with radii of density
+r⁻³, which have the edges, flat parts and 1/f spectrum of photographs; here with few discs or many, on white, black or coloured
+ground, in all colours or in saturated ones. The others are extremes that bound the ranges: flat black, white and pure colours,
+checks of one pixel and of eight, ramps, white noise.
+
+What that costs: docs/numbers.md compares it with calibration by what the model draws.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from axbake.checkpoints.weights import read_description
+from axbake.runtime.progress import progress
+
+LEAVES = 24  # pictures of dead leaves
+COLOURS = (
+    (0, 0, 0),
+    (255, 255, 255),
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (255, 255, 0),
+    (0, 255, 255),
+    (255, 0, 255),
+)
+BLACK, WHITE = COLOURS[:2]
+MOST_DISCS = 256  # in one picture
+NOISE = (0.7, 1.0, 1.5, 2.0)  # standard deviations of latents of noise, after scaling
+
+
+def draw_pictures(*, height: int, width: int, pictures: Path) -> None:
+    """Write the calibration pictures of one size as an .npy of (N, height, width, 3) uint8; always the same."""
+    # RandomState's numbers are fixed for good by NumPy's own rules; those of its newer generators are not.
+    random = np.random.RandomState(0)
+    drawn = [_dead_leaves(random, height, width) for _ in range(LEAVES)]
+    drawn += [np.broadcast_to(np.array(colour, np.uint8), (height, width, 3)) for colour in COLOURS]
+    y, x = np.mgrid[:height, :width]
+    drawn += [_grey((x // side + y // side) % 2 * 255) for side in (1, 8)]
+    drawn += [_grey(x * 255 // max(1, width - 1)), _grey(y * 255 // max(1, height - 1))]
+    drawn.append(random.randint(0, 256, (height, width, 3)).astype(np.uint8))
+    np.save(pictures, np.stack(drawn))
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values[..., None].astype(np.uint8), 3, axis=2)
+
+
+def _dead_leaves(random: np.random.RandomState, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8."""
+    palette = (None, COLOURS)[random.randint(2)]
+
+    def colour() -> np.ndarray:
+        return random.randint(0, 256, 3) if palette is None else np.array(palette[random.randint(len(palette))])
+
+    picture = np.empty((height, width, 3), np.uint8)
+    picture[:] = (WHITE, WHITE, BLACK, colour())[random.randint(4)]
+    side = min(height, width)
+    smallest, largest = side * random.uniform(0.016, 0.1), side * 0.6
+    for _ in range(int(MOST_DISCS ** random.uniform(0.1, 1))):
+        # Inverse of the distribution of r⁻³ between the two radii.
+        radius = (smallest**-2 - random.uniform() * (smallest**-2 - largest**-2)) ** -0.5
+        centre_y, centre_x = random.uniform(0, height), random.uniform(0, width)
+        top, left = max(0, int(centre_y - radius)), max(0, int(centre_x - radius))
+        around = picture[top : int(centre_y + radius) + 2, left : int(centre_x + radius) + 2]
+        y, x = np.ogrid[top : top + around.shape[0], left : left + around.shape[1]]
+        around[(y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2] = colour()
+    return picture
+
+
+def encode_pictures(pictures: Path, vae_encoder: Path, *, latents: Path) -> None:
+    """Write the latents' means that a VAE's own encoder gives for *pictures*, and some noise of a UNet's latents' size.
+
+    Args:
+        vae_encoder: `weights/vae_encoder.safetensors`.
+        latents: .npy to write: (N, 1, 4, H/8, W/8) float32, not scaled, as the decoder's graph takes them.
+    """
+    encode = _encoding(vae_encoder)
+    drawn = np.load(pictures)
+    means: list[np.ndarray] = []
+    tell = progress("encoding: picture")
+    for number, picture in enumerate(drawn):
+        means.append(encode(picture))
+        tell(number + 1, len(drawn))
+    # What a UNet makes has a standard deviation of about 1 after scaling: that is what the factor is for.
+    unit = np.random.RandomState(0).standard_normal((len(NOISE), *means[0].shape))
+    scaling_factor = read_description(vae_encoder).config["scaling_factor"]
+    noise = [size / scaling_factor * values for size, values in zip(NOISE, unit, strict=True)]
+    np.save(latents, np.stack([*means, *noise]).astype(np.float32))
+
+
+def _encoding(vae_encoder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    import torch  # here, so that drawing the pictures does not wait for it
+
+    from axbake.checkpoints import components
+
+    network = components.channels_last(components.load(vae_encoder))
+
+    def encode(picture: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.inference_mode():
+            return network(pixels)[:, :4].contiguous().numpy()
+
+    return encode

@@ -1,0 +1,222 @@
+"""Calibration samples, packed for Pulsar2.
+
+The UNet's are chosen from what it saw when the model drew (`trajectories`); the VAE's depend on the VAE alone (`pictures`), the
+text encoder's on the project's text prompts alone, so that models which share them share their builds.
+
+The formats are Pulsar2's (AXERA-TECH/pulsar2-docs-en, `user_guides_config/config.md`, InputQuantConfig): `NumpyObject` archives
+for the UNet and the VAE decoder, a `Numpy` archive for the text encoder, an `Image` archive for the VAE encoder.
+"""
+
+import io
+import json
+import logging
+import pickle
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from axbake.calibration.coverage import Shares, choose, shares
+from axbake.calibration.observation import read_observed
+from axbake.calibration.unet_samples import EMPTY, PROMPT, UnetSamples, Which, load_unet_samples
+from axbake.drawing.prompts import load_tokenizer
+from axbake.errors import AxbakeError
+from axbake.graphs.interface import decoder_input
+from axbake.runtime.prompt import chunk_prompt
+
+logger = logging.getLogger(__name__)
+WORST = 10  # tensors that a record names
+ENOUGH = (0.99, 1.0)  # shares of the ranges for which a record says how many samples they take
+
+
+class CalibrationError(AxbakeError):
+    """There are not as many samples as wanted."""
+
+
+def stratified(count: int, *, prompts: int, steps: int, branches: int) -> list[Which]:
+    """*count* different (prompt, step, branch), spread evenly over each of the three.
+
+    In the order of steps, from the first (all noise) to the last.
+
+    Raises:
+        CalibrationError: there are fewer than *count*.
+    """
+    _check_count(count, prompts=prompts, steps=steps, branches=branches)
+    # Numbers of one step follow one another, so they are of different prompts, and of the other branch when a prompt
+    # comes round again.
+    return [
+        (number % prompts, number * steps // count, (number // prompts + number % prompts) % branches)
+        for number in range(count)
+    ]
+
+
+def _check_count(count: int, *, prompts: int, steps: int, branches: int, empty: int = 0) -> None:
+    if count > prompts * steps * branches + empty:
+        more = f", the empty prompt {empty}" if empty else ""
+        raise CalibrationError(
+            f"calibration/samples: {count}, but {prompts} prompts × {steps} steps × {branches} branches give"
+            f" {prompts * steps * branches}{more}. Give more calibration prompts, or a lower number."
+        )
+
+
+def calibrate_unet(
+    trajectories: Path,
+    schedule: Path,
+    ranges: Path,
+    *,
+    samples: int,
+    selection: str,
+    archive: Path,
+    record: Path,
+) -> None:
+    """Pack *samples* of the UNet's inputs into a `NumpyObject` archive, by the names of the exported graph.
+
+    They lie in it in the order in which they were chosen; with `coverage` the first n are the best n that greed finds.
+
+    Args:
+        trajectories: `calibration/trajectories.npz`.
+        ranges: `calibration/unet.ranges.npz`; its samples are those that there are.
+        selection: `coverage`, with an empty prompt, a longest prompt and every step that runs the model, if
+            *samples* are enough for them; `stratified`, evenly over prompts, steps and branches; `first`, as recorded: by prompt,
+            step, branch.
+        record: JSON to write: the samples chosen, and what of the activations' ranges they cover.
+
+    Raises:
+        CalibrationError: there are fewer than *samples*.
+    """
+    observed = read_observed(ranges)
+    recorded = load_unet_samples(trajectories, schedule, observed.inputs)
+    drawn = [which for which in observed.samples if which[2] != EMPTY]
+    prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
+    sizes = {"prompts": len(prompts), "steps": len(steps), "branches": len(branches)}
+    _check_count(samples, **sizes, empty=len(observed.samples) - len(drawn) if selection == "coverage" else 0)
+    required = required_samples(recorded, observed.samples)
+    covered = shares(observed.ranges, observed.outputs)
+    by_coverage = choose(covered, samples, [list(group.values()) for group in required])
+    chosen = by_coverage[:samples]
+    if selection == "first":
+        chosen = list(range(samples))
+    elif selection == "stratified":
+        spread = stratified(samples, **sizes)
+        chosen = [observed.samples.index((prompt, steps[number], branch)) for prompt, number, branch in spread]
+    members = (_npy_object(recorded.inputs(observed.samples[row])) for row in chosen)
+    _write_archive(archive, ((f"unet_{number:04d}.npy", member) for number, member in enumerate(members)))
+    content = {
+        "component": "unet",
+        "selection": selection,
+        "recorded": len(observed.samples),
+        **_coverage(covered, chosen, by_coverage),
+        "required": {name: not rows.isdisjoint(chosen) for group in required for name, rows in group.items()},
+        "samples": [{"row": row, **recorded.describe(observed.samples[row])} for row in chosen],
+    }
+    logger.info(
+        "%d of %d samples cover %.2f %% of the ranges", samples, len(observed.samples), 100 * content["coverage"]
+    )
+    record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def required_samples(recorded: UnetSamples, samples: list[Which]) -> list[dict[str, set[int]]]:
+    """What a choice must hold one of, with the rows that are one, in the groups that `coverage.choose` wants."""
+    rows, longest = range(len(samples)), recorded.longest()
+    texts = {
+        "an empty prompt": {row for row in rows if recorded.is_empty(samples[row])},
+        "a longest prompt": {row for row in rows if samples[row][2] == PROMPT and samples[row][0] in longest},
+    }
+    # The time path sees one row of the schedule a step: a finite set, which can be covered wholly.
+    times = {f"step {step + 1}": {row for row in rows if samples[row][1] == step} for step in recorded.steps}
+    return [texts, times]
+
+
+def _coverage(covered: Shares, chosen: list[int], by_coverage: list[int]) -> dict[str, Any]:
+    """What *chosen* cover, and how many samples it takes to cover enough, of *by_coverage*, which cover all."""
+    curve, tensors = covered.curve(chosen), covered.by_tensor(chosen)
+    whole = covered.curve(by_coverage)
+    worst = sorted(tensors, key=lambda name: tensors[name])[:WORST]
+    return {
+        "coverage": round(curve[-1], 6),
+        "tensors": len(tensors),
+        "worst_covered": {name: round(tensors[name], 4) for name in worst},
+        "samples_for": {f"{share:.0%}": 1 + next(i for i, at in enumerate(whole) if at >= share) for share in ENOUGH},
+        # With «coverage» on to the sample that completes it.
+        "coverage_by_samples": [round(at, 6) for at in (whole if chosen == by_coverage[: len(chosen)] else curve)],
+    }
+
+
+def calibrate_vae_decoder(latents: Path, *, archive: Path, program: str = "axera") -> None:
+    """Pack *latents*, an .npy of (N, 1, 4, h, w) float32 (`pictures.encode_pictures`), into a `NumpyObject` archive.
+
+    Args:
+        program: whose name the decoder's input has (`axbake.graphs.interface`).
+    """
+    name = decoder_input(program)
+    members = ((f"vae_decoder_{n:04d}.npy", _npy_object({name: latent})) for n, latent in enumerate(np.load(latents)))
+    _write_archive(archive, members)
+
+
+def calibrate_text_encoder(embeddings: Path, *, prompts: list[str], archive: Path) -> None:
+    """Pack the chunks of *prompts*, of all embeddings' names and of the empty prompt into a `Numpy` archive.
+
+    Each chunk is there once, (1, 77) int64 ids; a long prompt has several.
+
+    Args:
+        embeddings: `embeddings.json`.
+    """
+    tokenizer = load_tokenizer(embeddings)
+    texts = [*prompts, *tokenizer.embeddings, ""]
+    samples = {chunk.ids.tobytes(): chunk.ids for text in texts for chunk in chunk_prompt(text, tokenizer)}
+    members = ((f"text_encoder_{n:04d}.npy", _npy(ids)) for n, ids in enumerate(samples.values()))
+    _write_archive(archive, members)
+
+
+def calibrate_vae_encoder(pictures: Path, *, archive: Path) -> None:
+    """Pack *pictures*, an .npy of (P, H, W, 3) uint8, as PNGs into an `Image` archive."""
+
+    def png(picture: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        return file.getvalue()
+
+    members = ((f"vae_encoder_{number:04d}.png", png(picture)) for number, picture in enumerate(np.load(pictures)))
+    _write_archive(archive, members)
+
+
+def _write_archive(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
+    """A tar of *members* in their order; the same members give the same bytes (no times, no owners)."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+class _PortablePickler(pickle.Pickler):
+    """Pickles arrays as calls of `numpy.ndarray`.
+
+    NumPy 2 pickles refer to `numpy._core`, which the NumPy 1 inside Pulsar2's image has not; `numpy.ndarray` and
+    `numpy.array` are in both.
+    """
+
+    def reducer_override(self, obj):
+        if not isinstance(obj, np.ndarray):
+            return NotImplemented
+        if obj.dtype == object:
+            return np.array, (obj.item(), "O")
+        return np.ndarray, (obj.shape, obj.dtype.str, obj.tobytes())
+
+
+def _npy_object(arrays: dict[str, np.ndarray]) -> bytes:
+    """An `.npy` of one object, the dict *arrays*, as `np.save(path, arrays)` writes it, readable by NumPy 1 and 2."""
+    file = io.BytesIO()
+    header = {"descr": "|O", "fortran_order": False, "shape": ()}
+    np.lib.format.write_array_header_1_0(file, header)
+    _PortablePickler(file, protocol=4).dump(np.array(arrays, dtype=object))
+    return file.getvalue()

@@ -1,0 +1,97 @@
+"""What a model's networks see when it draws its calibration prompts, recorded with torch."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from axbake.checkpoints import components
+from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
+from axbake.graphs.export import CutUnet
+from axbake.npz import npz_bytes
+from axbake.runtime.noise import TorchNoise
+from axbake.runtime.prompt import count_tokens
+from axbake.runtime.sampler import Denoiser, Time, initial_latent, load_schedule, sample
+
+logger = logging.getLogger(__name__)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def record_trajectories(
+    *,
+    text_encoder: Path,
+    unet: Path,
+    schedule: Path,
+    embeddings: Path,
+    prompts: list[str],
+    negative_prompt: str,
+    guidance_scale: float,
+    height: int,
+    width: int,
+    seed: int,
+    precision: str,
+    prompt_chunks: int,
+    trajectories: Path,
+) -> None:
+    """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
+
+    Args:
+        text_encoder, unet: `weights/{component}.safetensors`.
+        schedule: `schedule.npz`; N steps.
+        embeddings: `embeddings.json`.
+        height, width: image pixels.
+        seed: of the first prompt's noise; the n-th prompt has seed + n.
+        precision: float32 or bfloat16: of the UNet's weights and activations; the sampler's sums are as ever.
+        prompt_chunks: chunks of 77 tokens in the UNet's context; T tokens in all.
+        trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, T, W), `negative_embeds` and `empty_embeds`,
+            of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each; all
+            float32. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the prompts are.
+    """
+    steps = load_schedule(schedule)
+    tokenizer = load_tokenizer(embeddings)
+    embed = prompt_embedding(text_encoding(text_encoder), tokenizer, chunks=prompt_chunks)
+    negative = embed(negative_prompt)
+    denoise = _denoising(components.load(unet, dtype=PRECISIONS[precision]))
+    shape = (1, 4, height // 8, width // 8)
+    embeds, latents = [], []
+    for number, prompt in enumerate(prompts):
+        logger.debug("prompt %d: %s", number + 1, prompt)
+        embeds.append(embed(prompt))
+        noise = TorchNoise(seed + number)
+        start = initial_latent(steps, noise, shape)
+        drawn = sample(
+            denoise,
+            steps,
+            noise,
+            start,
+            prompt_embeds=embeds[-1],
+            negative_embeds=negative,
+            guidance_scale=guidance_scale,
+            what=f"recording: prompt {number + 1} of {len(prompts)}, step",
+        )
+        latents.append(np.concatenate([start[None], drawn.latents]))
+    arrays = {
+        "prompts": np.array(prompts),
+        "tokens": np.array([count_tokens(prompt, tokenizer) for prompt in prompts]),
+        "negative_prompt": np.array(negative_prompt),
+        "prompt_embeds": np.stack(embeds),
+        "negative_embeds": negative,
+        "empty_embeds": embed(""),
+        "latents": np.stack(latents),
+    }
+    trajectories.write_bytes(npz_bytes(arrays))
+
+
+def _denoising(network: torch.nn.Module) -> Denoiser:
+    """The UNet as the sampler calls it, its time embedding passed by as in the exported graph; in the network's own type."""
+    (dtype,) = {parameter.dtype for parameter in network.parameters()}
+    cut = CutUnet(components.channels_last(network))
+
+    def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
+        branches = len(prompts)
+        arrays = np.repeat(latent, branches, axis=0), prompts, np.repeat(time.row, branches, axis=0)
+        with torch.inference_mode():
+            return cut(*(torch.from_numpy(array).to(dtype) for array in arrays)).float().contiguous().numpy()
+
+    return denoise

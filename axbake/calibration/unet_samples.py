@@ -1,0 +1,94 @@
+"""What a model's UNet saw, as samples: inputs of the exported graph, each of one prompt, one step and one branch.
+
+Besides the two branches of guidance there is the empty prompt, the negative prompt of everyone who gives none. Where the row has
+a negative prompt of its own, the empty one is put to the latents that are recorded anyway, at each step to one prompt's: nothing
+has to be drawn for it, and that is how it is used.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from axbake.graphs.interface import unet_feed
+from axbake.runtime.sampler import Schedule, load_schedule
+
+PROMPT, NEGATIVE, EMPTY = range(3)
+BRANCHES = ("prompt", "negative prompt", "empty prompt")
+
+Which = tuple[int, int, int]  # prompt, step, branch
+
+
+@dataclass(frozen=True)
+class UnetSamples:
+    """What was recorded of P prompts (`trajectories`), and the schedule of N steps that it was recorded with."""
+
+    prompts: tuple[str, ...]
+    tokens: np.ndarray  # (P,) int64: of each prompt
+    texts: tuple[np.ndarray, np.ndarray, np.ndarray]  # by branch: (P or 1, 1, T, W) float32
+    latents: np.ndarray  # (P, N + 1, 1, 4, h, w) float32
+    negative_prompt: str
+    schedule: Schedule
+    names: tuple[str, ...]  # of the exported graph's inputs
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that run the model."""
+        return [step for step in range(len(self.schedule.timesteps)) if self.schedule.runs_model(step)]
+
+    def recorded(self, guidance_scale: float) -> list[Which]:
+        """Every sample there is: by prompt, then step, then branch; those added for the empty prompt last.
+
+        Args:
+            guidance_scale: at 1 the negative branch does not run, and gives no samples.
+        """
+        branches = (PROMPT, NEGATIVE) if self.schedule.is_guided(guidance_scale) else (PROMPT,)
+        drawn = [(p, step, branch) for p in range(len(self.prompts)) for step in self.steps for branch in branches]
+        if any(self.is_empty(which) for which in drawn):
+            return drawn
+        return [*drawn, *((number % len(self.prompts), step, EMPTY) for number, step in enumerate(self.steps))]
+
+    def is_empty(self, which: Which) -> bool:
+        """Whether the sample's text is the empty prompt."""
+        return not self.text(which).strip()
+
+    def text(self, which: Which) -> str:
+        """The sample's text."""
+        prompt, _, branch = which
+        return (self.prompts[prompt], self.negative_prompt, "")[branch]
+
+    def describe(self, which: Which) -> dict[str, str | int]:
+        """The sample in words; steps count from 1."""
+        prompt, step, branch = which
+        return {"drawing": self.prompts[prompt], "step": step + 1, "text": BRANCHES[branch]}
+
+    def longest(self) -> set[int]:
+        """Numbers of the prompts that have the most tokens."""
+        return set(np.flatnonzero(self.tokens == self.tokens.max()).tolist())
+
+    def inputs(self, which: Which) -> dict[str, np.ndarray]:
+        """The sample, by the names of the exported graph: float32, and the timestep int32."""
+        prompt, step, branch = which
+        latent = (self.latents[prompt, step] * self.schedule.input_scale[step]).astype(np.float32)
+        return unet_feed(
+            self.names, latent, self.texts[branch][prompt if branch == PROMPT else 0], self.schedule.time(step)
+        )
+
+    def all_inputs(self, chosen: list[Which]) -> Iterator[dict[str, np.ndarray]]:
+        """`inputs` of each of *chosen*."""
+        return map(self.inputs, chosen)
+
+
+def load_unet_samples(trajectories: Path, schedule: Path, names: Iterable[str]) -> UnetSamples:
+    """The samples in `calibration/trajectories.npz` and `schedule.npz`, for a graph whose inputs are called *names*."""
+    with np.load(trajectories, allow_pickle=False) as arrays:
+        return UnetSamples(
+            prompts=tuple(map(str, arrays["prompts"])),
+            tokens=arrays["tokens"],
+            texts=(arrays["prompt_embeds"], arrays["negative_embeds"][None], arrays["empty_embeds"][None]),
+            latents=arrays["latents"],
+            negative_prompt=str(arrays["negative_prompt"]),
+            schedule=load_schedule(schedule),
+            names=tuple(names),
+        )

@@ -1,0 +1,201 @@
+"""What a UNet was trained to predict, and with which schedule: from what a checkpoint says of itself, never from a guess.
+
+Shapes do not tell whether a UNet predicts the noise (epsilon) or the velocity (v_prediction), and a picture drawn with the wrong
+one is no picture. Files say it in many places; where they say nothing and the family has both kinds, or where they contradict
+each other, the table's column `prediction` decides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from axbake.checkpoints.containers import MOST_CONFIG_BYTES, SCHEDULER, Container
+from axbake.errors import AxbakeError
+from axbake.families import Family
+from axbake.families.architecture import SDXS, unet_variant
+from axbake.checkpoints.weights import Sampling
+
+EPSILON, VELOCITY = "epsilon", "v_prediction"
+WORDS = {"epsilon": EPSILON, "eps": EPSILON, "v": VELOCITY, "v_prediction": VELOCITY}
+TERMINAL = 1e-6  # share of the signal in the last step, below which a schedule ends in pure noise
+# What PyYAML raises besides its own error on dates that are none, numbers that are none, tables as keys, and endless nesting.
+YAML_FAULTS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
+ROUNDING = 1e-2  # relative; a schedule stored in bfloat16 is off by 4e-3
+
+
+class UnknownPrediction(AxbakeError):
+    """What the UNet predicts is said nowhere, or in two ways."""
+
+
+class UnreadableSidecar(AxbakeError):
+    """The YAML beside a checkpoint cannot be read."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a checkpoint says of its UNet's training."""
+
+    types: dict[str, str]  # where it is said -> epsilon or v_prediction
+    zero_terminal: list[str]  # where it is said that the schedule ends in pure noise
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """What was found, for people."""
+        return [f"{place} says {kind}" for place, kind in self.types.items()] + self.zero_terminal + self.notes
+
+
+def read_sidecar(checkpoint: Path) -> str:
+    """What the LDM config beside *checkpoint*, of its name with `.yaml`, says: epsilon, v_prediction, or nothing.
+
+    LDM's default is epsilon (`ddpm.py`), so a config of a model that names no `parameterization` says that.
+
+    Raises:
+        UnreadableSidecar: too large or no YAML; says where.
+    """
+    path = checkpoint.with_suffix(".yaml")
+    if not path.is_file() or checkpoint.is_dir() or path == checkpoint:  # the last is a recipe
+        return ""
+    try:
+        if path.stat().st_size > MOST_CONFIG_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes; at most {MOST_CONFIG_BYTES}")
+        # Pure Python and safe: it makes texts, numbers, lists and tables only.
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, *YAML_FAULTS) as error:
+        raise UnreadableSidecar(
+            f"{path}: {str(error)[:300]}. Wanted the LDM config of {checkpoint.name} in YAML; take it away if it is not that."
+        ) from None
+    model = _inside(config, "model", "params")
+    if not isinstance(model, dict):
+        return ""
+    scaling = _inside(model, "denoiser_config", "params", "scaling_config", "target")
+    if isinstance(scaling, str) and scaling.endswith((".VScaling", ".EpsScaling")):
+        return VELOCITY if scaling.endswith(".VScaling") else EPSILON
+    stated = model.get("parameterization", "eps")
+    if not isinstance(stated, str) or stated not in WORDS:
+        raise UnreadableSidecar(
+            f"{path}: parameterization {str(stated)[:80]!r}; wanted eps or v, which axbake's samplers know."
+        )
+    return WORDS[stated]
+
+
+def _inside(config: Any, *names: str) -> Any:
+    for name in names:
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
+
+
+def gather_evidence(container: Container, *, sidecar: str) -> Evidence:
+    """All that the checkpoint says.
+
+    Args:
+        sidecar: what `read_sidecar` found.
+    """
+    types, zero, notes = {}, [], []
+    last = {name.rpartition(".")[2]: name for name in container.tensors}
+    if "v_pred" in last:
+        types["the tensor v_pred"] = VELOCITY
+    if "ztsnr" in last:
+        zero.append("the tensor ztsnr says that the schedule ends in pure noise")
+    spec = container.metadata
+    if (stated := spec.get("modelspec.prediction_type", "")) in WORDS:
+        types["metadata modelspec.prediction_type"] = WORDS[stated]
+    architecture = spec.get("modelspec.architecture", "")
+    if architecture.startswith("stable-diffusion-v2-"):
+        types["metadata modelspec.architecture"] = (
+            VELOCITY if architecture.startswith("stable-diffusion-v2-768-v") else EPSILON
+        )
+    if sidecar:
+        types["the YAML beside it"] = sidecar
+    scheduler = container.configs.get(SCHEDULER, {})
+    if scheduler.get("prediction_type") in WORDS:
+        types["scheduler_config.json"] = WORDS[scheduler["prediction_type"]]
+    if scheduler.get("rescale_betas_zero_snr") is True:
+        zero.append("scheduler_config.json says that the schedule ends in pure noise")
+    if "alphas_cumprod" in container.tensors and container.format != "pickle":
+        ends_in_noise, note = _judge_schedule(container)
+        zero += [note] if ends_in_noise else []
+        notes += [] if ends_in_noise else [note]
+    if zero and not types:
+        types["a schedule that ends in pure noise, where the noise itself tells nothing,"] = VELOCITY
+    return Evidence(types, zero, notes)
+
+
+def _judge_schedule(container: Container) -> tuple[bool, str]:
+    """Whether the file's own `alphas_cumprod` ends in pure noise, and what it is."""
+    stored = container.tensors["alphas_cumprod"]
+    if stored.dtype not in ("F64", "F32", "F16", "BF16") or stored.shape != (1000,):
+        return False, f"alphas_cumprod of shape {list(stored.shape)} is no schedule of 1000 steps; not used"
+    content = container.content("alphas_cumprod")
+    if stored.dtype == "BF16":  # the upper half of a float32
+        found = (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+    else:
+        found = np.frombuffer(content, f"<f{len(content) // 1000}").astype(np.float64)
+    wanted = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    # Lin et al. 2023, algorithm 1: the square roots, shifted and scaled so that the first stays and the last is 0.
+    roots = np.sqrt(wanted)
+    rescaled = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+    if np.isfinite(found).all() and np.abs(found / wanted - 1).max() < ROUNDING:
+        return False, "alphas_cumprod is the schedule of Stable Diffusion"
+    if np.isfinite(found).all() and 0 <= found[-1] < TERMINAL and np.abs(found - rescaled).max() < ROUNDING:
+        return True, "alphas_cumprod ends in pure noise"
+    return False, "alphas_cumprod is no schedule that axbake knows, as merging leaves it; not used"
+
+
+def decide_sampling(
+    evidence: Evidence, *, family: Family, config: dict, prediction: str, path: Path, probe: Callable[[], str] | None
+) -> Sampling:
+    """How the UNet is run.
+
+    Args:
+        config: of the UNet.
+        prediction: of the table: epsilon or v_prediction; empty: what the file says.
+        probe: one run of the UNet, which says in a sentence what it looks like; asked only where nothing else decides.
+
+    Raises:
+        UnknownPrediction: nothing decides, or two statements contradict each other; asks for the column `prediction`.
+    """
+    stated = set(evidence.types.values())
+    if not prediction and (len(stated) > 1 or (not stated and family.prediction_type is None)):
+        found = "; ".join(evidence.lines()) if stated else "nothing in the file says it, nor a YAML beside it"
+        seen = f" {probe()}" if probe else ""
+        raise UnknownPrediction(
+            f"{path}: does its UNet predict the noise (epsilon, as {family.title.replace('.x', '')} base) or the velocity"
+            f" (v_prediction)? {found[:1].upper()}{found[1:]}.{seen} Fill in the column prediction of config/models.tsv:"
+            " epsilon or v_prediction, as the page says that the model is from."
+        )
+    kind = prediction or next(iter(stated), None) or family.prediction_type or EPSILON
+    zero = bool(evidence.zero_terminal) and kind == VELOCITY
+    if unet_variant(config).startswith(SDXS):
+        return Sampling(kind, zero, steps=1, guided=False)
+    return Sampling(kind, zero, guidance_embedded="time_cond_proj_dim" in config)
+
+
+def reasons(evidence: Evidence, *, family: Family, prediction: str) -> list[str]:
+    """Why the prediction type is what it is, for people."""
+    first = [f"column prediction says {prediction}"] if prediction else []
+    if not first and not evidence.types:
+        first = [f"{family.title} predicts {family.prediction_type}, and the file says nothing else"]
+    return first + evidence.lines()
+
+
+def probe_unet(network: Any, *, context_width: int) -> str:
+    """What one run of a UNet looks like: AUTOMATIC1111's probe (`sd_models_config.py`, `is_using_v_parameterization_for_sd2`).
+
+    At the last timestep of an input that is the same everywhere, a UNet of Stable Diffusion 2.x that predicts the noise gives
+    about the input back; one that predicts the velocity gives much less.
+    """
+    import torch
+
+    sample, context = torch.full((1, 4, 8, 8), 0.5), torch.full((1, 2, context_width), 0.5)
+    with torch.inference_mode():
+        output = network(sample, torch.tensor([999]), context, return_dict=False)[0]
+    mean = float((output - sample).mean())
+    kind = VELOCITY if mean < -1 else EPSILON
+    return (
+        f"One run of it looks like {kind} (the mean of output less input is {mean:.2f}; below -1 stands for v_prediction in"
+        " AUTOMATIC1111's probe of Stable Diffusion 2.x)."
+    )

@@ -1,0 +1,115 @@
+"""What a run's screen shows: which job begins, how far the run is, how long it still takes; of a failed job its log.
+
+Snakemake's logger plugins are packages that must be installed; this is a formatter for the handler that it has anyway. Its log
+file keeps Snakemake's own words.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from axbake.cache import Cache
+from axbake.pages.html import duration
+from axbake.pages.summary import describe_failure
+
+SNAKEMAKES = "DefaultStreamHandler"  # the name that Snakemake 9 gives to its handler of the screen
+UNSAID = {LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.JOB_STARTED}
+CHATTER = ("Select jobs to execute", "Execute ")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A job that this run is to start."""
+
+    number: int  # Snakemake's
+    step: str  # the rule's name
+    component: str | None
+    threads: int
+    timed: bool  # whether it takes time worth telling
+
+
+def last_times(cache: Cache, jobs: list[Pending]) -> dict[int, float | None]:
+    """Seconds that each of *jobs* took when its step and component was last built or used; None if it never was."""
+    found: dict[tuple[str, str | None], float | None] = {}
+    for job in jobs:
+        place = (job.step, job.component)
+        if place not in found:
+            entry = cache.newest(*place) if job.timed else None
+            found[place] = entry.seconds if entry else None if job.timed else 0.0
+    return {job.number: found[job.step, job.component] for job in jobs}
+
+
+class Screen(logging.Formatter):
+    """Words for the screen in place of Snakemake's *usual* ones.
+
+    Args:
+        seconds: of each job by number, as `last_times` has them.
+        cores: that the run may use.
+    """
+
+    def __init__(
+        self, usual: logging.Formatter | None, jobs: list[Pending], seconds: dict[int, float | None], *, cores: int
+    ):
+        super().__init__()
+        self.usual = usual or logging.Formatter()
+        self.total = len(jobs)
+        self.messages: dict[int, str] = {}  # of the jobs that began, by number
+        # A job that takes half of the cores shares its time with another one.
+        self.shares = {job.number: min(job.threads, cores) / cores for job in jobs}
+        self.left = dict(seconds)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's words; none for what is not worth a line."""
+        event = getattr(record, "event", None)
+        told = vars(record)
+        if event == LogEvent.JOB_INFO:
+            return self._begins(told["jobid"], told["rule_msg"])
+        if event == LogEvent.JOB_FINISHED:
+            self.left.pop(told["job_id"], None)
+            return ""
+        if event == LogEvent.JOB_ERROR:
+            return self._failed(self.messages.get(told["jobid"], told["rule_name"]), told["log"], told["rule_msg"])
+        text = str(record.msg)
+        if event in UNSAID or (event is None and text.startswith(CHATTER)):
+            return ""
+        if event == LogEvent.ERROR and "CalledProcessError" in text:
+            return ""  # that the job's process ended badly is said by the job and by `_failed`
+        return self.usual.format(record)
+
+    def _begins(self, number: int, message: str | None) -> str:
+        if not message:
+            return ""
+        self.messages[number] = message
+        return f"[{len(self.messages)} of {self.total}{self.remaining()}] {message}"
+
+    def _failed(self, what: str, logs: list[str], said: str | None) -> str:
+        # A job here has told its error already; one on a cluster has not, and *said* are the cluster's words.
+        why = [f"  {describe_failure(map(Path, logs), said, since=0)}"] if said else []
+        return "\n".join([f"FAILED: {what}", *why, *(f"  its log: {log}" for log in logs)])
+
+    def remaining(self) -> str:
+        """How long the jobs that have not ended take, if they take as long as the last time and none is stored."""
+        known = [seconds * self.shares[number] for number, seconds in self.left.items() if seconds is not None]
+        if not sum(known):
+            return ""
+        some_unknown = any(seconds is None for seconds in self.left.values())
+        return f", {duration(sum(known))} left as the last time" + (", and what is new" if some_unknown else "")
+
+
+def show_progress(logger: logging.Logger, jobs: list[Pending], cache: Path, *, cores: int) -> None:
+    """Have Snakemake's *logger* show the screen of a run that starts *jobs*; nothing if a logger plugin shows it."""
+    for handler in logger.handlers:
+        if handler.name == SNAKEMAKES:
+            handler.setFormatter(Screen(handler.formatter, jobs, last_times(Cache(cache), jobs), cores=cores))
+
+
+def show_made(paths: list[str]) -> str:
+    """What a run made, and what to do with it."""
+    lines = [f"Made {path}" for path in paths]
+    if any(path.endswith("/report.html") for path in paths):
+        lines.append("Next: open report.html in a browser; `make report` gathers the pages of all models.")
+    elif any(path.endswith(".axmodel") for path in paths):
+        lines.append("Next: ask for results/NAME/report.html too, which shows what the models draw.")
+    return "\n".join(lines)

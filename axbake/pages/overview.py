@@ -1,0 +1,69 @@
+"""One page over all models that have a report: `python -m axbake.pages.overview`, as `make report` does.
+
+It is no rule's result, since it tells of what is there: with a rule, one model that fails would keep the page from all others.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from axbake.digest import write_atomically
+from axbake.pages.gallery import read_picture, thumbnail_uri
+from axbake.pages.html import render
+
+
+def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
+    """Write the page over all models whose `report.json` lies below *results*.
+
+    Args:
+        table: names of the table's models; those without a report are listed as not baked.
+
+    Returns:
+        Number of models on it.
+    """
+    models = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/report.json"))]
+    for model in models:
+        model["bytes"] = sum(part["bytes"] for part in model["components"].values())
+        model["board"] = _board(results / model["model"])
+    baked = {model["model"] for model in models}
+    html = render(
+        "overview.html.j2",
+        models=models,
+        missing=[name for name in table if name not in baked],
+        emulated=any(model["emulated"] for model in models),
+    )
+    write_atomically(page, html)
+    return len(models)
+
+
+def _board(directory: Path) -> dict | None:
+    """The picture that a board drew with the model in *directory*, and whether a model is newer; None if there is none."""
+    drawn = directory / "board" / "image.png"
+    if not drawn.is_file():
+        return None
+    newest = max((path.stat().st_mtime for path in directory.glob("*.axmodel")), default=0.0)
+    return {"thumbnail": thumbnail_uri(read_picture(drawn)), "outdated": newest > drawn.stat().st_mtime}
+
+
+def main() -> int:
+    """Write `results/report.html` of the project in the working directory."""
+    table = Path(yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8"))["models"])
+    with table.open(encoding="utf-8", newline="") as file:
+        names = [row["model"] for row in csv.DictReader(file, delimiter="\t")]
+    page = Path("results/report.html")
+    if not any(page.parent.glob("*/report.json")):
+        print(
+            "No model has a report yet. Bake one: .venv/bin/snakemake --cores 4 results/NAME/report.html",
+            file=sys.stderr,
+        )
+        return 1
+    count = write_overview(page.parent, page, table=names)
+    print(f"{page}: {count} model{'s' if count != 1 else ''}; each has a page of its own, results/NAME/report.html.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

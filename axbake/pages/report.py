@@ -1,0 +1,137 @@
+"""One page a model: pictures, distances, calibration, sizes, times, and where all of it comes from."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axbake.jobs.record import JobRecord, read_record
+from axbake.pages.gallery import difference_map, picture_uri, read_picture, thumbnail_uri
+from axbake.pages.html import render
+from axbake.pages.plots import coverage_plot, decibel_plot
+
+
+def write_report(
+    *,
+    model: str,
+    checkpoint: Path,
+    drawn: Path,
+    reference: Path,
+    floating: Path,
+    simulation: Path,
+    distance: Path,
+    attribution: Path,
+    calibration: Path,
+    check: Path,
+    preflight: Path,
+    parities: list[Path],
+    records: list[Path],
+    logs: list[Path],
+    page: Path,
+    facts: Path,
+) -> None:
+    """Write the page of *model*, and what it says as JSON.
+
+    Args:
+        checkpoint: `checkpoint.json`.
+        drawn: how the reference picture was made, JSON.
+        reference, floating, simulation: PNGs: of diffusers, of the float ONNX graphs, of the compiled models.
+        distance: JSON of the simulation.
+        attribution: `simulation/attribution.json`.
+        calibration, check: `calibration/unet.json` and `unet.check.json`.
+        preflight: `preflight.json`.
+        parities, records: JSONs of parity and compile, one a component.
+        logs: of the jobs that made all this.
+        page: HTML to write.
+        facts: JSON to write, which `axbake.pages.overview` reads of all models.
+    """
+    made = [_read_json(path) for path in records]
+    distances = _read_json(distance)
+    described, before = _read_json(checkpoint), _read_json(preflight)
+    jobs = [record for log in logs if (record := read_record(log))]
+    pictures = {
+        "Reference": read_picture(reference),
+        "Float ONNX": read_picture(floating),
+        "Emulated" if distances["emulated"] else "Compiled": read_picture(simulation),
+    }
+    said = {
+        "model": model,
+        "emulated": distances["emulated"],  # what is drawn; hosts do not draw with others
+        "models_emulated": any(entry["emulated"] for entry in made),
+        "toolchain": made[0]["version"],
+        "family": described["title"],
+        "settings": _read_json(drawn),
+        "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
+        "distance": distances,
+        "attribution": _read_json(attribution)["quantised"],
+        "components": _components(described["components"], made, [_read_json(path) for path in parities], before),
+        "jobs": [asdict(record) for record in jobs],
+        "times": times(jobs),
+        "versions": {tool: version for record in jobs for tool, version in record.tools.items()},
+        "thumbnails": [thumbnail_uri(pictures["Reference"]), thumbnail_uri(read_picture(simulation))],
+    }
+    facts.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    covered = _read_json(calibration)
+    html = render(
+        "report.html.j2",
+        **said,
+        pictures=_gallery(pictures),
+        calibration=covered,
+        check=_read_json(check),
+        coverage_plot=coverage_plot(covered["coverage_by_samples"]),
+        latent_plot=decibel_plot(said["distance"]["latent_psnr_db_by_step"]),
+        findings=before["findings"],
+    )
+    page.write_text(html, encoding="utf-8")
+
+
+def times(jobs: list[JobRecord]) -> dict[str, float]:
+    """Sums over *jobs*: counts, and wall times in seconds.
+
+    Returns:
+        `jobs`, `stored`: how many there are, and of how many the result came from the build cache. `work_seconds`: of all builds,
+        whenever and wherever they ran. `saved_seconds`: of the stored ones' builds, less the placing.
+    """
+    stored = [record for record in jobs if record.stored]
+    return {
+        "jobs": len(jobs),
+        "stored": len(stored),
+        "work_seconds": round(sum(record.work_seconds for record in jobs), 1),
+        "saved_seconds": round(sum(max(0.0, record.work_seconds - record.seconds) for record in stored), 1),
+    }
+
+
+def _components(described: dict, made: list[dict], parities: list[dict], before: dict) -> dict[str, dict[str, Any]]:
+    """What the page tells of each component."""
+    build = {entry["component"]: entry for entry in made}
+    parity = {entry["component"]: entry for entry in parities}
+    return {
+        name: {
+            "parameters": part["parameters"],
+            "precision": ", ".join(part["precision"]),
+            "psnr_db": parity[name]["psnr_db"],
+            "min_psnr_db": parity[name]["min_psnr_db"],
+            "bytes": build[name]["bytes"],
+            "estimated_cmm_mb": round(before["components"][name]["estimate"]["cmm_mb"], 1),
+            "version": build[name]["version"],
+        }
+        for name, part in described.items()
+    }
+
+
+def _gallery(pictures: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The pictures as the page shows them; the first is what the others are compared with."""
+    (first, wanted), *others = pictures.items()
+    shown: list[dict[str, Any]] = [{"name": first, "uri": picture_uri(wanted), "emulated": False, "apart": None}]
+    for name, picture in others:
+        uri, apart = difference_map(wanted, picture)
+        shown.append(
+            {"name": name, "uri": picture_uri(picture), "emulated": name == "Emulated", "map": uri, "apart": apart}
+        )
+    return shown
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))

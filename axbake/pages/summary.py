@@ -1,0 +1,135 @@
+"""What became of each row of the table in one run: for the screen, as a table, and as a page over all models."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from axbake.errors import AxbakeError
+
+TEMPLATE = Path(__file__).with_suffix(".html.j2")
+STATES = ("done", "failed", "skipped", "unfinished")
+ERROR = re.compile(r"^\S+ \S+ ERROR (\w+: .*)", re.MULTILINE)  # as `axbake.jobs.running.job_log` writes them
+STATUS = re.compile(r"SLURM status is: '(\w+)'")  # as snakemake-executor-plugin-slurm says
+# What Slurm's states of jobs mean (https://slurm.schedmd.com/job_state_codes.html), and what to do.
+SLURM = {
+    "TIMEOUT": "ended by its time limit; give it a higher `runtime` in the profile",
+    "OUT_OF_MEMORY": "ended for want of memory; give it a higher `mem_mb` in the profile",
+    "CANCELLED": "cancelled",
+    "NODE_FAIL": "its node failed; run again",
+    "PREEMPTED": "its node was taken away by another job; run again",
+}
+# What the kernel, Slurm's own watch over memory, and Slurm's watch over time write at the end of a job's output
+MEMORY = re.compile(r"oom[-_ ]kill|exceeded memory limit|Out Of Memory", re.IGNORECASE)
+TIME = re.compile(r"DUE TO TIME LIMIT")
+
+
+class RowRefused(AxbakeError):
+    """A row of the table cannot be baked."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a model."""
+
+    model: str
+    state: str  # of STATES
+    why: str = ""  # a line a fault
+    log: str = ""  # of the jobs that failed, a path a line
+
+
+def refuse_row(*, why: str, never: Path) -> None:
+    """Raise RowRefused, whose text is *why*; *never* is the file that is not written."""
+    raise RowRefused(why)
+
+
+def describe_failure(logs: Iterable[Path], said: str | None, *, since: float) -> str:
+    """One line on why a job failed.
+
+    Args:
+        logs: the job's own, then those of a cluster.
+        said: Snakemake's or the cluster's words, if any.
+        since: time in seconds since the epoch when the run began; logs that are older are of another run.
+    """
+    texts = [path.read_text(errors="replace") for path in logs if path.is_file() and path.stat().st_mtime >= since]
+    for text in texts[:1]:
+        if errors := ERROR.findall(text):
+            return errors[-1]
+    if status := STATUS.search(said or ""):
+        name = _cause(texts) or status[1]
+        return f"Slurm says {status[1]}: {SLURM.get(name, 'it ended without a word in its log')}"
+    return "ended without a word in its log; killed, perhaps for want of memory?"
+
+
+def _cause(texts: list[str]) -> str | None:
+    """The state that a job's output tells, where Slurm itself says no more than FAILED."""
+    if any(TIME.search(text) for text in texts):
+        return "TIMEOUT"
+    return "OUT_OF_MEMORY" if any(MEMORY.search(text) for text in texts) else None
+
+
+def show_outcomes(outcomes: list[Outcome]) -> str:
+    """*outcomes* for the screen: their number by state, and a line for each fault."""
+    counts = Counter(outcome.state for outcome in outcomes)
+    lines = [f"{len(outcomes)} models: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}."]
+    for outcome in outcomes:
+        if outcome.state != "done":
+            lines += [f"  {outcome.state:10} {outcome.model}: {line}" for line in outcome.why.splitlines()]
+            lines += [f"  {'':10} log: {line}" for line in outcome.log.splitlines()]
+    where = "results/summary.tsv and on the page results/summary.html; their pictures are on results/report.html"
+    return "\n".join([*lines, f"  All of it is in {where}."])
+
+
+def write_summary(outcomes: list[Outcome], rows: Mapping[str, dict], *, results: Path) -> None:
+    """Write `summary.tsv` and `summary.html` into *results*: a row a model, in the table's order.
+
+    Figures are those of models that are done: of others, files may be there that belong to other settings.
+
+    Args:
+        rows: the table's, by model.
+        results: directory that holds a directory for each model.
+    """
+    table = pd.DataFrame([_row(outcome, rows[outcome.model], results) for outcome in outcomes])
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    counts = Counter(outcome.state for outcome in outcomes)
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        rows=table.to_dict("records"), counts={state: counts[state] for state in STATES if counts[state]}
+    )
+    results.mkdir(exist_ok=True)
+    table.to_csv(results / ".summary.tsv", sep="\t", index=False)
+    (results / ".summary.html").write_text(page, encoding="utf-8")
+    for name in ("summary.tsv", "summary.html"):
+        (results / f".{name}").replace(results / name)
+
+
+def _row(outcome: Outcome, row: dict, results: Path) -> dict:
+    """The summary's row of a model. PSNR in dB of what the compiled models draw, against the reference."""
+    figures = {"compiled": "", "megabytes": "", "image_psnr_db": "", "image_ssim": "", "latent_psnr_db": ""}
+    if outcome.state == "done":
+        place = results / outcome.model
+        records = [json.loads(path.read_text()) for path in sorted(place.glob("build/*.json")) if _is_record(path)]
+        emulated = any(record["emulated"] for record in records)
+        figures["compiled"] = "emulated" if emulated else records[0]["version"]
+        figures["megabytes"] = str(round(sum(record["bytes"] for record in records) / 1e6, 1))
+        if emulated:  # hosts do not draw with others; the report forecasts it, and says so
+            distance = json.loads((place / "simulation" / "distance.json").read_text())
+            figures |= {name: distance[name] for name in figures if name in distance}
+    return {
+        "model": outcome.model,
+        "state": outcome.state,
+        "height": row["height"],
+        "width": row["width"],
+        **figures,
+        "why": "; ".join(outcome.why.splitlines()),
+        "log": " ".join(outcome.log.splitlines()),
+    }
+
+
+def _is_record(path: Path) -> bool:
+    """Whether *path*, of a model's directory `build`, says what made a model; the other files there are configs."""
+    return not path.name.endswith(".config.json")

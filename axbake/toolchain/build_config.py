@@ -1,0 +1,310 @@
+"""Pulsar2's config of a component: what axbake sets, what the user's own file says, and what config.yaml says of it.
+
+The fields are those of AXERA-TECH/pulsar2-docs-en (`user_guides_config/config.md`); `axbake.emulator.fields` has their table.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from axbake.emulator.config import ConfigError, read_config
+from axbake.emulator.fields import MESSAGES, ROOT, combination_problems, problems
+from axbake.graphs.interface import TIMESTEP_INPUT
+
+logger = logging.getLogger(__name__)
+BASE = "base"  # the one entry of config.yaml's pulsar2/{component} that is no field of Pulsar2's: path of the user's own file
+
+# What differs between the components: the calibration archive's format, and what the compiled model takes.
+CALIBRATION_FORMATS: dict[str, dict[str, Any]] = {
+    "text_encoder": {"tensor_name": "input_ids", "calibration_format": "Numpy"},
+    "unet": {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
+    "vae_decoder": {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
+    "vae_encoder": {
+        "tensor_name": "image_sample",
+        "calibration_format": "Image",
+        "calibration_mean": [127.5, 127.5, 127.5],
+        "calibration_std": [127.5, 127.5, 127.5],
+    },
+}
+INPUT_PROCESSORS = {
+    # Published programs hand 32-bit ids to the text encoder (AXERA-TECH/sd1.5-lcm.axera).
+    "text_encoder": [{"tensor_name": "input_ids", "src_dtype": "U32"}],
+    # They also bring pixels to -1..1 themselves; by default Pulsar2 would put calibration's mean and std into the model.
+    "vae_encoder": [
+        {
+            "tensor_name": "image_sample",
+            "tensor_format": "RGB",
+            "src_format": "RGB",
+            "mean": [0, 0, 0],
+            "std": [1, 1, 1],
+        }
+    ],
+}
+
+# A timestep is whole, and Pulsar2 takes inputs for floats where it is not told. Mojo24x7/SD1.5_AXM1-AX8850_Euler gives int32.
+TIMESTEP_PROCESSORS = [{"tensor_name": TIMESTEP_INPUT, "src_dtype": "S32"}]
+
+# Fields that axbake sets itself, and where config.yaml says what it sets them to.
+OWN = {
+    "input": "the graph that was exported",
+    "output_dir": "the job's own directory",
+    "output_name": "{component}.axmodel",
+    "work_dir": "the job's own directory",
+    "model_type": "ONNX",
+    "target_hardware": "that of the entry target_hardware, which all components share",
+}
+OWN_CALIBRATION = ("calibration_dataset", "calibration_format")
+
+# Operators that Pulsar2's documentation calls tried with FP32 (`advanced_build_guides.md`).
+FLOAT_OPERATORS = {"LeakyRelu", "Sigmoid", "Relu", "Add", "Mul", "Div", "Sub", "Concat", "Softmax"}
+
+
+def read_builds(
+    said: Mapping[str, Mapping[str, Any]], *, target_hardware: str, npu_mode: str
+) -> dict[str, dict[str, Any]]:
+    """The user's own fields of every component (`read_own_fields`), with the faults of all told at once."""
+    found, faults = {}, []
+    for component, fields in said.items():
+        try:
+            found[component] = read_own_fields(component, fields, target_hardware=target_hardware, npu_mode=npu_mode)
+        except ConfigError as error:
+            faults += str(error).splitlines()
+    if faults:
+        raise ConfigError("config/config.yaml: these entries cannot be used:\n" + "\n".join(f"  {f}" for f in faults))
+    return found
+
+
+def read_own_fields(component: str, said: Mapping[str, Any], *, target_hardware: str, npu_mode: str) -> dict[str, Any]:
+    """The fields that the user sets for *component*: those of his file, if there is one, and over them those of config.yaml.
+
+    Comments and layout of the file do not count. What axbake sets itself is left out of the file, which others may use as it
+    is, and refused in config.yaml.
+
+    Args:
+        said: config.yaml's `pulsar2/{component}`.
+
+    Raises:
+        ConfigError: lists every field that is unknown, misplaced, of a wrong value, axbake's own, or known not to work.
+    """
+    place = f"pulsar2/{component}"
+    fields = {name: value for name, value in said.items() if name != BASE}
+    faults = _documented_faults(place, fields) + _own_faults(place, component, fields)
+    base: dict[str, Any] = {}
+    if said.get(BASE):
+        try:
+            base = read_config(Path(said[BASE]))
+        except ConfigError as error:
+            raise ConfigError(f"{place}/{BASE}: {error}") from error
+        faults += _documented_faults(said[BASE], base) or _other_build(said[BASE], base, target_hardware)
+        base = _without_own(base)
+    if faults:
+        raise ConfigError("\n".join(faults))
+    merged = _laid_over(base, fields)
+    whole = _build(component, "U16", target_hardware, npu_mode, merged)
+    faults = [f"{place}: {fault}" for fault in combination_problems(whole)]
+    faults += _calibration_faults(place, component, merged)
+    faults += [f"{place}/{fault}" for fault in _useless(merged)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return merged
+
+
+def configure_build(
+    *,
+    component: str,
+    precision: str,
+    target_hardware: str,
+    npu_mode: str,
+    config: Path,
+    fields: dict[str, Any] | None = None,
+    program: str = "axera",
+) -> None:
+    """Write Pulsar2's config of *component*.
+
+    Args:
+        precision: of activations: U8, U16 or S16; weights are S8.
+        fields: the user's own, as `read_own_fields` gives them.
+        program: whose inputs the graph has (`axbake.graphs.interface`); asked of the UNet alone.
+
+    The archive is named without a folder, since `compile_model` runs Pulsar2 in one that holds all it needs; so the same build
+    for another model has the same config. All members of the archive are used, unless *fields* say how many.
+    """
+    content = _build(component, precision, target_hardware, npu_mode, fields or {}, program)
+    for doubt in doubts(content):
+        logger.warning("%s: %s", component, doubt)
+    config.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _build(
+    component: str,
+    precision: str,
+    target_hardware: str,
+    npu_mode: str,
+    fields: Mapping[str, Any],
+    program: str = "axera",
+) -> dict[str, Any]:
+    """The whole config of *component*."""
+    calibration = {**CALIBRATION_FORMATS[component], "calibration_dataset": f"{component}.tar", "calibration_size": -1}
+    ours: dict[str, Any] = {
+        "model_type": "ONNX",
+        "target_hardware": target_hardware,
+        "npu_mode": npu_mode,
+        "quant": {"input_configs": [calibration], "calibration_method": "MinMax", "precision_analysis": False},
+        "compiler": {"check": 0},
+    }
+    if component in INPUT_PROCESSORS:
+        ours["input_processors"] = INPUT_PROCESSORS[component]
+    if component == "unet" and program == "euler":
+        ours["input_processors"] = TIMESTEP_PROCESSORS
+    whole = _laid_over(ours, fields)
+    layers = whole["quant"].get("layer_configs", [])
+    everything = {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": precision}
+    # A layer's name or type goes before a subgraph, so the precision of the rest stands beside the user's entries.
+    if not any(layer.get("start_tensor_names") == ["DEFAULT"] for layer in layers):
+        layers = [everything, *layers]
+    whole["quant"] |= {
+        "layer_configs": layers,
+        "input_configs": [calibration | entry for entry in whole["quant"]["input_configs"]],
+    }
+    return whole
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """*above*'s fields over *below*'s: objects field by field, all else as a whole."""
+    laid = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(below.get(name), Mapping)
+        laid[name] = _laid_over(below[name], value) if both else value
+    return laid
+
+
+def _documented_faults(place: str, fields: Mapping[str, Any]) -> list[str]:
+    """What of *fields* is not as documented. The fields that axbake adds are not missed."""
+    own: dict[str, Any] = {"input": "graph.onnx", "output_dir": "out"}
+    checked = _laid_over(own, fields)
+    quant = checked.get("quant")
+    if isinstance(quant, dict) and isinstance(quant.get("input_configs"), list):
+        given = {"calibration_dataset": "samples.tar"}
+        entries = [given | entry if isinstance(entry, dict) else entry for entry in quant["input_configs"]]
+        checked["quant"] = quant | {"input_configs": entries}
+    return [f"{place}: {fault}" for fault in problems(checked)]
+
+
+def _own_faults(place: str, component: str, fields: Mapping[str, Any]) -> list[str]:
+    faults = [
+        f"{place}/{name}: axbake sets it: {what.format(component=component)}. Leave it out."
+        for name, what in OWN.items()
+        if name in fields
+    ]
+    for entry in _entries(fields):
+        faults += [
+            f"{place}/quant/input_configs: {name}: axbake sets it, as it packs the samples. Leave it out."
+            for name in OWN_CALIBRATION
+            if name in entry
+        ]
+    return faults
+
+
+def _other_build(file: str, base: Mapping[str, Any], target_hardware: str) -> list[str]:
+    """What a user's file is meant for, where that is another build than this."""
+    wanted = {"target_hardware": target_hardware, "model_type": "ONNX"}
+    return [
+        f"{file}: {name}: {base[name]}, and this build's is {value}. Take another file, or correct either."
+        for name, value in wanted.items()
+        if base.get(name, value) != value
+    ]
+
+
+def _without_own(base: Mapping[str, Any]) -> dict[str, Any]:
+    """*base* without what axbake sets itself."""
+    left = {name: value for name, value in base.items() if name not in OWN}
+    if isinstance(left.get("quant"), dict) and "input_configs" in left["quant"]:
+        entries = [{n: v for n, v in entry.items() if n not in OWN_CALIBRATION} for entry in _entries(left)]
+        # What is left of an entry that only said where samples lie, and how many, is no news.
+        entries = [entry for entry in entries if set(entry) > {"tensor_name"}]
+        quant = {name: value for name, value in left["quant"].items() if name != "input_configs"}
+        left["quant"] = quant | ({"input_configs": entries} if entries else {})
+    return left
+
+
+def _entries(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    quant = fields.get("quant")
+    entries = quant.get("input_configs", []) if isinstance(quant, Mapping) else []
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _calibration_faults(place: str, component: str, fields: Mapping[str, Any]) -> list[str]:
+    """Faults of entries that belong to no archive: a component has one, under one name."""
+    wanted = CALIBRATION_FORMATS[component]["tensor_name"]
+    names = [entry["tensor_name"] for entry in _entries(fields)]
+    if not names or names == [wanted]:
+        return []
+    return [f"{place}/quant/input_configs: entries for {', '.join(names)}; wanted one, with tensor_name {wanted}"]
+
+
+def _useless(fields: Mapping[str, Any]) -> list[str]:
+    """Fields that are documented and known to do nothing, or nothing good, in real builds."""
+    faults = []
+    layers = fields.get("quant", {}).get("layer_configs", [])
+    for index, layer in enumerate(layers):
+        kinds = [*filter(None, [layer.get("op_type")]), *layer.get("op_types", [])]
+        place = f"quant/layer_configs[{index}]"
+        unknown = [kind for kind in kinds if not onnx.defs.has(kind)]
+        if unknown:
+            faults.append(
+                f"{place}: {', '.join(unknown)}: no operator of ONNX. Pulsar2 ignores the names of its own fused operators"
+                " without a word; name what the graph has, as Sigmoid and Mul for Silu"
+            )
+        if "FP32" in (layer.get("data_type"), layer.get("output_data_type")) and {"Conv", "ConvTranspose"} & set(kinds):
+            faults.append(f"{place}: Conv in FP32: the NPU's convolution takes integers alone; U16 or S16 is the most")
+    return faults
+
+
+def doubts(content: Mapping[str, Any]) -> list[str]:
+    """What a config may fail of or be misled by, though Pulsar2 takes it: a sentence each."""
+    quant, said = content["quant"], []
+    floats = {
+        kind
+        for layer in quant["layer_configs"]
+        if "FP32" in (layer.get("data_type"), layer.get("output_data_type"))
+        for kind in [*filter(None, [layer.get("op_type")]), *layer.get("op_types", [])]
+    }
+    if floats - FLOAT_OPERATORS:
+        said.append(
+            f"FP32 on {', '.join(sorted(floats - FLOAT_OPERATORS))}: tried, says the documentation, are"
+            f" {', '.join(sorted(FLOAT_OPERATORS))}; others may end in a TileFailException"
+        )
+    if quant.get("highest_mix_precision"):
+        said.append("highest_mix_precision makes norms FP32, which has ended in a TileFailException on large tensors")
+    if quant.get("device", "cpu") != "cpu":
+        said.append(f"quant/device {quant['device']}: a container sees no GPU but by container/options: [--gpus, all]")
+    for name in ("enable_brecq", "enable_lsq", "enable_adaround"):
+        if quant.get(name) and quant.get("device", "cpu") == "cpu":
+            said.append(
+                f"{name} tunes weights by training, for which the documentation wants a GPU: quant/device: cuda:0"
+            )
+    return said
+
+
+def documented_fields() -> list[tuple[str, str, str, str]]:
+    """Every documented field a user can set: path below `pulsar2/{component}`, kind, values, default; for the docs."""
+    rows: list[tuple[str, str, str, str]] = []
+
+    def walk(message: str, above: str, within: tuple[str, ...]) -> None:
+        for name, field in MESSAGES[message].items():
+            path = f"{above}{name}{'[]' if field.repeated else ''}"
+            if message == ROOT and name in OWN:
+                continue
+            if field.kind in MESSAGES:
+                if field.kind not in within:
+                    walk(field.kind, f"{path}/", (*within, field.kind))
+                continue
+            default = "" if field.default is None else str(field.default)
+            rows.append((path, field.kind, ", ".join(field.options), default))
+
+    walk(ROOT, "", (ROOT,))
+    return rows
