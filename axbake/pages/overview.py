@@ -19,7 +19,8 @@ def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
     """Write the page over all models whose `report.json` lies below *results*.
 
     Args:
-        table: names of the table's models; those without a report are listed as not baked.
+        table: names of the table's models. Below the others are those that have no report, and those that the last run of all
+            rows did not do, with its reasons, as `results/summary.tsv` has them.
 
     Returns:
         Number of models on it.
@@ -32,11 +33,25 @@ def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
     html = render(
         "overview.html.j2",
         models=models,
-        missing=[name for name in table if name not in baked],
+        left=_left(results, [name for name in table if name not in baked], table),
         emulated=any(model["emulated"] for model in models),
     )
     write_atomically(page, html)
     return len(models)
+
+
+def _left(results: Path, missing: list[str], table: list[str]) -> list[dict]:
+    """Models of *table* that are *missing*, or were not done by the last run of all rows and not baked since; state, why, log."""
+    summary, rows = results / "summary.tsv", {}
+    if summary.is_file():
+        with summary.open(encoding="utf-8", newline="") as file:
+            rows = {row["model"]: row for row in csv.DictReader(file, delimiter="\t") if row["state"] != "done"}
+        ended = summary.stat().st_mtime
+        baked = set(table) - set(missing)
+        later = {name for name in baked if (results / name / "report.json").stat().st_mtime > ended}
+        rows = {name: row for name, row in rows.items() if name not in later}
+    left = {name: {"model": name, "state": "not baked yet", "why": "", "log": ""} for name in missing} | rows
+    return [left[name] for name in table if name in left]
 
 
 def _board(directory: Path) -> dict | None:

@@ -1,4 +1,4 @@
-"""What became of each row of the table in one run: for the screen, as a table, and as a page over all models."""
+"""What became of each row of the table in one run: for the screen and as a table, which `overview` shows too."""
 
 import json
 import re
@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 
+from axbake.digest import write_atomically
 from axbake.errors import AxbakeError
 
-TEMPLATE = Path(__file__).with_suffix(".html.j2")
 STATES = ("done", "failed", "skipped", "unfinished")
 ERROR = re.compile(r"^\S+ \S+ ERROR (\w+: .*)", re.MULTILINE)  # as `axbake.jobs.running.job_log` writes them
 STATUS = re.compile(r"SLURM status is: '(\w+)'")  # as snakemake-executor-plugin-slurm says
@@ -81,12 +80,13 @@ def show_outcomes(outcomes: list[Outcome]) -> str:
         if outcome.state != "done":
             lines += [f"  {outcome.state:10} {outcome.model}: {line}" for line in outcome.why.splitlines()]
             lines += [f"  {'':10} log: {line}" for line in outcome.log.splitlines()]
-    where = "results/summary.tsv and on the page results/summary.html; their pictures are on results/report.html"
-    return "\n".join([*lines, f"  All of it is in {where}."])
+    return "\n".join(
+        [*lines, "  All of it is in results/summary.tsv and, with pictures, on the page results/report.html."]
+    )
 
 
 def write_summary(outcomes: list[Outcome], rows: Mapping[str, dict], *, results: Path) -> None:
-    """Write `summary.tsv` and `summary.html` into *results*: a row a model, in the table's order.
+    """Write `summary.tsv` into *results*: a row a model, in the table's order.
 
     Figures are those of models that are done: of others, files may be there that belong to other settings.
 
@@ -95,16 +95,7 @@ def write_summary(outcomes: list[Outcome], rows: Mapping[str, dict], *, results:
         results: directory that holds a directory for each model.
     """
     table = pd.DataFrame([_row(outcome, rows[outcome.model], results) for outcome in outcomes])
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    counts = Counter(outcome.state for outcome in outcomes)
-    page = environment.from_string(TEMPLATE.read_text()).render(
-        rows=table.to_dict("records"), counts={state: counts[state] for state in STATES if counts[state]}
-    )
-    results.mkdir(exist_ok=True)
-    table.to_csv(results / ".summary.tsv", sep="\t", index=False)
-    (results / ".summary.html").write_text(page, encoding="utf-8")
-    for name in ("summary.tsv", "summary.html"):
-        (results / f".{name}").replace(results / name)
+    write_atomically(results / "summary.tsv", table.to_csv(sep="\t", index=False))
 
 
 def _row(outcome: Outcome, row: dict, results: Path) -> dict:

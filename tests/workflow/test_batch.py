@@ -67,7 +67,7 @@ def test_the_summary_says_which_models_are_done_failed_and_left_out(batch):
 
 def test_the_page_over_all_models_leads_to_each_report_and_log(batch):
     project, _ = batch
-    page = (project.directory / "results" / "summary.html").read_text()
+    page = (project.directory / "results" / "report.html").read_text()
 
     assert 'href="tiny/report.html"' in page
     assert 'href="../logs/truncated/weights/unet.log"' in page

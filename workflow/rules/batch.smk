@@ -1,5 +1,5 @@
 # Takes the table of models. Leaves out rows that cannot be baked, and says when a run of all rows ends what became of each: on the
-# screen, in results/summary.tsv and on the page results/summary.html.
+# screen, in results/summary.tsv and on the page results/report.html.
 
 
 rule refuse_row:
