@@ -70,18 +70,18 @@ def reference(options, place: Path) -> list[float]:
     text_encoder, unet, vae_decoder = (
         options.directory / f"{name}.safetensors" for name in ("text_encoder", "unet", "vae_decoder")
     )
-    embed = prompt_embedding(text_encoding(text_encoder), load_tokenizer(_no_embeddings(place)), chunks=1)
+    embed = prompt_embedding(text_encoding(text_encoder), load_tokenizer(_no_embeddings(text_encoder, place)), chunks=1)
     prompts = {"prompt_embeds": PROMPT, "negative_prompt_embeds": NEGATIVE}
     embedded = {name: torch.from_numpy(embed(prompt)) for name, prompt in prompts.items()}
     return _pipeline_seconds(load_pipeline(unet, vae_decoder, scheduler=SCHEDULER), options, place, **embedded)
 
 
-def _no_embeddings(place: Path) -> Path:
+def _no_embeddings(text_encoder: Path, place: Path) -> Path:
     """An `embeddings.json` beside *place* that names none."""
     from axbake.checkpoints.embeddings import list_embeddings
 
     listing = place.with_suffix(".embeddings.json")
-    list_embeddings([], names=[], listing=listing)
+    list_embeddings(text_encoder, [], names=[], listing=listing)
     return listing
 
 
@@ -101,7 +101,7 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
     from axbake.drawing.schedule import derive_schedule
 
     schedule = place.with_suffix(".schedule.npz")
-    unet = options.directory / "unet.safetensors"
+    text_encoder, unet = (options.directory / f"{name}.safetensors" for name in ("text_encoder", "unet"))
     derive_schedule(scheduler=SCHEDULER, steps=options.steps, guidance_scale=GUIDANCE, unet=unet, schedule=schedule)
     ends: list[float] = []
     denoising = trajectories._denoising
@@ -118,10 +118,10 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
 
     trajectories._denoising = noted
     trajectories.record_trajectories(
-        text_encoder=options.directory / "text_encoder.safetensors",
+        text_encoder=text_encoder,
         unet=unet,
         schedule=schedule,
-        embeddings=_no_embeddings(place),
+        embeddings=_no_embeddings(text_encoder, place),
         prompts=[PROMPT],
         negative_prompt=NEGATIVE,
         guidance_scale=GUIDANCE,
