@@ -16,6 +16,7 @@ from axbake.pages.plots import coverage_plot, decibel_plot
 def write_report(
     *,
     model: str,
+    loras: list[dict[str, Any]],
     checkpoint: Path,
     drawn: Path,
     reference: Path,
@@ -24,10 +25,11 @@ def write_report(
     distance: Path,
     attribution: Path,
     calibration: Path,
-    check: Path,
+    held_out: Path,
     preflight: Path,
     parities: list[Path],
     records: list[Path],
+    checks: list[Path],
     logs: list[Path],
     page: Path,
     facts: Path,
@@ -35,19 +37,20 @@ def write_report(
     """Write the page of *model*, and what it says as JSON.
 
     Args:
+        loras: those of its row: `name`, and the strengths for `text_encoder` and `unet`.
         checkpoint: `checkpoint.json`.
         drawn: how the reference picture was made, JSON.
         reference, floating, simulation: PNGs: of diffusers, of the float ONNX graphs, of the compiled models.
         distance: JSON of the simulation.
         attribution: `simulation/attribution.json`.
-        calibration, check: `calibration/unet.json` and `unet.check.json`.
+        calibration, held_out: `calibration/unet.json` and `unet.check.json`.
         preflight: `preflight.json`.
-        parities, records: JSONs of parity and compile, one a component.
+        parities, records, checks: JSONs of parity, compile, and the check of what was compiled, one a component.
         logs: of the jobs that made all this.
         page: HTML to write.
         facts: JSON to write, which `axbake.pages.overview` reads of all models.
     """
-    made = [_read_json(path) for path in records]
+    made, compared = [_read_json(path) for path in records], [_read_json(path) for path in checks]
     distances = _read_json(distance)
     described, before = _read_json(checkpoint), _read_json(preflight)
     jobs = [record for log in logs if (record := read_record(log))]
@@ -63,10 +66,13 @@ def write_report(
         "toolchain": made[0]["version"],
         "family": described["title"],
         "settings": _read_json(drawn),
+        "loras": loras,
         "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
         "distance": distances,
         "attribution": _read_json(attribution)["quantised"],
-        "components": _components(described["components"], made, [_read_json(path) for path in parities], before),
+        "components": _components(
+            described["components"], made, [_read_json(path) for path in parities], compared, before
+        ),
         "jobs": [asdict(record) for record in jobs],
         "times": times(jobs),
         "versions": {tool: version for record in jobs for tool, version in record.tools.items()},
@@ -79,7 +85,7 @@ def write_report(
         **said,
         pictures=_gallery(pictures),
         calibration=covered,
-        check=_read_json(check),
+        held_out=_read_json(held_out),
         coverage_plot=coverage_plot(covered["coverage_by_samples"]),
         latent_plot=decibel_plot(said["distance"]["latent_psnr_db_by_step"]),
         findings=before["findings"],
@@ -103,8 +109,14 @@ def times(jobs: list[JobRecord]) -> dict[str, float]:
     }
 
 
-def _components(described: dict, made: list[dict], parities: list[dict], before: dict) -> dict[str, dict[str, Any]]:
-    """What the page tells of each component."""
+def _components(
+    described: dict, made: list[dict], parities: list[dict], compared: list[dict], before: dict
+) -> dict[str, dict[str, Any]]:
+    """What the page tells of each component; `compiled_sqnr_db` is None where config wants no sample run."""
+    sqnr = {
+        entry["component"]: min((output["sqnr_db"] for output in entry.get("outputs", {}).values()), default=None)
+        for entry in compared
+    }
     build = {entry["component"]: entry for entry in made}
     parity = {entry["component"]: entry for entry in parities}
     return {
@@ -113,6 +125,7 @@ def _components(described: dict, made: list[dict], parities: list[dict], before:
             "precision": ", ".join(part["precision"]),
             "psnr_db": parity[name]["psnr_db"],
             "min_psnr_db": parity[name]["min_psnr_db"],
+            "compiled_sqnr_db": sqnr[name],
             "bytes": build[name]["bytes"],
             "estimated_cmm_mb": round(before["components"][name]["estimate"]["cmm_mb"], 1),
             "version": build[name]["version"],

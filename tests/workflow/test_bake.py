@@ -88,6 +88,9 @@ def test_the_report_says_emulated_and_shows_all_pictures(baked):
         assert any(np.array_equal(found, wanted) for found in pixels)
     for said in (ROW["prompt"], ROW["negative_prompt"], "Stable Diffusion 1.x", *COMPONENTS):
         assert said in page
+    for component in COMPONENTS:
+        (output,) = json.loads(results(baked, f"check/{component}.json").read_text())["outputs"].values()
+        assert f"{output['sqnr_db']} dB" in page
 
 
 def test_pictures_are_called_emulated_beside_models_that_are_not(project):

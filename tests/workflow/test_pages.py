@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
+from axbake.families import COMPONENTS
 from axbake.pages.overview import write_overview
+from axbake.pages.report import write_report
 from tests.workflow.project import REPORT, ROW
 
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -149,7 +151,34 @@ def test_what_models_say_is_text_and_never_markup(show, hostile):
 
     assert page.title().startswith("EMULATED, axbake")
     assert page.locator("tbody tr").first.locator("td").last.inner_text() == HOSTILE
-    assert page.locator("li").inner_text() == HOSTILE
+    assert page.locator("table").nth(1).locator("td").first.inner_text() == HOSTILE
+
+
+def test_a_models_loras_are_named_with_their_strengths(baked, tmp_path, show):
+    place, logs = baked.directory / "results/tiny", baked.directory / "logs/tiny"
+    each = {"parities": "parity", "records": "build", "checks": "check"}
+    write_report(
+        model="tiny",
+        loras=[{"name": HOSTILE, "unet": 0.9, "text_encoder": 0.5}],
+        checkpoint=place / "checkpoint.json",
+        drawn=place / "reference/settings.json",
+        reference=place / "reference/image.png",
+        floating=place / "simulation/float.png",
+        simulation=place / "simulation/image.png",
+        distance=place / "simulation/distance.json",
+        attribution=place / "simulation/attribution.json",
+        calibration=place / "calibration/unet.json",
+        held_out=place / "calibration/unet.check.json",
+        preflight=place / "preflight.json",
+        **{name: [place / step / f"{part}.json" for part in COMPONENTS] for name, step in each.items()},
+        logs=[logs / "reference.log"],
+        page=tmp_path / "report.html",
+        facts=tmp_path / "report.json",
+    )
+
+    page = show(tmp_path / "report.html")
+    assert page.locator("dt", has_text="LoRA").inner_text() == f"LoRA {HOSTILE}"
+    assert page.locator("dd", has_text="in the UNet").inner_text() == "× 0.9 in the UNet, × 0.5 in the text encoder"
 
 
 def test_a_page_made_anew_shows_a_hostile_prompt_as_written_and_tells_what_came_from_the_cache(project, show):
@@ -166,5 +195,5 @@ def test_a_page_made_anew_shows_a_hostile_prompt_as_written_and_tells_what_came_
     assert page.locator("dd", has_text="owned").inner_text() == HOSTILE
     said = json.loads((results / "report.json").read_text())
     assert [job["step"] for job in said["jobs"] if job["stored"]] == ["attribute_error"]
-    assert said["times"]["stored"] == 1 and said["times"]["jobs"] == 32
-    assert page.get_by_text("1 of 32 results came from the build cache").is_visible()
+    assert said["times"]["stored"] == 1 and said["times"]["jobs"] == 36
+    assert page.get_by_text("1 of 36 results came from the build cache").is_visible()

@@ -14,6 +14,11 @@ def loras_of(row, component):
     return [lora for lora in given if component in told(lora_facts, Path(lora.path)).components]
 
 
+def lora_strengths(row):
+    """Names of *row*'s LoRAs, and their strengths by component."""
+    return [{"name": lora.name, "text_encoder": lora.text_encoder, "unet": lora.unet} for lora in row["loras"]]
+
+
 def loras(wildcards):
     """Paths of the LoRAs that change a job's component; the text encoder has a rule of its own, without that wildcard."""
     row = row_of(wildcards)

@@ -1,7 +1,9 @@
 # Takes what the other steps say of a model, and what their jobs say of themselves in their logs. Makes one page of it, which
 # `snakemake --report` takes in too. The page over all models is of no rule: `axbake.pages.overview` makes it of those that there are.
 
-PARTS = collect("{step}/{component}", step=["weights", "onnx", "parity", "calibration", "build"], component=COMPONENTS)
+PARTS = collect(
+    "{step}/{component}", step=["weights", "onnx", "parity", "calibration", "build", "check"], component=COMPONENTS
+)
 JOBS = [
     "checkpoint",
     "embeddings",
@@ -27,6 +29,7 @@ rule write_report:
             data=["axbake/pages"],
             tools=["jinja2", "numpy", "pillow"],
             row=["model"],
+            more={"loras": lora_strengths},
             cached=False,
         ),
         checkpoint="results/{model}/checkpoint.json",
@@ -37,10 +40,11 @@ rule write_report:
         distance="results/{model}/simulation/distance.json",
         attribution="results/{model}/simulation/attribution.json",
         calibration="results/{model}/calibration/unet.json",
-        check="results/{model}/calibration/unet.check.json",
+        held_out="results/{model}/calibration/unet.check.json",
         preflight="results/{model}/preflight.json",
         parities=collect("results/{{model}}/parity/{component}.json", component=COMPONENTS),
         records=collect("results/{{model}}/build/{component}.json", component=COMPONENTS),
+        checks=collect("results/{{model}}/check/{component}.json", component=COMPONENTS),
         logs=collect("logs/{{model}}/{job}.log", job=JOBS),
     output:
         page=report(
