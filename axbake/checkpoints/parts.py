@@ -13,7 +13,14 @@ from axbake.checkpoints.containers import Container, open_container
 from axbake.families import FAMILIES, VAE, Component, Family, Layout, Shapes
 from axbake.families.names import ema_renamer
 from axbake.families.others import recognise
-from axbake.checkpoints.refusals import TOLD_BY_CONFIG, TensorMismatch, UnknownFamily, check_channels, check_limits, check_told
+from axbake.checkpoints.refusals import (
+    TOLD_BY_CONFIG,
+    TensorMismatch,
+    UnknownFamily,
+    check_channels,
+    check_limits,
+    check_told,
+)
 
 #: Type that a weight is stored in -> type that it is imported as
 PRECISIONS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32", "F8_E4M3": "F16", "F8_E5M2": "F16"}

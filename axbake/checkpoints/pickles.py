@@ -94,7 +94,14 @@ def convert_pickle(source: Path, target: Path | None) -> dict:
         UnreadableCheckpoint: no whole pickle, no tensors in it, or it wants more memory than its size explains.
     """
     # -P: nothing that lies in the working directory is imported.
-    command = [sys.executable, "-P", "-m", "axbake.checkpoints.pickles", str(source), *([str(target)] if target else [])]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "axbake.checkpoints.pickles",
+        str(source),
+        *([str(target)] if target else []),
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
     try:

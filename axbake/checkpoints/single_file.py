@@ -9,7 +9,14 @@ import torch
 from axbake.errors import AxbakeError
 from axbake.families import COMPONENTS, FAMILIES
 from axbake.families.names import OPEN_CLIP, OPEN_CLIP_ENDS, RESNET, UNET_ENDS, VAE_ATTENTION
-from axbake.checkpoints.weights import Description, read_description, read_shapes, read_tensor, tensor_bytes, write_tensors
+from axbake.checkpoints.weights import (
+    Description,
+    read_description,
+    read_shapes,
+    read_tensor,
+    tensor_bytes,
+    write_tensors,
+)
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP_PREFIX = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."

@@ -55,11 +55,11 @@ def edit(path, old, new):
 def test_comments_docstrings_and_layout_do_not_change_the_digest(package):
     before = digest(package)
 
-    export = package / "axbake" / "export.py"
+    export = package / "axbake" / "graphs" / "export.py"
     edit(export, "OPSET = 18", "# A comment of its own.\n\n\nOPSET = (\n    18\n)")
     edit(export, '"""ONNX graphs of fixed shapes', '"""Graphs')
     edit(export, '"""CLIP\'s text encoder with its causal mask as a bounded constant."""', '"""Something."""')
-    edit(package / "axbake" / "components.py", '"""The encoder half', '"""That half')
+    edit(package / "axbake" / "checkpoints" / "components.py", '"""The encoder half', '"""That half')
 
     assert digest(package) == before
 
@@ -67,9 +67,9 @@ def test_comments_docstrings_and_layout_do_not_change_the_digest(package):
 def test_code_changes_the_digest_also_in_a_module_that_it_imports(package):
     seen = [digest(package)]
 
-    edit(package / "axbake" / "export.py", "MASKED = -100.0", "MASKED = -99.0")
+    edit(package / "axbake" / "graphs" / "export.py", "MASKED = -100.0", "MASKED = -99.0")
     seen.append(digest(package))
-    edit(package / "axbake" / "components.py", 'implementation="eager"', 'implementation="sdpa"')
+    edit(package / "axbake" / "checkpoints" / "components.py", 'implementation="eager"', 'implementation="sdpa"')
     seen.append(digest(package))
     # export -> weights -> families -> families.sd1
     edit(package / "axbake" / "families" / "sd1.py", "HEADS = 8", "HEADS = 9")
@@ -81,8 +81,8 @@ def test_code_changes_the_digest_also_in_a_module_that_it_imports(package):
 def test_a_module_that_it_does_not_import_does_not_change_the_digest(package):
     before = digest(package)
 
-    edit(package / "axbake" / "report.py", "import json\n", "import json\nimport os\n")
-    edit(package / "axbake" / "calibration.py", "import io", "import io\nimport os")
+    edit(package / "axbake" / "pages" / "report.py", "import json\n", "import json\nimport os\n")
+    edit(package / "axbake" / "calibration" / "tars.py", "import io", "import io\nimport os")
 
     assert digest(package) == before
 
