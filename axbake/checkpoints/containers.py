@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from axbake.errors import AxbakeError
 from axbake.checkpoints.recipes import is_recipe, read_recipe
+from axbake.errors import AxbakeError
 
 # A checkpoint's header is 0.1 to 0.3 MB for 1,000 to 2,600 tensors. A file that claims more is damaged, or wants our memory.
 MOST_HEADER_BYTES = 16_000_000

@@ -5,12 +5,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from axbake.checkpoints.importing import check_widths, sampling_of
 from axbake.checkpoints.containers import Container, open_container
-from axbake.families import COMPONENTS, VAE
-from axbake.families.architecture import unet_variant
+from axbake.checkpoints.importing import check_widths, sampling_of
 from axbake.checkpoints.parts import find_family, find_names, find_part, has_part, open_checkpoint, precision_of
 from axbake.checkpoints.prediction import gather_evidence, reasons
+from axbake.families import COMPONENTS, VAE
+from axbake.families.architecture import unet_variant
 
 # Tensors that training leaves behind and no run of the model reads (CompVis' `ddpm.py`, Lightning, transformers 4).
 LEFTOVERS = (

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from axbake.errors import AxbakeError
 from axbake.checkpoints.weights import read_description
+from axbake.errors import AxbakeError
 
 VOCABULARY = 49408  # CLIP's: rows of a token table before those of embeddings
 # What torch raises on files that are no pickle, end early, or ask for more than tensors.

@@ -17,12 +17,12 @@ from axbake.checkpoints.containers import (
     read_configs,
     scan_folder,
 )
-from axbake.families import VAE, Family
-from axbake.families.others import AUTOENCODERS, recognise
 from axbake.checkpoints.parts import Part, find_family, find_part, open_checkpoint, precision_of, read_part_tensor
 from axbake.checkpoints.prediction import decide_sampling, gather_evidence, probe_unet
 from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
 from axbake.checkpoints.weights import Description, Sampling, tensor_bytes, write_tensors
+from axbake.families import VAE, Family
+from axbake.families.others import AUTOENCODERS, recognise
 
 
 def import_checkpoint(
@@ -90,7 +90,7 @@ def check_vae(container: Container) -> None:
 def sampling_of(
     container: Container, family: Family, unet: Part, prediction: str, sidecar: str, *, probing: bool
 ) -> Sampling:
-    """How a checkpoint's UNet is run (`axbake.checkpoints.prediction.decide_sampling`); *probing* runs it once where nothing else decides."""
+    """How a checkpoint's UNet is run (`prediction.decide_sampling`); *probing* runs it once where nothing else decides."""
 
     def probe() -> str:
         from axbake.checkpoints import components

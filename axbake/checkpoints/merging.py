@@ -20,13 +20,13 @@ from sd_mecha.streaming import SafetensorsMapping, StateDictKeyError, TensorMeta
 from tqdm import tqdm
 
 from axbake.checkpoints.containers import CONVERTED, SCHEDULER, Container, open_safetensors
-from axbake.families import COMPONENTS
 from axbake.checkpoints.parts import PRECISIONS, Part, find_family, find_part, read_part_tensor, use_average
 from axbake.checkpoints.prediction import gather_evidence, read_sidecar
 from axbake.checkpoints.recipes import Recipe, RecipeError, Step, read_recipe, unet_block
-from axbake.runtime.progress import progress
 from axbake.checkpoints.single_file import unet_name
 from axbake.checkpoints.weights import header_of, tensor_bytes
+from axbake.families import COMPONENTS
+from axbake.runtime.progress import progress
 
 PREFIXES = {"text_encoder": "text_encoder.text_model.", "unet": "unet.", "vae_encoder": "vae.", "vae_decoder": "vae."}
 KINDS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -153,7 +153,7 @@ def _common_type(kinds: list[torch.dtype]) -> str:
 
 
 def _metadata(recipe: Recipe, models: dict[str, Model]) -> dict[str, str]:
-    """What a merge says of itself: what its UNet predicts, as a diffusers folder's scheduler would (`axbake.checkpoints.prediction`)."""
+    """What a merge says of itself: what its UNet predicts, as a diffusers folder's scheduler would (`prediction`)."""
     said: dict[str, str] = {}
     zero = set()
     for name, path in recipe.checkpoints.items():

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from axbake.checkpoints.containers import Container, open_container
-from axbake.families import FAMILIES, VAE, Component, Family, Layout, Shapes
-from axbake.families.names import ema_renamer
-from axbake.families.others import recognise
 from axbake.checkpoints.refusals import (
     TOLD_BY_CONFIG,
     TensorMismatch,
@@ -21,6 +18,9 @@ from axbake.checkpoints.refusals import (
     check_limits,
     check_told,
 )
+from axbake.families import FAMILIES, VAE, Component, Family, Layout, Shapes
+from axbake.families.names import ema_renamer
+from axbake.families.others import recognise
 
 #: Type that a weight is stored in -> type that it is imported as
 PRECISIONS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32", "F8_E4M3": "F16", "F8_E5M2": "F16"}
@@ -99,7 +99,7 @@ def _part_shape(new: str, shape: tuple[int, ...], source: Source) -> tuple[int, 
 
 
 def open_checkpoint(path: Path) -> Container:
-    """A view of the safetensors file or diffusers folder *path* (`axbake.checkpoints.containers.open_container`), ready for `find_part`."""
+    """A view of the safetensors file or diffusers folder *path*, ready for `find_part`."""
     return use_average(open_container(path))
 
 

@@ -4,7 +4,7 @@ A pickle is a program: it names functions and calls them. Three fences stand aro
 memory is limited. What it names is listed first, by going over its instructions without doing them, and must be on a short list.
 And the reading itself is torch's, which calls nothing but what rebuilds tensors (`weights_only=True`).
 
-    python -m axbake.checkpoints.pickles SOURCE [TARGET]     what the process runs; without target it only says what tensors there are
+    python -m axbake.checkpoints.pickles SOURCE [TARGET]   what the process runs; without target it says what tensors there are
 """
 
 import io

@@ -14,10 +14,10 @@ import numpy as np
 import yaml
 
 from axbake.checkpoints.containers import MOST_CONFIG_BYTES, SCHEDULER, Container
+from axbake.checkpoints.weights import Sampling
 from axbake.errors import AxbakeError
 from axbake.families import Family
 from axbake.families.architecture import SDXS, unet_variant
-from axbake.checkpoints.weights import Sampling
 
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 WORDS = {"epsilon": EPSILON, "eps": EPSILON, "v": VELOCITY, "v_prediction": VELOCITY}

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import torch
 
-from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS, FAMILIES
-from axbake.families.names import OPEN_CLIP, OPEN_CLIP_ENDS, RESNET, UNET_ENDS, VAE_ATTENTION
 from axbake.checkpoints.weights import (
     Description,
     read_description,
@@ -17,6 +14,9 @@ from axbake.checkpoints.weights import (
     tensor_bytes,
     write_tensors,
 )
+from axbake.errors import AxbakeError
+from axbake.families import COMPONENTS, FAMILIES
+from axbake.families.names import OPEN_CLIP, OPEN_CLIP_ENDS, RESNET, UNET_ENDS, VAE_ATTENTION
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP_PREFIX = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."

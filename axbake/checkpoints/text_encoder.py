@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoints.importing import import_checkpoint
 from axbake.checkpoints.embeddings import VOCABULARY, EmbeddingError, read_embedding
+from axbake.checkpoints.importing import import_checkpoint
+from axbake.checkpoints.weights import read_description
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES, Family
 from axbake.runtime.prompt import CHUNK
-from axbake.checkpoints.weights import read_description
 
 TOKEN_TABLE = "embeddings.token_embedding.weight"
 # What an embedding was made for, by the width of its vectors
@@ -41,7 +41,7 @@ def import_text_encoder(
 ) -> None:
     """Write the text encoder of *checkpoint* with *loras* and *embeddings*, and without its last layers.
 
-    Without embeddings, and with a clip skip of 1, it is what `axbake.checkpoints.importing.import_checkpoint` writes, to the byte.
+    Without embeddings, and with a clip skip of 1, it is what `import_checkpoint` writes, to the byte.
 
     Args:
         checkpoint, loras, strengths: as for `import_checkpoint`.
