@@ -136,9 +136,10 @@ def _hashes(files: list[Path], *, hashing: bool) -> dict[str, str]:
 
 def lines(said: dict[str, Any]) -> list[str]:
     """The same as text, a line a fact."""
-    megabytes = f"{said['bytes'] / 1e6:,.0f} MB" if "bytes" in said else "no size"
+    facts = [f"{said['bytes'] / 1e6:,.0f} MB"] if "bytes" in said else []
+    facts += [said["container"]] if "container" in said else []
     title = f"{said.get('title', '')}, {said['variant']}" if "variant" in said else said.get("title", "")
-    rows = [("file", f"{said['path']}: {megabytes}, {said.get('container', 'of no known form')}")]
+    rows = [("file", ": ".join(filter(None, [said["path"], ", ".join(facts)])))]
     rows += [("is", f"{said['kind']}{': ' + title if title else ''}")] if "kind" in said else []
     if "prediction_why" in said:
         rows.append(("predicts", f"{said['prediction_type'] or 'not said'}: {'; '.join(said['prediction_why'])}"))
