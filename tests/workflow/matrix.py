@@ -55,7 +55,7 @@ def observe(edit: Edit, project: Project) -> Seen:
     """Carry *edit* out in the baked *project*, bake, take it back."""
     before = _own_files(project)
     edited = edit.carry_out(project) or project
-    dry_run, plan = edited.plan(REPORT).jobs, planned(edited)
+    dry_run, plan = foretell(edited)
     started, work = bake(edited)
     for path, content in before.items():
         if path.read_bytes() != content:
@@ -67,6 +67,11 @@ def _own_files(project: Project) -> dict[Path, bytes]:
     """What the user, or a developer, edits: name -> content."""
     places = [project.directory / "config", project.directory / "checkpoints", project.checkout / "axbake"]
     return {path: path.read_bytes() for place in places for path in place.rglob("*.*") if path.is_file()}
+
+
+def foretell(project: Project) -> tuple[Counter[str], dict[str, str]]:
+    """What a dry run counts, and what the planner says of each job."""
+    return project.plan(REPORT).jobs, planned(project)
 
 
 def planned(project: Project) -> dict[str, str]:
