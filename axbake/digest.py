@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def files_sha256(paths: Sequence[Path]) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write *text* to *path* so that nobody ever reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Threads of one process write the same file, and jobs on two nodes may have the same process number.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)

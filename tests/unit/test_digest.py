@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,12 @@ def test_writing_leaves_the_whole_text_and_no_other_file():
 
     assert path.read_text() == "second"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
+
+
+def test_threads_that_write_one_file_do_not_take_each_others():
+    path = Path("file.json")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_atomically(path, str(number) * 1000), range(400)))  # an error is raised here
+
+    assert path.read_text() in {str(number) * 1000 for number in range(400)}
+    assert list(Path().iterdir()) == [path]

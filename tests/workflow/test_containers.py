@@ -123,7 +123,8 @@ def test_a_container_whose_job_and_client_were_killed_at_once_is_removed_by_the_
 
 
 def test_a_build_is_ended_at_its_time_limit(engine, containers, inputs, tmp_path):
-    with pytest.raises(CompileError, match=r"ended at its time limit of 0\.1 minutes, while calibrating"):
+    # How far it comes before is the machine's to say.
+    with pytest.raises(CompileError, match=r"ended at its time limit of 0\.1 minutes, while \w+"):
         compile_decoder(tmp_path, inputs, engine, fields=HANGING, minutes=0.1)
 
     assert containers() == []
