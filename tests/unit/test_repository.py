@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,10 @@ def test_jobs_that_leave_for_a_cluster_say_what_memory_and_time_they_take():
     assert local - {"all"} <= set(RULES)
     for rule in set(RULES) - local:
         assert "mem_mb=more_each_time(" in RULES[rule] and "runtime=more_each_time(" in RULES[rule], rule
+
+
+def test_every_file_of_tests_is_in_a_place_that_pytest_looks_in():
+    places = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["testpaths"]
+    files = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
+
+    assert [path for path in files if not any(path.is_relative_to(place) for place in places)] == []

@@ -144,19 +144,19 @@ def test_a_second_run_has_nothing_to_do(project):
     assert "Nothing to be done" in project.bake()  # the default target
 
 
-def test_a_prompt_of_the_web_ui_is_drawn_with_its_embedding_its_chunks_and_its_clip_skip(fresh):
-    embeddings(fresh)
+def test_a_prompt_of_the_web_ui_is_drawn_with_its_embedding_its_chunks_and_its_clip_skip(project):
+    embeddings(project)
     prompt = "a (rocket:1.3), [night] BREAK ((stars))"
     cells = {"embeddings": "embeddings/easynegative.safetensors", "prompt_chunks": "2", "clip_skip": "2"}
-    fresh.write_rows(ROW | cells | {"prompt": prompt, "negative_prompt": "(easynegative:1.2), blurry"})
+    project.write_rows(ROW | cells | {"prompt": prompt, "negative_prompt": "(easynegative:1.2), blurry"})
 
-    said = fresh.bake("results/tiny/simulation/distance.json")
+    said = project.bake("results/tiny/simulation/distance.json")
 
-    assert open_model(results(fresh, "unet.axmodel")).inputs["encoder_hidden_states"][0][1] == 154
+    assert open_model(results(project, "unet.axmodel")).inputs["encoder_hidden_states"][0][1] == 154
     table = "embeddings.token_embedding.weight"
-    assert read_shapes(results(fresh, "weights/text_encoder.safetensors"))[table] == (49416, tiny.WIDTH)
-    assert json.loads(results(fresh, "reference/settings.json").read_text())["prompt"] == prompt
-    assert json.loads(results(fresh, "simulation/distance.json").read_text())["latent_psnr_db"] > 20
+    assert read_shapes(results(project, "weights/text_encoder.safetensors"))[table] == (49416, tiny.WIDTH)
+    assert json.loads(results(project, "reference/settings.json").read_text())["prompt"] == prompt
+    assert json.loads(results(project, "simulation/distance.json").read_text())["latent_psnr_db"] > 20
     assert "looks like an embedding" not in said and "does not count" not in said
 
 
