@@ -1,18 +1,22 @@
-"""The networks of a model as torch modules, made from `weights/{component}.safetensors`."""
+"""The networks of a model as torch modules, made from `weights/{component}.safetensors`.
+
+A job has one of them, and each class takes a second or more to import: so they are imported where they are built.
+"""
+
+from __future__ import annotations
 
 import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from axbake.checkpoints.weights import read_description, read_shapes, read_tensor
 
-AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
 
 class VaeEncoder(torch.nn.Module):
@@ -41,18 +45,28 @@ class VaeDecoder(torch.nn.Module):
 
 
 def _text_encoder(config: dict) -> torch.nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     # Only eager attention adds the mask as a tensor; the other kinds hide it in a fused operator.
     return CLIPTextModel(CLIPTextConfig(**config, attn_implementation="eager"))
 
 
+def _unet(config: dict) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel.from_config(config)
+
+
 def autoencoder(config: dict) -> Any:
-    """diffusers' autoencoder of *config*, both halves."""
-    return AUTOENCODERS[config["_class_name"]].from_config(config)
+    """diffusers' autoencoder of *config*, which names its class; both halves."""
+    import diffusers
+
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 BUILDERS = {
     "text_encoder": _text_encoder,
-    "unet": UNet2DConditionModel.from_config,
+    "unet": _unet,
     "vae_encoder": lambda config: VaeEncoder(autoencoder(config)),
     "vae_decoder": lambda config: VaeDecoder(autoencoder(config)),
 }

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from axbake.families import COMPONENTS
-from tests import tiny
+from tests import loras, tiny
 from tests.workflow.project import REPORT, ROW, Project
 
 LINE_OF_PLAN = re.compile(r"^(stored|build|unknown|run) +(\S+)", re.MULTILINE)
@@ -173,6 +173,21 @@ def embeddings(project: Project) -> None:
     project.write_rows(ROW | {"embeddings": "embeddings/easynegative.safetensors"})
 
 
+def unet_lora(project: Project) -> None:
+    """Give the row a LoRA, of the UNet alone."""
+    path = project.directory / "loras" / "film.safetensors"
+    loras.save(loras.kohya(loras.pairs(tiny.sd1(), ("unet",))), path)
+    project.write_rows(ROW | {"loras": "loras/film.safetensors:0.5"})
+
+
+def own_vae(project: Project) -> None:
+    """Give the row a small VAE of its own."""
+    tensors = tiny.single_file_tensors(tiny.sdxs())
+    path = project.directory / "checkpoints" / "taesd.safetensors"
+    save_file({name: tensor for name, tensor in tensors.items() if "first_stage" in name}, path)
+    project.write_rows(ROW | {"vae": "checkpoints/taesd.safetensors"})
+
+
 def each(rule: str, *components: str) -> set[str]:
     """Jobs of *rule*, one a component; of all if none is named."""
     return {f"{rule}/{component}" for component in components or COMPONENTS}
@@ -255,6 +270,26 @@ EDITS = [
         {"list_embeddings", "calibrate_text_encoder", "record_trajectories"},
         PICTURES,
         TEXT_ENCODER,
+    ),
+    _edit(
+        "a LoRA of the UNet",
+        unet_lora,
+        "import_checkpoint/unet",
+        "derive_schedule",  # the time embedding is the UNet's
+        "export_onnx/unet",
+        "check_parity/unet",
+        UNET,
+        PICTURES,
+    ),
+    _edit(
+        "a VAE of its own",
+        own_vae,
+        {"describe_checkpoint", "encode_pictures", "calibrate_vae_decoder", "draw_reference"},
+        each("import_checkpoint", *VAE),
+        each("export_onnx", *VAE),
+        each("check_parity", *VAE),
+        compiled(*VAE),
+        COMPILED,
     ),
     _edit(
         "chunks of prompts",

@@ -9,14 +9,13 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 from axbake.checkpoints.weights import read_description, read_shapes
 from axbake.families import COMPONENTS
 from axbake.graphs.interface import interface
 from axbake.runtime.session import EMULATOR, open_model, producer
 from tests import tiny
-from tests.workflow.matrix import config, embeddings, row
+from tests.workflow.matrix import config, embeddings, own_vae, row
 from tests.workflow.project import REPORT, ROOT, ROW, Project
 
 # Rules below the compiled models
@@ -144,19 +143,18 @@ def test_a_second_run_has_nothing_to_do(project):
     assert "Nothing to be done" in project.bake()  # the default target
 
 
-def test_a_prompt_of_the_web_ui_is_drawn_with_its_embedding_its_chunks_and_its_clip_skip(project):
+def test_a_prompt_of_the_web_ui_reaches_graph_and_reference_with_its_embedding_and_its_chunks(project):
     embeddings(project)
     prompt = "a (rocket:1.3), [night] BREAK ((stars))"
     cells = {"embeddings": "embeddings/easynegative.safetensors", "prompt_chunks": "2", "clip_skip": "2"}
     project.write_rows(ROW | cells | {"prompt": prompt, "negative_prompt": "(easynegative:1.2), blurry"})
 
-    said = project.bake("results/tiny/simulation/distance.json")
+    said = project.bake("results/tiny/onnx/unet.onnx", "results/tiny/reference/image.png")
 
-    assert open_model(results(project, "unet.axmodel")).inputs["encoder_hidden_states"][0][1] == 154
+    assert open_model(results(project, "onnx/unet.onnx")).inputs["encoder_hidden_states"][0][1] == 154
     table = "embeddings.token_embedding.weight"
     assert read_shapes(results(project, "weights/text_encoder.safetensors"))[table] == (49416, tiny.WIDTH)
     assert json.loads(results(project, "reference/settings.json").read_text())["prompt"] == prompt
-    assert json.loads(results(project, "simulation/distance.json").read_text())["latent_psnr_db"] > 20
     assert "looks like an embedding" not in said and "does not count" not in said
 
 
@@ -185,11 +183,7 @@ def test_an_edit_of_one_components_setting_leaves_the_others_alone(project, edit
 
 
 def test_another_vae_leaves_the_unet_and_the_text_encoder_alone(project):
-    tensors = tiny.single_file_tensors(tiny.sdxs())
-    save_file(
-        {name: t for name, t in tensors.items() if "first_stage" in name}, project.directory / "taesd.safetensors"
-    )
-    project.write_rows(ROW | {"vae": "taesd.safetensors"})
+    own_vae(project)
 
     plan = project.plan(REPORT)
 

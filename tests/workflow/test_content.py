@@ -17,6 +17,8 @@ FORETOLD = (
     "the guidance scale",
     "clip skip",
     "an embedding that no prompt names",
+    "a LoRA of the UNet",
+    "a VAE of its own",
     "chunks of prompts",
 )
 TAKEN_BACK = "a prompt of all text encoders"  # is baked again then, and not only planned
