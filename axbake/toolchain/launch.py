@@ -13,7 +13,7 @@ from pathlib import Path
 
 from axbake.digest import write_atomically
 from axbake.errors import AxbakeError
-from axbake.toolchain.containers import Engine, container_name
+from axbake.toolchain.engines import Engine, container_name
 from axbake.toolchain.process import listen
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import pytest
 
 from axbake.toolchain.axmodel import read_axmodel
 from axbake.toolchain.compiled import CompiledError, check_compiled
-from axbake.toolchain.containers import REFUSALS
+from axbake.toolchain.engines import REFUSALS
 from axbake.toolchain.launch import Launch, WrongToolchain
 from axbake.toolchain.pulsar2 import CompileError
 from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs

@@ -14,7 +14,7 @@ import pytest
 from axbake.families import COMPONENTS
 from axbake.toolchain.axmodel import read_axmodel
 from axbake.toolchain.compiled import check_compiled
-from axbake.toolchain.containers import Engine, EngineError, container_name, is_orphan
+from axbake.toolchain.engines import Engine, EngineError, container_name, is_orphan
 from axbake.toolchain.launch import Launch, WrongToolchain
 from axbake.toolchain.pulsar2 import CompileError
 from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
