@@ -4,13 +4,15 @@ from collections import Counter
 
 import pytest
 
-from tests.workflow.matrix import EDITS, Edit, bake, foretell, jobs_of, observe, prepare, short
+from tests.workflow.matrix import EDITS, PICTURES, UNET, Edit, bake, foretell, jobs_of, observe, prepare, short
 from tests.workflow.project import REPORT, ROOT, ROW
 
 # Of edits that affect the same jobs, one; `python -m tests.workflow.matrix` carries them all out, and bakes again afterwards.
 FIRST_OF_EACH = {edit.work: edit for edit in reversed(EDITS) if edit.work}.values()
 # Those whose jobs the other edits make run too, and which take half a minute or more each.
 FORETOLD = (
+    "the reference's prompt",
+    "a calibration prompt",
     "a real change in a module, same results",
     "the height",
     "the number of samples",
@@ -82,7 +84,8 @@ def test_another_model_of_the_same_checkpoint_compiles_nothing_anew(project):
 def test_the_reason_of_a_build_is_told_in_values(project):
     project.write_rows(ROW | {"seed": "8"})
     project.edit(ROW["calibration_prompts"], "penguin", "tractor")
-    project.bake(REPORT)
+
+    assert bake(project)[1] == UNET | PICTURES
 
     logs = project.directory / "logs" / "tiny"
     assert "building: draw_reference: seed 7 → 8" in (logs / "reference.log").read_text().replace("seed: ", "seed ")
