@@ -9,7 +9,7 @@ from tests.workflow.project import REPORT, ROOT, ROW
 
 # Of edits that affect the same jobs, one; `python -m tests.workflow.matrix` carries them all out, and bakes again afterwards.
 FIRST_OF_EACH = {edit.work: edit for edit in reversed(EDITS) if edit.work}.values()
-# Those whose jobs the other edits make run too, and which take half a minute or more each.
+# Those that take half a minute or more each: here they are only foretold, and that command carries them out.
 FORETOLD = (
     "the reference's prompt",
     "a calibration prompt",
