@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from .chain import Chain
 from .errors import BundleError
+from .model import Session, Tensors, only
+from .producer import EMULATOR, producer
 
-EMULATOR = "axbake-emulator"  # producer of an emulated axmodel: an ONNX graph with quantisers in it
-IR_VERSION_KEY, PRODUCER_NAME_KEY = 1 << 3, 2 << 3 | 2  # fields 1 and 2 of ModelProto in onnx.proto: varint, string
+__all__ = ["CARDS", "EMULATOR", "RUNTIMES", "Session", "only", "open_model", "open_models", "producer"]
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -31,55 +31,6 @@ DTYPES = {
 # What runs a model -> pyaxengine's name of it: a card in this machine, or the chip that this machine is
 CARDS = {"axcl": "AXCLRTExecutionProvider", "axengine": "AxEngineExecutionProvider"}
 RUNTIMES = ("auto", *CARDS, "onnxruntime")
-
-#: Contiguous arrays of the model's own types in, arrays in the order of its outputs out
-Compute = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
-Tensors = dict[str, tuple[tuple[int, ...], np.dtype]]  # name -> shape and type
-
-
-class Session:
-    """A loaded model.
-
-    Attributes:
-        name: of the model's file, for messages.
-        inputs: of each input its shape and type, in the model's order.
-        outputs: the same of each output.
-        seconds: how long each run so far took; copies to and from a card are in it.
-        provider: what runs it, as ONNX Runtime or pyaxengine calls it.
-    """
-
-    def __init__(self, name: str, inputs: Tensors, outputs: Tensors, compute: Compute, provider: str = "") -> None:
-        self.name = name
-        self.provider = provider
-        self.inputs = inputs
-        self.outputs = outputs
-        self.seconds: list[float] = []
-        self._compute = compute
-
-    def run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The model's outputs for *arrays*, one for each input.
-
-        Integers are cast to the integer type that the model asks for (a published text encoder takes int32 ids, an ONNX
-        graph int64), floats to its float type; an integer that does not fit, a float for an integer, another shape
-        or another name are errors.
-        """
-        if set(arrays) != set(self.inputs):
-            raise BundleError(f"{self.name}: got inputs {_names(arrays)}; wanted {_names(self.inputs)}.")
-        problems, feed = [], {}
-        for name, (shape, dtype) in self.inputs.items():
-            array = np.asarray(arrays[name])
-            if array.shape != shape:
-                problems.append(f"{name}: found shape {array.shape}, wanted {shape}")
-            elif not _fits(array, dtype):
-                problems.append(f"{name}: found {array.dtype}, wanted values of {dtype}")
-            else:
-                feed[name] = np.asarray(array, dtype=dtype, order="C")
-        if problems:
-            raise BundleError(f"{self.name}: {'; '.join(problems)}.")
-        start = time.perf_counter()
-        outputs = self._compute(feed)
-        self.seconds.append(time.perf_counter() - start)
-        return dict(zip(self.outputs, outputs))
 
 
 def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0) -> Session:
@@ -116,26 +67,19 @@ def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, thr
     return _onnxruntime_session(path, threads)
 
 
-def producer(path: Path) -> str:
-    """Name of the program that wrote a model, from the head of its file; empty if it does not say.
+def open_models(paths: Sequence[Path], *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0) -> Session:
+    """The component whose graphs are in the files *paths*, in the order in which they run; of several, a `Chain`.
 
-    Only the few bytes before the graph are read, since a UNet has 900 MB of them: a serialised ModelProto is a row of
-    fields in the order of their numbers, each behind a key of number and wire type.
+    Args:
+        runtime, device, threads: as in `open_model`.
+
+    Raises:
+        BundleError: a file is not a model that *runtime* runs, or the graphs do not fit each other.
     """
-    with Path(path).open("rb") as file:
-        if _varint(file) != IR_VERSION_KEY:
-            raise BundleError(f"{path}: does not begin as an ONNX model or axmodel does. Fetch it again.")
-        _varint(file)
-        if _varint(file) != PRODUCER_NAME_KEY:
-            return ""
-        return file.read(_varint(file)).decode("utf-8", errors="replace")
-
-
-def only(names: Tensors, what: str) -> str:
-    """The one name in *names*; an error that says *what* has others."""
-    if len(names) != 1:
-        raise BundleError(f"{what}: found {_names(names)}; wanted exactly one.")
-    return next(iter(names))
+    graphs = [open_model(path, runtime=runtime, device=device, threads=threads) for path in paths]
+    if len(graphs) == 1:
+        return graphs[0]
+    return Chain(Path(paths[0]).parent.name if graphs else "component", graphs)
 
 
 def _onnxruntime_session(path: Path, threads: int) -> Session:
@@ -153,7 +97,12 @@ def _onnxruntime_session(path: Path, threads: int) -> Session:
 
     inputs, outputs = tensors(session.get_inputs()), tensors(session.get_outputs())
     return Session(
-        path.name, inputs, outputs, lambda feed: session.run(list(outputs), feed), provider=session.get_providers()[0]
+        path.name,
+        inputs,
+        outputs,
+        lambda feed: session.run(list(outputs), feed),
+        provider=session.get_providers()[0],
+        component=path.stem,
     )
 
 
@@ -190,26 +139,11 @@ def _axengine_session(path: Path, runtime: str, device: int) -> Session:
         return {node.name: (tuple(node.shape), np.dtype(node.dtype)) for node in nodes}
 
     inputs, outputs = tensors(session.get_inputs()), tensors(session.get_outputs())
-    return Session(path.name, inputs, outputs, lambda feed: session.run(None, feed), provider=provider)
-
-
-def _fits(array: np.ndarray, dtype: np.dtype) -> bool:
-    """Whether the values of *array* survive a cast to *dtype*; floats may be rounded."""
-    if array.dtype.kind in "iu" and dtype.kind in "iu":
-        return bool(np.array_equal(array.astype(dtype).astype(np.int64), array))
-    return array.dtype.kind == dtype.kind
-
-
-def _varint(file: BinaryIO) -> int:
-    """The next protobuf varint: 7 bits a byte, the low ones first, the eighth bit set where more follow."""
-    value, shift = 0, 0
-    while True:
-        byte = int.from_bytes(file.read(1), "little")
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:  # 0 at the end of the file
-            return value
-
-
-def _names(names: dict) -> str:
-    return ", ".join(sorted(names)) or "none"
+    return Session(
+        path.name,
+        inputs,
+        outputs,
+        lambda feed: session.run(None, feed),
+        provider=provider,
+        component=path.stem,
+    )

@@ -55,8 +55,12 @@ def test_an_axmodel_that_does_not_say_who_made_it_is_refused(tmp_path):
 def test_files_that_are_no_models_are_refused(tmp_path):
     (tmp_path / "text.onnx").write_text("version https://example.org/pointer")
     (tmp_path / "empty.axmodel").write_bytes(b"")
+    (tmp_path / "zeros.onnx").write_bytes(bytes(100))
+    (tmp_path / "cut.onnx").write_bytes(b"\x08\x0a\x12\x0fpytor")  # its producer's name has 15 letters
+    (tmp_path / "endless.onnx").write_bytes(b"\x08" + b"\xff" * 100)
+    (tmp_path / "huge.onnx").write_bytes(b"\x08\x0a\x12" + b"\xff" * 9 + b"\x01" + b"name")
 
-    for name in ("text.onnx", "empty.axmodel"):
+    for name in ("text.onnx", "empty.axmodel", "zeros.onnx", "cut.onnx", "endless.onnx", "huge.onnx"):
         with pytest.raises(BundleError, match="does not begin as an ONNX model or axmodel does"):
             open_model(tmp_path / name)
     with pytest.raises(BundleError, match=r"no such file; wanted an \.onnx or \.axmodel"):

@@ -1,0 +1,93 @@
+"""A loaded model, whatever runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .errors import BundleError
+
+#: Contiguous arrays of the model's own types in, arrays in the order of its outputs out
+Compute = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
+Tensors = dict[str, tuple[tuple[int, ...], np.dtype]]  # name -> shape and type
+
+
+class Session:
+    """A loaded model.
+
+    Attributes:
+        name: of the model's file, for messages.
+        component: that it is, such as `unet`; its times stand under this name.
+        inputs: of each input its shape and type, in the model's order.
+        outputs: the same of each output.
+        seconds: how long each run so far took; copies to and from a card are in it.
+        provider: what runs it, as ONNX Runtime or pyaxengine calls it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Tensors,
+        outputs: Tensors,
+        compute: Compute,
+        provider: str = "",
+        *,
+        component: str = "",
+    ) -> None:
+        """
+        Args:
+            component: empty: it is called as its file.
+        """
+        self.name = name
+        self.component = component or name
+        self.provider = provider
+        self.inputs = inputs
+        self.outputs = outputs
+        self.seconds: list[float] = []
+        self._compute = compute
+
+    def run(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The model's outputs for *arrays*, one for each input.
+
+        Integers are cast to the integer type that the model asks for (a published text encoder takes int32 ids, an ONNX
+        graph int64), floats to its float type; an integer that does not fit, a float for an integer, another shape
+        or another name are errors.
+        """
+        if set(arrays) != set(self.inputs):
+            raise BundleError(f"{self.name}: got inputs {names(arrays)}; wanted {names(self.inputs)}.")
+        problems, feed = [], {}
+        for name, (shape, dtype) in self.inputs.items():
+            array = np.asarray(arrays[name])
+            if array.shape != shape:
+                problems.append(f"{name}: found shape {array.shape}, wanted {shape}")
+            elif not _fits(array, dtype):
+                problems.append(f"{name}: found {array.dtype}, wanted values of {dtype}")
+            else:
+                feed[name] = np.asarray(array, dtype=dtype, order="C")
+        if problems:
+            raise BundleError(f"{self.name}: {'; '.join(problems)}.")
+        start = time.perf_counter()
+        outputs = self._compute(feed)
+        self.seconds.append(time.perf_counter() - start)
+        return dict(zip(self.outputs, outputs))
+
+
+def only(tensors: Tensors, what: str) -> str:
+    """The one name in *tensors*; an error that says *what* has others."""
+    if len(tensors) != 1:
+        raise BundleError(f"{what}: found {names(tensors)}; wanted exactly one.")
+    return next(iter(tensors))
+
+
+def names(tensors: dict) -> str:
+    """The names in *tensors* for a message."""
+    return ", ".join(sorted(tensors)) or "none"
+
+
+def _fits(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether the values of *array* survive a cast to *dtype*; floats may be rounded."""
+    if array.dtype.kind in "iu" and dtype.kind in "iu":
+        return bool(np.array_equal(array.astype(dtype).astype(np.int64), array))
+    return array.dtype.kind == dtype.kind

@@ -1,0 +1,119 @@
+"""What differs between models and between pictures, as plain values: latents, conditioning, a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Name of a scheduler -> name that web UIs know it by
+SAMPLERS = {
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "unipc": "UniPC",
+    "euler": "Euler",
+    "ddim": "DDIM",
+    "lcm": "LCM",
+}
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Format of a VAE's latents."""
+
+    channels: int
+    factor: int  # image pixels a side for one latent pixel
+    scale: float = 1.0
+    shift: float = 0.0
+    mean: tuple[float, ...] = ()  # of each channel; empty: 0
+    std: tuple[float, ...] = ()  # of each channel; empty: 1
+    patch: int = 1  # latent pixels a side for one token of the denoiser
+
+    def __post_init__(self) -> None:
+        if {len(self.mean), len(self.std)} not in ({0}, {self.channels}):
+            raise ValueError(
+                f"latents of {self.channels} channels with {len(self.mean)} means and {len(self.std)} deviations; wanted"
+                f" {self.channels} of both, or none."
+            )
+
+    def shape(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Of the latent of a picture of *height* × *width* pixels."""
+        return 1, self.channels, height // self.factor, width // self.factor
+
+    def for_decoder(self, latent: np.ndarray) -> np.ndarray:
+        """What the VAE decoder takes of a denoised *latent*, both (1, channels, h, w) float32.
+
+        As in diffusers: `latents / scaling_factor + shift_factor` (Stable Diffusion 3, FLUX), `latents * latents_std /
+        scaling_factor + latents_mean` (Stable Diffusion XL, Wan, Qwen-Image).
+        """
+        if self.std:
+            latent = latent * _by_channel(self.std)
+        latent = latent / np.float32(self.scale)
+        if self.mean:
+            latent = latent + _by_channel(self.mean)
+        return latent + np.float32(self.shift) if self.shift else latent
+
+    def from_encoder(self, latent: np.ndarray) -> np.ndarray:
+        """What the denoiser is trained on of the VAE encoder's *latent*: the inverse of `for_decoder`."""
+        if self.shift:
+            latent = latent - np.float32(self.shift)
+        if self.mean:
+            latent = latent - _by_channel(self.mean)
+        latent = latent * np.float32(self.scale)
+        return latent / _by_channel(self.std) if self.std else latent
+
+
+def _by_channel(values: Sequence[float]) -> np.ndarray:
+    return np.array(values, np.float32)[None, :, None, None]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How the text encoders' outputs become what the denoiser takes of a prompt."""
+
+    encoders: tuple[str, ...]  # components, in order
+    joined: str = "channels"  # each token's states side by side
+
+    def __post_init__(self) -> None:
+        if self.joined != "channels":
+            raise ValueError(f"text encoders joined by {self.joined!r}; wanted 'channels'.")
+
+    def join(self, states: Sequence[np.ndarray]) -> np.ndarray:
+        """(1, T, W_i) of each encoder -> (1, T, sum of W_i); of one encoder, its array as it is."""
+        if len(states) != len(self.encoders):
+            raise ValueError(f"states of {len(states)} text encoders; wanted those of {', '.join(self.encoders)}.")
+        return states[0] if len(states) == 1 else np.concatenate(states, axis=-1)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that a picture is drawn with, besides the model's files."""
+
+    model: str
+    prompt: str  # as in AUTOMATIC1111's web UI
+    negative_prompt: str
+    height: int  # pixels
+    width: int
+    scheduler: str  # of `SAMPLERS`
+    steps: int  # of the whole schedule
+    guidance_scale: float  # 1 is without guidance
+    seed: int
+    prompt_chunks: int = 1  # that the denoiser takes
+    clip_skip: int = 1  # of the text encoder; 1: its last layer counts
+    strength: float | None = None  # 0 to 1, of image to image
+
+    def parameters(self) -> str:
+        """How the picture was made, as AUTOMATIC1111's web UI and those after it read it back."""
+        lines = [self.prompt]
+        if self.negative_prompt:
+            lines.append(f"Negative prompt: {self.negative_prompt}")
+        # A value with one of these marks is quoted, else it would end where the mark is (`infotext_utils.quote` there).
+        model = json.dumps(self.model, ensure_ascii=False) if set(self.model) & set(",:\n") else self.model
+        lines.append(
+            f"Steps: {self.steps}, Sampler: {SAMPLERS[self.scheduler]}, CFG scale: {self.guidance_scale:g}, "
+            f"Seed: {self.seed}, Size: {self.width}x{self.height}, Model: {model}"
+            + (f", Denoising strength: {self.strength:g}" if self.strength is not None else "")
+            + (f", Clip skip: {self.clip_skip}" if self.clip_skip > 1 else "")
+        )
+        return "\n".join(lines)
