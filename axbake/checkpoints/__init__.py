@@ -1,6 +1,5 @@
-"""Checkpoints: what users bring, read in whatever form it comes, and made `weights/{component}.safetensors`.
+"""Checkpoints: what users bring, read in whatever form it comes.
 
-`containers` and `pickles` read files and folders, `parts` finds the networks in them, `prediction` what a UNet predicts,
-`recipes` and `merging` make one checkpoint of several, `importing` writes weights; `components` makes torch modules of these,
-`single_file` a checkpoint again.
+`containers` and `pickles` read files and folders, `finding` finds the networks in them, `prediction` what a denoiser predicts, `recipes`
+and `merging` make one checkpoint of several, `conversion` one safetensors file of any form; `writing` writes that format.
 """

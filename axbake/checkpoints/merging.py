@@ -7,7 +7,7 @@ diffusers' names, so files of different layouts and precisions can be merged if 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,41 +20,42 @@ from sd_mecha.streaming import SafetensorsMapping, StateDictKeyError, TensorMeta
 from tqdm import tqdm
 
 from axbake.checkpoints.containers import CONVERTED, SCHEDULER, Container, open_safetensors
-from axbake.checkpoints.parts import PRECISIONS, Part, find_family, find_part, read_part_tensor, use_average
+from axbake.checkpoints.finding import PRECISIONS, Found, averaged_namings, find_network, read_found_tensor, use_average
 from axbake.checkpoints.prediction import gather_evidence, read_sidecar
 from axbake.checkpoints.recipes import Recipe, RecipeError, Step, read_recipe, unet_block
-from axbake.checkpoints.single_file import unet_name
-from axbake.checkpoints.weights import header_of, tensor_bytes
-from axbake.families import COMPONENTS
+from axbake.checkpoints.writing import header_of, tensor_bytes
+from axbake.networks.component import Component
+from axbake.networks.names import ldm_unet_name
 from axbake.runtime.progress import progress
+from axbake.runtime.values import Latents
 
-PREFIXES = {"text_encoder": "text_encoder.text_model.", "unet": "unet.", "vae_encoder": "vae.", "vae_decoder": "vae."}
 KINDS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 class Model(SafetensorsMapping):
     """A checkpoint as sd-mecha reads models: its networks' tensors under diffusers' names, read when asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self.container: Container = use_average(open_safetensors(path))
-        self.family = find_family(self.container)
-        self.parts = {component: find_part(self.container, self.family, component) for component in COMPONENTS}
-        self.places: dict[str, tuple[Part, str]] = {
-            PREFIXES[component] + name: (part, name) for component, part in self.parts.items() for name in part.shapes
+    def __init__(self, path: Path, components: Sequence[Component], latents: Latents) -> None:
+        self.container: Container = use_average(open_safetensors(path), averaged_namings(components))
+        self.found = {one.name: find_network(self.container, one, latents) for one in components}
+        self.places: dict[str, tuple[Found, str]] = {
+            one.files.prefix + name: (self.found[one.name], name)
+            for one in components
+            for name in self.found[one.name].shapes
         }
 
     def shape(self, name: str) -> tuple[int, ...]:
-        part, inside = self.places[name]
-        return tuple(part.shapes[inside])
+        found, inside = self.places[name]
+        return tuple(found.shapes[inside])
 
     def dtype(self, name: str) -> torch.dtype:
-        part, inside = self.places[name]
-        return KINDS[PRECISIONS[self.container.tensors[part.sources[inside].name].dtype]]
+        found, inside = self.places[name]
+        return KINDS[PRECISIONS[self.container.tensors[found.origins[inside].name].dtype]]
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.places:
             raise StateDictKeyError(name)
-        return read_part_tensor(self.container, *self.places[name])
+        return read_found_tensor(self.container, *self.places[name])
 
     def __contains__(self, name: object) -> bool:
         return name in self.places
@@ -81,7 +82,7 @@ class Model(SafetensorsMapping):
         """Files are opened for each tensor alone."""
 
 
-def merge_checkpoints(recipe: Path, *, checkpoint: Path) -> None:
+def merge_checkpoints(recipe: Path, *, checkpoint: Path, components: Sequence[Component], latents: Latents) -> None:
     """Write the merge that *recipe* says, under diffusers' names.
 
     A tensor is written in the type that the sources have it in; where they differ, in one that holds them all.
@@ -89,13 +90,14 @@ def merge_checkpoints(recipe: Path, *, checkpoint: Path) -> None:
     Args:
         recipe: YAML (`axbake.checkpoints.recipes`).
         checkpoint: safetensors file to write; its metadata says what the UNet predicts, if any source does.
+        components, latents: of the family that all sources are of.
 
     Raises:
         RecipeError: the sources are of different architectures, or predict different things.
         And the errors of `axbake.checkpoints.importing` of a source.
     """
     read = read_recipe(recipe)
-    models = {name: Model(path) for name, path in read.checkpoints.items()}
+    models = {name: Model(path, components, latents) for name, path in read.checkpoints.items()}
     _check_architectures(read, models)
     first, *others = models.values()
     types = {name: _common_type([first.dtype(name), *(model.dtype(name) for model in others)]) for name in first}
@@ -134,13 +136,12 @@ def _registered(keys: dict[str, KeyMetadata]) -> ModelConfigImpl:
 def _check_architectures(recipe: Recipe, models: dict[str, Model]) -> None:
     (base, first), *others = models.items()
     for name, model in others:
-        different = [part for part in COMPONENTS if model.parts[part].shapes != first.parts[part].shapes]
-        different += [part for part in COMPONENTS if model.parts[part].config != first.parts[part].config]
-        if model.family != first.family or different:
-            parts = " and ".join(dict.fromkeys(different)) or "their family"
+        different = [part for part, found in model.found.items() if found.shapes != first.found[part].shapes]
+        different += [part for part, found in model.found.items() if found.config != first.found[part].config]
+        if different:
             raise RecipeError(
-                f"{recipe.path}: {base} and {name} are of different architectures ({first.family.title}, {model.family.title};"
-                f" different in {parts}). Merges want checkpoints of one architecture."
+                f"{recipe.path}: {base} and {name} are of different architectures (different in"
+                f" {' and '.join(dict.fromkeys(different))}). Merges want checkpoints of one architecture."
             )
 
 
@@ -193,7 +194,7 @@ def _shares(step: Step, config: ModelConfigImpl) -> RecipeNode:
 def _blocks_of(name: str) -> tuple[str, ...]:
     """Blocks of a tensor, the narrowest first."""
     network, _, inside = name.partition(".")
-    return (unet_block(unet_name(inside)),) if network == "unet" else (network, "BASE")
+    return (unet_block(ldm_unet_name(inside)),) if network == "unet" else (network, "BASE")
 
 
 class _Writer(MutableMapping):

@@ -14,16 +14,16 @@ import numpy as np
 import yaml
 
 from axbake.checkpoints.containers import MOST_CONFIG_BYTES, SCHEDULER, Container
-from axbake.checkpoints.weights import Sampling
 from axbake.errors import AxbakeError
-from axbake.families import Family
-from axbake.families.architecture import SDXS, unet_variant
+from axbake.networks.sampling import Sampling
+from axbake.runtime.values import Latents
 
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 WORDS = {"epsilon": EPSILON, "eps": EPSILON, "v": VELOCITY, "v_prediction": VELOCITY}
 TERMINAL = 1e-6  # share of the signal in the last step, below which a schedule ends in pure noise
 # What PyYAML raises besides its own error on dates that are none, numbers that are none, tables as keys, and endless nesting.
 YAML_FAULTS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
+PROBED = 8  # latent pixels a side of the probe's input
 ROUNDING = 1e-2  # relative; a schedule stored in bfloat16 is off by 4e-3
 
 
@@ -146,43 +146,50 @@ def _judge_schedule(container: Container) -> tuple[bool, str]:
 
 
 def decide_sampling(
-    evidence: Evidence, *, family: Family, config: dict, prediction: str, path: Path, probe: Callable[[], str] | None
+    evidence: Evidence,
+    *,
+    title: str,
+    prediction_type: str | None,
+    sampling: Callable[..., Sampling],
+    prediction: str,
+    path: Path,
+    probe: Callable[[], str] | None,
 ) -> Sampling:
-    """How the UNet is run.
+    """How the denoiser is run.
 
     Args:
-        config: of the UNet.
+        title: of the family.
+        prediction_type: what the family's denoisers predict; None: there are both kinds.
+        sampling: (prediction type, zero_terminal_snr=) -> how this one is run.
         prediction: of the table: epsilon or v_prediction; empty: what the file says.
-        probe: one run of the UNet, which says in a sentence what it looks like; asked only where nothing else decides.
+        probe: one run of the denoiser, which says in a sentence what it looks like; asked only where nothing else decides.
 
     Raises:
         UnknownPrediction: nothing decides, or two statements contradict each other; asks for the column `prediction`.
     """
     stated = set(evidence.types.values())
-    if not prediction and (len(stated) > 1 or (not stated and family.prediction_type is None)):
+    if not prediction and (len(stated) > 1 or (not stated and prediction_type is None)):
         found = "; ".join(evidence.lines()) if stated else "nothing in the file says it, nor a YAML beside it"
         seen = f" {probe()}" if probe else ""
         raise UnknownPrediction(
-            f"{path}: does its UNet predict the noise (epsilon, as {family.title.replace('.x', '')} base) or the velocity"
+            f"{path}: does its UNet predict the noise (epsilon, as {title.replace('.x', '')} base) or the velocity"
             f" (v_prediction)? {found[:1].upper()}{found[1:]}.{seen} Fill in the column prediction of config/models.tsv:"
             " epsilon or v_prediction, as the page says that the model is from."
         )
-    kind = prediction or next(iter(stated), None) or family.prediction_type or EPSILON
+    kind = prediction or next(iter(stated), None) or prediction_type or EPSILON
     zero = bool(evidence.zero_terminal) and kind == VELOCITY
-    if unet_variant(config).startswith(SDXS):
-        return Sampling(kind, zero, steps=1, guided=False)
-    return Sampling(kind, zero, guidance_embedded="time_cond_proj_dim" in config)
+    return sampling(kind, zero_terminal_snr=zero)
 
 
-def reasons(evidence: Evidence, *, family: Family, prediction: str) -> list[str]:
-    """Why the prediction type is what it is, for people."""
+def reasons(evidence: Evidence, *, title: str, prediction_type: str | None, prediction: str) -> list[str]:
+    """Why the prediction type is what it is, for people; arguments as of `decide_sampling`."""
     first = [f"column prediction says {prediction}"] if prediction else []
     if not first and not evidence.types:
-        first = [f"{family.title} predicts {family.prediction_type}, and the file says nothing else"]
+        first = [f"{title} predicts {prediction_type}, and the file says nothing else"]
     return first + evidence.lines()
 
 
-def probe_unet(network: Any, *, context_width: int) -> str:
+def probe_unet(network: Any, *, latents: Latents, context_width: int) -> str:
     """What one run of a UNet looks like: AUTOMATIC1111's probe (`sd_models_config.py`, `is_using_v_parameterization_for_sd2`).
 
     At the last timestep of an input that is the same everywhere, a UNet of Stable Diffusion 2.x that predicts the noise gives
@@ -190,7 +197,7 @@ def probe_unet(network: Any, *, context_width: int) -> str:
     """
     import torch
 
-    sample, context = torch.full((1, 4, 8, 8), 0.5), torch.full((1, 2, context_width), 0.5)
+    sample, context = torch.full((1, latents.channels, PROBED, PROBED), 0.5), torch.full((1, 2, context_width), 0.5)
     with torch.inference_mode():
         output = network(sample, torch.tensor([999]), context, return_dict=False)[0]
     mean = float((output - sample).mean())

@@ -5,50 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
+from axbake.networks.component import Files
+from axbake.runtime.values import Latents
 
-LATENT_CHANNELS = 4
 MOST_CHANNELS, MOST_LEVELS = 1 << 16, 16
-#: What a diffusers folder's config says and shapes do not; it goes before the family's.
-TOLD_BY_CONFIG = {
-    "unet": (
-        "attention_head_dim",
-        "num_attention_heads",
-        "norm_num_groups",
-        "norm_eps",
-        "act_fn",
-        "flip_sin_to_cos",
-        "freq_shift",
-    ),
-    "vae": ("norm_num_groups", "act_fn", "scaling_factor"),
-    "text_encoder": ("hidden_act", "num_attention_heads", "layer_norm_eps"),
-}
-#: What a diffusers folder's config may say of parts that Stable Diffusion has not; anything else is another network.
-WITHOUT: dict[str, dict[str, tuple]] = {
-    "unet": {
-        "addition_embed_type": (None,),
-        "attention_type": ("default",),
-        "center_input_sample": (False,),
-        "class_embed_type": (None,),
-        "cross_attention_norm": (None,),
-        "dual_cross_attention": (False,),
-        "encoder_hid_dim_type": (None,),
-        "mid_block_scale_factor": (1,),
-        "resnet_out_scale_factor": (1,),
-        "resnet_skip_time_act": (False,),
-        "resnet_time_scale_shift": ("default",),
-        "time_embedding_act_fn": (None,),
-        "time_embedding_type": ("positional",),
-        "timestep_post_act": (None,),
-    },
-    "vae": {
-        "latents_mean": (None,),
-        "latents_std": (None,),
-        "shift_factor": (None, 0),  # AutoencoderTiny's is 0
-        "upsample_fn": ("nearest",),
-        "upsampling_scaling_factor": (2,),
-    },
-    "text_encoder": {},
-}
 
 
 class UnknownFamily(AxbakeError):
@@ -59,11 +19,11 @@ class TensorMismatch(AxbakeError):
     """The file's tensors are not exactly those of the network that they describe."""
 
 
-def check_told(path: Path, folder: str, told: Mapping[str, Any]) -> None:
+def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
     """Refuse a folder's config that speaks of a network of another make."""
     faults = [
         f"{name}: {str(told[name])[:80]}, wanted {' or '.join(map(str, wanted))}"
-        for name, wanted in WITHOUT[folder].items()
+        for name, wanted in files.without.items()
         if name in told and told[name] not in wanted
     ]
     scale = told.get("scaling_factor", 1)
@@ -71,7 +31,7 @@ def check_told(path: Path, folder: str, told: Mapping[str, Any]) -> None:
         faults.append(f"scaling_factor: {str(scale)[:80]}, wanted a number above 0")
     if faults:
         raise UnknownFamily(
-            f"{path}: {folder}/config.json: {'; '.join(faults)}. axbake has no export of such a network."
+            f"{path}: {files.folder}/config.json: {'; '.join(faults)}. axbake has no export of such a network."
         )
 
 
@@ -95,16 +55,16 @@ def check_limits(path: Path, component: str, config: dict) -> None:
         )
 
 
-def check_channels(path: Path, config: dict) -> None:
-    """Refuse networks that take or give something else than latents of four channels."""
+def check_channels(path: Path, config: dict, latents: Latents) -> None:
+    """Refuse networks that take or give other latents than *latents*."""
     kinds = {9: "an inpainting checkpoint", 8: "an instruct-pix2pix checkpoint", 5: "a depth-to-image checkpoint"}
     kinds |= {7: "an upscaler"}
     found = {name: config[name] for name in ("in_channels", "out_channels") if "cross_attention_dim" in config}
     found |= {name: config[name] for name in ("latent_channels",) if name in config}
     for name, channels in found.items():
-        if channels != LATENT_CHANNELS:
+        if channels != latents.channels:
             kind = kinds.get(channels, "a checkpoint of other latents")
             raise UnknownFamily(
-                f"{path}: {name}: {channels}, wanted {LATENT_CHANNELS}: this is {kind}, which axbake does not bake."
+                f"{path}: {name}: {channels}, wanted {latents.channels}: this is {kind}, which axbake does not bake."
                 " Give the checkpoint for text to image."
             )

@@ -1,10 +1,16 @@
-"""What is known of each model family. To add one: a file here, a row in FAMILIES, a paragraph in docs/families.md."""
+"""The model families. To add one: a file here that calls it FAMILY, a row in tests/tiny.py, a paragraph in docs/families.md."""
 
-from axbake.families.family import COMPONENTS, Component, Family, Layout, Shape, Shapes
-from axbake.families.sd1 import SD1
-from axbake.families.sd2 import SD2
-from axbake.families.vae import VAE
+import importlib
+import pkgutil
 
-FAMILIES = {family.name: family for family in (SD1, SD2)}
+from axbake.families.family import Family
 
-__all__ = ["COMPONENTS", "FAMILIES", "VAE", "Component", "Family", "Layout", "Shape", "Shapes"]
+
+def _found() -> dict[str, Family]:
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    families = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
+    return {family.name: family for family in families}
+
+
+#: Name -> family. Jobs do not look here: what a job needs of its family is in its settings.
+FAMILIES = _found()

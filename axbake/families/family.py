@@ -1,41 +1,69 @@
-"""What a model family is: how its checkpoints are laid out and what its networks are."""
+"""What a model family is: the whole of what differs between families, as values."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]  # of tensors, by name
-COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
-#: A tensor's name in the file -> its name in diffusers; several: those that its rows are parted among; None: not the network's
-Rename = Callable[[str], str | tuple[str, ...] | None]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names under which files hold a network."""
-
-    marker: (
-        str  # a tensor that the network has in every file of this layout; what stands before it is the prefix of all
-    )
-    renamer: Callable[[Shapes], Rename]  # from the shapes by name without prefix
+from axbake.networks.component import DECODER, DENOISER, ENCODER, Component, Shapes
+from axbake.networks.sampling import Sampling
+from axbake.runtime.values import Conditioning, Latents
 
 
 @dataclass(frozen=True)
-class Component:
-    """One network of a family."""
+class Process:
+    """How a prediction becomes a step."""
 
-    layouts: tuple[Layout, ...]
-    architecture: Callable[[Shapes], dict]  # config in diffusers' form, read from the renamed tensors' shapes
-    folder: str  # of a diffusers model
+    prediction_type: str | None  # what a denoiser predicts where the file does not say; None: there are both kinds
+    schedulers: tuple[str, ...]  # that a row may name
+    sampling: Callable[..., Sampling]  # (config, prediction_type, zero_terminal_snr=) -> how the denoiser is run
+    pipeline: Callable[..., Any]  # (denoiser, decoder, scheduler) -> diffusers' pipeline, which draws the reference
 
 
 @dataclass(frozen=True)
 class Family:
-    """One model family."""
+    """One model family.
+
+    Its file in `axbake/families` calls it FAMILY, and so it is found.
+    """
 
     name: str
     title: str
-    fits: Callable[[Shapes], bool]  # whether a UNet, by its tensors' shapes under diffusers' names, is this family's
-    components: Mapping[str, Component]  # text_encoder and unet; autoencoders are of no family
-    clip_skip: bool  # whether web UIs' clip skip shortens its text encoder
-    prediction_type: str | None  # what a UNet predicts where the file does not say; None: there are both kinds
+    fits: Callable[[Shapes], bool]  # whether a denoiser, by its tensors' shapes under diffusers' names, is this family's
+    components: tuple[Component, ...]
+    latents: Latents
+    conditioning: Conditioning
+    process: Process
+    clip_skip: bool = False  # whether web UIs' clip skip shortens its text encoders
+    resources: tuple[str, ...] = ()  # folders of data that its networks' configs are made from
+    #: Prediction -> architecture as Stability's model spec names it; empty: it is not written as one file
+    specification: Mapping[str, str] = field(default_factory=dict)
+
+    def component(self, name: str) -> Component:
+        """The component called *name*."""
+        return next(component for component in self.components if component.name == name)
+
+    def of_role(self, role: str) -> Component:
+        """The one component of *role*; of text encoders there may be several (`text_encoders`)."""
+        (component,) = (component for component in self.components if component.role == role)
+        return component
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the components."""
+        return tuple(component.name for component in self.components)
+
+    @property
+    def text_encoders(self) -> tuple[Component, ...]:
+        """In the order in which their tokens are joined."""
+        return tuple(self.component(name) for name in self.conditioning.encoders)
+
+    @property
+    def denoiser(self) -> Component:
+        return self.of_role(DENOISER)
+
+    @property
+    def autoencoder(self) -> tuple[Component, Component]:
+        """Encoder and decoder."""
+        return self.of_role(ENCODER), self.of_role(DECODER)
+
+

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from axbake.families.family import Shapes
+from axbake.networks.component import Shapes
 
 NOT_YET = "axbake bakes Stable Diffusion 1.x and 2.x, and this not yet."
 NO_UNET = "It is a transformer of rectified flow and no UNet: axbake has no export for it yet."

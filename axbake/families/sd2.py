@@ -1,37 +1,97 @@
 """Stable Diffusion 2.x: OpenCLIP ViT-H/14 text encoder without its last layer, UNet with wider context."""
 
-import functools
+from collections.abc import Callable, Mapping
 
-from axbake.families import architecture, names
-from axbake.families.family import Component, Family, Layout, Shapes
-from axbake.families.sd1 import CLIP, CONTEXT, OTHER_CONTEXT, UNET_LAYOUTS
+from axbake.families import sd1
+from axbake.families.family import Family, Process
+from axbake.networks import architecture, clip, names, unet
+from axbake.networks.autoencoder import LATENTS, VAE_DECODER, VAE_ENCODER
+from axbake.networks.component import DENOISER, TEXT, Component, Files, Graph, Naming, Shapes
+from axbake.networks.pipelines import stable_diffusion
+from axbake.runtime.values import Conditioning
 
 HEAD_WIDTH = 64  # channels of one attention head of the UNet: 5, 10, 20 and 20 heads
 PAD = 0  # "!", with which open_clip fills up
+LDM_OPEN_CLIP = "cond_stage_model.model."
 
 
-def fits(unet: Shapes) -> bool:
+def fits(denoiser: Shapes) -> bool:
     """By the width of the context; where it is neither family's (narrow models), by how its transformers begin."""
-    width = architecture.context_width(unet)
-    return width == OTHER_CONTEXT or (width != CONTEXT and architecture.has_linear_projections(unet))
+    width = architecture.context_width(denoiser)
+    return width == sd1.OTHER_CONTEXT or (width != sd1.CONTEXT and architecture.has_linear_projections(denoiser))
 
 
-SD2 = Family(
+def text_config(shapes: Shapes) -> dict:
+    """Config of its text encoder."""
+    return architecture.text_architecture(shapes, hidden_act="gelu", pad_token_id=PAD)
+
+
+def unet_config(shapes: Shapes) -> dict:
+    """Config of its UNet."""
+    return architecture.unet_architecture(shapes, heads=lambda channels: max(1, channels // HEAD_WIDTH))
+
+
+def ldm_text_name(config: Mapping) -> Callable[[str], str]:
+    """LDM's names of the text encoder: open_clip's, since LDM reads it so."""
+    return lambda name: LDM_OPEN_CLIP + names.open_clip_name(name)
+
+
+FAMILY = Family(
     name="sd2",
     title="Stable Diffusion 2.x",
     fits=fits,
-    components={
-        "text_encoder": Component(
-            (CLIP, Layout("transformer.resblocks.0.ln_1.weight", names.open_clip_renamer)),
-            functools.partial(architecture.text_architecture, hidden_act="gelu", pad_token_id=PAD),
-            "text_encoder",
+    components=(
+        Component(
+            name="text_encoder",
+            role=TEXT,
+            files=Files(
+                (clip.NAMING, Naming("transformer.resblocks.0.ln_1.weight", names.open_clip_renamer)),
+                text_config,
+                clip.FOLDER,
+                clip.PREFIX,
+                clip.TOLD,
+                ldm_name=ldm_text_name,
+            ),
+            build=clip.build,
+            graphs=(Graph("text_encoder", clip.interface, clip.cut),),
+            columns=(),
+            width=clip.width,
+            example=clip.example,
         ),
-        "unet": Component(
-            UNET_LAYOUTS,
-            functools.partial(architecture.unet_architecture, heads=lambda channels: max(1, channels // HEAD_WIDTH)),
-            "unet",
+        Component(
+            name="unet",
+            role=DENOISER,
+            files=Files(
+                unet.NAMINGS,
+                unet_config,
+                unet.FOLDER,
+                unet.PREFIX,
+                unet.TOLD,
+                unet.WITHOUT,
+                ldm_name=sd1.ldm_unet_name,
+                averaged=True,
+            ),
+            build=unet.build,
+            graphs=(Graph("unet", sd1.unet_interface, unet.cut),),
+            columns=unet.COLUMNS,
+            width=unet.width,
+            variant=architecture.unet_variant,
+            with_rows=unet.with_rows,
+            rows=unet.time_rows,
+            example=unet.example,
         ),
-    },
+        VAE_ENCODER,
+        VAE_DECODER,
+    ),
+    latents=LATENTS,
+    conditioning=Conditioning(("text_encoder",)),
+    process=Process(
+        None,  # 2.x base predicts the noise, 2.x at 768 pixels the velocity, and their shapes are the same
+        sd1.SCHEDULERS,
+        unet.sampling,
+        stable_diffusion,
+    ),
     clip_skip=False,  # AUTOMATIC1111's `modules/sd_hijack_open_clip.py` passes it by
-    prediction_type=None,  # 2.x base predicts the noise, 2.x at 768 pixels the velocity, and their shapes are the same
+    resources=("resources/sd1",),
+    specification={"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"},
 )

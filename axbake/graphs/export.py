@@ -1,4 +1,4 @@
-"""ONNX graphs of fixed shapes, one a component, with the names that published on-board programs ask for.
+"""ONNX graphs of fixed shapes, with the names that published on-board programs ask for.
 
 The weights are never in memory all at once. The network is traced on fake tensors, so the graph has names where its weights
 belong; onnxsim simplifies that graph, and while the graph is saved each weight is read from the safetensors file, converted
@@ -6,7 +6,7 @@ and written, one at a time.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,13 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, R
 from onnxscript.optimizer import fold_constants
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from axbake.checkpoints import components
-from axbake.checkpoints.weights import Description, read_description, read_shapes, read_tensor
 from axbake.errors import AxbakeError
-from axbake.graphs.interface import TOKENS, Interface, interface, takes_timestep
+from axbake.networks.component import Graph as Piece
+from axbake.networks.component import Interface
+from axbake.weights.files import read_description, read_shapes, read_tensor
+from axbake.weights.networks import Build
 
 OPSET = 18  # torch's exporter writes it without conversion; 17 and 18 are in published builds for AX650
-# What a causal mask adds to a score that must not count. -inf, or float32's lowest number, would take up the whole range
-# of a quantised tensor; exp(-100) is 4e-44, nothing beside scores that differ by tens.
-MASKED = -100.0
 IN_FLIGHT = 256 << 20  # bytes of tensors in memory while they are written
 
 
@@ -35,114 +33,40 @@ class ExportError(AxbakeError):
     """The graph is not what the rest of axbake relies on."""
 
 
-class TextEncoder(torch.nn.Module):
-    """CLIP's text encoder with its causal mask as a bounded constant."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        mask = torch.triu(torch.full((TOKENS, TOKENS), MASKED), 1)[None, None]
-        hidden = self.model.embeddings(input_ids=input_ids, position_ids=torch.arange(TOKENS)[None])
-        hidden = self.model.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-        return self.model.final_layer_norm(hidden)
-
-
-class Passed(torch.nn.Module):
-    """Stands where the time embedding was: hands on the row that comes from outside."""
-
-    def forward(self, sample: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
-        return sample
-
-
-class CutUnet(torch.nn.Module):
-    """A UNet whose third input is the time embedding's row after SiLU, as every resnet would compute it anew.
-
-    The rows of a schedule are few and known, so the host computes them once (`schedule.npz`), in float32.
-    """
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-        model.time_embedding = Passed()
-        model.get_time_embed = lambda sample, timestep: timestep
-        for module in model.modules():
-            if hasattr(module, "skip_time_act"):
-                module.skip_time_act = True
-
-    def forward(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        return self.model(sample, row, encoder_hidden_states, return_dict=False)[0]
-
-
-class WholeUnet(torch.nn.Module):
-    """A UNet that takes the timestep, its time embedding within."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
-    ) -> torch.Tensor:
-        return self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-
-
-def _wrapper(component: str, face: Interface) -> Callable[[Any], torch.nn.Module] | None:
-    """What gives the network of *component* the inputs of *face*; the VAE's halves have them."""
-    if component == "unet":
-        return WholeUnet if takes_timestep(face.inputs) else CutUnet
-    return TextEncoder if component == "text_encoder" else None
-
-
 def export_onnx(
-    weights: Path,
-    *,
-    graph: Path,
-    tensors: Path,
-    height: int | None = None,
-    width: int | None = None,
-    prompt_chunks: int = 1,
-    program: str = "axera",
+    weights: Path, *, build: Build, piece: Piece, columns: Mapping[str, Any], graph: Path, tensors: Path
 ) -> None:
-    """Trace the component of *weights* into *graph*, its tensors in one file beside it.
+    """Trace one graph of the network of *weights* into *graph*, its tensors in one file beside it.
 
     The same weights and sizes give the same bytes. Peak memory is that of tracing: 0.7 GB for SD 1.5's UNet.
 
     Args:
         weights: `weights/{component}.safetensors`.
+        build: the component's.
+        piece: which graph, of the component's.
+        columns: those that its interface asks for, by name: picture size in pixels, chunks of a prompt, program.
         graph: ONNX file to write, opset 18.
         tensors: file to write beside it; the graph refers to it by name.
-        height, width: image pixels, multiples of 8; the text encoder has none.
-        prompt_chunks: chunks of 77 tokens in the UNet's context.
-        program: whose names the inputs have, and in which form the UNet takes the time (`axbake.graphs.interface`).
 
     Raises:
         ExportError: the graph has weights that the safetensors file has not.
     """
-    description = read_description(weights)
-    component, config = description.component, description.config
-    face = interface(component, config, height=height, width=width, prompt_chunks=prompt_chunks, program=program)
-    if takes_timestep(face.inputs) and config.get("time_cond_proj_dim"):
-        raise ExportError(
-            "unet: takes the guidance scale in its time embedding, which program: euler does not give it. Take program: axera."
-        )
-    model = _trace(description, face)
+    config = read_description(weights).config
+    face = piece.interface(config, **columns)
+    model = _trace(build, config, piece, face)
     names = _attach_weights(model, weights)
     _fold_constants(model)
     simplified = _simplify(model, weights, names)
     _fold_transposes(simplified)
-    _tidy(simplified, description.component)
+    _tidy(simplified, piece.name)
     # Two at once: one is read and widened while the other goes to the disk.
     ir.save(simplified, graph, external_data=tensors.name, max_workers=2, max_in_flight_bytes=IN_FLIGHT)
 
 
-def _trace(description: Description, face: Interface) -> ir.Model:
+def _trace(build: Build, config: dict, piece: Piece, face: Interface) -> ir.Model:
     """The graph of the network, its weights without values."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        network = components.build(description.component, description.config)
-        if wrap := _wrapper(description.component, face):
-            network = wrap(network)
+        network = piece.cut(build(config).eval().requires_grad_(False), face)
         example = tuple(torch.zeros(input.shape, dtype=getattr(torch, input.dtype)) for input in face.inputs.values())
         program = torch.onnx.export(
             network.eval(),
@@ -150,7 +74,7 @@ def _trace(description: Description, face: Interface) -> ir.Model:
             dynamo=True,
             opset_version=OPSET,
             input_names=list(face.inputs),
-            output_names=[face.output],
+            output_names=list(face.outputs),
             optimize=False,  # folding would ask the fake weights for their values
             verbose=False,
         )
@@ -236,10 +160,10 @@ def _transposed(tensor: ir.LazyTensor) -> ir.Tensor:
     return ir.tensor(np.ascontiguousarray(tensor.numpy().T))
 
 
-def _tidy(model: ir.Model, component: str) -> None:
+def _tidy(model: ir.Model, name: str) -> None:
     """Drop what differs from machine to machine (paths in stack traces), and name weights as in the weights file."""
     model.producer_name, model.producer_version, model.doc_string = "axbake", None, None
-    model.graph.name, model.graph.doc_string = component, None
+    model.graph.name, model.graph.doc_string = name, None
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph:

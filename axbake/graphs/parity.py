@@ -1,102 +1,105 @@
-"""Whether an ONNX graph computes what the torch network does."""
+"""Whether ONNX graphs compute what the torch network does."""
 
 import gc
 import json
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
-from axbake.checkpoints import components
-from axbake.checkpoints.weights import Description, read_description
-from axbake.drawing.distance import psnr
-from axbake.errors import AxbakeError
-from axbake.graphs.interface import TIME_INPUT, TIMESTEP_INPUT, TOKENS
+from axbake.distance import psnr
+from axbake.networks.component import Graph as Piece
+from axbake.runtime.session import open_model, open_models
+from axbake.weights import networks
+from axbake.weights.files import read_description
 
 logger = logging.getLogger(__name__)
 SEED = 0
-TIMESTEP = 500  # in the middle of the noise levels
+Arrays = dict[str, np.ndarray]
 
 
-class ParityError(AxbakeError):
-    """A graph is too far from its network."""
-
-
-def check_parity(
+def measure_parity(
     weights: Path,
-    graph: Path,
-    tensors: Path,
+    graphs: Sequence[Path],
+    tensors: Sequence[Path],
     *,
-    min_psnr: float,
+    component: str,
+    build: networks.Build,
+    pieces: Sequence[Piece],
+    example: Callable[..., Any],
+    columns: Mapping[str, Any],
     parity: Path,
-    height: int | None = None,
-    width: int | None = None,
-    prompt_chunks: int = 1,
 ) -> None:
-    """Run *graph* in ONNX Runtime and its network in torch on the same seeded inputs; write the distance to *parity*.
+    """Run *graphs* in ONNX Runtime and their network in torch on the same seeded inputs; write the distance to *parity*.
 
-    Torch runs the network as it was trained: the UNet with its time embedding, the text encoder with its own causal mask.
+    Torch runs the network as it was trained: the UNet with its time embedding, the text encoder with its own causal mask. Where
+    there are several graphs, each is also compared alone with its slice of the network, on what the slices before it give.
 
     Args:
-        tensors: of the graph, beside it under the name by which it refers to them.
-        min_psnr: least PSNR of the output, in dB.
-        height, width: image pixels; the text encoder has none.
-        prompt_chunks: chunks of 77 tokens in the UNet's context.
-
-    Raises:
-        ParityError: the output is farther away. Nothing is written then.
+        weights: `weights/{component}.safetensors`.
+        graphs: in the order in which they run.
+        tensors: of the graphs, beside them under the names by which they refer to them.
+        build, pieces, example, columns: the component's: how it is built, its graphs, its example, the columns of its graphs.
+        parity: JSON to write: PSNR in dB and largest error of the whole, and of each graph. What must be reached is compared by
+            `axbake.judging`.
     """
-    description = read_description(weights)
-    arrays, wanted = _run_torch(weights, description, height=height, width=width, prompt_chunks=prompt_chunks)
+    config = read_description(weights).config
+    faces = [piece.interface(config, **columns) for piece in pieces]
+    made = {name for face in faces for name in face.outputs}
+    whole = _whole(faces, made)
+    with torch.inference_mode():
+        inputs, wanted = example(networks.load(weights, build), whole, config, torch.Generator().manual_seed(SEED))
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    slices = _slices(weights, build, config, pieces, faces, inputs) if len(pieces) > 1 else []
     gc.collect()  # torch's copy of the weights goes before ONNX Runtime loads its own
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    output = session.get_outputs()[0].name
-    names = [node.name for node in session.get_inputs()]
-    # What only one component takes has a name of the target's program.
-    inputs = {name: arrays[name] if len(arrays) > 1 else next(iter(arrays.values())) for name in names}
-    (found,) = session.run([output], inputs)
-    decibels = psnr(wanted, found)
+    chain = open_models(graphs)
+    (output,) = chain.outputs
+    found = chain.run({name: arrays[name] for name in chain.inputs})[output]
+    reference = wanted.numpy()
     result = {
-        "component": description.component,
+        "component": component,
         "compared": "ONNX Runtime against torch, float32",
         "output": output,
-        "psnr_db": round(decibels, 2),
-        "largest_error": float(np.abs(wanted - found).max()),
-        "min_psnr_db": min_psnr,
+        "psnr_db": round(psnr(reference, found), 2),
+        "largest_error": float(np.abs(reference - found).max()),
     }
-    if decibels < min_psnr:
-        raise ParityError(
-            f"{description.component}: onnx against torch is {decibels:.1f} dB, below the {min_psnr:g} dB of config"
-            f" parity/min_psnr/{description.component}; output: {output}. The graph is not the network; do not bake it."
-        )
-    logger.info("%s: onnx against torch is %.1f dB", description.component, decibels)
+    del chain
+    if slices:
+        result["graphs"] = {
+            piece.name: _compare(path, *slice) for piece, path, slice in zip(pieces, graphs, slices, strict=True)
+        }
+    logger.info("%s: onnx against torch is %.1f dB", component, result["psnr_db"])
     parity.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _run_torch(
-    weights: Path, description: Description, *, height: int | None, width: int | None, prompt_chunks: int
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Seeded inputs of the graph by name, and what the network makes of them; of the UNet the time in both forms."""
-    generator = torch.Generator().manual_seed(SEED)
-    network = components.load(weights)
-    with torch.inference_mode():
-        if description.component == "text_encoder":
-            ids = torch.randint(0, description.config["vocab_size"], (1, TOKENS), generator=generator)
-            return {"input_ids": ids.numpy()}, network(ids).last_hidden_state.numpy()
-        assert height and width
-        if description.component == "vae_encoder":
-            image = torch.rand((1, 3, height, width), generator=generator) * 2 - 1
-            return {"image_sample": image.numpy()}, network(image).numpy()
-        latent = torch.randn((1, 4, height // 8, width // 8), generator=generator)
-        if description.component == "vae_decoder":
-            return {"latent": latent.numpy()}, network(latent).numpy()
-        context = torch.randn(
-            (1, prompt_chunks * TOKENS, description.config["cross_attention_dim"]), generator=generator
-        )
-        time = torch.tensor([TIMESTEP], dtype=torch.int32)
-        row = torch.nn.functional.silu(network.time_embedding(network.get_time_embed(latent, time)))
-        output = network(latent, time, context, return_dict=False)[0]
-        time_inputs = {TIME_INPUT: row.numpy(), TIMESTEP_INPUT: time.numpy()}
-        return {"sample": latent.numpy(), "encoder_hidden_states": context.numpy(), **time_inputs}, output.numpy()
+def _whole(faces: Sequence[Any], made: set[str]) -> Any:
+    """What a chain of graphs takes and gives together."""
+    inputs = {name: tensor for face in faces for name, tensor in face.inputs.items() if name not in made}
+    return type(faces[0])(inputs, faces[-1].outputs)
+
+
+def _slices(
+    weights: Path, build: networks.Build, config: dict, pieces: Sequence[Piece], faces: Sequence[Any], inputs: dict
+) -> list[tuple[Arrays, Arrays]]:
+    """What each slice of the network takes and gives in torch, the slices run one after the other."""
+    known, found = dict(inputs), []
+    for piece, face in zip(pieces, faces, strict=True):
+        taken = {name: known[name] for name in face.inputs}
+        with torch.inference_mode():
+            given = piece.cut(networks.load(weights, build), face)(*taken.values())
+        outputs = dict(zip(face.outputs, given if isinstance(given, tuple) else (given,), strict=True))
+        known |= outputs
+        found.append(({n: t.numpy() for n, t in taken.items()}, {n: t.numpy() for n, t in outputs.items()}))
+    return found
+
+
+def _compare(graph: Path, inputs: Arrays, wanted: Arrays) -> dict[str, float]:
+    """PSNR of a graph's worst output in dB, and its largest error."""
+    found = open_model(graph).run(inputs)
+    return {
+        "psnr_db": round(min(psnr(wanted[name], found[name]) for name in wanted), 2),
+        "largest_error": float(max(np.abs(wanted[name] - found[name]).max() for name in wanted)),
+    }

@@ -14,7 +14,7 @@ from typing import Any
 from axbake.checkpoints.containers import Container, UnreadableCheckpoint, form_of, open_safetensors
 from axbake.digest import remembered
 from axbake.errors import AxbakeError
-from axbake.families import Shapes
+from axbake.networks.component import Shapes
 from axbake.jobs.identity import code_digest
 
 #: What stands before a module's name -> the network that it is in

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lycoris.functional import general, locon, loha, lokr
 
-from axbake.families import Shapes
+from axbake.networks.component import Shapes
 from axbake.loras.files import LoraError, LoraFile, Module, check_family, listed, peft_config, read_lora
 from axbake.loras.names import spellings
 

@@ -2,8 +2,8 @@
 
 import re
 
-from axbake.checkpoints.single_file import unet_name
-from axbake.families import Shapes
+from axbake.networks.component import Shapes
+from axbake.networks.names import ldm_unet_name
 
 
 def spellings(component: str, shapes: Shapes) -> dict[str, str]:
@@ -22,7 +22,7 @@ def spellings(component: str, shapes: Shapes) -> dict[str, str]:
 
 def _names_of(component: str, module: str) -> list[str]:
     if component == "unet":
-        return [module, unet_name(f"{module}.weight").removesuffix(".weight"), _of_processor(module, "to_out.0")]
+        return [module, ldm_unet_name(f"{module}.weight").removesuffix(".weight"), _of_processor(module, "to_out.0")]
     # The attention processors called its projections as diffusers' own. transformers 5 leaves out `text_model`.
     processor = _of_processor(re.sub(r"self_attn\.([qkv])_proj", r"self_attn.to_\1", module), "out_proj")
     return [f"{start}{name}" for start in ("text_model.", "") for name in (module, processor)]

@@ -1,7 +1,6 @@
 """How far two tensors or pictures are apart."""
 
 import numpy as np
-from skimage.metrics import structural_similarity
 
 IDENTICAL = 200.0  # dB, said of equal tensors: float32 cannot differ by so little, and JSON has no infinity
 
@@ -24,4 +23,24 @@ def psnr(reference: np.ndarray, other: np.ndarray, *, peak: float | None = None)
 
 def ssim(reference: np.ndarray, other: np.ndarray) -> float:
     """Structural similarity of two (H, W, 3) uint8 pictures, 1 for equal ones (Wang et al. 2004, as scikit-image has it)."""
+    from skimage.metrics import structural_similarity  # here, since it takes a second, and figures of tensors do without
+
     return float(structural_similarity(reference, other, channel_axis=2, data_range=255))
+
+
+def sqnr(reference: np.ndarray, other: np.ndarray) -> float:
+    """Signal to quantisation noise of *other* against *reference*: of their powers, in dB, at most `IDENTICAL`."""
+    wanted, found = reference.astype(np.float64), other.astype(np.float64)
+    signal, noise = float(np.mean(wanted**2)), float(np.mean((wanted - found) ** 2))
+    if noise == 0:
+        return IDENTICAL
+    if signal == 0 or not np.isfinite(noise):
+        return -IDENTICAL
+    return float(np.clip(10 * np.log10(signal / noise), -IDENTICAL, IDENTICAL))
+
+
+def cosine(reference: np.ndarray, other: np.ndarray) -> float:
+    """Cosine of the angle between two tensors: 1 for the same direction; 0 where one is all zeros or not finite."""
+    wanted, found = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    length = float(np.linalg.norm(wanted) * np.linalg.norm(found))
+    return float(wanted @ found / length) if length and np.isfinite(length) else 0.0

@@ -1,4 +1,4 @@
-"""Names of tensors: those that checkpoints have, to those of diffusers and transformers.
+"""Names of tensors: those that checkpoints have, to those of diffusers and transformers, and back.
 
 LDM names as in CompVis' `ldm` (`openaimodel.py`, `model.py` of the autoencoder), diffusers names as in its
 `UNet2DConditionModel` and `AutoencoderKL`; transformers' `CLIPTextModel` (version 5) and open_clip's `transformer.py`.
@@ -6,7 +6,7 @@ LDM names as in CompVis' `ldm` (`openaimodel.py`, `model.py` of the autoencoder)
 
 import re
 
-from axbake.families.family import Rename, Shapes
+from axbake.networks.component import Rename, Shapes
 
 RESNET = {
     "in_layers.0": "norm1",
@@ -51,6 +51,10 @@ OPEN_CLIP_ENDS = {
 }
 # Stable Diffusion 2.x takes what the last but one of ViT-H's 24 layers gives; files hold the last one or do not.
 OPEN_CLIP_UNUSED_LAYER = 23
+LDM_UNET_MARKER, DIFFUSERS_UNET_MARKER = "input_blocks.0.0.weight", "time_embedding.linear_1.weight"
+# Numbers of each level in LDM's names that are written, whatever it holds: diffusers' converter numbers so, and
+# stable-diffusion.cpp's narrow UNets expect its gaps.
+STRIDE = 3
 
 
 def _renamed_start(name: str, table: dict[str, str]) -> str | None:
@@ -195,3 +199,58 @@ def open_clip_renamer(shapes: Shapes) -> Rename:
         return f"{place}.{_renamed_start(m[2], OPEN_CLIP) or m[2]}"
 
     return rename
+
+
+def _swapped_start(name: str, table: dict[str, str]) -> str | None:
+    """*name* with its start replaced as in *table*, from right to left; None if no entry is its start."""
+    for new, old in table.items():
+        if name.startswith(old + "."):
+            return new + name[len(old) :]
+    return None
+
+
+def ldm_unet_name(name: str) -> str:
+    """LDM's name of a UNet's tensor; what LDM has not keeps its own, as diffusers' converter leaves it."""
+    if name == "time_embedding.cond_proj.weight":
+        return name
+    if end := _swapped_start(name, UNET_ENDS):
+        return end
+    if m := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):
+        place = f"middle_block.{2 * int(m[2]) if m[1] == 'resnets' else 1}"
+        return f"{place}.{_swapped_start(m[3], RESNET) if m[1] == 'resnets' else m[3]}"
+    m = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name)
+    assert m, f"{name}: no tensor of a UNet"
+    side, level, kind, index, rest = m[1], int(m[2]), m[3], int(m[4]), m[5]
+    if kind == "downsamplers":
+        return f"input_blocks.{STRIDE * (level + 1)}.0.op.{rest.removeprefix('conv.')}"
+    if kind == "upsamplers":
+        return f"output_blocks.{STRIDE * level + 2}.{2 if level else 1}.{rest}"
+    place = (
+        f"input_blocks.{STRIDE * level + index + 1}" if side == "down" else f"output_blocks.{STRIDE * level + index}"
+    )
+    return f"{place}.0.{_swapped_start(rest, RESNET)}" if kind == "resnets" else f"{place}.1.{rest}"
+
+
+def ldm_vae_name(name: str, levels: int) -> str:
+    """LDM's name of a tensor of an autoencoder of so many levels."""
+    name = re.sub(r"\.down_blocks\.(\d+)\.resnets\.", r".down.\1.block.", name)
+    name = re.sub(r"\.down_blocks\.(\d+)\.downsamplers\.0\.", r".down.\1.downsample.", name)
+    name = re.sub(r"\.up_blocks\.(\d+)\.resnets\.", lambda m: f".up.{levels - 1 - int(m[1])}.block.", name)
+    name = re.sub(r"\.up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f".up.{levels - 1 - int(m[1])}.upsample.", name)
+    name = re.sub(r"\.mid_block\.resnets\.(\d)\.", lambda m: f".mid.block_{int(m[1]) + 1}.", name)
+    if m := re.fullmatch(r"(\w+)\.mid_block\.attentions\.0\.(.+)", name):
+        name = f"{m[1]}.mid.attn_1.{_swapped_start(m[2], VAE_ATTENTION)}"
+    return name.replace("conv_shortcut", "nin_shortcut").replace(".conv_norm_out.", ".norm_out.")
+
+
+def open_clip_name(name: str) -> str:
+    """open_clip's name of a text encoder's tensor; query, key and value get one name."""
+    for new, old in OPEN_CLIP_ENDS.items():
+        if name == old:
+            return new
+    m = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name)
+    assert m, f"{name}: no tensor of a text encoder"
+    place = f"transformer.resblocks.{m[1]}"
+    if fused := re.fullmatch(r"self_attn\.[qkv]_proj\.(weight|bias)", m[2]):
+        return f"{place}.attn.in_proj_{fused[1]}"
+    return f"{place}.{_swapped_start(m[2], OPEN_CLIP)}"

@@ -4,8 +4,6 @@ Vectors become rows of the token table, behind CLIP's own, so a compiled text en
 """
 
 import re
-import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from axbake.checkpoints.embeddings import VOCABULARY, EmbeddingError, read_embedding
-from axbake.checkpoints.importing import import_checkpoint
-from axbake.checkpoints.weights import read_description
 from axbake.errors import AxbakeError
-from axbake.families import FAMILIES, Family
 from axbake.runtime.prompt import CHUNK
+from axbake.weights.files import read_description
 
 TOKEN_TABLE = "embeddings.token_embedding.weight"
 # What an embedding was made for, by the width of its vectors
@@ -30,50 +26,20 @@ class ClipSkipError(AxbakeError):
     """A text encoder is not to be shortened, or has not as many layers as are to be left out."""
 
 
-def import_text_encoder(
-    checkpoint: Path,
-    embeddings: list[Path],
-    loras: Sequence[Path] = (),
-    *,
-    clip_skip: int,
-    weights: Path,
-    strengths: Sequence[float] = (),
+def change_text_encoder(
+    plain: Path, embeddings: list[Path], *, title: str, clip_skip: int, shortened: bool, weights: Path
 ) -> None:
-    """Write the text encoder of *checkpoint* with *loras* and *embeddings*, and without its last layers.
-
-    Without embeddings, and with a clip skip of 1, it is what `import_checkpoint` writes, to the byte.
-
-    Args:
-        checkpoint, loras, strengths: as for `import_checkpoint`.
-        embeddings: files of textual-inversion embeddings; their vectors follow CLIP's in the token table, in this order, in
-            the type that the table is stored in.
-        clip_skip: the last *clip_skip* - 1 layers are left out; the final norm stays, as in AUTOMATIC1111's
-            `modules/sd_hijack_clip.py` (`CLIP_stop_at_last_layers`).
-        weights: the safetensors file to write.
-
-    Raises:
-        EmbeddingError, ClipSkipError, and the errors of `import_checkpoint`.
-    """
-    with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".") as beside:
-        plain = Path(beside) / weights.name
-        import_checkpoint(checkpoint, loras, component="text_encoder", weights=plain, strengths=strengths)
-        if not embeddings and clip_skip == 1:
-            plain.replace(weights)
-            return
-        description = read_description(plain)
-        _check_family(FAMILIES[description.family], clip_skip=clip_skip)
-        layers = _layers_left(description.config["num_hidden_layers"], clip_skip=clip_skip)
-        tensors = _with_embeddings(_without_last_layers(load_file(plain), layers), embeddings)
-    config = description.config | {"num_hidden_layers": layers, "vocab_size": len(tensors[TOKEN_TABLE])}
-    save_file(tensors, weights, metadata=replace(description, config=config).as_metadata())
-
-
-def _check_family(family: Family, *, clip_skip: int) -> None:
-    if clip_skip > 1 and not family.clip_skip:
+    """Write the text encoder *plain* with *embeddings*, and without its last layers (`axbake.weights.importing`)."""
+    description = read_description(plain)
+    if clip_skip > 1 and not shortened:
         raise ClipSkipError(
-            f"clip_skip: {clip_skip}, wanted 1: the text encoder of {family.title} ends before its last layer as it is, and"
+            f"clip_skip: {clip_skip}, wanted 1: the text encoder of {title} ends before its last layer as it is, and"
             " AUTOMATIC1111's web UI draws the same with any clip skip. Set 1 in the table."
         )
+    layers = _layers_left(description.config["num_hidden_layers"], clip_skip=clip_skip)
+    tensors = _with_embeddings(_without_last_layers(load_file(plain), layers), embeddings)
+    config = description.config | {"num_hidden_layers": layers, "vocab_size": len(tensors[TOKEN_TABLE])}
+    save_file(tensors, weights, metadata=replace(description, config=config).as_metadata())
 
 
 def _layers_left(layers: int, *, clip_skip: int) -> int:

@@ -1,19 +1,21 @@
-"""What a model's UNet saw, as samples: inputs of the exported graph, each of one prompt, one step and one branch.
+"""What a model's denoiser saw, as samples: inputs of its graphs, each of one prompt, one step and one branch.
 
 Besides the two branches of guidance there is the empty prompt, the negative prompt of everyone who gives none. Where the row has
 a negative prompt of its own, the empty one is put to the latents that are recorded anyway, at each step to one prompt's: nothing
 has to be drawn for it, and that is how it is used.
 """
 
-from collections.abc import Iterable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from axbake.graphs.interface import unet_feed
-from axbake.runtime.sampler import Schedule, load_schedule
+from axbake.runtime.sampler import Schedule, Time, load_schedule
 
+SAMPLE, TEXT = "sample", "encoder_hidden_states"  # names that every program has
 PROMPT, NEGATIVE, EMPTY = range(3)
 BRANCHES = ("prompt", "negative prompt", "empty prompt")
 
@@ -21,7 +23,25 @@ Which = tuple[int, int, int]  # prompt, step, branch
 
 
 @dataclass(frozen=True)
-class UnetSamples:
+class TakenInputs:
+    """What a denoiser's graphs take: `sample`, `encoder_hidden_states`, and one more, the time in one of its forms."""
+
+    time: str  # name of that input
+    shape: tuple[int, ...]  # (1,): the timestep; else the row
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> TakenInputs:
+        """Of a denoiser whose inputs have these *shapes*, by name."""
+        ((time, shape),) = ((name, shape) for name, shape in shapes.items() if name not in (SAMPLE, TEXT))
+        return cls(time, tuple(shape))
+
+    def feed(self, latent: np.ndarray, text: np.ndarray, time: Time) -> dict[str, np.ndarray]:
+        """What the graphs are given: the scaled *latent*, an embedded prompt, and the time in the form that they take."""
+        return {SAMPLE: latent, TEXT: text, self.time: time.value(self.shape)}
+
+
+@dataclass(frozen=True)
+class DenoiserSamples:
     """What was recorded of P prompts (`trajectories`), and the schedule of N steps that it was recorded with."""
 
     prompts: tuple[str, ...]
@@ -30,7 +50,7 @@ class UnetSamples:
     latents: np.ndarray  # (P, N + 1, 1, 4, h, w) float32
     negative_prompt: str
     schedule: Schedule
-    names: tuple[str, ...]  # of the exported graph's inputs
+    inputs_taken: TakenInputs
 
     @property
     def steps(self) -> list[int]:
@@ -68,27 +88,26 @@ class UnetSamples:
         return set(np.flatnonzero(self.tokens == self.tokens.max()).tolist())
 
     def inputs(self, which: Which) -> dict[str, np.ndarray]:
-        """The sample, by the names of the exported graph: float32, and the timestep int32."""
+        """The sample, by the names of the graphs: float32, and the timestep int32."""
         prompt, step, branch = which
         latent = (self.latents[prompt, step] * self.schedule.input_scale[step]).astype(np.float32)
-        return unet_feed(
-            self.names, latent, self.texts[branch][prompt if branch == PROMPT else 0], self.schedule.time(step)
-        )
+        text = self.texts[branch][prompt if branch == PROMPT else 0]
+        return self.inputs_taken.feed(latent, text, self.schedule.time(step))
 
     def all_inputs(self, chosen: list[Which]) -> Iterator[dict[str, np.ndarray]]:
         """`inputs` of each of *chosen*."""
         return map(self.inputs, chosen)
 
 
-def load_unet_samples(trajectories: Path, schedule: Path, names: Iterable[str]) -> UnetSamples:
-    """The samples in `calibration/trajectories.npz` and `schedule.npz`, for a graph whose inputs are called *names*."""
+def load_samples(trajectories: Path, schedule: Path, taken: TakenInputs) -> DenoiserSamples:
+    """The samples in `calibration/trajectories.npz` and `schedule.npz`, for graphs that take *taken*."""
     with np.load(trajectories, allow_pickle=False) as arrays:
-        return UnetSamples(
+        return DenoiserSamples(
             prompts=tuple(map(str, arrays["prompts"])),
             tokens=arrays["tokens"],
             texts=(arrays["prompt_embeds"], arrays["negative_embeds"][None], arrays["empty_embeds"][None]),
             latents=arrays["latents"],
             negative_prompt=str(arrays["negative_prompt"]),
             schedule=load_schedule(schedule),
-            names=tuple(names),
+            inputs_taken=taken,
         )

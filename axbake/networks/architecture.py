@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from axbake.families.family import Shapes
+from axbake.networks.component import Shapes
 
 CONFIGS = Path(__file__).parents[2] / "resources" / "sd1"
 TEXT_HEAD_WIDTH = 64  # channels of one attention head in every CLIP text encoder: 12 heads at 768, 16 at 1024

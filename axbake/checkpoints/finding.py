@@ -1,0 +1,253 @@
+"""The networks inside a checkpoint: which family they are of, and their tensors by diffusers' names.
+
+Almost everything is decided from the header (names, shapes, types). Tensor data is only copied, and converted where it is stored
+in eight bits.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from axbake.checkpoints.containers import Container, open_container
+from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily, check_channels, check_limits, check_told
+from axbake.families.family import Family
+from axbake.families.others import recognise
+from axbake.networks.component import DECODER, ENCODER, Component, Naming, Shapes
+from axbake.networks.names import ema_renamer
+from axbake.runtime.values import Latents
+
+#: Type that a weight is stored in -> type that it is imported as
+PRECISIONS = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32", "F8_E4M3": "F16", "F8_E5M2": "F16"}
+SCALES = (".scale_weight", ".weight_scale")  # beside a weight in 8 bits, which is to be multiplied by it (ComfyUI)
+NO_WEIGHTS = (*SCALES, ".scale_input", ".input_scale", "scaled_fp8")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor of a network comes from."""
+
+    name: str  # in the file
+    part: int = 0  # which of *parts* equal parts of its rows
+    parts: int = 1
+    scale: str | None = None  # name of the tensor that it is to be multiplied by
+
+
+@dataclass(frozen=True)
+class Found:
+    """One component inside a checkpoint."""
+
+    config: dict  # diffusers' form
+    prefix: str  # of its names in the file
+    origins: Mapping[str, Origin]  # by diffusers name
+    shapes: Shapes  # by diffusers name; 1×1 convolutions of the VAE's attention already as matrices
+
+
+def _prefixes(shapes: Shapes, naming: Naming) -> list[str]:
+    """What stands before the names of a network that *naming* names, each time that it is there."""
+    end = naming.marker
+    return sorted(name.removesuffix(end) for name in shapes if name == end or name.endswith(f".{end}"))
+
+
+def find_names(path: Path, shapes: Shapes, component: Component) -> tuple[str, Mapping[str, Origin]]:
+    """Prefix of *component*'s names, and its tensors by their diffusers names.
+
+    Raises:
+        TensorMismatch: not there, there twice, or two tensors become one.
+    """
+    namings = component.files.namings
+    places = [(naming, prefix) for naming in namings for prefix in _prefixes(shapes, naming)]
+    # Converted files may have names of both kinds under one prefix.
+    if len({prefix for _, prefix in places}) != 1:
+        found = " and ".join(f"{prefix}{naming.marker}" for naming, prefix in places)
+        wanted = " or ".join(naming.marker for naming in namings)
+        why = f"there are several: {found}" if found else f"wanted a tensor {wanted}, with any prefix"
+        vae = ", or another VAE in the column vae" if component.role in (ENCODER, DECODER) else ""
+        raise TensorMismatch(
+            f"{path}: cannot tell where its {component.name} is: {why}. Give a whole checkpoint of one model{vae}."
+        )
+    naming, prefix = places[0]
+    inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    rename = naming.renamer(inside)
+    origins: dict[str, Origin] = {}
+    for name in sorted(inside):
+        if name.endswith(NO_WEIGHTS):
+            continue
+        new = rename(name)
+        news = (new,) if isinstance(new, str) else new or ()
+        stem = name.removesuffix(".weight")
+        scale = next((f"{prefix}{stem}{end}" for end in SCALES if f"{stem}{end}" in inside and stem != name), None)
+        for part, each in enumerate(news):
+            if each in origins:
+                raise TensorMismatch(f"{path}: {origins[each].name} and {prefix}{name} are both {each}")
+            origins[each] = Origin(prefix + name, part, len(news), scale)
+    return prefix, origins
+
+
+def _part_shape(new: str, shape: tuple[int, ...], origin: Origin) -> tuple[int, ...]:
+    """Shape of a tensor once it is taken out of the file's."""
+    # LDM's attention in the VAE has 1×1 convolutions, diffusers' has matrices.
+    if ".attentions.0.to_" in new and shape[2:] == (1, 1):
+        return shape[:2]
+    return (shape[0] // origin.parts, *shape[1:]) if origin.parts > 1 and shape else shape
+
+
+def open_checkpoint(path: Path, averaged: Sequence[Naming] = ()) -> Container:
+    """A view of the safetensors file or diffusers folder *path*, ready for `find_network`."""
+    return use_average(open_container(path), averaged)
+
+
+def use_average(container: Container, namings: Sequence[Naming]) -> Container:
+    """*container* with a UNet's moving average in the place of the UNet that *namings* name, if it holds no other."""
+    names = {name: ema_renamer(name) for name in container.tensors} if namings else {}
+    if not any(names.values()) or any(_prefixes(container.shapes, naming) for naming in namings):
+        return container
+    tensors = {names[name] or name: stored for name, stored in container.tensors.items()}
+    return replace(container, tensors=tensors, averaged=True)
+
+
+def averaged_namings(components: Iterable[Component]) -> tuple[Naming, ...]:
+    """Namings of those of *components* of which training keeps a moving average, each once."""
+    kept = (naming for component in components if component.files.averaged for naming in component.files.namings)
+    return tuple({naming.marker: naming for naming in kept}.values())
+
+
+def find_family(container: Container, families: Mapping[str, Family]) -> Family:
+    """The one of *families* whose denoiser is in *container*.
+
+    Raises:
+        UnknownFamily: none or several; says what the file is where that can be told.
+    """
+    known = ", ".join(f"{family.name} ({family.title})" for family in families.values())
+    if other := recognise(container.shapes):
+        raise UnknownFamily(f"{container.path}: this is {other.kind}. {other.sentence} Known families: {known}.")
+    shapes = container.shapes
+    denoisers = {family.name: family.denoiser for family in families.values()}
+    there = [name for name, one in denoisers.items() if any(_prefixes(shapes, naming) for naming in one.files.namings)]
+    if not there:
+        markers = dict.fromkeys(naming.marker for one in denoisers.values() for naming in one.files.namings)
+        raise UnknownFamily(
+            f"{container.path}: {len(shapes)} tensors that fit no family; known: {known}. A denoiser would have"
+            f" {' or '.join(markers)}."
+        )
+    fitting = []
+    for name in there:
+        _, origins = find_names(container.path, shapes, denoisers[name])
+        denoiser = {new: shapes[origin.name] for new, origin in origins.items()}
+        with contextlib.suppress(StopIteration, IndexError):
+            fitting += [families[name]] if families[name].fits(denoiser) else []
+    if len(fitting) != 1:
+        raise UnknownFamily(
+            f"{container.path}: a denoiser of {len(denoiser)} tensors that is of no one family; known: {known}. Missing:"
+            " cross-attention, by whose widths they are told apart (attn2.to_k.weight, proj_in.weight)."
+        )
+    return fitting[0]
+
+
+def has_network(container: Container, component: Component) -> bool:
+    """Whether *component* is in *container*."""
+    return any(_prefixes(container.shapes, naming) for naming in component.files.namings)
+
+
+def find_network(container: Container, component: Component, latents: Latents) -> Found:
+    """Tensors of *component* in a checkpoint, with the config they describe.
+
+    Args:
+        latents: that its family draws with.
+
+    Raises:
+        UnknownFamily: a network of another kind than the family's, such as one for inpainting.
+        TensorMismatch: they are not exactly the network's, by name and shape.
+    """
+    from axbake.weights import networks  # here, since who only looks at what a file is does without torch
+
+    found = read_network(container, component)
+    try:
+        network = networks.wanted_shapes(component.build, found.config)
+    except (ValueError, TypeError, ArithmeticError, KeyError, RuntimeError, AttributeError, IndexError) as error:
+        raise TensorMismatch(
+            f"{container.path}: {component.name}: its shapes describe no network that can be built: {str(error)[:300]}"
+        ) from error
+    _compare(container.path, component.name, found.shapes, network)
+    check_channels(container.path, found.config, latents)
+    return found
+
+
+def read_network(container: Container, component: Component) -> Found:
+    """The same from the header alone, without comparing it with the network that its config describes.
+
+    Raises:
+        UnknownFamily: a network of another kind than the family's.
+        TensorMismatch: not enough to tell its config, or types that are none of weights.
+    """
+    files = component.files
+    prefix, origins = find_names(container.path, container.shapes, component)
+    shapes = {new: _part_shape(new, container.tensors[origin.name].shape, origin) for new, origin in origins.items()}
+    try:
+        config = files.architecture(shapes)
+    except (KeyError, IndexError, ValueError, StopIteration) as error:
+        raise TensorMismatch(
+            f"{container.path}: {component.name}: cannot be read from {len(shapes)} tensors; without {error} its width or"
+            " depth cannot be told. The file does not hold the whole network."
+        ) from error
+    told = container.configs.get(files.folder, {})
+    check_told(container.path, files, told)
+    config |= {name: told[name] for name in files.told if told.get(name) is not None}
+    check_limits(container.path, component.name, config)
+    _check_types(container, component.name, origins)
+    return Found(config, prefix, origins, shapes)
+
+
+def _check_types(container: Container, component: str, origins: Mapping[str, Origin]) -> None:
+    strange = [
+        f"{origin.name} is {container.tensors[origin.name].dtype}"
+        for origin in origins.values()
+        if container.tensors[origin.name].dtype not in PRECISIONS
+    ]
+    if strange:
+        raise TensorMismatch(
+            f"{container.path}: {component}: {'; '.join(strange[:8])}. Weights are {', '.join(PRECISIONS)}; Pulsar2 quantises"
+            " itself, so give the checkpoint that this was made from."
+        )
+
+
+def _compare(path: Path, component: str, found: Shapes, wanted: Shapes) -> None:
+    problems = [f"{name}: missing, wanted {shape}" for name, shape in wanted.items() if name not in found]
+    problems += [
+        f"{name}: {shape}, which the network has no use for" for name, shape in found.items() if name not in wanted
+    ]
+    problems += [
+        f"{name}: found {found[name]}, wanted {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise TensorMismatch(f"{path}: {component}: {'; '.join(problems[:8])}{more}")
+
+
+def read_found_tensor(container: Container, found: Found, name: str) -> Any:
+    """Tensor *name* of a component: in the precision it is stored in, or in fp16 where that has eight bits, scaled."""
+    import torch
+
+    origin = found.origins[name]
+    tensor = container.read(origin.name)
+    if origin.scale:
+        scale = container.read(origin.scale).float()
+        if scale.numel() not in (1, tensor.shape[0]):
+            raise TensorMismatch(f"{container.path}: {origin.scale}: {tuple(scale.shape)} is no scale of {origin.name}")
+        tensor = tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1))
+    kinds = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
+    tensor = tensor.to(kinds[precision_of(container, origin)])
+    # A piece at a time: the check of a whole tensor would take several times its memory.
+    if not all(torch.isfinite(piece).all() for piece in tensor.reshape(-1).split(1 << 20)):
+        raise TensorMismatch(f"{container.path}: {origin.name} holds values that are not finite. The file is damaged.")
+    rows = tensor.shape[0] // origin.parts if origin.parts > 1 else 0
+    tensor = tensor[origin.part * rows : (origin.part + 1) * rows] if rows else tensor
+    return tensor.reshape(found.shapes[name])
+
+
+def precision_of(container: Container, origin: Origin) -> str:
+    """Type that the tensor at *origin* is imported as, in safetensors' name."""
+    return PRECISIONS[container.tensors[origin.name].dtype]

@@ -1,0 +1,46 @@
+"""CLIP's text encoders."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from axbake.networks.component import Interface, Module, Naming, Tensor
+from axbake.networks.names import clip_renamer
+from axbake.runtime.tokenizer import TOKENS
+
+NAMING = Naming("embeddings.token_embedding.weight", clip_renamer)
+FOLDER, PREFIX = "text_encoder", "text_encoder.text_model."
+TOLD = ("hidden_act", "num_attention_heads", "layer_norm_eps")
+
+
+def build(config: Mapping) -> Module:
+    """transformers' `CLIPTextModel`."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    # Only eager attention adds the mask as a tensor; the other kinds hide it in a fused operator.
+    return CLIPTextModel(CLIPTextConfig(**config, attn_implementation="eager"))
+
+
+def interface(config: Mapping) -> Interface:
+    """Token ids in, the last hidden state out; names as published programs have them."""
+    return Interface({"input_ids": Tensor((1, TOKENS), "int64")}, ("last_hidden_state",))
+
+
+def cut(network: Module, face: Interface) -> Module:
+    """The whole network, with a mask that can be quantised."""
+    from axbake.networks.modules import MaskedTextEncoder
+
+    return MaskedTextEncoder(network, TOKENS)
+
+
+def width(config: Mapping) -> int:
+    """Channels of a token that it gives."""
+    return config["hidden_size"]
+
+
+def example(network: Module, face: Interface, config: Mapping, generator: Any) -> tuple[dict[str, Any], Any]:
+    """Random token ids, and the last hidden state that the network gives with its own causal mask."""
+    import torch
+
+    ((name, ids),) = face.inputs.items()
+    drawn = torch.randint(0, config["vocab_size"], ids.shape, generator=generator)
+    return {name: drawn}, network(drawn).last_hidden_state

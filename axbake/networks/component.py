@@ -1,0 +1,101 @@
+"""Values that describe a network: how files name its tensors, what its config is, which graphs it becomes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]  # of tensors, by name
+#: A tensor's name in the file -> its name in diffusers; several: those that its rows are split into; None: not the network's
+Rename = Callable[[str], str | tuple[str, ...] | None]
+#: torch.nn.Module, which is not imported here
+Module = Any
+
+TEXT, DENOISER, ENCODER, DECODER = "text", "denoiser", "encoder", "decoder"
+ROLES = (TEXT, DENOISER, ENCODER, DECODER)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Names under which files hold a network."""
+
+    marker: str  # a tensor that the network has in every file that names it so; what stands before it is the prefix of all
+    renamer: Callable[[Shapes], Rename]  # from the shapes by name without prefix
+
+
+@dataclass(frozen=True)
+class Files:
+    """How checkpoints hold a network."""
+
+    namings: tuple[Naming, ...]
+    architecture: Callable[[Shapes], dict]  # config in diffusers' form, read from the renamed tensors' shapes
+    folder: str  # of a diffusers model
+    prefix: str  # of its names in a single file of diffusers' names
+    told: tuple[str, ...] = ()  # entries of a folder's config that shapes do not tell, and that go before the family's
+    #: Entries of a folder's config for parts that the network does not have -> values that say so; others are another network
+    without: Mapping[str, tuple] = field(default_factory=dict)
+    ldm_name: Callable[[dict], Callable[[str], str]] | None = None  # config -> LDM's name of each tensor
+    averaged: bool = False  # whether LDM's trainer keeps a moving average of it
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Shape and NumPy type of a graph's input."""
+
+    shape: Shape
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a graph takes and gives, in order."""
+
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX graph, and one axmodel."""
+
+    name: str
+    interface: Callable[..., Interface]  # (config, the component's columns by name) -> its interface
+    cut: Callable[[Module, Interface], Module]  # the network -> the slice of it that takes and gives that
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network of a family. It becomes one graph, or several that run in order."""
+
+    name: str
+    role: str  # of ROLES
+    files: Files
+    build: Callable[[dict], Module]  # config -> the network, with whatever weights the surrounding device context gives
+    graphs: tuple[Graph, ...]
+    columns: tuple[str, ...]  # of the table, that its graphs depend on
+    width: Callable[[dict], int] | None = None  # config -> channels of a token that a text encoder gives, or a denoiser takes
+    variant: Callable[[dict], str] | None = None  # config -> name of the structure
+    #: A denoiser -> the network as (latent, tokens, row) -> prediction, whatever its graphs
+    with_rows: Callable[[Module], Module] | None = None
+    #: A denoiser's weights, (N,) timesteps, guidance_scale -> (N, C) float32 rows that its graphs take
+    rows: Callable[..., Any] | None = None
+    #: (network, its interface, its config, torch's generator) -> inputs by name, and what the network makes of them; torch's
+    example: Callable[..., Any] | None = None
+
+
+# Components are data: a job that is given one depends on what it holds, and on no code of these classes.
+
+
+def address(component: Component, graph: Graph) -> str:
+    """Where a graph's files lie: `unet`, or `unet/down` where the component has several."""
+    return component.name if len(component.graphs) == 1 else f"{component.name}/{graph.name}"
+
+
+def addresses(component: Component) -> list[str]:
+    """Of all its graphs, in the order in which they run."""
+    return [address(component, graph) for graph in component.graphs]
+
+
+def as_files(component: Component) -> Component:
+    """*component* for who takes it out of a checkpoint: without its graphs."""
+    return replace(component, graphs=(), columns=(), with_rows=None, rows=None, example=None)
