@@ -39,21 +39,27 @@ def record_ranges(
     samples: Iterable[Mapping[str, np.ndarray]],
     tensors: Sequence[str] | None = None,
     on_sample: Callable[[int], None] = lambda done: None,
+    on_outputs: Callable[[Mapping[str, np.ndarray]], None] | None = None,
 ) -> Ranges:
     """Run *graph* on each of *samples*, and record the range of each of *tensors* (None: all float activations).
 
-    Only scalars leave ONNX Runtime, so memory does not grow with the number of tensors or samples. *on_sample* is told
-    after each sample how many are done.
+    Only scalars leave ONNX Runtime, so memory does not grow with the number of tensors or samples. *on_outputs* gets
+    the graph's own outputs of each sample, name to array, in the order of the samples: they are the inputs of the next
+    graph of a chain. After that *on_sample* gets the number of samples that are done.
     """
     names = tuple(float_activations(graph) if tensors is None else tensors)
     sources = _sources(graph)
     observed = list(dict.fromkeys(sources.get(name, name) for name in names))
-    runner = session(_observed(graph, observed), graph.constants)
+    outputs = [spec.name for spec in graph.outputs] if on_outputs else []
+    runner = session(_observed(graph, observed, outputs), graph.constants)
     wanted = [f"{name}/{bound}" for bound in ("Min", "Max") for name in observed]
     bounds: list[np.ndarray] = []
     for sample in samples:
         with runtime_errors("calibration run"):
-            bounds.append(np.array(runner.run(wanted, dict(sample)), np.float32))
+            results = runner.run(wanted + outputs, dict(sample))
+        bounds.append(np.array(results[: len(wanted)], np.float32))
+        if on_outputs:
+            on_outputs(dict(zip(outputs, results[len(wanted) :], strict=True)))
         on_sample(len(bounds))
     table = np.array(bounds, np.float32).reshape(len(bounds), 2, len(observed))
     places = {name: place for place, name in enumerate(observed)}
@@ -70,8 +76,8 @@ def _sources(graph: Graph) -> dict[str, str]:
     return found
 
 
-def _observed(graph: Graph, names: Sequence[str]) -> onnx.ModelProto:
-    """*graph* with the ReduceMin and ReduceMax of each of *names* as its outputs.
+def _observed(graph: Graph, names: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """*graph* with *outputs*, which are its own, and the ReduceMin and ReduceMax of each of *names* as its outputs.
 
     They stand right behind the node that makes the tensor, so that it can be freed as early as without them.
     """
@@ -82,8 +88,10 @@ def _observed(graph: Graph, names: Sequence[str]) -> onnx.ModelProto:
     for node in graph.model.graph.node:
         nodes.append(node)
         nodes += [bound for name in node.output if name in wanted for bound in _bounds(name)]
+    kept = [value for value in graph.model.graph.output if value.name in outputs]
     del model.graph.node[:], model.graph.output[:]
     model.graph.node.extend(nodes)
+    model.graph.output.extend(kept)
     for bound in ("Min", "Max"):
         model.graph.output.extend(
             helper.make_tensor_value_info(f"{name}/{bound}", TensorProto.FLOAT, []) for name in names

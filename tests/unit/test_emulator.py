@@ -402,6 +402,39 @@ def test_tensors_that_only_reorder_values_have_their_ranges_too(tmp_path):
     assert chosen.names == ("turned", "part") and chosen.overall() == {name: ranges[name] for name in chosen.names}
 
 
+def test_outputs_are_handed_on_while_ranges_are_recorded(tmp_path):
+    torch.manual_seed(0)
+    block, inputs = Block().eval(), torch.randn(3, 1, 4, 6, 5)
+    export = {"dynamo": True, "opset_version": 18, "input_names": ["sample"], "verbose": False}
+    torch.onnx.export(block, (inputs[0],), tmp_path / "net.onnx", **export)
+    model = onnx.load(tmp_path / "net.onnx")
+    reshaped = next(node for node in model.graph.node if node.op_type == "Reshape").output[0]  # no bounds of its own
+    model.graph.output.append(onnx.ValueInfoProto(name=reshaped))
+    model = onnx.shape_inference.infer_shapes(model)
+    onnx.save(model, tmp_path / "net.onnx")
+    graph, samples = load_graph(tmp_path / "net.onnx"), [{"sample": sample.numpy()} for sample in inputs]
+
+    heard, done = [], []
+    ranges = record_ranges(
+        graph, samples, on_outputs=heard.append, on_sample=lambda count: done.append((count, len(heard)))
+    )
+
+    without = record_ranges(graph, samples)
+    assert ranges.names == without.names
+    assert np.array_equal(ranges.low, without.low) and np.array_equal(ranges.high, without.high)
+    assert done == [(1, 1), (2, 2), (3, 3)]
+    plain = onnxruntime.SessionOptions()
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), plain, providers=["CPUExecutionProvider"])
+    for sample, found in zip(samples, heard, strict=True):
+        wanted = {output.name: session.run([output.name], sample)[0] for output in session.get_outputs()}
+        assert list(found) == list(wanted) and len(wanted) == 2
+        for name in wanted:
+            np.testing.assert_array_equal(found[name], wanted[name])
+    chosen = record_ranges(graph, samples, [reshaped], on_outputs=heard.append)
+    assert np.array_equal(heard[3][reshaped], heard[0][reshaped]) and chosen.names == (reshaped,)
+
+
 def test_a_float_model_that_gives_nan_is_an_error_that_names_the_tensor(tmp_path, capsys):
     save(tmp_path / "net.onnx", [helper.make_node("Sqrt", ["x"], ["out"])], {"x": [2]}, {"out": [2]}, {})
     save_samples(tmp_path / "samples.tar", [{"x": -np.ones(2, np.float32)}])
