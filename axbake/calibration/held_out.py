@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from axbake.calibration.observation import read_observed
-from axbake.calibration.unet_samples import BRANCHES
+from axbake.calibration.denoiser_samples import BRANCHES
+from axbake.calibration.observation import observe_chain, read_observed
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding
-from axbake.emulator.graph import load_graph
-from axbake.emulator.ranges import Ranges, record_ranges
-from axbake.graphs.interface import unet_feed
+from axbake.drawing.simulation import Drawn
+from axbake.emulator.ranges import Ranges
+from axbake.networks.component import DENOISER
 from axbake.runtime.noise import TorchNoise
-from axbake.runtime.progress import progress
 from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import load_schedule
-from axbake.runtime.session import open_model
+from axbake.runtime.session import open_models
+from axbake.runtime.values import Picture
 
 STEPS = 8  # of the reference that are looked at, at most
 WORST = 10  # tensors that the record names
@@ -25,67 +25,61 @@ WORST = 10  # tensors that the record names
 
 def check_calibration(
     *,
-    graph: Path,
-    tensors: Path,
-    text_encoder: Path,
-    text_encoder_tensors: Path,
+    graphs: Sequence[Path],
+    tensors: Sequence[Path],
     schedule: Path,
     embeddings: Path,
     trajectory: Path,
     ranges: Path,
     calibration: Path,
-    prompt: str,
-    negative_prompt: str,
-    guidance_scale: float,
-    seed: int,
-    prompt_chunks: int,
+    picture: Picture,
     prompts: list[str],
-    record: Path,
+    drawn: Drawn,
+    held_out: Path,
 ) -> None:
-    """Compare the calibrated ranges of the UNet's activations with those of the reference picture's drawing.
+    """Compare the calibrated ranges of the denoiser's activations with those of the reference picture's drawing.
 
-    Nothing is drawn again: the float UNet is observed on the reference's latents, at up to `STEPS` steps from first to last.
+    Nothing is drawn again: the float denoiser is observed on the reference's latents, at up to `STEPS` steps from first to last.
 
     Args:
-        graph, tensors: `onnx/unet.onnx` and the file of its weights beside it.
-        text_encoder, text_encoder_tensors: the same of the text encoder.
+        graphs, tensors: float graphs of all components in the order of *drawn*, and the files of their weights beside them.
         embeddings: `embeddings.json`.
         trajectory: `reference/trajectory.npy`.
-        ranges: `calibration/unet.ranges.npz`.
-        calibration: `calibration/unet.json`, which names the samples chosen.
-        prompts: that were calibrated with. If *prompt* is one of them, it is not held out, and the record says so.
-        record: JSON to write. A clip rate in it is the share of pairs of a held-out sample and a tensor in which the sample's
+        ranges: `calibration/{component}.ranges.npz` of the denoiser.
+        calibration: `calibration/{component}.json`, which names the samples chosen.
+        prompts: that were calibrated with. If the picture's is one of them, it is not held out, and the record says so.
+        held_out: JSON to write. A clip rate in it is the share of pairs of a held-out sample and a tensor in which the sample's
             range leaves the calibrated one; an excess is how far it does, as a share of the calibrated range's width. How many
             values of a tensor are clipped is not counted.
     """
     steps = load_schedule(schedule)
     latents = np.load(trajectory)
-    start = TorchNoise(seed).normal(latents.shape[1:]) * np.float32(steps.init_noise_sigma)
+    start = TorchNoise(picture.seed).normal(latents.shape[1:]) * np.float32(steps.init_noise_sigma)
     before = [start, *latents]
-    embed = prompt_embedding(encoder(open_model(text_encoder)), load_tokenizer(embeddings), chunks=prompt_chunks)
-    texts = [prompt, negative_prompt][: 2 if steps.is_guided(guidance_scale) else 1]
-    embeds = [embed(text) for text in texts]
+    files, denoiser = drawn.files(graphs), drawn.of_role(DENOISER)
+    encodes = [encoder(open_models(files[name])) for name in drawn.conditioning.encoders]
+    tokenizer = load_tokenizer(embeddings)
+    embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=drawn.conditioning)
+    guided = steps.is_guided(picture.guidance_scale)
+    embeds = [embed(text) for text in [picture.prompt, picture.negative_prompt][: 2 if guided else 1]]
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
-    network = load_graph(graph)
-    names = [spec.name for spec in network.inputs]
     scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}
-    samples = [unet_feed(names, scaled[step], text, steps.time(step)) for step in seen for text in embeds]
-    tell = progress("checking:")
-    found = record_ranges(network, samples, on_sample=lambda done: tell(done, len(samples)))
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
+    samples = [observed.taken.feed(scaled[step], text, steps.time(step)) for step in seen for text in embeds]
+    found = observe_chain(files[denoiser], lambda: iter(samples), len(samples), what="checking:")
     content = {
-        "component": "unet",
-        "prompt": prompt,
-        "held_out": prompt not in prompts,
+        "component": denoiser,
+        "prompt": picture.prompt,
+        "held_out": picture.prompt not in prompts,
         "steps": [step + 1 for step in seen],
-        "texts": list(BRANCHES[: len(texts)]),
+        "texts": list(BRANCHES[: len(embeds)]),
         "clip_rate_is": "share of (held-out sample, tensor) pairs whose range leaves the calibrated one",
         "excess_is": "how far a range leaves the calibrated one, as a share of that one's width",
         "chosen": compare(found, observed.ranges, chosen),
         "all_recorded": compare(found, observed.ranges, range(len(observed.samples))),
     }
-    record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    held_out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def compare(found: Ranges, calibrated: Ranges, rows: Sequence[int]) -> dict[str, Any]:

@@ -14,11 +14,12 @@ What that costs: docs/numbers.md compares it with calibration by what the model 
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from axbake.checkpoints.weights import read_description
 from axbake.runtime.progress import progress
+from axbake.weights.files import read_description
 
 LEAVES = 24  # pictures of dead leaves
 COLOURS = (
@@ -75,14 +76,17 @@ def _dead_leaves(random: np.random.RandomState, height: int, width: int) -> np.n
     return picture
 
 
-def encode_pictures(pictures: Path, vae_encoder: Path, *, latents: Path) -> None:
+def encode_pictures(
+    pictures: Path, encoder: Path, *, build: Callable[[dict], Any], channels: int, latents: Path
+) -> None:
     """Write the latents' means that a VAE's own encoder gives for *pictures*, and some noise of a UNet's latents' size.
 
     Args:
-        vae_encoder: `weights/vae_encoder.safetensors`.
-        latents: .npy to write: (N, 1, 4, H/8, W/8) float32, not scaled, as the decoder's graph takes them.
+        encoder: `weights/{component}.safetensors` of the encoder half; *build*: the component's.
+        channels: C of a latent.
+        latents: .npy to write: (N, 1, C, h, w) float32, not scaled, as the decoder's graph takes them.
     """
-    encode = _encoding(vae_encoder)
+    encode = _encoding(encoder, build, channels)
     drawn = np.load(pictures)
     means: list[np.ndarray] = []
     tell = progress("encoding: picture")
@@ -91,21 +95,21 @@ def encode_pictures(pictures: Path, vae_encoder: Path, *, latents: Path) -> None
         tell(number + 1, len(drawn))
     # What a UNet makes has a standard deviation of about 1 after scaling: that is what the factor is for.
     unit = np.random.RandomState(0).standard_normal((len(NOISE), *means[0].shape))
-    scaling_factor = read_description(vae_encoder).config["scaling_factor"]
+    scaling_factor = read_description(encoder).config["scaling_factor"]
     noise = [size / scaling_factor * values for size, values in zip(NOISE, unit, strict=True)]
     np.save(latents, np.stack([*means, *noise]).astype(np.float32))
 
 
-def _encoding(vae_encoder: Path) -> Callable[[np.ndarray], np.ndarray]:
+def _encoding(encoder: Path, build: Callable[[dict], Any], channels: int) -> Callable[[np.ndarray], np.ndarray]:
     import torch  # here, so that drawing the pictures does not wait for it
 
-    from axbake.checkpoints import components
+    from axbake.weights import networks
 
-    network = components.channels_last(components.load(vae_encoder))
+    network = networks.channels_last(networks.load(encoder, build))
 
     def encode(picture: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
         with torch.inference_mode():
-            return network(pixels)[:, :4].contiguous().numpy()
+            return network(pixels)[:, :channels].contiguous().numpy()
 
     return encode

@@ -12,7 +12,7 @@ import json
 import logging
 import pickle
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ import numpy as np
 from PIL import Image
 
 from axbake.calibration.coverage import Shares, choose, shares
-from axbake.calibration.observation import read_observed
-from axbake.calibration.unet_samples import EMPTY, PROMPT, UnetSamples, Which, load_unet_samples
+from axbake.calibration.denoiser_samples import EMPTY, PROMPT, DenoiserSamples, Which, load_samples
+from axbake.calibration.observation import read_observed, run_chain
 from axbake.drawing.prompts import load_tokenizer
 from axbake.errors import AxbakeError
-from axbake.graphs.interface import decoder_input
+from axbake.networks.component import Graph as Piece
 from axbake.runtime.prompt import chunk_prompt
+from axbake.weights.files import read_description
 
 logger = logging.getLogger(__name__)
 WORST = 10  # tensors that a record names
@@ -62,33 +63,39 @@ def _check_count(count: int, *, prompts: int, steps: int, branches: int, empty: 
         )
 
 
-def calibrate_unet(
+def calibrate_denoiser(
+    graphs: Sequence[Path],
+    tensors: Sequence[Path],
     trajectories: Path,
     schedule: Path,
     ranges: Path,
     *,
+    component: str,
     samples: int,
     selection: str,
-    archive: Path,
+    archives: Sequence[Path],
     record: Path,
 ) -> None:
-    """Pack *samples* of the UNet's inputs into a `NumpyObject` archive, by the names of the exported graph.
+    """Pack *samples* of what each of the denoiser's graphs takes into a `NumpyObject` archive, by the names of the graph.
 
     They lie in it in the order in which they were chosen; with `coverage` the first n are the best n that greed finds.
 
     Args:
+        graphs, tensors: its graphs in order, and the files of their weights beside them; only a chain's are run, to have what
+            its later graphs take.
         trajectories: `calibration/trajectories.npz`.
-        ranges: `calibration/unet.ranges.npz`; its samples are those that there are.
+        ranges: `calibration/{component}.ranges.npz`; its samples are those that there are.
         selection: `coverage`, with an empty prompt, a longest prompt and every step that runs the model, if
             *samples* are enough for them; `stratified`, evenly over prompts, steps and branches; `first`, as recorded: by prompt,
             step, branch.
+        archives: tars to write, one a graph.
         record: JSON to write: the samples chosen, and what of the activations' ranges they cover.
 
     Raises:
         CalibrationError: there are fewer than *samples*.
     """
     observed = read_observed(ranges)
-    recorded = load_unet_samples(trajectories, schedule, observed.inputs)
+    recorded = load_samples(trajectories, schedule, observed.taken)
     drawn = [which for which in observed.samples if which[2] != EMPTY]
     prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
     sizes = {"prompts": len(prompts), "steps": len(steps), "branches": len(branches)}
@@ -102,10 +109,13 @@ def calibrate_unet(
     elif selection == "stratified":
         spread = stratified(samples, **sizes)
         chosen = [observed.samples.index((prompt, steps[number], branch)) for prompt, number, branch in spread]
-    members = (_npy_object(recorded.inputs(observed.samples[row])) for row in chosen)
-    _write_archive(archive, ((f"unet_{number:04d}.npy", member) for number, member in enumerate(members)))
+    inputs = [recorded.inputs(observed.samples[row]) for row in chosen]
+    taken = run_chain(graphs, inputs) if len(graphs) > 1 else [inputs]
+    for archive, feeds in zip(archives, taken, strict=True):
+        members = ((f"{archive.stem}_{number:04d}.npy", _npy_object(feed)) for number, feed in enumerate(feeds))
+        _write_archive(archive, members)
     content = {
-        "component": "unet",
+        "component": component,
         "selection": selection,
         "recorded": len(observed.samples),
         **_coverage(covered, chosen, by_coverage),
@@ -118,7 +128,7 @@ def calibrate_unet(
     record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def required_samples(recorded: UnetSamples, samples: list[Which]) -> list[dict[str, set[int]]]:
+def required_samples(recorded: DenoiserSamples, samples: list[Which]) -> list[dict[str, set[int]]]:
     """What a choice must hold one of, with the rows that are one, in the groups that `coverage.choose` wants."""
     rows, longest = range(len(samples)), recorded.longest()
     texts = {
@@ -145,15 +155,18 @@ def _coverage(covered: Shares, chosen: list[int], by_coverage: list[int]) -> dic
     }
 
 
-def calibrate_vae_decoder(latents: Path, *, archive: Path, program: str = "axera") -> None:
-    """Pack *latents*, an .npy of (N, 1, 4, h, w) float32 (`pictures.encode_pictures`), into a `NumpyObject` archive.
+def calibrate_decoder(
+    latents: Path, encoder: Path, *, piece: Piece, columns: Mapping[str, Any], archive: Path
+) -> None:
+    """Pack *latents*, an .npy of (N, 1, C, h, w) float32 (`pictures.encode_pictures`), into a `NumpyObject` archive.
 
     Args:
-        program: whose name the decoder's input has (`axbake.graphs.interface`).
+        encoder: weights of the same autoencoder, which say what it is.
+        piece, columns: the decoder's graph, and the columns that its interface asks for: they say what its input is called.
     """
-    name = decoder_input(program)
-    members = ((f"vae_decoder_{n:04d}.npy", _npy_object({name: latent})) for n, latent in enumerate(np.load(latents)))
-    _write_archive(archive, members)
+    (name,) = piece.interface(read_description(encoder).config, **columns).inputs
+    arrays = enumerate(np.load(latents))
+    _write_archive(archive, ((f"{archive.stem}_{n:04d}.npy", _npy_object({name: latent})) for n, latent in arrays))
 
 
 def calibrate_text_encoder(embeddings: Path, *, prompts: list[str], archive: Path) -> None:
@@ -167,11 +180,10 @@ def calibrate_text_encoder(embeddings: Path, *, prompts: list[str], archive: Pat
     tokenizer = load_tokenizer(embeddings)
     texts = [*prompts, *tokenizer.embeddings, ""]
     samples = {chunk.ids.tobytes(): chunk.ids for text in texts for chunk in chunk_prompt(text, tokenizer)}
-    members = ((f"text_encoder_{n:04d}.npy", _npy(ids)) for n, ids in enumerate(samples.values()))
-    _write_archive(archive, members)
+    _write_archive(archive, ((f"{archive.stem}_{n:04d}.npy", _npy(ids)) for n, ids in enumerate(samples.values())))
 
 
-def calibrate_vae_encoder(pictures: Path, *, archive: Path) -> None:
+def calibrate_encoder(pictures: Path, *, archive: Path) -> None:
     """Pack *pictures*, an .npy of (P, H, W, 3) uint8, as PNGs into an `Image` archive."""
 
     def png(picture: np.ndarray) -> bytes:
@@ -179,8 +191,8 @@ def calibrate_vae_encoder(pictures: Path, *, archive: Path) -> None:
         Image.fromarray(picture).save(file, "PNG")
         return file.getvalue()
 
-    members = ((f"vae_encoder_{number:04d}.png", png(picture)) for number, picture in enumerate(np.load(pictures)))
-    _write_archive(archive, members)
+    drawn = enumerate(np.load(pictures))
+    _write_archive(archive, ((f"{archive.stem}_{number:04d}.png", png(picture)) for number, picture in drawn))
 
 
 def _write_archive(path: Path, members: Iterable[tuple[str, bytes]]) -> None:

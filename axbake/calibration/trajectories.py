@@ -1,18 +1,22 @@
 """What a model's networks see when it draws its calibration prompts, recorded with torch."""
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from axbake.checkpoints import components
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
-from axbake.graphs.export import CutUnet
 from axbake.npz import npz_bytes
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
 from axbake.runtime.sampler import Denoiser, Time, initial_latent, load_schedule, sample
+from axbake.runtime.values import Conditioning, Latents
+from axbake.weights import networks
+from axbake.weights.files import read_description
+from axbake.weights.networks import Build
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -20,10 +24,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def record_trajectories(
     *,
-    text_encoder: Path,
-    unet: Path,
+    text_encoders: Sequence[Path],
+    denoiser: Path,
     schedule: Path,
     embeddings: Path,
+    builds: Mapping[str, Build],
+    with_rows: Callable[[Any], Any],
+    conditioning: Conditioning,
+    latents: Latents,
     prompts: list[str],
     negative_prompt: str,
     guidance_scale: float,
@@ -37,7 +45,8 @@ def record_trajectories(
     """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
 
     Args:
-        text_encoder, unet: `weights/{component}.safetensors`.
+        text_encoders, denoiser: `weights/{component}.safetensors`; the text encoders in the order of *conditioning*.
+        builds, with_rows, conditioning, latents: of the family; builds by component.
         schedule: `schedule.npz`; N steps.
         embeddings: `embeddings.json`.
         height, width: image pixels.
@@ -45,21 +54,22 @@ def record_trajectories(
         precision: float32 or bfloat16: of the UNet's weights and activations; the sampler's sums are as ever.
         prompt_chunks: chunks of 77 tokens in the UNet's context; T tokens in all.
         trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, T, W), `negative_embeds` and `empty_embeds`,
-            of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, 4, H/8, W/8): before the first step, and after each; all
+            of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, C, h, w): before the first step, and after each; all
             float32. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the prompts are.
     """
     steps = load_schedule(schedule)
     tokenizer = load_tokenizer(embeddings)
-    embed = prompt_embedding(text_encoding(text_encoder), tokenizer, chunks=prompt_chunks)
+    encodes = [text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)]
+    embed = prompt_embedding(encodes, tokenizer, chunks=prompt_chunks, conditioning=conditioning)
     negative = embed(negative_prompt)
-    denoise = _denoising(components.load(unet, dtype=PRECISIONS[precision]))
-    shape = (1, 4, height // 8, width // 8)
-    embeds, latents = [], []
+    network = networks.load(denoiser, builds[read_description(denoiser).component], dtype=PRECISIONS[precision])
+    denoise = _denoising(network, with_rows)
+    embeds, drawn_latents = [], []
     for number, prompt in enumerate(prompts):
         logger.debug("prompt %d: %s", number + 1, prompt)
         embeds.append(embed(prompt))
         noise = TorchNoise(seed + number)
-        start = initial_latent(steps, noise, shape)
+        start = initial_latent(steps, noise, latents.shape(height, width))
         drawn = sample(
             denoise,
             steps,
@@ -70,7 +80,7 @@ def record_trajectories(
             guidance_scale=guidance_scale,
             what=f"recording: prompt {number + 1} of {len(prompts)}, step",
         )
-        latents.append(np.concatenate([start[None], drawn.latents]))
+        drawn_latents.append(np.concatenate([start[None], drawn.latents]))
     arrays = {
         "prompts": np.array(prompts),
         "tokens": np.array([count_tokens(prompt, tokenizer) for prompt in prompts]),
@@ -78,15 +88,15 @@ def record_trajectories(
         "prompt_embeds": np.stack(embeds),
         "negative_embeds": negative,
         "empty_embeds": embed(""),
-        "latents": np.stack(latents),
+        "latents": np.stack(drawn_latents),
     }
     trajectories.write_bytes(npz_bytes(arrays))
 
 
-def _denoising(network: torch.nn.Module) -> Denoiser:
-    """The UNet as the sampler calls it, its time embedding passed by as in the exported graph; in the network's own type."""
+def _denoising(network: torch.nn.Module, with_rows: Callable[[Any], Any]) -> Denoiser:
+    """The denoiser as the sampler calls it, rows from outside as in the exported graphs; in the network's own type."""
     (dtype,) = {parameter.dtype for parameter in network.parameters()}
-    cut = CutUnet(components.channels_last(network))
+    cut = with_rows(networks.channels_last(network))
 
     def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
         branches = len(prompts)

@@ -2,43 +2,39 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from axbake.checkpoints.weights import read_description
-from axbake.drawing.distance import psnr, ssim
+from axbake.distance import psnr, ssim
 from axbake.drawing.prompts import load_tokenizer
+from axbake.drawing.simulation import Drawn, latents_of
+from axbake.networks.component import DECODER, DENOISER
+from axbake.runtime.producer import EMULATOR, producer
 from axbake.runtime.sampler import load_schedule
-from axbake.runtime.session import EMULATOR, open_model, producer
-from axbake.runtime.txt2img import Drawing, Models, decode_latent, draw
+from axbake.runtime.session import open_models
+from axbake.runtime.txt2img import Drawing, decode_latent, draw
+from axbake.runtime.values import Latents, Picture
 
 logger = logging.getLogger(__name__)
+NONE, ALL = "none", "all"
 
 
 def attribute_error(
     *,
-    text_encoder: Path,
-    unet: Path,
-    vae_decoder: Path,
-    float_text_encoder: Path,
-    float_text_encoder_tensors: Path,
-    float_unet: Path,
-    float_unet_tensors: Path,
-    float_vae_decoder: Path,
-    float_vae_decoder_tensors: Path,
-    weights: Path,
+    models: Sequence[Path],
+    graphs: Sequence[Path],
+    tensors: Sequence[Path],
+    encoder_weights: Path,
     schedule: Path,
     embeddings: Path,
     trajectory: Path,
     distance: Path,
-    prompt: str,
-    negative_prompt: str,
-    guidance_scale: float,
-    seed: int,
-    height: int,
-    width: int,
+    picture: Picture,
+    drawn: Drawn,
+    latents: Latents,
     attribution: Path,
     float_image: Path,
 ) -> None:
@@ -49,9 +45,9 @@ def attribute_error(
     all that comes before quantisation: export, sampler and runtime against diffusers.
 
     Args:
-        text_encoder, unet, vae_decoder: compiled models that ONNX Runtime runs.
-        float_…: `onnx/{component}.onnx` of the same three, and the files of their weights beside them.
-        weights: `weights/vae_decoder.safetensors`, which says the latents' scale.
+        models: compiled ones that ONNX Runtime runs, of all components in the order of *drawn*.
+        graphs, tensors: their float graphs in the same order, and the files of their weights beside them.
+        encoder_weights: of the VAE encoder, which say the latents' scale.
         embeddings: `embeddings.json`.
         trajectory: `reference/trajectory.npy`.
         distance: `simulation/distance.json`.
@@ -59,44 +55,39 @@ def attribute_error(
             PSNR of the picture in dB, and SSIM.
         float_image: PNG to write: what the float ONNX graphs draw.
     """
-    scaling_factor = read_description(weights).config["scaling_factor"]
+    scaled = latents_of(latents, encoder_weights)
+    compiled, floating = drawn.files(models), drawn.files(graphs)
     steps, tokenizer, latent = load_schedule(schedule), load_tokenizer(embeddings), np.load(trajectory)[-1]
-    decoder = open_model(float_vae_decoder)
-    wanted = decode_latent(decoder, latent, scaling_factor=scaling_factor)
+    decoder = drawn.of_role(DECODER)
+    wanted = decode_latent(open_models(floating[decoder]), latent, latents=scaled)
+    found: dict[str, dict[str, float | None]] = {}
+    drawing_ones = [decoder, *drawn.conditioning.encoders, drawn.of_role(DENOISER)]
 
-    def drawn_with(encoder: Path, network: Path) -> Drawing:
-        return draw(
-            Models(open_model(encoder), open_model(network), decoder),
-            tokenizer,
-            steps,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            scaling_factor=scaling_factor,
-            height=height,
-            width=width,
-        )
+    def tell(what: str) -> None:
+        logger.info("attributing: %d of %d: %s", len(found) + 1, len(drawing_ones) + 1, what)
+
+    def drawn_with(files: Mapping[str, Sequence[Path]]) -> Drawing:
+        parts = {"latents": scaled, "conditioning": drawn.conditioning}
+        return draw(drawn.open(files), tokenizer, steps, picture, **parts)
 
     def distance_of(drawing: Drawing) -> dict[str, float | None]:
         return _distance(wanted, drawing.image, round(psnr(latent, drawing.latents[-1]), 2))
 
-    found: dict[str, dict[str, float | None]] = {}
-    logger.info("attributing: 1 of 4: none")
-    floating = drawn_with(float_text_encoder, float_unet)
-    Image.fromarray(floating.image).save(float_image)
-    found["none"] = distance_of(floating)
-    logger.info("attributing: 2 of 4: vae_decoder")
-    image = decode_latent(open_model(vae_decoder), latent, scaling_factor=scaling_factor)
-    found["vae_decoder"] = _distance(wanted, image, None)
-    logger.info("attributing: 3 of 4: text_encoder")
-    found["text_encoder"] = distance_of(drawn_with(text_encoder, float_unet))
-    logger.info("attributing: 4 of 4: unet")
-    found["unet"] = distance_of(drawn_with(float_text_encoder, unet))
+    tell(NONE)
+    plain = drawn_with(floating)
+    Image.fromarray(plain.image).save(float_image)
+    found[NONE] = distance_of(plain)
+    for component in drawing_ones:
+        tell(component)
+        if component == decoder:
+            image = decode_latent(open_models(compiled[decoder]), latent, latents=scaled)
+            found[component] = _distance(wanted, image, None)
+        else:
+            found[component] = distance_of(drawn_with({**floating, component: compiled[component]}))
     simulated = json.loads(distance.read_text(encoding="utf-8"))
-    found["all"] = {name: simulated[name] for name in found["unet"]}
+    found[ALL] = {name: simulated[name] for name in found[NONE]}
     content = {
-        "emulated": producer(unet) == EMULATOR,
+        "emulated": producer(compiled[drawn.of_role(DENOISER)][0]) == EMULATOR,
         "compared": "one compiled model among float ONNX graphs, through ONNX Runtime on the host, against the float picture",
         "quantised": found,
     }

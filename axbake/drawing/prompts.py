@@ -1,14 +1,16 @@
 """Prompts on the host: read as on the board (`axbake.runtime.prompt`), with the model's embeddings."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from axbake.runtime import tokenizer as clip_tokenizer
 from axbake.runtime.prompt import Encode, embed_prompt, prompt_warnings, without_lora_marks
 from axbake.runtime.tokenizer import ClipTokenizer
+from axbake.runtime.values import Conditioning
 
 logger = logging.getLogger(__name__)
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
@@ -19,13 +21,13 @@ def load_tokenizer(embeddings: Path) -> ClipTokenizer:
     return clip_tokenizer.load_tokenizer(CLIP, embeddings)
 
 
-def text_encoding(text_encoder: Path) -> Encode:
-    """torch's text encoder of a `weights/text_encoder.safetensors`, as prompts are embedded with."""
+def text_encoding(text_encoder: Path, build: Callable[[dict], Any]) -> Encode:
+    """torch's text encoder of a `weights/{component}.safetensors`, as prompts are embedded with; *build*: the component's."""
     import torch  # here, since a job that only needs tokens does without
 
-    from axbake.checkpoints import components
+    from axbake.weights import networks
 
-    network = components.load(text_encoder)
+    network = networks.load(text_encoder, build)
 
     def encode(ids: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -34,15 +36,20 @@ def text_encoding(text_encoder: Path) -> Encode:
     return encode
 
 
-def prompt_embedding(encode: Encode, tokenizer: ClipTokenizer, *, chunks: int) -> Callable[[str], np.ndarray]:
+def prompt_embedding(
+    encodes: Sequence[Encode], tokenizer: ClipTokenizer, *, chunks: int, conditioning: Conditioning
+) -> Callable[[str], np.ndarray]:
     """A function that gives a prompt's (1, 77 × chunks, W) float32, and warns of what of the prompt does not count.
 
     Of LoRAs' marks the workflow has told already (`axbake.loras.rows.unknown_marks`).
+
+    Args:
+        encodes: the text encoders, in the order of *conditioning*.
     """
 
     def embed(prompt: str) -> np.ndarray:
         for warning in prompt_warnings(without_lora_marks(prompt), tokenizer, chunks=chunks):
             logger.warning("prompt «%s»: %s", prompt, warning)
-        return embed_prompt(encode, tokenizer, prompt, chunks=chunks)
+        return embed_prompt(encodes, tokenizer, prompt, chunks=chunks, conditioning=conditioning)
 
     return embed

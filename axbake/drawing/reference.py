@@ -1,64 +1,51 @@
 """The picture that a model should draw: diffusers, in float32, on the host."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 
-from axbake.checkpoints import components
-from axbake.checkpoints.weights import read_description, read_sampling
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.schedule import build_scheduler
 from axbake.runtime.progress import progress
-from axbake.runtime.txt2img import SAMPLERS, png_parameters, save_png
+from axbake.runtime.txt2img import save_png
+from axbake.runtime.values import SAMPLERS, Conditioning, Picture
+from axbake.weights import networks
+from axbake.weights.files import read_description, read_sampling
+from axbake.weights.networks import Build
+
+Builds = Mapping[str, Build]  # by component
 
 
-def load_pipeline(unet: Path, vae_decoder: Path, *, scheduler: str) -> StableDiffusionPipeline:
-    """diffusers' pipeline of two `weights/{component}.safetensors`, float32; it takes embedded prompts, and no images."""
-    pipeline = StableDiffusionPipeline(
-        vae=_decoding_vae(vae_decoder),
-        text_encoder=None,
-        tokenizer=None,
-        unet=components.channels_last(components.load(unet)),
-        scheduler=build_scheduler(scheduler, read_sampling(unet)),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def load_pipeline(
+    denoiser: Path, decoder: Path, *, builds: Builds, pipeline: Callable[..., Any], scheduler: str
+) -> Any:
+    """diffusers' pipeline of two `weights/{component}.safetensors`, float32; it takes embedded prompts, and no images.
 
-
-def _decoding_vae(weights: Path) -> Any:
-    """diffusers' autoencoder whose encoder half is not there."""
-    with torch.device("meta"):
-        vae = components.autoencoder(read_description(weights).config)
-    half = components.load(weights)
-    for name in dict(vae.named_children()):
-        setattr(vae, name, getattr(half, name, None))
-    return vae.eval()
+    Args:
+        builds, pipeline: of the family.
+    """
+    network = networks.channels_last(networks.load(denoiser, builds[read_description(denoiser).component]))
+    described = read_description(decoder)
+    half = networks.load(decoder, builds[described.component])
+    chosen = build_scheduler(scheduler, read_sampling(denoiser))
+    return pipeline(network, half, chosen, decoder_config=described.config)
 
 
 def draw_reference(
     *,
-    text_encoder: Path,
-    unet: Path,
-    vae_decoder: Path,
+    text_encoders: Sequence[Path],
+    denoiser: Path,
+    decoder: Path,
     embeddings: Path,
-    model: str,
-    prompt: str,
-    negative_prompt: str,
-    height: int,
-    width: int,
-    scheduler: str,
-    steps: int,
-    guidance_scale: float,
-    seed: int,
-    prompt_chunks: int,
-    clip_skip: int,
+    picture: Picture,
+    builds: Builds,
+    pipeline: Callable[..., Any],
+    conditioning: Conditioning,
     image: Path,
     trajectory: Path,
     settings: Path,
@@ -66,49 +53,50 @@ def draw_reference(
     """Draw the reference picture; the same settings give the same picture.
 
     Args:
-        text_encoder, unet, vae_decoder: `weights/{component}.safetensors`.
+        text_encoders, denoiser, decoder: `weights/{component}.safetensors`; text encoders in the order of *conditioning*.
         embeddings: `embeddings.json`.
-        seed: of torch's CPU generator, as people who use diffusers give it.
-        prompt_chunks: chunks of 77 tokens in the UNet's context.
-        clip_skip: that the text encoder was imported with; told beside the picture.
+        picture: its seed is of torch's CPU generator, as people who use diffusers give it; the clip skip is what the text encoders
+            were imported with.
+        builds, pipeline, conditioning: of the family.
         image: PNG to write, with its settings in the form that web UIs read.
-        trajectory: .npy to write: (N, 1, 4, H/8, W/8) float32, the latent after each step.
+        trajectory: .npy to write: (N, 1, C, h, w) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
     """
-    read_sampling(unet).check(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
-    embed = prompt_embedding(text_encoding(text_encoder), load_tokenizer(embeddings), chunks=prompt_chunks)
-    pipeline = load_pipeline(unet, vae_decoder, scheduler=scheduler)
+    how = {"scheduler": picture.scheduler, "steps": picture.steps, "guidance_scale": picture.guidance_scale}
+    read_sampling(denoiser).check(**how)
+    encodes = [text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)]
+    tokenizer = load_tokenizer(embeddings)
+    embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=conditioning)
+    drawing = load_pipeline(denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler)
     latents: list[np.ndarray] = []
     tell = progress("reference: step")
 
     def keep(pipeline, step: int, timestep, tensors: dict) -> dict:
         latents.append(tensors["latents"].numpy().copy())
-        tell(step + 1, steps)
+        tell(step + 1, picture.steps)
         return tensors
 
-    drawn = pipeline(
-        prompt_embeds=torch.from_numpy(embed(prompt)),
-        negative_prompt_embeds=torch.from_numpy(embed(negative_prompt)) if guidance_scale > 1 else None,
-        height=height,
-        width=width,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        generator=torch.Generator().manual_seed(seed),
+    guided = picture.guidance_scale > 1
+    drawn = drawing(
+        prompt_embeds=torch.from_numpy(embed(picture.prompt)),
+        negative_prompt_embeds=torch.from_numpy(embed(picture.negative_prompt)) if guided else None,
+        height=picture.height,
+        width=picture.width,
+        num_inference_steps=picture.steps,
+        guidance_scale=picture.guidance_scale,
+        generator=torch.Generator().manual_seed(picture.seed),
         callback_on_step_end=keep,
         output_type="np",
     ).images[0]
-    parameters: dict[str, Any] = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "steps": steps,
-        "sampler": SAMPLERS[scheduler],
-        "guidance_scale": guidance_scale,
-        "seed": seed,
-        "height": height,
-        "width": width,
-        "model": model,
-        "clip_skip": clip_skip,
-    }
-    save_png(image, (drawn * 255).round().astype(np.uint8), png_parameters(**parameters))
+    save_png(image, (drawn * 255).round().astype(np.uint8), picture.parameters())
     np.save(trajectory, np.stack(latents))
-    settings.write_text(json.dumps(parameters, indent=1, ensure_ascii=False) + "\n")
+    settings.write_text(json.dumps(said_of(picture), indent=1, ensure_ascii=False) + "\n")
+
+
+def said_of(picture: Picture) -> dict[str, Any]:
+    """How *picture* was made, as the report shows it."""
+    said = asdict(picture)
+    del said["strength"], said["prompt_chunks"]
+    return {"sampler" if name == "scheduler" else name: value for name, value in said.items()} | {
+        "sampler": SAMPLERS[picture.scheduler]
+    }

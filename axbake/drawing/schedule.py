@@ -25,6 +25,7 @@ guidance) and n_i the unit normal noise of step i. Coefficients of later steps a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,12 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from safetensors import safe_open
 
-from axbake.checkpoints.weights import Sampling, read_sampling
 from axbake.drawing.coefficients import ScheduleError, beginnings, check_linear, coefficients_of, input_scale_of
 from axbake.errors import AxbakeError
+from axbake.networks.sampling import Sampling
 from axbake.npz import npz_bytes
+from axbake.weights.files import read_sampling
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SPACING = {"steps_offset": 1, "timestep_spacing": "leading"}
@@ -95,21 +95,30 @@ def build_scheduler(name: str, sampling: Sampling | None = None) -> SchedulerMix
     return scheduler(**BETAS | settings | zero, prediction_type=prediction_type)
 
 
-def derive_schedule(*, scheduler: str, steps: int, guidance_scale: float, unet: Path, schedule: Path) -> None:
+def derive_schedule(
+    *,
+    scheduler: str,
+    steps: int,
+    guidance_scale: float,
+    rows: Callable[..., np.ndarray],
+    denoiser: Path,
+    schedule: Path,
+) -> None:
     """Write the arrays that run *scheduler* for *steps* steps into the file *schedule* (see this module's docstring).
 
     Args:
         guidance_scale: what a UNet distilled for LCM is told in its time embedding; to others it says nothing here.
-        unet: `weights/unet.safetensors`; only the tensors of its time embedding are read.
+        rows: the denoiser's: (weights, timesteps, guidance_scale=) -> (N, C) float32.
+        denoiser: its `weights/{component}.safetensors`.
 
     Raises:
         ScheduleError: diffusers refuses the number of steps, the scheduler is not linear, or tensors are missing.
         SamplingError: the UNet was not made for such a way of drawing.
     """
-    sampling = read_sampling(unet)
+    sampling = read_sampling(denoiser)
     sampling.check(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
     arrays = scheduler_arrays(scheduler, steps, sampling)
-    arrays["time_embedding"] = time_embedding(unet, arrays["timesteps"], guidance_scale=guidance_scale)
+    arrays["time_embedding"] = rows(denoiser, arrays["timesteps"], guidance_scale=guidance_scale)
     schedule.write_bytes(npz_bytes(arrays))
 
 
@@ -141,59 +150,6 @@ def scheduler_arrays(name: str, steps: int, sampling: Sampling | None = None) ->
         for first in {1, steps // 2, steps - 1} - {0, steps}:
             check_linear(name, start, late[first - 1], draws_noise[first:], size=size, first=first)
     return arrays
-
-
-def time_embedding(weights: Path, timesteps: np.ndarray, *, guidance_scale: float) -> np.ndarray:
-    """Rows that the UNet's residual blocks take for *timesteps*, SiLU applied.
-
-    The sinusoids are float32 as the model was trained with (in float64 they would differ by 6e-5 at timestep 999), the
-    two linear layers float64, so that the order in which a CPU sums does not show in the result.
-
-    Args:
-        timesteps: (N,) noise levels, 0 to 999.
-        guidance_scale: embedded in the rows of a UNet that takes it so (`cond_proj`); not used by others.
-
-    Returns:
-        (N, C) float32.
-    """
-    tensors = _time_tensors(weights)
-    channels, model_channels = tensors["linear_1.weight"].shape
-    project = Timesteps(model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
-    condition_channels = tensors["cond_proj.weight"].shape[1] if "cond_proj.weight" in tensors else None
-    embed = TimestepEmbedding(model_channels, channels, cond_proj_dim=condition_channels).double()
-    embed.load_state_dict(tensors)
-    condition = guidance_embedding(guidance_scale, condition_channels).double() if condition_channels else None
-    with torch.no_grad():
-        rows = torch.nn.functional.silu(embed(project(torch.from_numpy(timesteps)).double(), condition))
-    return rows.float().numpy()
-
-
-def guidance_embedding(guidance_scale: float, channels: int) -> torch.Tensor:
-    """What a UNet distilled for LCM takes of the guidance scale (Luo et al. 2023; diffusers' `get_guidance_scale_embedding`).
-
-    Args:
-        channels: of the embedding; even.
-
-    Returns:
-        (1, channels) float32: sines, then cosines, of 1000 × (guidance scale − 1), as diffusers' pipelines give it.
-    """
-    half = channels // 2
-    frequencies = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
-    angles = torch.tensor([[1000 * (guidance_scale - 1)]], dtype=torch.float32) * frequencies
-    return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
-
-
-def _time_tensors(weights: Path) -> dict[str, torch.Tensor]:
-    """The tensors of `TimestepEmbedding`, under its own names."""
-    wanted = {f"linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
-    with safe_open(weights, "pt") as file:
-        names = [name.removeprefix("time_embedding.") for name in file.keys() if name.startswith("time_embedding.")]  # noqa: SIM118
-        if set(names) - {"cond_proj.weight"} != wanted:
-            raise ScheduleError(
-                f"{weights}: time_embedding has {', '.join(sorted(names)) or 'no tensors'}; wanted "
-                f"{', '.join(sorted(wanted))}, and at most cond_proj.weight."
-            )
-        return {name: file.get_tensor(f"time_embedding.{name}") for name in names}
 
 
 def _start(name: str, steps: int, sampling: Sampling | None) -> SchedulerMixin:

@@ -2,42 +2,70 @@
 
 import json
 import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from axbake.checkpoints import components
-from axbake.checkpoints.weights import read_description
-from axbake.drawing.distance import psnr, ssim
+from axbake.distance import psnr, ssim
 from axbake.drawing.prompts import load_tokenizer
+from axbake.networks.component import DECODER, DENOISER, ENCODER
+from axbake.runtime.producer import EMULATOR, producer
 from axbake.runtime.sampler import load_schedule
-from axbake.runtime.session import EMULATOR, Session, only, open_model, producer
-from axbake.runtime.txt2img import SAMPLERS, Models, draw, png_parameters, save_png
+from axbake.runtime.session import open_models
+from axbake.runtime.txt2img import Models, draw, save_png
+from axbake.runtime.values import Conditioning, Latents, Picture
+from axbake.weights.files import read_description
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Which files a model draws with."""
+
+    graphs: Mapping[str, int]  # component -> how many, in the order of the files
+    roles: Mapping[str, str]  # component -> its role
+    conditioning: Conditioning
+
+    def files(self, paths: Sequence[Path]) -> dict[str, list[Path]]:
+        """*paths* of all graphs, one component after the other, by component."""
+        left, found = list(paths), {}
+        for component, count in self.graphs.items():
+            found[component], left = left[:count], left[count:]
+        return found
+
+    def of_role(self, role: str) -> str:
+        """The one component of *role*."""
+        (component,) = (name for name, its in self.roles.items() if its == role)
+        return component
+
+    def open(self, files: Mapping[str, Sequence[Path]]) -> Models:
+        """The models that text to image needs, of the files of each component."""
+        texts = tuple(open_models(files[name]) for name in self.conditioning.encoders)
+        return Models(texts, open_models(files[self.of_role(DENOISER)]), open_models(files[self.of_role(DECODER)]))
+
+
+def latents_of(latents: Latents, weights: Path) -> Latents:
+    """The family's *latents* with the scale that an autoencoder's weights say."""
+    return replace(latents, scale=read_description(weights).config["scaling_factor"])
+
+
 def simulate(
     *,
-    text_encoder: Path,
-    unet: Path,
-    vae_encoder: Path,
-    vae_decoder: Path,
-    vae_encoder_weights: Path,
+    models: Sequence[Path],
+    encoder_weights: Path,
     schedule: Path,
     embeddings: Path,
     reference: Path,
     trajectory: Path,
-    model: str,
-    prompt: str,
-    negative_prompt: str,
-    guidance_scale: float,
-    seed: int,
-    height: int,
-    width: int,
-    clip_skip: int,
+    picture: Picture,
+    drawn: Drawn,
+    latents: Latents,
+    build: Callable[[dict], Any],
     image: Path,
     distance: Path,
 ) -> None:
@@ -46,59 +74,48 @@ def simulate(
     The VAE encoder has no part in drawing; it is given the reference picture, and torch's encoder is the measure.
 
     Args:
-        text_encoder, unet, vae_encoder, vae_decoder: models that ONNX Runtime runs.
-        vae_encoder_weights: `weights/vae_encoder.safetensors`.
+        models: that ONNX Runtime runs, of all components in the order of *drawn*.
+        encoder_weights: weights of the VAE encoder, and *build*, which builds it.
         embeddings: `embeddings.json`.
         reference, trajectory: the reference's picture and latents.
+        latents: of the family.
         image: PNG to write.
         distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM.
     """
-    scaling_factor = read_description(vae_encoder_weights).config["scaling_factor"]
-    steps = load_schedule(schedule)
+    files = drawn.files(models)
     drawing = draw(
-        Models(open_model(text_encoder), open_model(unet), open_model(vae_decoder)),
+        drawn.open(files),
         load_tokenizer(embeddings),
-        steps,
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        scaling_factor=scaling_factor,
-        height=height,
-        width=width,
+        load_schedule(schedule),
+        picture,
+        latents=latents_of(latents, encoder_weights),
+        conditioning=drawn.conditioning,
     )
-    parameters = png_parameters(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        steps=len(steps.timesteps),
-        sampler=SAMPLERS[steps.scheduler],
-        guidance_scale=guidance_scale,
-        seed=seed,
-        height=height,
-        width=width,
-        model=model,
-        clip_skip=clip_skip,
-    )
-    save_png(image, drawing.image, parameters)
-    wanted, latents = np.asarray(Image.open(reference).convert("RGB")), np.load(trajectory)
+    save_png(image, drawing.image, picture.parameters())
+    wanted, before = np.asarray(Image.open(reference).convert("RGB")), np.load(trajectory)
+    encoder = open_models(files[drawn.of_role(ENCODER)])
     result = {
-        "emulated": producer(unet) == EMULATOR,
+        "emulated": producer(files[drawn.of_role(DENOISER)][0]) == EMULATOR,
         "compared": "compiled models through ONNX Runtime on the host, against diffusers in float32",
-        "latent_psnr_db": round(psnr(latents[-1], drawing.latents[-1]), 2),
-        "latent_psnr_db_by_step": [round(psnr(a, b), 2) for a, b in zip(latents, drawing.latents, strict=True)],
+        "latent_psnr_db": round(psnr(before[-1], drawing.latents[-1]), 2),
+        "latent_psnr_db_by_step": [round(psnr(a, b), 2) for a, b in zip(before, drawing.latents, strict=True)],
         "image_psnr_db": round(psnr(wanted, drawing.image, peak=255), 2),
         "image_ssim": round(ssim(wanted, drawing.image), 4),
-        "vae_encoder_psnr_db": round(_vae_encoder_psnr(open_model(vae_encoder), vae_encoder_weights, wanted), 2),
+        "vae_encoder_psnr_db": round(_encoder_psnr(encoder, encoder_weights, build, wanted, latents.channels), 2),
     }
     logger.info("latent %(latent_psnr_db)s dB, picture %(image_psnr_db)s dB, SSIM %(image_ssim)s", result)
     distance.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _vae_encoder_psnr(compiled: Session, weights: Path, image: np.ndarray) -> float:
+def _encoder_psnr(compiled: Any, weights: Path, build: Callable, image: np.ndarray, channels: int) -> float:
     """PSNR in dB of the latent's means that *compiled* gives for *image*, (H, W, 3) uint8, against torch's."""
+    import torch
+
+    from axbake.weights import networks
+
     pixels = (image.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]  # (1, 3, H, W)
     with torch.inference_mode():
-        wanted = components.load(weights)(torch.from_numpy(pixels)).numpy()
-    name, output = only(compiled.inputs, "vae_encoder, inputs"), only(compiled.outputs, "vae_encoder, outputs")
+        wanted = networks.load(weights, build)(torch.from_numpy(pixels)).numpy()
+    (name,), (output,) = compiled.inputs, compiled.outputs
     found = compiled.run({name: pixels})[output]
-    return psnr(wanted[:, :4], found[:, :4])
+    return psnr(wanted[:, :channels], found[:, :channels])

@@ -1,82 +1,28 @@
-"""A job's identity: all that decides its result besides its input files, and how it is run, as one small JSON file.
+"""A job's identity: all that decides its results besides its input files, and how it is run, as one small JSON file.
 
 It is written while the workflow is read, only when its text changes, and is an input file of the job. So a changed setting
 remakes what reads it and nothing else; and since the job reads its settings there and nowhere else, what is not in it
 cannot change the result.
+
+A job does one step or several, one after the other; each is a function of this package with a key of its own in the build cache.
 """
 
-import ast
 import functools
 import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from axbake.digest import write_atomically
+from axbake.jobs.code import code_of, parameters_of
+from axbake.jobs.values import encode, functions_of
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements.lock"
-
-
-def _module_path(module: str) -> Path | None:
-    """File of *module* of this package; None if there is none of that name."""
-    base = ROOT.joinpath(*module.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
-
-
-def _imports(tree: ast.AST, package: str) -> set[str]:
-    """Modules of this package that *tree*, in *package*, imports, anywhere in it; and the packages that they lie in."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
-            origin = ".".join([*above, *filter(None, [node.module])])
-            names |= {origin} | {f"{origin}.{alias.name}" for alias in node.names}
-    names |= {name.rpartition(".")[0] for name in names}  # Python runs a package's __init__ before its modules
-    return {name for name in names if name.split(".")[0] == "axbake" and _module_path(name)}
-
-
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
-    return tree
-
-
-@functools.cache
-def _own_digest(module: str) -> tuple[str, frozenset[str]]:
-    """Digest of a module's code without comments and docstrings, and the modules it imports."""
-    path = _module_path(module)
-    assert path, f"no module {module}"
-    tree = ast.parse(path.read_text())
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    imports = frozenset(_imports(tree, package) | {package})
-    # Dumped without line numbers, so neither comments nor blank lines nor line breaks count.
-    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest(), imports
-
-
-@functools.cache
-def code_digest(module: str) -> str:
-    """Digest of *module* (`axbake.graphs.export`) and of all modules of the package that it imports, directly or not.
-
-    Comments, docstrings and layout do not change it.
-    """
-    found: dict[str, str] = {}
-    waiting = {module}
-    while waiting:
-        name = waiting.pop()
-        digest, imports = _own_digest(name)
-        found[name] = digest
-        waiting |= imports - set(found)
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
@@ -103,58 +49,105 @@ def tool_version(package: str) -> str:
         return pinned[1]
 
 
+@functools.cache
+def _code(functions: tuple[str, ...]) -> dict[str, str]:
+    return code_of(*functions)
+
+
 @dataclass(frozen=True)
-class Identity:
-    """What decides a job's result besides its input files, and how the job is run."""
+class Step:
+    """What decides the result of one function that a job calls, besides its input files, and how it is called."""
 
     function: str  # that does the work: axbake.graphs.export.export_onnx
-    component: str | None
-    settings: dict  # plain values; what the job reads, and nothing else
+    component: str | None  # that it is of, or address of a graph
+    parameters: list[str]  # of the function, settings and means apart: those that the rule names are inputs and outputs
+    names: dict[str, str]  # parameter -> what the rule calls that input or output, where it is not the same
+    settings: dict  # encoded (`axbake.jobs.values`); what the function is given, and nothing else
     means: dict  # the same of what does not decide the result, so is in no key: how a program is started
-    sources: dict[str, str]  # input name -> SHA-256, of files that the user brings
-    code: dict[str, str]  # module -> digest of it and of what it imports; data file or folder of the package -> digest
+    sources: dict[str, str]  # parameter -> SHA-256, of files that the user brings
+    code: dict[str, str]  # module -> digest of what of it the function reaches; data file or folder -> digest
     tools: dict[str, str]  # Python package -> version
     cached: bool  # whether the result goes through the build cache
-    gates: list[str]  # directories of results/{model} whose files must be there, but do not enter the result
 
 
 def identify(
     function: str,
     *,
     component: str | None,
-    settings: dict,
-    sources: dict[str, str],
-    tools: Sequence[str],
-    cached: bool,
-    means: dict | None = None,
+    settings: Mapping[str, Any],
+    sources: Mapping[str, str] | None = None,
+    tools: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+    means: Mapping[str, Any] | None = None,
     data: Sequence[str] = (),
-    gates: Sequence[str] = (),
     own_code: bool = True,
-) -> Identity:
-    """Identity of a job that calls *function*.
+    cached: bool = True,
+) -> Step:
+    """The step that calls *function*.
 
     Args:
         tools: Python packages whose version can change the result.
         data: files and folders of the package that the job reads, from the checkout's root on.
-        own_code: whether the code of this package that the job runs is part of it.
+        own_code: whether the code of this package that the function reaches is part of it.
     """
-    module = function.rpartition(".")[0]
-    code = ({module: code_digest(module)} if own_code else {}) | {path: data_digest(path) for path in data}
+    given = {name: encode(value) for name, value in settings.items()}
+    roots = (function, *dict.fromkeys(functions_of(given)))
+    code = (_code(roots) if own_code else {}) | {path: data_digest(path) for path in data}
+    taken = [name for name in parameters_of(function) if name not in given and name not in (means or {})]
     versions = {tool: tool_version(tool) for tool in tools}
-    return Identity(function, component, settings, means or {}, sources, code, versions, cached, list(gates))
+    return Step(
+        function=function,
+        component=component,
+        parameters=taken,
+        names=dict(names or {}),
+        settings=given,
+        means=dict(means or {}),
+        sources=dict(sources or {}),
+        code=code,
+        tools=versions,
+        cached=cached,
+    )
 
 
-def write_identity(path: Path, identity: Identity) -> None:
-    """Write *identity* to *path*, unless it says so already."""
-    text = json.dumps(vars(identity), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def write_steps(path: Path, steps: Sequence[Step]) -> None:
+    """Write *steps* to *path*, unless it says so already."""
+    content = {"steps": [vars(step) for step in steps]}
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     try:
-        if path.read_text() == text:
+        if path.read_text(encoding="utf-8") == text:
             return
     except FileNotFoundError:
         pass
     write_atomically(path, text)
 
 
-def read_identity(path: Path) -> Identity:
-    """The identity in a settings file."""
-    return Identity(**json.loads(path.read_text()))
+def read_steps(path: Path) -> list[Step]:
+    """The steps in a settings file."""
+    return [Step(**step) for step in json.loads(path.read_text(encoding="utf-8"))["steps"]]
+
+
+Files = Mapping[str, list[Path]]  # by the name that the rule has for them
+
+
+def files_of(steps: Sequence[Step], inputs: Files, outputs: Files) -> list[tuple[dict, dict]]:
+    """Of each of a job's *steps*, the files that it reads and those that it makes, by parameter.
+
+    A step makes an output that no step before it has made, and reads one that is made already. What no step takes only has to be
+    there: a gate.
+
+    Args:
+        inputs, outputs: of the job.
+    """
+    made: set[str] = set()
+    found = []
+    for step in steps:
+        named = {parameter: step.names.get(parameter, parameter) for parameter in step.parameters}
+        makes = {parameter: outputs[name] for parameter, name in named.items() if name in outputs and name not in made}
+        reads = {
+            parameter: outputs[name] if name in made else inputs[name]
+            for parameter, name in named.items()
+            if name in made or (name in inputs and name not in outputs)
+        }
+        made |= {named[parameter] for parameter in makes}
+        found.append((reads, makes))
+    return found

@@ -14,116 +14,136 @@ from pathlib import Path
 from axbake.cache import Cache, Key, Outcome, cache_directory
 from axbake.cache.locks import now
 from axbake.errors import AxbakeError
-from axbake.jobs.identity import Identity, read_identity
+from axbake.jobs.identity import Step, files_of, read_steps
 from axbake.jobs.record import JobRecord, log_record
+from axbake.jobs.values import decode
 from axbake.runtime.errors import BundleError
 
 logger = logging.getLogger(__name__)
-Work = Callable[[dict[str, Path]], None]  # makes the outputs at the paths it is given, by name
+Files = Mapping[str, list[Path]]  # by parameter of a step's function
+Work = Callable[[dict[str, Path]], None]  # makes the outputs at the paths it is given, by file name
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def run(snakemake) -> None:
-    """Do a rule's work: call the function that its settings file names, or place its result from the build cache.
+    """Do a rule's work: call the functions that its settings file names, or place their results from the build cache.
 
-    The function is called with every input but the settings and the gates, every output, and every setting, by name. Outputs are
-    paths in a private directory, with their own file names; they are moved to their place when the function returns, and are
-    gone after an error. So a killed job leaves nothing that looks finished. An `AxbakeError` ends the job with its text
-    alone on the screen, its traceback in the log.
+    Each is called with the rule's inputs and outputs that it has parameters for, and every setting, by name; an input may also be
+    what a step before it made. Outputs are paths in a private directory, with their own file names; they are moved to their place
+    when the function returns, and are gone after an error. So a killed job leaves nothing that looks finished. An `AxbakeError`
+    ends the job with its text alone on the screen, its traceback in the log.
     """
     with job_log(Path(snakemake.log[0])):
-        identity = read_identity(Path(snakemake.input.settings))
-        inputs = {
-            name: _paths(value)
-            for name, value in snakemake.input.items()
-            if name != "settings" and not is_gate(identity, value)
-        }
-        places = {name: Path(value) for name, value in snakemake.output.items()}
-
-        def work(made: dict[str, Path]) -> None:
-            module, _, function = identity.function.rpartition(".")
-            # Here and not above: a result from the cache does not wait for torch to be imported.
-            getattr(importlib.import_module(module), function)(**inputs, **made, **identity.settings, **identity.means)
-
         started = time.monotonic()
-        outcome = None
-        if identity.cached:
-            outcome = build_cached(identity, inputs, places, work)
-        else:
-            build_beside(places, work)
-        record = record_of(identity, outcome, seconds=time.monotonic() - started)
-        log_record(record)
-        logger.info("done in %.1f s, peak memory %.2f GiB", record.seconds, peak_memory())
+        steps = read_steps(Path(snakemake.input.settings))
+        inputs, outputs = named_files(snakemake.input), named_files(snakemake.output)
+        lists = {name for files in (snakemake.input, snakemake.output) for name, file in files.items() if is_list(file)}
+        for step, (reads, makes) in zip(steps, files_of(steps, inputs, outputs), strict=True):
+            do_step(step, reads, makes, lists)
+        logger.info("done in %.1f s, peak memory %.2f GiB", time.monotonic() - started, peak_memory())
 
 
-def record_of(identity: Identity, outcome: Outcome | None, *, seconds: float) -> JobRecord:
-    """What a job says of itself.
+def named_files(files) -> dict[str, list[Path]]:
+    """A job's inputs or outputs by name, as Snakemake has them."""
+    return {name: [Path(path) for path in (file if is_list(file) else [file])] for name, file in files.items()}
+
+
+def is_list(file) -> bool:
+    """Whether a rule's input or output of one name is a list of files."""
+    return not isinstance(file, str)
+
+
+def do_step(step: Step, reads: Files, makes: Files, lists: set[str]) -> None:
+    """Call a step's function, or place its result from the build cache.
 
     Args:
-        outcome: of the build cache; None where the job does not go through it.
-        seconds: wall time of the job.
+        lists: what the rule calls those inputs and outputs that are lists.
+    """
+
+    def argument(parameter: str, files: list[Path]) -> Path | list[Path]:
+        return files if step.names.get(parameter, parameter) in lists else files[0]
+
+    def work(made: dict[str, Path]) -> None:
+        module, _, function = step.function.rpartition(".")
+        arguments = {parameter: argument(parameter, files) for parameter, files in reads.items()}
+        arguments |= {name: argument(name, [made[place.name] for place in places]) for name, places in makes.items()}
+        # Here and not above: a result from the cache does not wait for torch to be imported.
+        call = getattr(importlib.import_module(module), function)
+        call(**arguments, **{name: decode(value) for name, value in step.settings.items()}, **step.means)
+
+    started = time.monotonic()
+    outcome = None
+    if step.cached:
+        outcome = build_cached(step, reads, makes, work)
+    elif makes:
+        build_beside([place for places in makes.values() for place in places], work)
+    else:
+        work({})
+    record = record_of(step, outcome, seconds=time.monotonic() - started)
+    log_record(record)
+    logger.info("%s in %.1f s", step.function.rpartition(".")[2], record.seconds)
+
+
+def record_of(step: Step, outcome: Outcome | None, *, seconds: float) -> JobRecord:
+    """What a job says of one of its steps.
+
+    Args:
+        outcome: of the build cache; None where the step does not go through it.
+        seconds: wall time of the step.
     """
     entry = outcome.entry if outcome else None
     return JobRecord(
-        step=identity.function.rpartition(".")[2],
-        component=identity.component,
+        step=step.function.rpartition(".")[2],
+        component=step.component,
         stored=outcome is not None and outcome.hit,
         seconds=round(seconds, 1),
         work_seconds=entry.seconds if entry else round(seconds, 1),
         peak_memory=entry.peak_memory if entry else round(peak_memory(), 2),
         made=entry.created if entry else now(),
-        tools=identity.tools,
+        tools=step.tools,
     )
 
 
-def _paths(value):
-    return Path(value) if isinstance(value, str) else [Path(item) for item in value]
-
-
-def is_gate(identity: Identity, path: str | list[str]) -> bool:
-    """Whether an input, or a list of some, only has to be there; they lie in a directory that the identity calls a gate."""
-    paths = [path] if isinstance(path, str) else list(path)
-    return bool(paths) and all(Path(one).parts[2:3] in [(gate,) for gate in identity.gates] for one in paths)
-
-
-def key_of(identity: Identity, digests: Mapping[Path, str], outputs: Iterable[Path]) -> Key:
-    """The build cache's key of a job. Paths count from their model's directory on: `onnx/unet.onnx`, whatever the model.
+def key_of(step: Step, digests: Mapping[Path, str], outputs: Iterable[Path]) -> Key:
+    """The build cache's key of a step. Paths count from their model's directory on: `onnx/unet.onnx`, whatever the model.
 
     Args:
-        digests: SHA-256 of each input in `results` but settings and gates.
+        digests: SHA-256 of each input that a job made.
     """
-    parts = {"settings": identity.settings, "code": identity.code, "tools": identity.tools}
+    parts = {"settings": step.settings, "code": step.code, "tools": step.tools}
     contents = {"/".join(path.parts[2:]): digest for path, digest in digests.items()}
     names = {path.name: path.name for path in outputs}
-    return Key(identity.function.rpartition(".")[2], identity.component, parts, contents | identity.sources, names)
+    return Key(step.function.rpartition(".")[2], step.component, parts, contents | step.sources, names)
 
 
-def build_cached(
-    identity: Identity, inputs: Mapping[str, Path | list[Path]], places: dict[str, Path], work: Work
-) -> Outcome:
-    """Place the job's result from the build cache, or do *work* and keep the result there."""
+def made_here(step: Step, reads: Files) -> list[Path]:
+    """Inputs whose content counts itself: all but the user's own files, of which the settings file says what they are."""
+    return [path for parameter, files in reads.items() if parameter not in step.sources for path in files]
+
+
+def build_cached(step: Step, reads: Files, makes: Files, work: Work) -> Outcome:
+    """Place the step's result from the build cache, or do *work* and keep the result there."""
     cache = Cache(cache_directory(None))
-    given = [paths for name, paths in inputs.items() if name not in identity.sources]
-    made_here = [path for paths in given for path in (paths if isinstance(paths, list) else [paths])]
-    key = key_of(identity, {path: cache.sha256(path) for path in made_here}, places.values())
-    name_of = {place.name: name for name, place in places.items()}
+    read = made_here(step, reads)
+    places = [place for files in makes.values() for place in files]
+    key = key_of(step, {path: cache.sha256(path) for path in read}, places)
     return cache.fetch_or_build(
         key,
-        {place.name: place for place in places.values()},
-        lambda made: work({name_of[file]: path for file, path in made.items()}),
-        inputs={"/".join(path.parts[2:]): path for path in made_here},
+        {place.name: place for place in places},
+        work,
+        inputs={"/".join(path.parts[2:]): path for path in read},
     )
 
 
-def build_beside(places: dict[str, Path], work: Work) -> None:
+def build_beside(places: list[Path], work: Work) -> None:
     """Do *work* in a directory beside the first place, and move what it made to its places."""
-    first = next(iter(places.values()))
+    first = places[0]
     first.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=first.parent, prefix=f".{first.name}.") as beside:
-        made = {name: Path(beside) / place.name for name, place in places.items()}
+        made = {place.name: Path(beside) / place.name for place in places}
         work(made)
-        for name, place in places.items():
-            publish(made[name], place)
+        for place in places:
+            publish(made[place.name], place)
 
 
 def peak_memory() -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
 from axbake.preflight.findings import Finding
 from axbake.preflight.graph import Graph, volume
 
@@ -36,29 +37,29 @@ class OnCard:
     first_input: int  # elements
 
 
-# docs/numbers.md, «A bake at full size»: 2 cores, 480 × 320, the UNet with 32 samples
+# By role, since no other family's are known. docs/numbers.md, «A bake at full size»: 2 cores, 480 × 320, the UNet with 32 samples
 EMULATED = {
-    "text_encoder": Compile(5, 6.6e9, "5 s emulated"),
-    "unet": Compile(234, 221.9e9, "234 s emulated, 32 samples"),
-    "vae_encoder": Compile(62, 323.0e9, "62 s emulated"),
-    "vae_decoder": Compile(126, 732.5e9, "126 s emulated"),
+    TEXT: Compile(5, 6.6e9, "5 s emulated"),
+    DENOISER: Compile(234, 221.9e9, "234 s emulated, 32 samples"),
+    ENCODER: Compile(62, 323.0e9, "62 s emulated"),
+    DECODER: Compile(126, 732.5e9, "126 s emulated"),
 }
 # yuyun2000/sd15-to-ax8850-deploy tells 68 minutes of the UNet at 480 × 320; the `build_context.json` of Mojo24x7's VAE encoder at
 # 512 × 512 tells 3260 s. For the other two no time is published: each is scaled from the network nearest to it.
 UNET_PUBLISHED = Compile(68 * 60, 221.9e9, "68 min published of SD 1.5's UNet at 480 × 320")
 ENCODER_PUBLISHED = Compile(3260, 558.3e9, "54 min published of SD 1.5's VAE encoder at 512 × 512")
 PUBLISHED = {
-    "text_encoder": UNET_PUBLISHED,
-    "unet": UNET_PUBLISHED,
-    "vae_encoder": ENCODER_PUBLISHED,
-    "vae_decoder": ENCODER_PUBLISHED,
+    TEXT: UNET_PUBLISHED,
+    DENOISER: UNET_PUBLISHED,
+    ENCODER: ENCODER_PUBLISHED,
+    DECODER: ENCODER_PUBLISHED,
 }
 # MasterVVK/cm3588-ax650n-pcie-tuning, of AXERA-TECH/sd1.5-lcm.axera
 ON_CARD = {
-    "text_encoder": OnCard(168, 175, 123.4e6, 77),
-    "unet": OnCard(894, 981, 858.4e6, 4 * 64 * 64),
-    "vae_encoder": OnCard(44, 247, 34.2e6, 3 * 512 * 512),
-    "vae_decoder": OnCard(65, 466, 49.5e6, 4 * 64 * 64),
+    TEXT: OnCard(168, 175, 123.4e6, 77),
+    DENOISER: OnCard(894, 981, 858.4e6, 4 * 64 * 64),
+    ENCODER: OnCard(44, 247, 34.2e6, 3 * 512 * 512),
+    DECODER: OnCard(65, 466, 49.5e6, 4 * 64 * 64),
 }
 
 
@@ -73,10 +74,10 @@ class Estimate:
     cmm_mb: float
 
 
-def estimate(component: str, graph: Graph, toolchain: str) -> Estimate:
-    """Estimate for *graph* compiled by *toolchain*."""
-    known = (EMULATED if toolchain == "emulator" else PUBLISHED)[component]
-    card = ON_CARD[component]
+def estimate(role: str, graph: Graph, toolchain: str) -> Estimate:
+    """Estimate for *graph* of a component of *role* compiled by *toolchain*."""
+    known = (EMULATED if toolchain == "emulator" else PUBLISHED)[role]
+    card = ON_CARD[role]
     first = volume(graph.shapes[next(iter(graph.inputs))]) if graph.inputs else 0
     weights = card.file_mb * graph.quantised_bytes / card.quantised_bytes
     return Estimate(

@@ -11,7 +11,7 @@ MOST = 5  # examples that a finding names
 class Finding:
     """Something to know before a compile."""
 
-    component: str  # or «model»: of all four together
+    component: str  # or «model»: of all together
     check: str  # operators, shapes, constants, names, sizes, samples, machine, card, estimate
     level: str  # of LEVELS
     text: str  # what was found, what was expected, what to do

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,14 +30,16 @@ class PreflightError(AxbakeError):
     """A compile would fail."""
 
 
-def preflight(*, model: str, toolchain: str, graphs: list[Path], tensors: list[Path], verdict: Path) -> None:
+def preflight(
+    *, model: str, toolchain: str, roles: Mapping[str, str], graphs: list[Path], tensors: list[Path], verdict: Path
+) -> None:
     """Check the graphs of *model*, and write what was found to *verdict*, as JSON; the log and the screen get a table.
 
     Samples are not looked at: they come much later, and `check_build` reads them before a compile starts.
 
     Args:
         toolchain: by which the estimates go: `emulator`, or a real one.
-        graphs: one a component, of the component's name.
+        roles: address of each graph -> its component's role; in the order of *graphs*.
         tensors: of the graphs, beside them.
 
     Raises:
@@ -45,12 +47,12 @@ def preflight(*, model: str, toolchain: str, graphs: list[Path], tensors: list[P
     """
     findings: list[Finding] = []
     read: dict[str, Graph] = {}
-    for path in graphs:
+    for name, path in zip(roles, graphs, strict=True):
         try:
-            read[path.stem] = read_graph(path)
+            read[name] = read_graph(path)
         except UnreadableGraph as error:
-            findings.append(Finding(path.stem, "graph", "error", str(error)))
-    estimates = {name: estimate(name, graph, toolchain) for name, graph in read.items()}
+            findings.append(Finding(name, "graph", "error", str(error)))
+    estimates = {name: estimate(roles[name], graph, toolchain) for name, graph in read.items()}
     for name, graph in read.items():
         findings += graph_findings(name, graph, toolchain, estimates[name], verdict.parent)
     findings += check_card(estimates)
@@ -73,7 +75,9 @@ def graph_findings(component: str, graph: Graph, toolchain: str, found: Estimate
     yield from estimate_findings(component, graph, toolchain, found)
 
 
-def check_build(component: str, graph: Path, archive: Path, config: Path, *, toolchain: str, place: Path) -> None:
+def check_build(
+    component: str, role: str, graph: Path, archive: Path, config: Path, *, toolchain: str, place: Path
+) -> None:
     """Check all that one compile needs, its samples included; the log gets the table.
 
     Args:
@@ -86,7 +90,7 @@ def check_build(component: str, graph: Path, archive: Path, config: Path, *, too
         UnreadableGraph: *graph* is none.
     """
     read = read_graph(graph)
-    found = estimate(component, read, toolchain)
+    found = estimate(role, read, toolchain)
     findings = [
         *graph_findings(component, read, toolchain, found, place),
         *check_samples(component, read, config, archive),

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from axbake.errors import AxbakeError
-from axbake.runtime.session import EMULATOR
+from axbake.runtime.producer import EMULATOR
 
 PULSAR2 = "Pulsar2"  # producer of a compiled model
 NODE = "neu mode"

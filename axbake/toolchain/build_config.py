@@ -3,9 +3,8 @@
 The fields are those of AXERA-TECH/pulsar2-docs-en (`user_guides_config/config.md`); `axbake.emulator.fields` has their table.
 """
 
-import json
-import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +12,26 @@ import onnx
 
 from axbake.emulator.config import ConfigError, read_config
 from axbake.emulator.fields import MESSAGES, ROOT, combination_problems, problems
-from axbake.graphs.interface import TIMESTEP_INPUT
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
 
-logger = logging.getLogger(__name__)
 BASE = "base"  # the one entry of config.yaml's pulsar2/{component} that is no field of Pulsar2's: path of the user's own file
 
-# What differs between the components: the calibration archive's format, and what the compiled model takes.
-CALIBRATION_FORMATS: dict[str, dict[str, Any]] = {
-    "text_encoder": {"tensor_name": "input_ids", "calibration_format": "Numpy"},
-    "unet": {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
-    "vae_decoder": {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
-    "vae_encoder": {
-        "tensor_name": "image_sample",
+#: By role: the calibration archive's format, and what else of the entry of an input; None: the one entry is for all inputs
+CALIBRATION: dict[str, dict[str, Any]] = {
+    TEXT: {"calibration_format": "Numpy"},
+    DENOISER: {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
+    DECODER: {"tensor_name": "DEFAULT", "calibration_format": "NumpyObject"},
+    ENCODER: {
         "calibration_format": "Image",
         "calibration_mean": [127.5, 127.5, 127.5],
         "calibration_std": [127.5, 127.5, 127.5],
     },
 }
-INPUT_PROCESSORS = {
-    # Published programs hand 32-bit ids to the text encoder (AXERA-TECH/sd1.5-lcm.axera).
-    "text_encoder": [{"tensor_name": "input_ids", "src_dtype": "U32"}],
-    # They also bring pixels to -1..1 themselves; by default Pulsar2 would put calibration's mean and std into the model.
-    "vae_encoder": [
-        {
-            "tensor_name": "image_sample",
-            "tensor_format": "RGB",
-            "src_format": "RGB",
-            "mean": [0, 0, 0],
-            "std": [1, 1, 1],
-        }
-    ],
-}
-
-# A timestep is whole, and Pulsar2 takes inputs for floats where it is not told. Mojo24x7/SD1.5_AXM1-AX8850_Euler gives int32.
-TIMESTEP_PROCESSORS = [{"tensor_name": TIMESTEP_INPUT, "src_dtype": "S32"}]
+# Programs bring pixels to -1..1 themselves; by default Pulsar2 would put calibration's mean and std into the model.
+PIXELS = {"tensor_format": "RGB", "src_format": "RGB", "mean": [0, 0, 0], "std": [1, 1, 1]}
+# Pulsar2 takes inputs for floats where it is not told. Published programs hand 32-bit ids to the text encoder
+# (AXERA-TECH/sd1.5-lcm.axera), and a 32-bit timestep (Mojo24x7/SD1.5_AXM1-AX8850_Euler).
+INTEGERS = {"int64": "U32", "int32": "S32"}
 
 # Fields that axbake sets itself, and where config.yaml says what it sets them to.
 OWN = {
@@ -63,23 +48,40 @@ OWN_CALIBRATION = ("calibration_dataset", "calibration_format")
 FLOAT_OPERATORS = {"LeakyRelu", "Sigmoid", "Relu", "Add", "Mul", "Div", "Sub", "Concat", "Softmax"}
 
 
-def read_builds(
-    said: Mapping[str, Mapping[str, Any]], *, target_hardware: str, npu_mode: str
-) -> dict[str, dict[str, Any]]:
-    """The user's own fields of every component (`read_own_fields`), with the faults of all told at once."""
-    found, faults = {}, []
-    for component, fields in said.items():
-        try:
-            found[component] = read_own_fields(component, fields, target_hardware=target_hardware, npu_mode=npu_mode)
-        except ConfigError as error:
-            faults += str(error).splitlines()
-    if faults:
-        raise ConfigError("config/config.yaml: these entries cannot be used:\n" + "\n".join(f"  {f}" for f in faults))
-    return found
+@dataclass(frozen=True)
+class Build:
+    """One graph that is compiled: what its config says besides what the user sets."""
+
+    name: str  # of the graph, as its files are called
+    component: str  # as config.yaml calls it
+    role: str  # of `axbake.networks.component.ROLES`
+    inputs: Mapping[str, str]  # name -> NumPy's type
+    precision: str  # of activations: U8, U16 or S16; weights are S8
+    target_hardware: str
+    npu_mode: str
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """The entry of its calibration archive.
+
+        The archive is named without a folder, since Pulsar2 runs in one that holds all it needs; so the same build for another
+        model has the same config. All its members are used.
+        """
+        entry = CALIBRATION[self.role]
+        name = entry.get("tensor_name") or next(iter(self.inputs))
+        return {"tensor_name": name} | entry | {"calibration_dataset": f"{self.name}.tar", "calibration_size": -1}
+
+    @property
+    def processors(self) -> list[dict[str, Any]]:
+        """What the compiled model takes, where that is not what its graph takes."""
+        if self.role == ENCODER:
+            return [{"tensor_name": name, **PIXELS} for name in self.inputs]
+        whole = {name: INTEGERS[dtype] for name, dtype in self.inputs.items() if dtype in INTEGERS}
+        return [{"tensor_name": name, "src_dtype": dtype} for name, dtype in whole.items()]
 
 
-def read_own_fields(component: str, said: Mapping[str, Any], *, target_hardware: str, npu_mode: str) -> dict[str, Any]:
-    """The fields that the user sets for *component*: those of his file, if there is one, and over them those of config.yaml.
+def read_own_fields(build: Build, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the user sets for *build*: those of his file, if there is one, and over them those of config.yaml.
 
     Comments and layout of the file do not count. What axbake sets itself is left out of the file, which others may use as it
     is, and refused in config.yaml.
@@ -90,79 +92,48 @@ def read_own_fields(component: str, said: Mapping[str, Any], *, target_hardware:
     Raises:
         ConfigError: lists every field that is unknown, misplaced, of a wrong value, axbake's own, or known not to work.
     """
-    place = f"pulsar2/{component}"
+    place = f"pulsar2/{build.component}"
     fields = {name: value for name, value in said.items() if name != BASE}
-    faults = _documented_faults(place, fields) + _own_faults(place, component, fields)
+    faults = _documented_faults(place, fields) + _own_faults(place, build.component, fields)
     base: dict[str, Any] = {}
     if said.get(BASE):
         try:
             base = read_config(Path(said[BASE]))
         except ConfigError as error:
             raise ConfigError(f"{place}/{BASE}: {error}") from error
-        faults += _documented_faults(said[BASE], base) or _other_build(said[BASE], base, target_hardware)
+        faults += _documented_faults(said[BASE], base) or _other_build(said[BASE], base, build.target_hardware)
         base = _without_own(base)
     if faults:
         raise ConfigError("\n".join(faults))
     merged = _laid_over(base, fields)
-    whole = _build(component, "U16", target_hardware, npu_mode, merged)
+    whole = build_config(build, merged)
     faults = [f"{place}: {fault}" for fault in combination_problems(whole)]
-    faults += _calibration_faults(place, component, merged)
+    faults += _calibration_faults(place, build, merged)
     faults += [f"{place}/{fault}" for fault in _useless(merged)]
     if faults:
         raise ConfigError("\n".join(faults))
     return merged
 
 
-def configure_build(
-    *,
-    component: str,
-    precision: str,
-    target_hardware: str,
-    npu_mode: str,
-    config: Path,
-    fields: dict[str, Any] | None = None,
-    program: str = "axera",
-) -> None:
-    """Write Pulsar2's config of *component*.
+def build_config(build: Build, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Pulsar2's whole config of *build*.
 
     Args:
-        precision: of activations: U8, U16 or S16; weights are S8.
         fields: the user's own, as `read_own_fields` gives them.
-        program: whose inputs the graph has (`axbake.graphs.interface`); asked of the UNet alone.
-
-    The archive is named without a folder, since `compile_model` runs Pulsar2 in one that holds all it needs; so the same build
-    for another model has the same config. All members of the archive are used, unless *fields* say how many.
     """
-    content = _build(component, precision, target_hardware, npu_mode, fields or {}, program)
-    for doubt in doubts(content):
-        logger.warning("%s: %s", component, doubt)
-    config.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _build(
-    component: str,
-    precision: str,
-    target_hardware: str,
-    npu_mode: str,
-    fields: Mapping[str, Any],
-    program: str = "axera",
-) -> dict[str, Any]:
-    """The whole config of *component*."""
-    calibration = {**CALIBRATION_FORMATS[component], "calibration_dataset": f"{component}.tar", "calibration_size": -1}
+    calibration = build.calibration
     ours: dict[str, Any] = {
         "model_type": "ONNX",
-        "target_hardware": target_hardware,
-        "npu_mode": npu_mode,
+        "target_hardware": build.target_hardware,
+        "npu_mode": build.npu_mode,
         "quant": {"input_configs": [calibration], "calibration_method": "MinMax", "precision_analysis": False},
         "compiler": {"check": 0},
     }
-    if component in INPUT_PROCESSORS:
-        ours["input_processors"] = INPUT_PROCESSORS[component]
-    if component == "unet" and program == "euler":
-        ours["input_processors"] = TIMESTEP_PROCESSORS
+    if build.processors:
+        ours["input_processors"] = build.processors
     whole = _laid_over(ours, fields)
     layers = whole["quant"].get("layer_configs", [])
-    everything = {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": precision}
+    everything = {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": build.precision}
     # A layer's name or type goes before a subgraph, so the precision of the rest stands beside the user's entries.
     if not any(layer.get("start_tensor_names") == ["DEFAULT"] for layer in layers):
         layers = [everything, *layers]
@@ -237,9 +208,9 @@ def _entries(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def _calibration_faults(place: str, component: str, fields: Mapping[str, Any]) -> list[str]:
-    """Faults of entries that belong to no archive: a component has one, under one name."""
-    wanted = CALIBRATION_FORMATS[component]["tensor_name"]
+def _calibration_faults(place: str, build: Build, fields: Mapping[str, Any]) -> list[str]:
+    """Faults of entries that belong to no archive: a graph has one, under one name."""
+    wanted = build.calibration["tensor_name"]
     names = [entry["tensor_name"] for entry in _entries(fields)]
     if not names or names == [wanted]:
         return []

@@ -11,8 +11,9 @@ from typing import Any
 
 from axbake.errors import AxbakeError
 from axbake.preflight.verdict import check_build
-from axbake.runtime.session import EMULATOR
+from axbake.runtime.producer import EMULATOR
 from axbake.toolchain.axmodel import CHIPS, PULSAR2, Axmodel, AxmodelError, read_axmodel
+from axbake.toolchain.build_config import doubts
 from axbake.toolchain.compiled_interface import as_taken, wanted_interface
 from axbake.toolchain.failures import explain
 from axbake.toolchain.launch import WRITABLE, Launch, link_or_copy, says_version
@@ -30,8 +31,10 @@ def compile_model(
     graph: Path,
     tensors: Path,
     archive: Path,
-    config: Path,
     *,
+    component: str,
+    role: str,
+    config: dict[str, Any],
     compiler: dict[str, str],
     launch: dict[str, Any],
     axmodel: Path,
@@ -41,6 +44,8 @@ def compile_model(
 
     Args:
         tensors, archive: of the graph, and its calibration; linked under their own names.
+        component: that it is of, or address of one of several graphs; *role*: the component's.
+        config: Pulsar2's, whole (`axbake.toolchain.build_config`).
         compiler: what decides the build besides the inputs: Pulsar2's version, or the emulator's code and tools.
         launch: how it is started (`axbake.toolchain.launch.Launch`), which does not decide what it makes.
         record: JSON to write: by what the model was made, whether it is emulated, and Pulsar2's own figures.
@@ -50,14 +55,18 @@ def compile_model(
         WrongToolchain, EngineError: no such program, or another version.
         CompileError: Pulsar2 failed: what of, its own words and what to try; or its model is not what was asked for.
     """
-    how, component = Launch(**launch), axmodel.stem
-    check_build(component, graph, archive, config, toolchain=how.toolchain, place=axmodel.parent)
-    version = how.check()
+    how = Launch(**launch)
     place = axmodel.parent / "pulsar2"
     place.mkdir()
-    for path in (graph, tensors, archive, config):
+    settings = place / f"{axmodel.stem}.config.json"
+    settings.write_text(json.dumps(config, indent=2) + "\n")
+    for doubt in doubts(config):
+        logger.warning("%s: %s", component, doubt)
+    check_build(component, role, graph, archive, settings, toolchain=how.toolchain, place=axmodel.parent)
+    version = how.check()
+    for path in (graph, tensors, archive):
         link_or_copy(path, place / path.name)
-    command = ["build", "--input", graph.name, "--config", config.name, "--output_dir", WRITABLE]
+    command = ["build", "--input", graph.name, "--config", settings.name, "--output_dir", WRITABLE]
     log = BuildLog()
     try:
         status = how.call([*command, "--output_name", axmodel.name], place, log.hear)
@@ -74,8 +83,7 @@ def compile_model(
         raise CompileError(
             explain(component, toolchain=how.toolchain, status=status, code=code, said=said, lines=lines)
         )
-    settings = json.loads(config.read_text())
-    accept(made, graph, settings, emulated=how.toolchain == "emulator", version=compiler.get("pulsar2", ""))
+    accept(made, graph, config, emulated=how.toolchain == "emulator", version=compiler.get("pulsar2", ""))
     made.rename(axmodel)
     content = {
         "component": component,
@@ -83,7 +91,7 @@ def compile_model(
         "emulated": how.toolchain == "emulator",
         "version": version,
         "bytes": axmodel.stat().st_size,
-        "pulsar2_config": settings,
+        "pulsar2_config": config,
         "macs": context.get("macs"),
         "max_cycle": log.cycles,  # of the NPU, a run, by Pulsar2's own estimate
         "io_info": context.get("io_info"),
