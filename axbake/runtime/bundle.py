@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .errors import BundleError
+from .model import Session
 from .sampler import Schedule, load_schedule
-from .session import Session, open_model
+from .session import open_models
 from .tokenizer import ClipTokenizer, load_tokenizer
+from .values import Conditioning, Latents, Picture
 
-FORMAT = 1  # of the manifest
+FORMAT = 2  # of the manifest
 LAYOUT = "axbake"
+ROLES = ("text", "denoiser", "encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model of a bundle."""
+
+    role: str  # of `ROLES`
+    files: tuple[str, ...]  # its graphs, in the order in which they run
 
 
 @dataclass(frozen=True)
@@ -23,17 +35,32 @@ class Bundle:
 
     folder: Path
     manifest: dict[str, Any]
+    components: dict[str, Component]
+    latents: Latents
+    conditioning: Conditioning
+    picture: Picture  # the model's reference
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How the model's reference picture is drawn: prompt, seed, size and the like."""
-        return self.manifest["settings"]
+    def of_role(self, role: str) -> list[str]:
+        """The components of *role*, text encoders in the conditioning's order.
+
+        Raises:
+            BundleError: there is none, or more than one though they are not text encoders.
+        """
+        if role == "text":
+            return list(self.conditioning.encoders)
+        found = [name for name, component in self.components.items() if component.role == role]
+        if len(found) != 1:
+            raise BundleError(
+                f"{self.folder}: models of role {role}: {', '.join(found) or 'none'}; wanted one. Make the bundle anew."
+            )
+        return found
 
     def open(self, component: str, *, runtime: str, device: int, threads: int) -> tuple[Session, float]:
-        """A model, and how many seconds loading it took."""
+        """A component's model, and how many seconds loading it took."""
         start = time.perf_counter()
-        path = self.folder / self.manifest["models"][component]["file"]
-        session = open_model(path, runtime=runtime, device=device, threads=threads)
+        paths = [self.folder / file for file in self.components[component].files]
+        session = open_models(paths, runtime=runtime, device=device, threads=threads)
+        session.component = component
         return session, time.perf_counter() - start
 
     def tokenizer(self) -> ClipTokenizer:
@@ -46,12 +73,12 @@ class Bundle:
         Raises:
             BundleError: the bundle has no such schedule.
         """
-        if steps == self.settings["steps"]:
+        if steps == self.picture.steps:
             return load_schedule(self.folder / "schedule.npz")
-        path = self.folder / "schedules" / f"{self.settings['scheduler']}-{steps}.npz"
+        path = self.folder / "schedules" / f"{self.picture.scheduler}-{steps}.npz"
         if not path.is_file():
             others = (int(other.stem.rpartition("-")[2]) for other in path.parent.glob("*.npz"))
-            known = ", ".join(map(str, sorted({self.settings["steps"], *others})))
+            known = ", ".join(map(str, sorted({self.picture.steps, *others})))
             raise BundleError(
                 f"{steps} steps: the bundle has schedules of {known} steps. Take one of these, or bake the model with a"
                 f" row of {steps} steps."
@@ -73,14 +100,45 @@ def read_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{path}: {type(error).__name__}: {error}; wanted the manifest of a bundle.") from error
     if found != (LAYOUT, FORMAT):
         raise BundleError(f"{path}: layout and format {found}; wanted {(LAYOUT, FORMAT)}. Make the bundle anew.")
+    try:
+        bundle = _bundle(folder, manifest)
+        sizes = {name: f"{file['bytes']} bytes" for name, file in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{path}: {type(error).__name__}: {error}; not a manifest of format {FORMAT}. Make the bundle anew."
+        ) from error
     wrong = [
-        f"{name}: {_size(folder / name)}, wanted {file['bytes']} bytes"
-        for name, file in manifest["files"].items()
-        if _size(folder / name) != f"{file['bytes']} bytes"
+        f"{name}: {_size(folder / name)}, wanted {size}" for name, size in sizes.items() if _size(folder / name) != size
     ]
     if wrong:
         raise BundleError(f"{folder}: not whole; {'; '.join(wrong)}. Copy the bundle again.")
-    return Bundle(folder, manifest)
+    return bundle
+
+
+def _bundle(folder: Path, manifest: dict[str, Any]) -> Bundle:
+    """What *manifest* says, as values.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not of this format.
+    """
+    components = {name: Component(entry["role"], tuple(entry["files"])) for name, entry in manifest["models"].items()}
+    for name, component in components.items():
+        if component.role not in ROLES or not component.files or not set(component.files) <= set(manifest["files"]):
+            raise ValueError(f"{name}: {component}; wanted a role of {', '.join(ROLES)}, and files of the bundle")
+    conditioning = _value(Conditioning, manifest["conditioning"])
+    texts = [name for name, component in components.items() if component.role == "text"]
+    if sorted(texts) != sorted(conditioning.encoders):
+        raise ValueError(
+            f"models of role text: {texts}, conditioning of {list(conditioning.encoders)}; wanted the same"
+        )
+    drawn = [field.name for field in fields(Picture) if field.name not in ("model", "strength")]
+    picture = Picture(model=manifest["model"], **{name: manifest["settings"][name] for name in drawn})
+    return Bundle(folder, manifest, components, _value(Latents, manifest["latents"]), conditioning, picture)
+
+
+def _value(kind: Any, entries: Mapping[str, Any]) -> Any:
+    """A *kind* of *entries*; JSON's lists are tuples in it."""
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
 
 
 def _size(path: Path) -> str:

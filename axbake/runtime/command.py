@@ -9,22 +9,21 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from .bundle import Bundle, read_bundle
 from .errors import BundleError
 from .img2img import read_picture, redraw
+from .model import Session
 from .session import RUNTIMES
 from .timings import picture_timings, timings
-from .txt2img import SAMPLERS, Drawing, Models, draw, png_parameters, save_png
+from .txt2img import Drawing, Models, draw, save_png
+from .values import Picture
 
 logger = logging.getLogger(__name__)
 STRENGTH = 0.75  # what AUTOMATIC1111's web UI comes with
-COMPONENTS = {
-    "txt2img": ("text_encoder", "unet", "vae_decoder"),
-    "img2img": ("text_encoder", "unet", "vae_encoder", "vae_decoder"),
-}
+ROLES = {"txt2img": ("text", "denoiser", "decoder"), "img2img": ("text", "denoiser", "encoder", "decoder")}
 
 
 def run(program: str, folder: Path, arguments: Sequence[str] | None = None) -> int:
@@ -33,14 +32,14 @@ def run(program: str, folder: Path, arguments: Sequence[str] | None = None) -> i
     started = time.perf_counter()
     try:
         bundle = read_bundle(folder)
-        _draw_all(program, bundle, _parse(program, bundle.settings, arguments), started)
+        _draw_all(program, bundle, _parse(program, bundle.picture, arguments), started)
     except (BundleError, OSError) as error:
         logger.error("%s: %s", type(error).__name__, error)
         return 1
     return 0
 
 
-def _parse(program: str, settings: dict[str, Any], arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(program: str, picture: Picture, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line's options; what it leaves out is the bundle's."""
     parser = argparse.ArgumentParser(
         f"{program}.py",
@@ -51,12 +50,12 @@ def _parse(program: str, settings: dict[str, Any], arguments: Sequence[str] | No
     if program == "img2img":
         add("picture", type=Path, help="picture to draw over; its middle part is scaled to the models' size")
         add("--strength", type=float, default=STRENGTH, help="share of the steps that are drawn, 0 to 1")
-    add("--prompt", default=settings["prompt"], help="as in AUTOMATIC1111's web UI")
-    add("--negative-prompt", default=settings["negative_prompt"], help="the same")
-    add("--seed", type=int, default=settings["seed"], help="of the first picture")
+    add("--prompt", default=picture.prompt, help="as in AUTOMATIC1111's web UI")
+    add("--negative-prompt", default=picture.negative_prompt, help="the same")
+    add("--seed", type=int, default=picture.seed, help="of the first picture")
     add("--count", type=int, default=1, help="pictures; each has the next seed")
-    add("--guidance-scale", type=float, default=settings["guidance_scale"], help="1 is without guidance")
-    add("--steps", type=int, default=settings["steps"], help="of the scheduler")
+    add("--guidance-scale", type=float, default=picture.guidance_scale, help="1 is without guidance")
+    add("--steps", type=int, default=picture.steps, help="of the scheduler")
     add("--output", type=Path, default=Path("image.png"), help="PNG; of several, the seed comes before the ending")
     add("--runtime", choices=RUNTIMES, default="auto", help="what runs the models")
     add("--device", type=int, default=0, help="number of the card, of axcl")
@@ -71,21 +70,26 @@ def _parse(program: str, settings: dict[str, Any], arguments: Sequence[str] | No
 def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: float) -> None:
     """Load the models, draw every picture that is asked for, and write the timings."""
     name, emulated = bundle.manifest["model"], bundle.manifest["emulated"]
-    draw_one = _drawing(program, bundle, given)
-    opened = {
-        component: bundle.open(component, runtime=given.runtime, device=given.device, threads=given.threads)
-        for component in COMPONENTS[program]
-    }
-    models = Models(**{component: session for component, (session, _) in opened.items()})
-    load_seconds = {component: seconds for component, (_, seconds) in opened.items()}
-    logger.info("%s: loaded in %.1f s, run by %s", name, sum(load_seconds.values()), models.unet.provider)
+    asked = replace(
+        bundle.picture,
+        prompt=given.prompt,
+        negative_prompt=given.negative_prompt,
+        guidance_scale=given.guidance_scale,
+        steps=given.steps,
+        strength=vars(given).get("strength"),
+    )
+    draw_one = _drawing(bundle, asked, over=vars(given).get("picture"))
+    models, load_seconds = _load(program, bundle, given)
+    provider = models.denoiser.provider
+    logger.info("%s: loaded in %.1f s, run by %s", name, sum(load_seconds.values()), provider)
     if emulated:
         logger.info("The models are EMULATED: this host draws, and how long it takes says nothing of a board.")
     pictures = []
     for seed in range(given.seed, given.seed + given.count):
-        drawing = draw_one(models, seed)
+        picture = replace(asked, seed=seed)
+        drawing = draw_one(models, picture)
         path = given.output if given.count == 1 else given.output.with_name(f"{given.output.stem}-{seed}.png")
-        _save(path, drawing, _parameters(bundle, given, seed))
+        _save(path, drawing, picture)
         times = picture_timings(drawing)
         pictures.append({"seed": seed, "file": path.name, **times})
         for said in drawing.warnings if seed == given.seed else ():
@@ -96,11 +100,13 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
             program=program,
             model=name,
             emulated=emulated,
-            **{setting: bundle.settings[setting] for setting in ("height", "width", "scheduler")},
-            steps=given.steps,
-            guidance_scale=given.guidance_scale,
+            height=asked.height,
+            width=asked.width,
+            scheduler=asked.scheduler,
+            steps=asked.steps,
+            guidance_scale=asked.guidance_scale,
             device=given.device,
-            provider=models.unet.provider,
+            provider=provider,
             load_seconds=load_seconds,
             pictures=pictures,
             total_seconds=time.perf_counter() - started,
@@ -109,45 +115,48 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
         _write(given.timings, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def _drawing(program: str, bundle: Bundle, given: argparse.Namespace) -> Callable[[Models, int], Drawing]:
-    """A function of models and seed that draws one picture; all that it needs besides is loaded here."""
-    schedule, tokenizer, settings = bundle.schedule(given.steps), bundle.tokenizer(), bundle.settings
-    if schedule.guidance_embedded and given.guidance_scale != settings["guidance_scale"]:
+def _load(program: str, bundle: Bundle, given: argparse.Namespace) -> tuple[Models, dict[str, float]]:
+    """The models that *program* needs, and how many seconds loading each component took."""
+    sessions: dict[str, list[Session]] = {}  # by role
+    seconds = {}
+    for role in ROLES[program]:
+        sessions[role] = []
+        for component in bundle.of_role(role):
+            session, seconds[component] = bundle.open(
+                component, runtime=given.runtime, device=given.device, threads=given.threads
+            )
+            sessions[role].append(session)
+    (denoiser,), (decoder,) = sessions["denoiser"], sessions["decoder"]
+    (encoder,) = sessions.get("encoder", [None])
+    return Models(tuple(sessions["text"]), denoiser, decoder, encoder), seconds
+
+
+def _drawing(bundle: Bundle, asked: Picture, *, over: Path | None) -> Callable[[Models, Picture], Drawing]:
+    """A function that draws one picture; all that it needs besides is loaded here.
+
+    Args:
+        asked: the pictures, but for their seeds.
+        over: picture to draw over, of image to image.
+    """
+    schedule, tokenizer = bundle.schedule(asked.steps), bundle.tokenizer()
+    if schedule.guidance_embedded and asked.guidance_scale != bundle.picture.guidance_scale:
         raise BundleError(
-            f"--guidance-scale {given.guidance_scale:g}: this model's is in its schedule, and is {settings['guidance_scale']:g}."
+            f"--guidance-scale {asked.guidance_scale:g}: this model's is in its schedule, and is"
+            f" {bundle.picture.guidance_scale:g}."
         )
-    size = {"height": settings["height"], "width": settings["width"]}
-    same = {
-        "prompt": given.prompt,
-        "negative_prompt": given.negative_prompt,
-        "guidance_scale": given.guidance_scale,
-        "scaling_factor": settings["scaling_factor"],
-    }
-    if program == "txt2img":
-        return lambda models, seed: draw(models, tokenizer, schedule, seed=seed, **size, **same)
-    picture = read_picture(given.picture, **size)
-    return lambda models, seed: redraw(picture, models, tokenizer, schedule, strength=given.strength, seed=seed, **same)
-
-
-def _parameters(bundle: Bundle, given: argparse.Namespace, seed: int) -> str:
-    settings = bundle.settings
-    return png_parameters(
-        prompt=given.prompt,
-        negative_prompt=given.negative_prompt,
-        steps=given.steps,
-        sampler=SAMPLERS[settings["scheduler"]],
-        guidance_scale=given.guidance_scale,
-        seed=seed,
-        height=settings["height"],
-        width=settings["width"],
-        model=bundle.manifest["model"],
-        clip_skip=settings["clip_skip"],
-        strength=vars(given).get("strength"),
+    latents, conditioning = bundle.latents, bundle.conditioning
+    if over is None:
+        return lambda models, picture: draw(
+            models, tokenizer, schedule, picture, latents=latents, conditioning=conditioning
+        )
+    pixels = read_picture(over, height=asked.height, width=asked.width)
+    return lambda models, picture: redraw(
+        pixels, models, tokenizer, schedule, picture, latents=latents, conditioning=conditioning
     )
 
 
-def _save(path: Path, drawing: Drawing, parameters: str) -> None:
-    _write(path, lambda beside: save_png(beside, drawing.image, parameters))
+def _save(path: Path, drawing: Drawing, picture: Picture) -> None:
+    _write(path, lambda beside: save_png(beside, drawing.image, picture.parameters()))
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

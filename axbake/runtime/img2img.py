@@ -8,11 +8,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import BundleError
+from .model import Session, only
 from .noise import TorchNoise
 from .sampler import Schedule
-from .session import Session, only
 from .tokenizer import ClipTokenizer
 from .txt2img import Drawing, Models, draw_from, latent_shape
+from .values import Conditioning, Latents, Picture
 
 LOG_VARIANCE = (-30, 20)  # diffusers' `DiagonalGaussianDistribution` clips it to these
 
@@ -32,69 +33,59 @@ def read_picture(path: Path, *, height: int, width: int) -> np.ndarray:
 
 
 def redraw(
-    picture: np.ndarray,
+    pixels: np.ndarray,
     models: Models,
     tokenizer: ClipTokenizer,
     schedule: Schedule,
+    picture: Picture,
     *,
-    strength: float,
-    prompt: str,
-    negative_prompt: str,
-    guidance_scale: float,
-    seed: int,
-    scaling_factor: float,
+    latents: Latents,
+    conditioning: Conditioning | None = None,
 ) -> Drawing:
-    """Draw *prompt* over *picture*, as diffusers' `StableDiffusionImg2ImgPipeline` does.
+    """Draw *picture* over *pixels*, as diffusers' `StableDiffusionImg2ImgPipeline` does.
 
     Args:
-        picture: (height, width, 3) uint8 RGB.
+        pixels: (height, width, 3) uint8 RGB.
         models: with the VAE encoder.
-        strength: 0 to 1: the share of the schedule's steps that are drawn, the last ones; the rest are passed over.
+        picture: with a strength, 0 to 1: the share of the schedule's steps that are drawn, the last ones; the rest are passed
+            over.
+        latents, conditioning: as in `draw`.
 
     Raises:
-        BundleError: the models, or the picture, do not fit each other; or no step is left.
+        BundleError: models, schedule, picture and pixels do not fit each other; or no step is left.
     """
-    height, width, _ = picture.shape
-    shape = latent_shape(models, height=height, width=width)
-    steps = len(schedule.timesteps)
+    shape = latent_shape(models, schedule, picture, latents=latents)
+    steps, strength = len(schedule.timesteps), picture.strength
+    if strength is None:
+        raise BundleError("image to image without a strength; wanted 0 to 1.")
     drawn = min(int(steps * strength), steps)
     if not 0 <= strength <= 1 or drawn < 1:
         raise BundleError(
             f"strength {strength:g}: {drawn} of {steps} steps; wanted one at least: {1 / steps:g} to 1 with this schedule."
         )
-    vae_encoder = models.vae_encoder
-    if vae_encoder is None:
+    encoder = models.encoder
+    if encoder is None:
         raise BundleError("image to image without a VAE encoder; wanted one among the models.")
 
     late = schedule.beginning_at(steps - drawn)
 
     def begin(noise: TorchNoise) -> np.ndarray:
-        latent = encode_picture(vae_encoder, picture, noise) * np.float32(scaling_factor)
+        latent = latents.from_encoder(encode_picture(encoder, pixels, noise))
         unit = noise.normal(shape)
         return (latent * late.picture_scale[0] + unit * late.noise_scale[0]).astype(np.float32)
 
-    return draw_from(
-        begin,
-        models,
-        tokenizer,
-        late,
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        scaling_factor=scaling_factor,
-    )
+    return draw_from(begin, models, tokenizer, late, picture, latents=latents, conditioning=conditioning)
 
 
-def encode_picture(vae_encoder: Session, picture: np.ndarray, noise: TorchNoise) -> np.ndarray:
-    """A sample of the latent of *picture*, (8h, 8w, 3) uint8: (1, 4, h, w) float32, not yet scaled.
+def encode_picture(encoder: Session, picture: np.ndarray, noise: TorchNoise) -> np.ndarray:
+    """A sample of the latent of *picture*, (H, W, 3) uint8: (1, C, h, w) float32, not yet scaled.
 
-    The encoder gives 4 channels of means, then 4 of log-variances; the sample takes the noise's next array.
+    The encoder gives C channels of means, then C of log-variances; the sample takes the noise's next array.
     """
-    name = only(vae_encoder.inputs, f"{vae_encoder.name}, inputs")
-    output = only(vae_encoder.outputs, f"{vae_encoder.name}, outputs")
+    name = only(encoder.inputs, f"{encoder.name}, inputs")
+    output = only(encoder.outputs, f"{encoder.name}, outputs")
     unit = picture.astype(np.float32) / np.float32(255)  # as diffusers' `VaeImageProcessor` rounds
-    pixels = (np.float32(2) * unit - np.float32(1)).transpose(2, 0, 1)[None]  # (1, 3, 8h, 8w)
-    mean, log_variance = np.split(vae_encoder.run({name: pixels})[output], 2, axis=1)
+    pixels = (np.float32(2) * unit - np.float32(1)).transpose(2, 0, 1)[None]  # (1, 3, H, W)
+    mean, log_variance = np.split(encoder.run({name: pixels})[output], 2, axis=1)
     deviation = np.exp(np.float32(0.5) * np.clip(log_variance, *LOG_VARIANCE))
     return mean + deviation * noise.normal(mean.shape)

@@ -8,15 +8,16 @@ What a prompt means is taken from github AUTOMATIC1111/stable-diffusion-webui: `
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from .errors import BundleError
-from .session import Session, only
+from .model import Session, only
 from .tokenizer import TOKENS, ClipTokenizer
+from .values import Conditioning
 
 CHUNK = TOKENS - 2  # tokens of a prompt in one run of the text encoder, which adds start and end
 BACKTRACK = 20  # tokens; a chunk that is full ends at a comma as near as this («comma padding backtrack»)
@@ -69,7 +70,7 @@ WELL_KNOWN = {
     "verybadimagenegative_v1.3",
 }
 
-#: (1, 77) int64 ids -> (1, 77, W) float32: the text encoder's last hidden state
+#: (1, T) int64 ids of a chunk -> (1, T, W) float32: a text encoder's states; T is `TOKENS`
 Encode = Callable[[np.ndarray], np.ndarray]
 Span = tuple[str, float]  # text, and the weight of its tokens
 
@@ -84,8 +85,8 @@ class _Token(NamedTuple):
 class Chunk:
     """What one run of the text encoder takes of a prompt."""
 
-    ids: np.ndarray  # (1, 77) int64: start, up to 75 tokens, end, padding
-    weights: np.ndarray  # (77,) float32; 1 where no token of the prompt stands
+    ids: np.ndarray  # (1, T) int64: start, up to T - 2 tokens, end, padding
+    weights: np.ndarray  # (T,) float32; 1 where no token of the prompt stands
 
 
 def parse_attention(prompt: str) -> list[list[Span]]:
@@ -249,25 +250,45 @@ def _missing_embeddings(prompt: str, tokenizer: ClipTokenizer) -> Iterator[str]:
             yield name
 
 
-def embed_prompt(encode: Encode, tokenizer: ClipTokenizer, prompt: str, *, chunks: int) -> np.ndarray:
-    """What the UNet takes of *prompt*.
+def embed_prompt(
+    encoders: Sequence[Encode],
+    tokenizer: ClipTokenizer,
+    prompt: str,
+    *,
+    chunks: int,
+    conditioning: Conditioning | None = None,
+) -> np.ndarray:
+    """What the denoiser takes of *prompt*.
+
+    Weights count in each encoder's states by themselves, as in AUTOMATIC1111's web UI, where each embedder of Stable Diffusion
+    XL is wrapped on its own (`modules/sd_hijack.py`, `process_tokens` of `modules/sd_hijack_clip.py`).
 
     Args:
-        chunks: that the UNet takes; a prompt of fewer is filled with empty ones, of more is cut off (`cut_off`).
+        encoders: in the conditioning's order.
+        chunks: that the denoiser takes; a prompt of fewer is filled with empty ones, of more is cut off (`cut_off`).
+        conditioning: how several encoders' states are joined; one encoder needs none.
 
     Returns:
-        (1, 77 × chunks, W) float32.
+        (1, T × chunks, W) float32; W is the width of all encoders together.
     """
+    if conditioning is None and len(encoders) != 1:
+        raise BundleError(
+            f"{len(encoders)} text encoders without a conditioning; wanted one that says how they are joined."
+        )
     filled = [*chunk_prompt(prompt, tokenizer), *[_chunk([], tokenizer)] * chunks][:chunks]
-    return np.concatenate([emphasise(encode(chunk.ids), chunk.weights) for chunk in filled], axis=1)
+    contexts = []
+    for chunk in filled:
+        states = [emphasise(encode(chunk.ids), chunk.weights) for encode in encoders]
+        contexts.append(conditioning.join(states) if conditioning else states[0])
+    return np.concatenate(contexts, axis=1)
 
 
 def emphasise(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """*hidden* times *weights*, scaled so that the mean of all its numbers is what it was.
 
     Args:
-        hidden: (1, 77, W) float32: of one chunk.
-        weights: (77,) float32; where all are 1, *hidden* comes back as it is.
+        hidden: (1, T, W) float32: of one chunk.
+        weights: (T,) float32; where all are 1, *hidden* comes back as it is.
     """
     if (weights == 1).all():
         return hidden
@@ -283,13 +304,15 @@ def encoder(text_encoder: Session) -> Encode:
     return lambda chunk: text_encoder.run({ids: chunk})[output]
 
 
-def chunks_of(unet: Session) -> int:
-    """How many chunks of a prompt *unet* was compiled for."""
-    if "encoder_hidden_states" not in unet.inputs:
-        raise BundleError(f"{unet.name}: inputs {', '.join(unet.inputs)}; wanted encoder_hidden_states among them.")
-    shape, _ = unet.inputs["encoder_hidden_states"]
+def chunks_of(denoiser: Session) -> int:
+    """How many chunks of a prompt *denoiser* was compiled for."""
+    if "encoder_hidden_states" not in denoiser.inputs:
+        raise BundleError(
+            f"{denoiser.name}: inputs {', '.join(denoiser.inputs)}; wanted encoder_hidden_states among them."
+        )
+    shape, _ = denoiser.inputs["encoder_hidden_states"]
     if len(shape) != 3 or shape[1] % TOKENS:
         raise BundleError(
-            f"{unet.name}: encoder_hidden_states of shape {shape}; wanted (1, a multiple of {TOKENS}, W)."
+            f"{denoiser.name}: encoder_hidden_states of shape {shape}; wanted (1, a multiple of {TOKENS}, W)."
         )
     return shape[1] // TOKENS

@@ -11,12 +11,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .errors import BundleError
+from .model import Session, only
 from .progress import progress
-from .session import Session, only
 
 
 class Time(NamedTuple):
-    """A step's noise level, in both forms that UNets take it in."""
+    """A step's noise level, in both forms that denoisers take it in."""
 
     timestep: float  # 0 to 999
     row: np.ndarray  # (1, C) float32: silu(time_embedding(time_proj(timestep)))
@@ -31,12 +31,12 @@ class Time(NamedTuple):
             return self.row
         if self.timestep != round(self.timestep):
             raise BundleError(
-                f"timestep {self.timestep:g}: the UNet takes whole ones. Take a scheduler whose timesteps are whole."
+                f"timestep {self.timestep:g}: the denoiser takes whole ones. Take a scheduler whose timesteps are whole."
             )
         return np.array([self.timestep], dtype=np.int32)
 
 
-#: (latent (1, 4, h, w), time, prompts (B, T, W)), arrays float32 -> the UNet's output for each prompt, (B, 4, h, w)
+#: (latent (1, C, h, w), time, prompts (B, T, W)), arrays float32 -> the network's output for each prompt, (B, C, h, w)
 Denoiser = Callable[[np.ndarray, Time, np.ndarray], np.ndarray]
 
 
@@ -116,22 +116,33 @@ def load_schedule(path: Path) -> Schedule:
     return Schedule(**{**loaded, **plain})
 
 
-def denoiser(unet: Session) -> Denoiser:
-    """*unet* as a function.
+LATENT, CONTEXT = "sample", "encoder_hidden_states"  # inputs of every denoiser
+
+
+def latent_of(network: Session) -> tuple[int, ...]:
+    """Shape of the latent that a denoiser takes, (1, C, h, w)."""
+    if LATENT not in network.inputs:
+        raise BundleError(f"{network.name}: inputs {', '.join(network.inputs)}; wanted {LATENT} among them.")
+    shape, _ = network.inputs[LATENT]
+    return shape
+
+
+def denoiser(network: Session) -> Denoiser:
+    """*network* as a function.
 
     Its inputs are `sample`, `encoder_hidden_states`, and one more: the time row, which published models call
     `/down_blocks.0/resnets.0/act_1/Mul_output_0`, or the timestep, `t` in published ones, of shape (1,).
     """
-    rest = {name: value for name, value in unet.inputs.items() if name not in ("sample", "encoder_hidden_states")}
-    if len(rest) != len(unet.inputs) - 2:
-        raise BundleError(f"{unet.name}: inputs {', '.join(unet.inputs)}; wanted sample and encoder_hidden_states.")
-    time_input = only(rest, f"{unet.name}, input for the time")
+    rest = {name: value for name, value in network.inputs.items() if name not in (LATENT, CONTEXT)}
+    if len(rest) != len(network.inputs) - 2:
+        raise BundleError(f"{network.name}: inputs {', '.join(network.inputs)}; wanted {LATENT} and {CONTEXT}.")
+    time_input = only(rest, f"{network.name}, input for the time")
     time_shape, _ = rest[time_input]
-    output = only(unet.outputs, f"{unet.name}, outputs")
+    output = only(network.outputs, f"{network.name}, outputs")
 
     def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
-        same = {"sample": latent, time_input: time.value(time_shape)}
-        return np.concatenate([unet.run({**same, "encoder_hidden_states": text[None]})[output] for text in prompts])
+        same = {LATENT: latent, time_input: time.value(time_shape)}
+        return np.concatenate([network.run({**same, CONTEXT: text[None]})[output] for text in prompts])
 
     return denoise
 
@@ -139,13 +150,13 @@ def denoiser(unet: Session) -> Denoiser:
 class Sampled(NamedTuple):
     """A latent that was drawn, and how."""
 
-    latent: np.ndarray  # (1, 4, h, w) float32: the last one
-    latents: np.ndarray  # (N, 1, 4, h, w) float32: after each step
+    latent: np.ndarray  # (1, C, h, w) float32: the last one
+    latents: np.ndarray  # (N, 1, C, h, w) float32: after each step
     seconds: tuple[float, ...]  # of each step that ran the model
 
 
 def initial_latent(schedule: Schedule, noise: Noise, shape: Sequence[int]) -> np.ndarray:
-    """What text to image begins with: (1, 4, h, w) float32, the noise's next array at the schedule's first noise level."""
+    """What text to image begins with: (1, C, h, w) float32, the noise's next array at the schedule's first noise level."""
     return noise.normal(shape) * np.float32(schedule.init_noise_sigma)
 
 
@@ -167,8 +178,8 @@ def sample(
 
     Args:
         noise: the steps' own noises are its next arrays, as in diffusers' pipelines.
-        initial: (1, 4, h, w) float32: latent before the first step (`initial_latent`).
-        prompt_embeds: (1, T, W) what the text encoder makes of the prompt (`prompt.embed_prompt`); T is 77 a chunk.
+        initial: (1, C, h, w) float32: latent before the first step (`initial_latent`).
+        prompt_embeds: (1, T, W) what the text encoders make of the prompt (`prompt.embed_prompt`).
         negative_embeds: the same of the negative prompt; not used, and None will do, without guidance.
         guidance_scale: of classifier-free guidance. At 1 or less, and where the schedule has embedded it, the model runs once a
             step, without the negative prompt, as in diffusers.

@@ -26,7 +26,7 @@ def timings(
 
     Args:
         provider: that ran the models.
-        load_seconds: by model.
+        load_seconds: by component.
         pictures: one entry each (`picture_timings`).
         about: what was drawn, and with what.
     """
@@ -43,7 +43,7 @@ def timings(
 
 
 def picture_timings(drawing: Drawing) -> dict[str, Any]:
-    """The times of one drawing; of its steps those that ran the UNet."""
+    """The times of one drawing; of its steps those that ran the denoiser."""
     return {
         "text_embedding_seconds": round(drawing.text_embedding_seconds, DIGITS),
         "step_seconds": [round(seconds, DIGITS) for seconds in drawing.step_seconds],

@@ -1,5 +1,7 @@
 """Drawing over a picture gives what `StableDiffusionImg2ImgPipeline` gives, with the same tiny networks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import Session
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import Models
+from axbake.runtime.values import Latents, Picture
 from tests import tiny
 from tests.unit.conftest import CLIP
 
@@ -40,7 +43,7 @@ def models(model):
     latent, context = ((1, 4, 8, 8), "float32"), ((1, 77, tiny.WIDTH), "float32")
     encode, decode = (model.networks.component(name) for name in ("vae_encoder", "vae_decoder"))
     return Models(
-        session("text_encoder", {"ids": ((1, 77), "int64")}, lambda ids: text_encoder(ids).last_hidden_state),
+        (session("text_encoder", {"ids": ((1, 77), "int64")}, lambda ids: text_encoder(ids).last_hidden_state),),
         session(
             "unet",
             {"sample": latent, "t": ((1,), "int32"), "encoder_hidden_states": context},
@@ -57,17 +60,17 @@ def picture():
     return np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC))
 
 
-def ours(model, models, picture, directory, scheduler="euler", **options):
+LATENTS = Latents(channels=4, factor=8, scale=0.18215)
+PICTURE = Picture(
+    model="tiny", prompt=PROMPT, negative_prompt=NEGATIVE, height=64, width=64, scheduler="euler", steps=STEPS,
+    guidance_scale=GUIDANCE, seed=SEED, strength=0.61,
+)  # fmt: skip
+
+
+def ours(model, models, pixels, directory, scheduler="euler", **options):
     schedule = load_schedule(model.schedule(directory / "schedule.npz", scheduler=scheduler, steps=STEPS))
-    how = {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE,
-        "guidance_scale": GUIDANCE,
-        "seed": SEED,
-        "strength": 0.61,
-        "scaling_factor": 0.18215,
-    }
-    return redraw(picture, models, ClipTokenizer(CLIP), schedule, **how | options)
+    picture = replace(PICTURE, scheduler=scheduler, **options)
+    return redraw(pixels, models, ClipTokenizer(CLIP), schedule, picture, latents=LATENTS)
 
 
 @pytest.mark.parametrize("strength", [0.61, 1])

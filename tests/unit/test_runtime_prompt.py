@@ -271,7 +271,7 @@ def weighted_in_torch(model, ids, weights):
 
 
 def test_emphasis_multiplies_and_keeps_the_mean(model, encode, tokenizer, theirs):
-    found = embed_prompt(encode, tokenizer, "a (red:1.4) cat, [blurry]", chunks=1)
+    found = embed_prompt([encode], tokenizer, "a (red:1.4) cat, [blurry]", chunks=1)
 
     ids = theirs("a red cat, blurry", padding="max_length", max_length=77, return_tensors="np").input_ids
     wanted = weighted_in_torch(model, ids, [1, 1, 1.4, 1, 1, 1 / 1.1] + [1] * 71)
@@ -284,11 +284,11 @@ def test_emphasis_multiplies_and_keeps_the_mean(model, encode, tokenizer, theirs
 def test_a_prompt_without_weights_is_the_text_encoders_output_to_the_bit(encode, tokenizer, theirs):
     ids = theirs("a cat", padding="max_length", max_length=77, return_tensors="np").input_ids
 
-    assert np.array_equal(embed_prompt(encode, tokenizer, "a cat", chunks=1), encode(ids))
+    assert np.array_equal(embed_prompt([encode], tokenizer, "a cat", chunks=1), encode(ids))
 
 
 def test_chunks_stand_behind_one_another_each_with_its_own_mean(model, encode, tokenizer, theirs):
-    found = embed_prompt(encode, tokenizer, "a cat BREAK (a dog:1.5)", chunks=3)
+    found = embed_prompt([encode], tokenizer, "a cat BREAK (a dog:1.5)", chunks=3)
 
     cat, dog, empty = (
         theirs(text, padding="max_length", max_length=77, return_tensors="np").input_ids
@@ -300,6 +300,6 @@ def test_chunks_stand_behind_one_another_each_with_its_own_mean(model, encode, t
 
 
 def test_a_prompt_of_more_chunks_is_cut_off(encode, tokenizer):
-    both, one = (embed_prompt(encode, tokenizer, "a cat BREAK a dog", chunks=chunks) for chunks in (2, 1))
+    both, one = (embed_prompt([encode], tokenizer, "a cat BREAK a dog", chunks=chunks) for chunks in (2, 1))
 
     assert np.array_equal(one, both[:, :77])

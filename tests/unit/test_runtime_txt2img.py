@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
-from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -21,7 +21,8 @@ from axbake.runtime.prompt import chunk_prompt
 from axbake.runtime.sampler import denoiser, load_schedule, sample
 from axbake.runtime.session import Session, open_model
 from axbake.runtime.tokenizer import ClipTokenizer
-from axbake.runtime.txt2img import SAMPLERS, Models, decode_latent, draw, png_parameters, save_png
+from axbake.runtime.txt2img import Models, decode_latent, draw
+from axbake.runtime.values import Latents, Picture
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "resources" / "clip"
@@ -135,18 +136,26 @@ def models(bundle):
     return [open_model(bundle / f"{name}.onnx", threads=1) for name in ("text_encoder", "unet", "vae_decoder")]
 
 
-def draw_with(models, bundle, scheduler, **options):
-    settings = {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE,
-        "guidance_scale": 7.5,
-        "seed": SEED,
-        "scaling_factor": 0.18215,
-        "height": HEIGHT,
-        "width": WIDTH,
-    }
+LATENTS = Latents(channels=4, factor=8, scale=0.18215)
+PICTURE = Picture(
+    model="tiny", prompt=PROMPT, negative_prompt=NEGATIVE, height=HEIGHT, width=WIDTH, scheduler="euler", steps=4,
+    guidance_scale=7.5, seed=SEED,
+)  # fmt: skip
+
+
+def draw_with(models, bundle, scheduler, *, latents=LATENTS, conditioning=None, **options):
+    text_encoder, unet, vae_decoder = models
+    texts = text_encoder if isinstance(text_encoder, tuple) else (text_encoder,)
+    picture = replace(PICTURE, **{"scheduler": scheduler} | options)
     schedule = load_schedule(bundle / f"{scheduler}.npz")
-    return draw(Models(*models), ClipTokenizer(CLIP), schedule, **{**settings, **options})
+    return draw(
+        Models(texts, unet, vae_decoder),
+        ClipTokenizer(CLIP),
+        schedule,
+        picture,
+        latents=latents,
+        conditioning=conditioning,
+    )
 
 
 def psnr(ours, theirs):
@@ -234,7 +243,7 @@ def test_pixels_are_rounded_as_diffusers_does(pipeline):
     pixels = np.random.default_rng(0).uniform(-1.2, 1.2, (1, 3, 64, 64)).astype(np.float32)
     expected = pipeline.image_processor.postprocess(torch.from_numpy(pixels), output_type="pil")[0]
 
-    assert (decode_latent(decoder, pixels, scaling_factor=1) == np.asarray(expected)).all()
+    assert (decode_latent(decoder, pixels, latents=Latents(channels=3, factor=1)) == np.asarray(expected)).all()
 
 
 def test_a_schedule_file_of_something_else_is_refused(tmp_path):
@@ -242,37 +251,6 @@ def test_a_schedule_file_of_something_else_is_refused(tmp_path):
 
     with pytest.raises(BundleError, match="no array coefficients, draws_noise, guidance_embedded, init_noise_sigma"):
         load_schedule(tmp_path / "schedule.npz")
-
-
-def test_png_text_is_what_web_uis_read(models, bundle, tmp_path):
-    text = png_parameters(
-        prompt="a cat, 猫", negative_prompt="blurry", steps=20, sampler=SAMPLERS["dpmpp_2m_karras"],
-        guidance_scale=7.0, seed=42, height=480, width=320, model="xxmix9: v4, pruned", clip_skip=2,
-    )  # fmt: skip
-    image = draw_with(models, bundle, "lcm").image
-    for name in ("one.png", "two.png"):
-        save_png(tmp_path / name, image, text)
-
-    opened = Image.open(tmp_path / "one.png")
-    assert opened.text["parameters"] == (
-        "a cat, 猫\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 42, "
-        'Size: 320x480, Model: "xxmix9: v4, pruned", Clip skip: 2'
-    )
-    assert (np.asarray(opened) == image).all()
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-
-
-def test_png_text_has_no_line_for_an_empty_negative_prompt():
-    text = png_parameters(
-        prompt="a cat", negative_prompt="", steps=4, sampler="LCM", guidance_scale=1.5, seed=1, height=64, width=64,
-        model="m", clip_skip=1,
-    )  # fmt: skip
-
-    assert text == "a cat\nSteps: 4, Sampler: LCM, CFG scale: 1.5, Seed: 1, Size: 64x64, Model: m"
-
-
-def test_every_scheduler_has_a_name_in_web_uis():
-    assert set(SAMPLERS) == set(SCHEDULERS)
 
 
 def test_inputs_and_outputs_have_shapes_and_types(models):
