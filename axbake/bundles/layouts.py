@@ -7,16 +7,16 @@ M5Stack/SD1.5-LLM8850, and Mojo24x7/SD1.5_AXM1-AX8850_Euler (`scripts/txt2img_ax
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from axbake.checkpoints.weights import Sampling
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS
-from axbake.graphs.interface import PROGRAMS
+from axbake.graphs.programs import PROGRAMS
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
+from axbake.networks.sampling import Sampling
 from axbake.runtime.sampler import Schedule
 
 LCM_TIMESTEPS = (999, 759, 499, 259)  # in launcher.py; its image to image begins with the third
@@ -34,7 +34,7 @@ class Layout:
 
     Attributes:
         program: that loads it, for people.
-        models: component -> file.
+        models: role -> file, of programs that know one network of each; empty: any components, under their own names.
         tokenizer: folder of CLIP's tokenizer.
         demands: setting -> the value that it must have.
         extras: (schedule, settings) -> further files by name.
@@ -48,12 +48,20 @@ class Layout:
     demands: dict[str, Any] = field(default_factory=dict)
     extras: Callable[[Schedule, dict[str, Any]], dict[str, bytes]] = lambda schedule, settings: {}
 
-    def check(self, name: str, settings: dict[str, Any]) -> None:
-        """Raise LayoutError, with every demand that *settings* miss."""
+    def check(self, name: str, settings: dict[str, Any], components: Mapping[str, str]) -> None:
+        """Raise LayoutError, with every demand that *settings* miss.
+
+        Args:
+            components: address of each graph -> its component's role.
+        """
         missed = [
             f"{setting}: {settings[setting]!r}, wanted {wanted!r}"
             for setting, wanted in self.demands.items()
             if settings[setting] != wanted
+        ]
+        several = [role for role in self.models if list(components.values()).count(role) != 1]
+        missed += [
+            f"{', '.join(graph for graph, its in components.items() if its == role)}: wanted one graph" for role in several
         ]
         if missed:
             raise LayoutError(
@@ -101,17 +109,17 @@ def _euler_extras(schedule: Schedule, settings: dict[str, Any]) -> dict[str, byt
 LAYOUTS = {
     "axbake": Layout(
         program="axbake's own txt2img.py and img2img.py",
-        models={component: f"{component}.axmodel" for component in COMPONENTS},
+        models={},
         tokenizer="tokenizer",
         call="python3 txt2img.py",
     ),
     "axera": Layout(
         program=PROGRAMS["axera"],
         models={
-            "text_encoder": f"models/text_encoder/{TEXT_ENCODER}",
-            "unet": "models/unet.axmodel",
-            "vae_encoder": "models/vae_encoder.axmodel",
-            "vae_decoder": "models/vae_decoder.axmodel",
+            TEXT: f"models/text_encoder/{TEXT_ENCODER}",
+            DENOISER: "models/unet.axmodel",
+            ENCODER: "models/vae_encoder.axmodel",
+            DECODER: "models/vae_decoder.axmodel",
         },
         tokenizer="models/tokenizer",
         demands={"program": "axera", "scheduler": "lcm", "steps": 4, "guidance_scale": 1, **HARD_CODED},
@@ -121,9 +129,9 @@ LAYOUTS = {
     "m5stack": Layout(
         program=PROGRAMS["m5stack"],
         models={
-            "text_encoder": f"models/text_encoder/{TEXT_ENCODER}",
-            "unet": "models/unet.axmodel",
-            "vae_decoder": "models/vae_decoder.axmodel",
+            TEXT: f"models/text_encoder/{TEXT_ENCODER}",
+            DENOISER: "models/unet.axmodel",
+            DECODER: "models/vae_decoder.axmodel",
         },
         tokenizer="models/tokenizer",
         demands={
@@ -136,10 +144,10 @@ LAYOUTS = {
     "euler": Layout(
         program=PROGRAMS["euler"],
         models={
-            "text_encoder": f"axmodels/{TEXT_ENCODER}",
-            "unet": "axmodels/unet.axmodel",
-            "vae_encoder": "axmodels/vae_encoder.axmodel",
-            "vae_decoder": "axmodels/vae_decoder.axmodel",
+            TEXT: f"axmodels/{TEXT_ENCODER}",
+            DENOISER: "axmodels/unet.axmodel",
+            ENCODER: "axmodels/vae_encoder.axmodel",
+            DECODER: "axmodels/vae_decoder.axmodel",
         },
         tokenizer="support/tokenizer",
         demands={"program": "euler", "scheduler": "euler", "prompt_chunks": 1},

@@ -7,6 +7,8 @@ import logging
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,20 @@ from axbake import __version__
 from axbake.bundles.layouts import LAYOUTS, Layout
 from axbake.bundles.model_card import licence_notes, model_card, requirements
 from axbake.cache import Cache, cache_directory
-from axbake.checkpoints.weights import SamplingError, read_sampling
 from axbake.errors import AxbakeError
-from axbake.graphs.interface import Interface, interface
+from axbake.networks.component import Component, addresses
+from axbake.networks.sampling import SamplingError
 from axbake.runtime.bundle import FORMAT
 from axbake.runtime.sampler import load_schedule
+from axbake.runtime.values import Conditioning, Latents, Picture
 from axbake.toolchain.launch import link_or_copy
+from axbake.weights.files import read_sampling
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 MORE_STEPS = (10, 20)  # that a bundle of axbake's own has schedules for, besides the row's
 MANIFEST = "manifest.json"
+ORIGIN = ("sha256", "autov2", "family", "title", "prediction_type")  # of a checkpoint, that a manifest tells
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 ATTRIBUTES = "*.axmodel filter=lfs diff=lfs merge=lfs -text\n*.npz filter=lfs diff=lfs merge=lfs -text\n"
 
@@ -35,29 +40,19 @@ class BundleChanged(AxbakeError):
 
 def write_bundle(
     *,
-    text_encoder: Path,
-    unet: Path,
-    vae_encoder: Path,
-    vae_decoder: Path,
+    models: list[Path],
     records: list[Path],
     checkpoint: Path,
-    unet_weights: Path,
+    denoiser: Path,
     schedule: Path,
     embeddings: Path,
     layout: str,
     program: str,
     source: str,
-    model: str,
-    prompt: str,
-    negative_prompt: str,
-    height: int,
-    width: int,
-    scheduler: str,
-    steps: int,
-    guidance_scale: float,
-    seed: int,
-    prompt_chunks: int,
-    clip_skip: int,
+    picture: Picture,
+    components: list[Component],
+    latents: Latents,
+    conditioning: Conditioning,
     manifest: Path,
 ) -> None:
     """Lay out a model for the program of *layout*, in the directory that *manifest* is in; the manifest comes there last.
@@ -65,46 +60,47 @@ def write_bundle(
     Models and schedule are hard links, where the file system can. What an earlier bundle left in the directory is removed.
 
     Args:
-        text_encoder, unet, vae_encoder, vae_decoder: compiled models.
-        records: `build/{component}.json` of the four.
+        models: compiled models, of all *components* and their graphs in order.
+        records: `build/{graph}.json` of them.
         checkpoint: `checkpoint.json`.
-        unet_weights: `weights/unet.safetensors`, for schedules of other numbers of steps.
+        denoiser: its `weights/{component}.safetensors`, for schedules of other numbers of steps.
         embeddings: `embeddings.json`.
         layout: of `LAYOUTS`.
-        program: whose tensor names the models have (`axbake.graphs.interface`).
-        source: where the checkpoint was had; may be empty.
+        program: whose tensor names the models have (`axbake.graphs.programs`).
+        source: where the checkpoint is from; may be empty.
+        picture: how the reference is drawn, and the bundle's programs draw where they are not told otherwise.
+        latents, conditioning: of the family.
         manifest: JSON to write, in a private directory below the bundle's own.
-        …: how the reference is drawn, and the bundle's programs draw where they are not told otherwise.
 
     Raises:
         LayoutError: the row does not meet the layout's demands.
     """
     plan, described = LAYOUTS[layout], _read_json(checkpoint)
-    settings = {
-        "model": model,
-        "height": height,
-        "width": width,
-        "scheduler": scheduler,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "seed": seed,
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "prompt_chunks": prompt_chunks,
-        "clip_skip": clip_skip,
-        "program": program,
-        "prediction_type": described["prediction_type"],
-        "zero_terminal_snr": described["zero_terminal_snr"],
-        "scaling_factor": described["scaling_factor"],
-    }
-    plan.check(layout, settings)
-    models = {"text_encoder": text_encoder, "unet": unet, "vae_encoder": vae_encoder, "vae_decoder": vae_decoder}
+    known = {name: described[name] for name in ("prediction_type", "zero_terminal_snr", "scaling_factor")}
+    drawn = {name: value for name, value in asdict(picture).items() if name != "strength"}
+    settings = drawn | {"program": program} | known
+    roles = {graph: component.role for component in components for graph in addresses(component)}
+    plan.check(layout, settings, roles)
+    compiled = dict(zip(roles, models, strict=True))
+    files = {graph: plan.models.get(role, f"{graph}.axmodel") for graph, role in roles.items() if _takes(plan, role)}
+    made_by = dict(zip(roles, map(_read_json, records), strict=True))
     names = list(_read_json(embeddings)["embeddings"])
-    content = _description(layout, plan, described, settings, source, [_read_json(record) for record in records])
+    content = {
+        "format": FORMAT,
+        "layout": layout,
+        "model": picture.model,
+        "emulated": any(made_by[graph]["emulated"] for graph in files),
+        "axbake": __version__,
+        "models": _models(components, files, made_by, described, settings),
+        "conditioning": asdict(conditioning),
+        "latents": asdict(replace(latents, scale=described["scaling_factor"])),
+        "settings": {name: value for name, value in settings.items() if name != "model"},
+        "checkpoint": {name: described[name] for name in ORIGIN} | {"source": source},
+    }
     with tempfile.TemporaryDirectory(dir=manifest.parent) as directory:
         made = Path(directory)
-        for component, file in plan.models.items():
-            _place(models[component], made / file)
+        for graph, file in files.items():
+            _place(compiled[graph], made / file)
         for name in TOKENIZER:
             _place(ROOT / "resources" / "clip" / name, made / plan.tokenizer / name, copy=True)
         texts = {
@@ -112,14 +108,15 @@ def write_bundle(
             "LICENSE.md": licence_notes(content, names),
             ".gitattributes": ATTRIBUTES,
         }
-        files = {name: text.encode() for name, text in texts.items()}
-        files |= plan.extras(load_schedule(schedule), settings)
-        if layout == "axbake":
-            files |= _own_files(emulated=content["emulated"])
+        more = {name: text.encode() for name, text in texts.items()}
+        more |= plan.extras(load_schedule(schedule), settings)
+        if not plan.models:
+            (rows,) = (component.rows for component in components if component.rows)
+            more |= _own_files(emulated=bool(content["emulated"]))
             _place(schedule, made / "schedule.npz")
             _place(embeddings, made / "embeddings.json", copy=True)
-            _write_schedules(made / "schedules", unet_weights, settings)
-        for name, data in files.items():
+            _write_schedules(made / "schedules", denoiser, rows, picture)
+        for name, data in more.items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).write_bytes(data)
         content["files"] = _digests(made)
@@ -128,30 +125,34 @@ def write_bundle(
     logger.info("%s files, %.0f MB", len(content["files"]), sum(f["bytes"] for f in content["files"].values()) / 1e6)
 
 
-def _description(
-    layout: str, plan: Layout, described: dict, settings: dict[str, Any], source: str, records: list[dict]
-) -> dict[str, Any]:
-    """The manifest without its files."""
-    made = {record["component"]: record for record in records if record["component"] in plan.models}
-    size = {name: settings[name] for name in ("height", "width", "prompt_chunks", "program")}
-    faces = {name: interface(name, described["components"][name]["config"], **size) for name in made}
-    known = ("sha256", "autov2", "family", "title", "prediction_type")
-    return {
-        "format": FORMAT,
-        "layout": layout,
-        "model": settings["model"],
-        "emulated": any(record["emulated"] for record in made.values()),
-        "axbake": __version__,
-        "models": {name: _model(plan.models[name], made[name], faces[name]) for name in plan.models},
-        "settings": {name: value for name, value in settings.items() if name != "model"},
-        "checkpoint": {**{name: described[name] for name in known}, "source": source},
-    }
+def _takes(plan: Layout, role: str) -> bool:
+    """Whether the layout's program has a place for a network of *role*."""
+    return not plan.models or role in plan.models
 
 
-def _model(file: str, record: dict, face: Interface) -> dict[str, Any]:
-    inputs = {name: {"shape": list(tensor.shape), "dtype": tensor.dtype} for name, tensor in face.inputs.items()}
-    made_by = {name: record[name] for name in ("toolchain", "version", "emulated")}
-    return {"file": file, **made_by, "inputs": inputs, "output": face.output}
+def _models(
+    components: list[Component], files: dict[str, str], made_by: dict[str, dict], described: dict, settings: dict
+) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each component: its role, its files in order, what made them, what they take and give."""
+    said = {}
+    for component in components:
+        graphs = [graph for graph in addresses(component) if graph in files]
+        if not graphs:
+            continue
+        config = described["components"][component.name]["config"]
+        columns = {name: settings[name] for name in component.columns}
+        faces = [piece.interface(config, **columns) for piece in component.graphs]
+        made = {name for face in faces for name in face.outputs}
+        inputs = {name: tensor for face in faces for name, tensor in face.inputs.items() if name not in made}
+        record = made_by[graphs[0]]
+        said[component.name] = {
+            "role": component.role,
+            "files": [files[graph] for graph in graphs],
+            **{name: record[name] for name in ("toolchain", "version", "emulated")},
+            "inputs": {n: {"shape": list(tensor.shape), "dtype": tensor.dtype} for n, tensor in inputs.items()},
+            "outputs": list(faces[-1].outputs),
+        }
+    return said
 
 
 def _own_files(*, emulated: bool) -> dict[str, bytes]:
@@ -167,21 +168,20 @@ def _own_files(*, emulated: bool) -> dict[str, bytes]:
     }
 
 
-def _write_schedules(directory: Path, unet_weights: Path, settings: dict[str, Any]) -> None:
-    """The row's scheduler for `MORE_STEPS`, as far as scheduler and UNet can do so many."""
+def _write_schedules(directory: Path, denoiser: Path, rows: Callable[..., Any], picture: Picture) -> None:
+    """The row's scheduler for `MORE_STEPS`, as far as scheduler and denoiser can do so many."""
     from axbake.drawing.schedule import (  # it imports torch, which the other layouts do without
         ScheduleError,
         derive_schedule,
     )
 
     directory.mkdir()
-    if read_sampling(unet_weights).steps is not None:
+    if read_sampling(denoiser).steps is not None:
         return
-    for steps in sorted({*MORE_STEPS} - {settings["steps"]}):
-        path = directory / f"{settings['scheduler']}-{steps}.npz"
+    how = {"scheduler": picture.scheduler, "guidance_scale": picture.guidance_scale, "rows": rows, "denoiser": denoiser}
+    for steps in sorted({*MORE_STEPS} - {picture.steps}):
         try:
-            how = {name: settings[name] for name in ("scheduler", "guidance_scale")}
-            derive_schedule(**how, steps=steps, unet=unet_weights, schedule=path)
+            derive_schedule(**how, steps=steps, schedule=directory / f"{picture.scheduler}-{steps}.npz")
         except (ScheduleError, SamplingError) as error:
             logger.info("no schedule of %d steps: %s", steps, error)
 

@@ -44,15 +44,26 @@ def build_decoder(config: Mapping) -> Module:
     return VaeDecoder(autoencoder(config))
 
 
+def encoder_inputs(**size: int) -> dict[str, str]:
+    """Pixels; names as published programs have them."""
+    return {"image_sample": "float32"}
+
+
 def encoder_interface(config: Mapping, *, height: int, width: int) -> Interface:
-    """Pixels in, means and log-variances of the latent out; names as published programs have them."""
-    return Interface({"image_sample": Tensor((1, PIXELS, height, width), "float32")}, ("latent_sample",))
+    """Pixels in, means and log-variances of the latent out."""
+    pixels = (1, PIXELS, height, width)
+    return Interface({name: Tensor(pixels, dtype) for name, dtype in encoder_inputs().items()}, ("latent_sample",))
+
+
+def decoder_inputs(*, program: str, **size: int) -> dict[str, str]:
+    """A latent, by the name that *program* has for it."""
+    return {DECODER_INPUTS.get(program, "x"): "float32"}
 
 
 def decoder_interface(config: Mapping, *, height: int, width: int, program: str) -> Interface:
     """A latent in, pixels out."""
-    latent = Tensor(LATENTS.shape(height, width), "float32")
-    return Interface({DECODER_INPUTS.get(program, "x"): latent}, ("sample",))
+    latent = LATENTS.shape(height, width)
+    return Interface({name: Tensor(latent, dtype) for name, dtype in decoder_inputs(program=program).items()}, ("sample",))
 
 
 def whole(network: Module, face: Interface) -> Module:
@@ -78,11 +89,6 @@ def decoder_example(network: Module, face: Interface, config: Mapping, generator
     return {name: drawn}, network(drawn)
 
 
-def latents_of(config: Mapping) -> Latents:
-    """Format of the latents of an autoencoder of *config*."""
-    return Latents(LATENTS.channels, LATENTS.factor, scale=config["scaling_factor"])
-
-
 def _ldm_name(config: Mapping) -> Callable[[str], str]:
     levels = len(config["block_out_channels"])
     return lambda name: names.ldm_vae_name(name, levels)
@@ -104,7 +110,7 @@ VAE_ENCODER = Component(
         ldm_name=_ldm_name,
     ),
     build=build_encoder,
-    graphs=(Graph("vae_encoder", encoder_interface, whole),),
+    graphs=(Graph("vae_encoder", encoder_inputs, encoder_interface, whole),),
     columns=("height", "width"),
     example=encoder_example,
 )
@@ -124,7 +130,7 @@ VAE_DECODER = Component(
         ldm_name=_ldm_name,
     ),
     build=build_decoder,
-    graphs=(Graph("vae_decoder", decoder_interface, whole),),
+    graphs=(Graph("vae_decoder", decoder_inputs, decoder_interface, whole),),
     columns=("height", "width", "program"),
     example=decoder_example,
 )

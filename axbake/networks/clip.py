@@ -20,9 +20,14 @@ def build(config: Mapping) -> Module:
     return CLIPTextModel(CLIPTextConfig(**config, attn_implementation="eager"))
 
 
+def inputs() -> dict[str, str]:
+    """Token ids; names as published programs have them."""
+    return {"input_ids": "int64"}
+
+
 def interface(config: Mapping) -> Interface:
-    """Token ids in, the last hidden state out; names as published programs have them."""
-    return Interface({"input_ids": Tensor((1, TOKENS), "int64")}, ("last_hidden_state",))
+    """Token ids in, the last hidden state out."""
+    return Interface({name: Tensor((1, TOKENS), dtype) for name, dtype in inputs().items()}, ("last_hidden_state",))
 
 
 def cut(network: Module, face: Interface) -> Module:

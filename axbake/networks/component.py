@@ -59,7 +59,8 @@ class Graph:
     """One ONNX graph, and one axmodel."""
 
     name: str
-    interface: Callable[..., Interface]  # (config, the component's columns by name) -> its interface
+    inputs: Callable[..., dict[str, str]]  # (the component's columns by name) -> NumPy's type of each input, in order
+    interface: Callable[..., Interface]  # (config, the same) -> the same with shapes, and the outputs
     cut: Callable[[Module, Interface], Module]  # the network -> the slice of it that takes and gives that
 
 

@@ -67,10 +67,17 @@ def build(config: Mapping) -> Module:
     return UNet2DConditionModel.from_config(config)
 
 
+def inputs(*, program: str, **size: int) -> dict[str, str]:
+    """Sample, tokens, and the time in the form and under the name that *program* has."""
+    if program in TIMESTEP_PROGRAMS:
+        return {"sample": "float32", TIMESTEP_INPUT: "int32", "encoder_hidden_states": "float32"}
+    return {"sample": "float32", "encoder_hidden_states": "float32", TIME_INPUT: "float32"}
+
+
 def unet_interface(
     config: Mapping, latents: Latents, *, height: int, width: int, prompt_chunks: int, program: str
 ) -> Interface:
-    """What the whole UNet takes and gives: sample, tokens, and the time in the form and under the name that *program* has.
+    """What the whole UNet takes and gives.
 
     Args:
         height, width: image pixels.
@@ -79,21 +86,19 @@ def unet_interface(
     Raises:
         TimeEmbeddingError: it takes the guidance scale in its time embedding, which a timestep does not bring.
     """
-    sample = Tensor(latents.shape(height, width), "float32")
-    text = Tensor((1, prompt_chunks * TOKENS, config["cross_attention_dim"]), "float32")
-    if program in TIMESTEP_PROGRAMS:
-        if config.get("time_cond_proj_dim"):
-            raise TimeEmbeddingError(
-                f"unet: takes the guidance scale in its time embedding, which program: {program} does not give it. Take"
-                " program: axera."
-            )
-        return Interface(
-            {"sample": sample, TIMESTEP_INPUT: Tensor((1,), "int32"), "encoder_hidden_states": text}, ("out_sample",)
+    shapes = {
+        "sample": latents.shape(height, width),
+        "encoder_hidden_states": (1, prompt_chunks * TOKENS, config["cross_attention_dim"]),
+        TIME_INPUT: (1, row_width(config)),
+        TIMESTEP_INPUT: (1,),
+    }
+    taken = inputs(program=program)
+    if TIMESTEP_INPUT in taken and config.get("time_cond_proj_dim"):
+        raise TimeEmbeddingError(
+            f"unet: takes the guidance scale in its time embedding, which program: {program} does not give it. Take"
+            " program: axera."
         )
-    return Interface(
-        {"sample": sample, "encoder_hidden_states": text, TIME_INPUT: Tensor((1, row_width(config)), "float32")},
-        ("out_sample",),
-    )
+    return Interface({name: Tensor(shapes[name], dtype) for name, dtype in taken.items()}, ("out_sample",))
 
 
 def row_width(config: Mapping) -> int:
