@@ -13,7 +13,6 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/fetch.smk"
-include: "workflow/rules/loras.smk"
 include: "workflow/rules/import.smk"
 include: "workflow/rules/reference.smk"
 include: "workflow/rules/schedule.smk"
@@ -31,30 +30,10 @@ include: "workflow/rules/outcomes.smk"
 include: "workflow/rules/batch.smk"
 
 
-# Where jobs go to a cluster, these stay: they take seconds, and less memory than a browser; those of a board need the user's keys.
-localrules:
-    all,
-    refuse_row,
-    fetch_checkpoint,
-    list_embeddings,
-    describe_checkpoint,
-    derive_schedule,
-    preflight,
-    draw_pictures,
-    calibrate_text_encoder,
-    calibrate_unet,
-    calibrate_vae_encoder,
-    calibrate_vae_decoder,
-    configure_build,
-    write_report,
-    deploy_bundle,
-    benchmark_board,
-    write_board_report,
-
-
 rule all:
     default_target: True
+    localrule: True
     input:
-        of_every_model("results/{model}/{component}.axmodel", component=COMPONENTS),
-        of_every_model("results/{model}/check/{component}.json", component=COMPONENTS),
-        of_every_model("results/{model}/report.html"),
+        of_every_model(
+            "results/{model}/{graph}.axmodel", "results/{model}/check/{component}.json", "results/{model}/report.html"
+        ),

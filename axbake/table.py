@@ -4,7 +4,7 @@ import csv
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import jsonschema
@@ -22,7 +22,7 @@ MOST_COLUMNS = 64  # of a table
 EMBEDDING_FORMS = (".safetensors", ".pt", ".bin")
 
 
-class ConfigError(AxbakeError):
+class ProjectConfigError(AxbakeError):
     """The config has entries that cannot be used."""
 
 
@@ -100,27 +100,69 @@ def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
         yield f"{error.message} ({rule} {name})"
 
 
-def check_config(config: dict, *, schema: Path, source: str) -> dict:
+def check_config(config: dict, *, schema: Path, source: str, components: Collection[str]) -> dict:
     """*config* with defaults filled in.
 
     Args:
         source: where it was read, for messages.
+        components: names that entries by component may have, besides roles.
 
     Raises:
-        ConfigError: lists every entry that the schema refuses.
+        ProjectConfigError: lists every entry that the schema refuses.
     """
-    filled = _with_defaults(config, read_schema(schema))
-    validator = jsonschema.Draft202012Validator(read_schema(schema))
+    rules = read_schema(schema)
+    filled = _with_defaults(config, rules)
     faults = [
         f"{'/'.join([*map(str, error.absolute_path), ''])}{text}"
         if error.validator == "additionalProperties"
         else f"{'/'.join(map(str, error.absolute_path))}: {text}"
-        for error in validator.iter_errors(filled)
+        for error in jsonschema.Draft202012Validator(rules).iter_errors(filled)
         for text in _explain(error)
     ]
+    faults = faults or list(_name_faults(filled, rules, components))
     if faults:
-        raise ConfigError(f"{source}: {_listed(faults, 'these entries cannot be used')}")
+        raise ProjectConfigError(f"{source}: {_listed(faults, 'these entries cannot be used')}")
     return filled
+
+
+def _name_faults(value: dict, schema: dict, components: Collection[str], above: str = "") -> Iterator[str]:
+    """Entries by component, in which names are neither a role's nor a component's."""
+    for name, entry in schema.get("properties", {}).items():
+        if isinstance(value.get(name), dict):
+            yield from _name_faults(value[name], entry, components, f"{above}{name}/")
+    if isinstance(schema.get("additionalProperties"), dict):
+        known = [*schema["properties"], *components]
+        yield from (f"{above}{name}: unknown{_nearest(str(name), known)}" for name in value if name not in known)
+
+
+def read_row_config(path: Path, config: dict, *, schema: Path, components: Collection[str]) -> dict:
+    """*config* with the entries of a row's own YAML file over it.
+
+    Raises:
+        ProjectConfigError: the file cannot be read, or has entries that cannot be used, or that only the project has.
+    """
+    try:
+        own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ProjectConfigError(f"{path}: {error}; wanted a YAML file of config entries") from error
+    if not isinstance(own, dict):
+        raise ProjectConfigError(f"{path}: holds no entries; wanted some of config.yaml's, as `precision: {{unet: S16}}`")
+    known = read_schema(schema)["properties"]
+    rows = [name for name, entry in known.items() if entry.get("ofRow")]
+    if others := [str(name) for name in own if name in known and name not in rows]:
+        raise ProjectConfigError(
+            f"{path}: {', '.join(others)}: the same for all rows; set it in config/config.yaml. A row can set {', '.join(rows)}."
+        )
+    return check_config(_laid_over(config, own), schema=schema, source=str(path), components=components)
+
+
+def _laid_over(below: dict, above: dict) -> dict:
+    """*above*'s entries over *below*'s, objects entry by entry."""
+    laid = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(name), dict)
+        laid[name] = _laid_over(below[name], value) if both else value
+    return laid
 
 
 def _listed(faults: list[str], what: str) -> str:
@@ -137,10 +179,13 @@ def _typed(text: str, entry: dict):
     return text
 
 
-def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
+def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[str, dict]:
     """Rows of the table *path* by model, typed, defaults filled in.
 
     `calibration_prompts` is a list of prompts, `embeddings` of paths, `loras` of `axbake.loras.rows.Lora`.
+
+    Args:
+        families: that the column `family` may name.
 
     Raises:
         TableError: lists every cell that cannot be used, with its line in the file, its model and its column.
@@ -162,7 +207,7 @@ def read_models(path: Path, *, schema: Path) -> dict[str, dict]:
         if "sha256" in row:
             row["sha256"] = row["sha256"].lower()  # Civitai shows it in capitals
     # jsonschema tells of each missing column apart, and `_explain` of all of them each time.
-    faults = list(dict.fromkeys(fault for line, row in rows.items() for fault in _row_faults(line, row, rules)))
+    faults = list(dict.fromkeys(fault for line, row in rows.items() for fault in _row_faults(line, row, rules, families)))
     names = Counter(row.get("model") for row in rows.values())
     faults += [
         f"line {line} ({row['model']}), column model: {row['model']!r} stands {names[row['model']]} times"
@@ -224,7 +269,7 @@ def _read_cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
     return header, {number: line for number, line in enumerate(lines, start=1) if line and number > 1}
 
 
-def _row_faults(line: int, row: dict, rules: dict) -> Iterator[str]:
+def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) -> Iterator[str]:
     place = f"line {line} ({row.get('model', 'no name')})"
     for error in jsonschema.Draft202012Validator(rules).iter_errors(row):
         for text in _explain(error):
@@ -234,6 +279,10 @@ def _row_faults(line: int, row: dict, rules: dict) -> Iterator[str]:
         parse_source(row.get("checkpoint", ""))
     except BadSource as error:
         yield f"{place}, column checkpoint: {error}"
+    if row.get("family") and row["family"] not in families:
+        yield f"{place}, column family: {row['family']!r}: unknown{_nearest(row['family'], list(families))}"
+    if row.get("config") and not Path(row["config"]).is_file():
+        yield f"{place}, column config: {row['config']} not found; wanted a YAML file of config entries"
     if row.get("calibration_prompts"):
         try:
             read_prompts(Path(row["calibration_prompts"]))

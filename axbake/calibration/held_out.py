@@ -9,8 +9,8 @@ import numpy as np
 
 from axbake.calibration.denoiser_samples import BRANCHES
 from axbake.calibration.observation import observe_chain, read_observed
+from axbake.drawing.parts import Drawn
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding
-from axbake.drawing.simulation import Drawn
 from axbake.emulator.ranges import Ranges
 from axbake.networks.component import DENOISER
 from axbake.runtime.noise import TorchNoise

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from axbake.distance import psnr, ssim
+from axbake.drawing.parts import Drawn
 from axbake.drawing.prompts import load_tokenizer
-from axbake.drawing.simulation import Drawn, latents_of
+from axbake.drawing.simulation import latents_of
 from axbake.networks.component import DECODER, DENOISER
 from axbake.runtime.producer import EMULATOR, producer
 from axbake.runtime.sampler import load_schedule

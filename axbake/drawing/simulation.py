@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +11,17 @@ import numpy as np
 from PIL import Image
 
 from axbake.distance import psnr, ssim
+from axbake.drawing.parts import Drawn
 from axbake.drawing.prompts import load_tokenizer
-from axbake.networks.component import DECODER, DENOISER, ENCODER
+from axbake.networks.component import DENOISER, ENCODER
 from axbake.runtime.producer import EMULATOR, producer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
-from axbake.runtime.txt2img import Models, draw, save_png
-from axbake.runtime.values import Conditioning, Latents, Picture
+from axbake.runtime.txt2img import draw, save_png
+from axbake.runtime.values import Latents, Picture
 from axbake.weights.files import read_description
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Which files a model draws with."""
-
-    graphs: Mapping[str, int]  # component -> how many, in the order of the files
-    roles: Mapping[str, str]  # component -> its role
-    conditioning: Conditioning
-
-    def files(self, paths: Sequence[Path]) -> dict[str, list[Path]]:
-        """*paths* of all graphs, one component after the other, by component."""
-        left, found = list(paths), {}
-        for component, count in self.graphs.items():
-            found[component], left = left[:count], left[count:]
-        return found
-
-    def of_role(self, role: str) -> str:
-        """The one component of *role*."""
-        (component,) = (name for name, its in self.roles.items() if its == role)
-        return component
-
-    def open(self, files: Mapping[str, Sequence[Path]]) -> Models:
-        """The models that text to image needs, of the files of each component."""
-        texts = tuple(open_models(files[name]) for name in self.conditioning.encoders)
-        return Models(texts, open_models(files[self.of_role(DENOISER)]), open_models(files[self.of_role(DECODER)]))
 
 
 def latents_of(latents: Latents, weights: Path) -> Latents:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from axbake.networks.component import DENOISER, TEXT
 from axbake.runtime.prompt import LORA
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
@@ -33,9 +34,9 @@ class Lora:
         """What prompts call it."""
         return Path(self.path).stem
 
-    def strength(self, component: str) -> float:
-        """0 for a component that LoRAs do not change."""
-        return {"text_encoder": self.text_encoder, "unet": self.unet}.get(component, 0.0)
+    def strength(self, role: str) -> float:
+        """Of a component's role; 0 of those that LoRAs do not change."""
+        return {TEXT: self.text_encoder, DENOISER: self.unet}.get(role, 0.0)
 
 
 def _strengths(text: str) -> tuple[float, float]:

@@ -6,14 +6,18 @@ rule refuse_row:
     """Fail, saying why the row cannot be baked: so a run that left out a row does not end as if it had baked all."""
     input:
         settings=settings(
-            "axbake.pages.summary.refuse_row",
-            more={"why": lambda row: refused_rows().get(row["model"], "its sources are there")},
-            cached=False,
+            "refuse_row",
+            step(
+                "axbake.pages.summary.refuse_row",
+                values=lambda model, _: {"why": refused_rows().get(model.name, "its sources are there")},
+                cached=False,
+            ),
         ),
     output:
         never="results/{model}/refused.json",
     log:
         "logs/{model}/refused.log",
+    localrule: True
     retries: 0
     conda:
         "../../envs/axbake.yaml"

@@ -1,18 +1,27 @@
 # Takes a bundle. Copies it to the board of config, measures it there, or on this host, and makes a page of it. No default target
 # asks for any of this. Nothing here goes through the build cache: a measurement is of one board and one time.
 
-BOARD = {name: f"board/{name}" for name in ("host", "user", "port", "directory", "kind", "device")}
+BOARD = ("host", "user", "port", "directory", "kind", "device")
+
+
+def of_board(*names):
+    """What a job is told of the board: function of model and wildcards."""
+    return lambda *_: {name: config["board"][name] for name in names}
+
 
 
 rule deploy_bundle:
     """Copy a bundle to the board."""
     input:
-        settings=settings("axbake.board.deploy.deploy_bundle", entries=BOARD, cached=False),
+        settings=settings(
+            "deploy_bundle", step("axbake.board.deploy.deploy_bundle", values=of_board(*BOARD), cached=False)
+        ),
         manifest=bundle_for_board,
     output:
         deployment="results/{model}/board/deployment.json",
     log:
         "logs/{model}/board/deployment.log",
+    localrule: True
     conda:
         "../../envs/axbake.yaml"
     message:
@@ -25,15 +34,12 @@ rule benchmark_board:
     """Measure a bundle on the board, and draw its picture there."""
     input:
         settings=settings(
-            "axbake.board.benchmark.benchmark_board",
-            entries=BOARD
-            | {
-                "python": "board/python",
-                "repeats": "board/repeats",
-                "pictures": "board/pictures",
-            },
-            cached=False,
-            gates=["board"],
+            "benchmark_board",
+            step(
+                "axbake.board.benchmark.benchmark_board",
+                values=of_board(*BOARD, "python", "repeats", "pictures"),
+                cached=False,
+            ),
         ),
         manifest=bundle_for_board,
         board="results/{model}/board/deployment.json",
@@ -42,6 +48,7 @@ rule benchmark_board:
         image="results/{model}/board/image.png",
     log:
         "logs/{model}/board/benchmark.log",
+    localrule: True
     conda:
         "../../envs/axbake.yaml"
     message:
@@ -54,10 +61,13 @@ rule benchmark_host:
     """Draw with a bundle on this host, by the program that runs on the board."""
     input:
         settings=settings(
-            "axbake.board.host.benchmark_host",
-            tools=["onnxruntime", "tokenizers", "numpy", "pillow"],
-            entries={"pictures": "board/pictures"},
-            cached=False,
+            "benchmark_host",
+            step(
+                "axbake.board.host.benchmark_host",
+                values=of_board("pictures"),
+                tools=["onnxruntime", "tokenizers", "numpy", "pillow"],
+                cached=False,
+            ),
         ),
         manifest="results/{model}/bundle/axbake/manifest.json",
     output:
@@ -81,10 +91,14 @@ rule write_board_report:
     """Write the page of a benchmark."""
     input:
         settings=settings(
-            "axbake.board.report.write_board_report",
-            data=["axbake/board/report.html.j2"],
-            tools=["jinja2", "numpy", "pillow", "scikit-image"],
-            cached=False,
+            "write_board_report",
+            step(
+                "axbake.board.report.write_board_report",
+                tools=["jinja2", "numpy", "pillow", "scikit-image"],
+                data=["axbake/board/report.html.j2"],
+                cached=False,
+            ),
+            part="place",
         ),
         benchmark="results/{model}/{place}/benchmark.json",
         image="results/{model}/{place}/image.png",
@@ -101,6 +115,7 @@ rule write_board_report:
         ),
     log:
         "logs/{model}/{place}/report.log",
+    localrule: True
     wildcard_constraints:
         place="board|host",
     conda:

@@ -18,19 +18,27 @@ rule write_bundle:
     """Lay out a model as one on-board program loads it."""
     input:
         settings=settings(
-            "axbake.bundles.writing.write_bundle",
-            data=CARRIED,
-            tools=["torch", "diffusers", "numpy", "jinja2", "pyyaml"],
-            row=[*DRAWING, "scheduler", "steps", "prompt_chunks", "program", "source", "layout"],
-            cached=False,
+            "write_bundle",
+            step(
+                "axbake.bundles.writing.write_bundle",
+                values=lambda model, wildcards: {
+                    "layout": wildcards.layout,
+                    "picture": model.picture,
+                    "components": model.family.components,
+                    "latents": model.family.latents,
+                    "conditioning": model.family.conditioning,
+                },
+                row=["program", "source"],
+                tools=["torch", "diffusers", "numpy", "jinja2", "pyyaml"],
+                data=CARRIED,
+                cached=False,
+            ),
+            part="layout",
         ),
-        text_encoder="results/{model}/text_encoder.axmodel",
-        unet="results/{model}/unet.axmodel",
-        vae_encoder="results/{model}/vae_encoder.axmodel",
-        vae_decoder="results/{model}/vae_decoder.axmodel",
-        records=collect("results/{{model}}/build/{component}.json", component=COMPONENTS),
+        models=of_graphs("results/{model}/{graph}.axmodel"),
+        records=of_graphs("results/{model}/build/{graph}.json"),
         checkpoint="results/{model}/checkpoint.json",
-        unet_weights="results/{model}/weights/unet.safetensors",
+        denoiser=of_role("results/{model}/weights/{component}.safetensors", DENOISER),
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
     output:
@@ -51,7 +59,7 @@ rule write_bundle:
 rule pack_bundle:
     """Write a bundle as one archive."""
     input:
-        settings=settings("axbake.bundles.writing.pack_bundle", cached=False),
+        settings=settings("pack_bundle", step("axbake.bundles.writing.pack_bundle", cached=False), part="layout"),
         manifest="results/{model}/bundle/{layout}/manifest.json",
     output:
         archive="results/{model}/bundle/{layout}.tar",

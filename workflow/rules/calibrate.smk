@@ -1,20 +1,31 @@
-# Takes the weights, the schedule, the UNet's graph and the row's calibration prompts. Makes calibration/{component}.tar: samples
-# of what each network sees, in Pulsar2's formats. Those of VAE and text encoder do not depend on the model around them.
+# Takes the weights, the schedule, the denoiser's graphs and the row's calibration prompts. Makes calibration/{graph}.tar: samples
+# of what each graph sees, in Pulsar2's formats. Those of VAE and text encoders do not depend on the model around them.
 
 
 rule record_trajectories:
-    """Draw the latents of all calibration prompts, and keep what the UNet saw."""
+    """Draw the latents of all calibration prompts, and keep what the denoiser saw."""
     input:
         settings=settings(
-            "axbake.calibration.trajectories.record_trajectories",
-            data=["resources/clip"],
-            tools=["torch", "diffusers", "transformers", "tokenizers", "numpy"],
-            row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
-            entries={"seed": "calibration/seed"},
-            more={"prompts": lambda row: row["calibration_prompts"], "precision": recording_precision},
+            "record_trajectories",
+            step(
+                "axbake.calibration.trajectories.record_trajectories",
+                values=lambda model, _: {
+                    "builds": {one.name: one.build for one in [*model.family.text_encoders, model.family.denoiser]},
+                    "with_rows": model.family.denoiser.with_rows,
+                    "conditioning": model.family.conditioning,
+                    "latents": model.family.latents,
+                    "prompts": model.row["calibration_prompts"],
+                    "seed": model.entry("calibration/seed"),
+                    # Decided here, so that it stands in the job's settings.
+                    "precision": chosen_precision(model.entry("calibration/recorded_in")),
+                },
+                row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
+                tools=[*TORCH, "tokenizers", "numpy"],
+                data=["resources/clip"],
+            ),
         ),
-        text_encoder="results/{model}/weights/text_encoder.safetensors",
-        unet="results/{model}/weights/unet.safetensors",
+        text_encoders=of_components("results/{model}/weights/{component}.safetensors", TEXT),
+        denoiser=of_role("results/{model}/weights/{component}.safetensors", DENOISER),
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
     output:
@@ -35,198 +46,137 @@ rule record_trajectories:
         "../scripts/job.py"
 
 
-rule observe_unet:
-    """Record the range of each of the UNet's activations on all that it saw."""
-    input:
-        settings=settings(
-            "axbake.calibration.observation.observe_unet",
-            tools=["numpy", "onnx", "onnxruntime"],
+def calibrate_denoiser_steps(model, wildcards):
+    """What is observed, and what is chosen of it."""
+    denoiser = model.family.denoiser
+    chosen = {name: model.entry(f"calibration/{name}") for name in ("samples", "selection")}
+    return [
+        step(
+            "axbake.calibration.observation.observe_denoiser",
+            of=denoiser.name,
             row=["guidance_scale"],
+            tools=["numpy", "onnx", "onnxruntime"],
         ),
-        graph="results/{model}/onnx/unet.onnx",
-        tensors="results/{model}/onnx/unet.onnx.data",
-        trajectories="results/{model}/calibration/trajectories.npz",
-        schedule="results/{model}/schedule.npz",
-    output:
-        ranges="results/{model}/calibration/unet.ranges.npz",
-    log:
-        "logs/{model}/calibration/ranges.log",
-    benchmark:
-        "benchmarks/{model}/calibration/ranges.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    threads: 4
-    resources:
-        mem_mb=more_each_time(10000),
-        runtime=more_each_time(90),
-    message:
-        "Observing the activations of the unet of {wildcards.model}"
-    script:
-        "../scripts/job.py"
-
-
-rule calibrate_unet:
-    """Choose and pack samples of the UNet's inputs."""
-    input:
-        settings=settings(
-            "axbake.calibration.tars.calibrate_unet",
+        step(
+            "axbake.calibration.tars.calibrate_denoiser",
+            of=denoiser.name,
+            values=lambda *_: chosen | {"component": denoiser.name},
             tools=["numpy"],
-            entries={"samples": "calibration/samples", "selection": "calibration/selection"},
         ),
-        trajectories="results/{model}/calibration/trajectories.npz",
-        schedule="results/{model}/schedule.npz",
-        ranges="results/{model}/calibration/unet.ranges.npz",
-    output:
-        archive="results/{model}/calibration/unet.tar",
-        record="results/{model}/calibration/unet.json",
-    log:
-        "logs/{model}/calibration/unet.log",
-    benchmark:
-        "benchmarks/{model}/calibration/unet.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    message:
-        "Choosing calibration samples for the unet of {wildcards.model}"
-    script:
-        "../scripts/job.py"
+    ]
 
 
-rule check_calibration:
-    """Compare the ranges that the UNet was calibrated for with those of the reference's drawing."""
-    input:
-        settings=settings(
-            "axbake.calibration.held_out.check_calibration",
-            data=["resources/clip"],
-            tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
-            row=["prompt", "negative_prompt", "guidance_scale", "seed", "prompt_chunks"],
-            more={"prompts": lambda row: row["calibration_prompts"]},
+for family in IN_TABLE:
+
+    rule:
+        name:
+            f"calibrate_denoiser_of_{family.name}"
+        input:
+            settings=settings("calibrate_denoiser", more=calibrate_denoiser_steps),
+            graphs=of_graphs("results/{model}/onnx/{graph}.onnx", component=family.denoiser.name),
+            tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data", component=family.denoiser.name),
+            trajectories="results/{model}/calibration/trajectories.npz",
+            schedule="results/{model}/schedule.npz",
+        output:
+            ranges=f"results/{{model}}/calibration/{family.denoiser.name}.ranges.npz",
+            archives=[f"results/{{model}}/calibration/{graph}.tar" for graph in addresses(family.denoiser)],
+            record=f"results/{{model}}/calibration/{family.denoiser.name}.json",
+        log:
+            f"logs/{{model}}/calibration/{family.denoiser.name}.log",
+        benchmark:
+            f"benchmarks/{{model}}/calibration/{family.denoiser.name}.tsv"
+        wildcard_constraints:
+            model=models_of([family]),
+        conda:
+            "../../envs/axbake.yaml"
+        threads: 4
+        resources:
+            mem_mb=more_each_time(10000),
+            runtime=more_each_time(90),
+        message:
+            f"Observing the {family.denoiser.name} of {{wildcards.model}}, and choosing its calibration samples"
+        script:
+            "../scripts/job.py"
+
+    rule:
+        name:
+            f"calibrate_vae_of_{family.name}"
+        input:
+            settings=settings("calibrate_vae", more=lambda model, wildcards: calibrate_vae_steps(model)),
+            encoder=of_role("results/{model}/weights/{component}.safetensors", ENCODER),
+        output:
+            pictures="results/{model}/calibration/pictures.npy",
+            latents="results/{model}/calibration/latents.npy",
+            encoder_archive=f"results/{{model}}/calibration/{family.of_role(ENCODER).name}.tar",
+            decoder_archive=f"results/{{model}}/calibration/{family.of_role(DECODER).name}.tar",
+        log:
+            "logs/{model}/calibration/vae.log",
+        benchmark:
+            "benchmarks/{model}/calibration/vae.tsv"
+        wildcard_constraints:
+            model=models_of([family]),
+        conda:
+            "../../envs/axbake.yaml"
+        threads: 4
+        resources:
+            mem_mb=more_each_time(6000),
+            runtime=more_each_time(30),
+        message:
+            "Drawing calibration pictures of the size of {wildcards.model}, and encoding them with its VAE"
+        script:
+            "../scripts/job.py"
+
+
+def calibrate_vae_steps(model):
+    """Pictures, their latents, and both as archives."""
+    encoder, decoder = model.family.autoencoder
+    (piece,) = decoder.graphs
+    return [
+        step("axbake.calibration.pictures.draw_pictures", row=["height", "width"], tools=["numpy"]),
+        step(
+            "axbake.calibration.pictures.encode_pictures",
+            values=lambda *_: {"build": encoder.build, "channels": model.family.latents.channels},
+            tools=["torch", "diffusers", "numpy"],
         ),
-        graph="results/{model}/onnx/unet.onnx",
-        tensors="results/{model}/onnx/unet.onnx.data",
-        text_encoder="results/{model}/onnx/text_encoder.onnx",
-        text_encoder_tensors="results/{model}/onnx/text_encoder.onnx.data",
-        schedule="results/{model}/schedule.npz",
-        embeddings="results/{model}/embeddings.json",
-        trajectory="results/{model}/reference/trajectory.npy",
-        ranges="results/{model}/calibration/unet.ranges.npz",
-        calibration="results/{model}/calibration/unet.json",
-    output:
-        record="results/{model}/calibration/unet.check.json",
-    log:
-        "logs/{model}/calibration/check.log",
-    benchmark:
-        "benchmarks/{model}/calibration/check.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    threads: 4
-    resources:
-        mem_mb=more_each_time(10000),
-        runtime=more_each_time(30),
-    message:
-        "Checking the calibration of the unet of {wildcards.model} on its reference"
-    script:
-        "../scripts/job.py"
-
-
-rule draw_pictures:
-    """Draw the pictures that every VAE of one size is calibrated with."""
-    input:
-        settings=settings("axbake.calibration.pictures.draw_pictures", tools=["numpy"], row=["height", "width"]),
-    output:
-        pictures="results/{model}/calibration/pictures.npy",
-    log:
-        "logs/{model}/calibration/pictures.log",
-    benchmark:
-        "benchmarks/{model}/calibration/pictures.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    message:
-        "Drawing calibration pictures of the size of {wildcards.model}"
-    script:
-        "../scripts/job.py"
-
-
-rule encode_pictures:
-    """Encode the calibration pictures with the model's own VAE."""
-    input:
-        settings=settings("axbake.calibration.pictures.encode_pictures", tools=["torch", "diffusers", "numpy"]),
-        pictures="results/{model}/calibration/pictures.npy",
-        vae_encoder="results/{model}/weights/vae_encoder.safetensors",
-    output:
-        latents="results/{model}/calibration/latents.npy",
-    log:
-        "logs/{model}/calibration/latents.log",
-    benchmark:
-        "benchmarks/{model}/calibration/latents.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    threads: 4
-    resources:
-        mem_mb=more_each_time(6000),
-        runtime=more_each_time(30),
-    message:
-        "Encoding the calibration pictures with the VAE of {wildcards.model}"
-    script:
-        "../scripts/job.py"
-
-
-rule calibrate_vae_encoder:
-    """Pack the calibration pictures."""
-    input:
-        settings=settings("axbake.calibration.tars.calibrate_vae_encoder", tools=["numpy", "pillow"]),
-        pictures="results/{model}/calibration/pictures.npy",
-    output:
-        archive="results/{model}/calibration/vae_encoder.tar",
-    log:
-        "logs/{model}/calibration/vae_encoder.log",
-    benchmark:
-        "benchmarks/{model}/calibration/vae_encoder.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    message:
-        "Packing calibration pictures for the vae_encoder of {wildcards.model}"
-    script:
-        "../scripts/job.py"
-
-
-rule calibrate_vae_decoder:
-    """Pack the latents of the calibration pictures."""
-    input:
-        settings=settings("axbake.calibration.tars.calibrate_vae_decoder", tools=["numpy"], row=["program"]),
-        latents="results/{model}/calibration/latents.npy",
-    output:
-        archive="results/{model}/calibration/vae_decoder.tar",
-    log:
-        "logs/{model}/calibration/vae_decoder.log",
-    benchmark:
-        "benchmarks/{model}/calibration/vae_decoder.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    message:
-        "Packing calibration latents for the vae_decoder of {wildcards.model}"
-    script:
-        "../scripts/job.py"
+        step(
+            "axbake.calibration.tars.calibrate_encoder", tools=["numpy", "pillow"], names={"archive": "encoder_archive"}
+        ),
+        step(
+            "axbake.calibration.tars.calibrate_decoder",
+            values=lambda *_: {"piece": piece, "columns": model.columns(decoder)},
+            tools=["numpy"],
+            names={"archive": "decoder_archive"},
+        ),
+    ]
 
 
 rule calibrate_text_encoder:
     """Pack the token ids of the calibration prompts."""
     input:
         settings=settings(
-            "axbake.calibration.tars.calibrate_text_encoder",
-            data=["resources/clip"],
-            tools=["tokenizers", "numpy"],
-            more={"prompts": text_prompts},
+            "calibrate_text_encoder",
+            step(
+                "axbake.calibration.tars.calibrate_text_encoder",
+                of="component",
+                values=lambda model, _: {"prompts": TEXT_PROMPTS[model.entry("calibration/text_prompts")]},
+                tools=["tokenizers", "numpy"],
+                data=["resources/clip"],
+            ),
+            part="component",
         ),
         embeddings="results/{model}/embeddings.json",
     output:
-        archive="results/{model}/calibration/text_encoder.tar",
+        archive="results/{model}/calibration/{component}.tar",
     log:
-        "logs/{model}/calibration/text_encoder.log",
+        "logs/{model}/calibration/{component}.log",
     benchmark:
-        "benchmarks/{model}/calibration/text_encoder.tsv"
+        "benchmarks/{model}/calibration/{component}.tsv"
+    wildcard_constraints:
+        component="|".join(sorted({one.name for family in IN_TABLE for one in family.text_encoders})),
+    localrule: True
     conda:
         "../../envs/axbake.yaml"
     message:
-        "Packing calibration samples for the text_encoder of {wildcards.model}"
+        "Packing calibration samples for the {wildcards.component} of {wildcards.model}"
     script:
         "../scripts/job.py"

@@ -1,22 +1,26 @@
-# Takes a compiled model, its float graph and its calibration samples. Makes check/{component}.json: how far the two are, by
-# `pulsar2 run` on the host. A compiled model that is too far stops what depends on it.
+# Takes compiled models, their float graphs and calibration samples. Makes check/{component}.json: how far the two are, by
+# `pulsar2 run` on the host; and verdict.json, once all that was measured is near enough to what config wants. What is too far stops
+# what depends on it.
 
 
 rule check_compiled:
-    """Compare a compiled model with its float graph."""
+    """Compare a component's compiled models with their float graphs."""
     input:
         settings=settings(
-            "axbake.toolchain.compiled.check_compiled",
-            tools=["numpy", "onnx", "onnxruntime", "pillow"],
-            entries={"samples": "compiled/samples", "min_sqnr": "compiled/min_sqnr/{component}"},
-            more={"compiler": compiler},
-            means={"launch": launch},
+            "check_compiled",
+            step(
+                "axbake.toolchain.compiled.check_compiled",
+                of="component",
+                values=lambda model, wildcards: check_settings(model, model.component(wildcards.component)),
+                means=launch,
+                tools=["numpy", "onnx", "onnxruntime", "pillow"],
+            ),
+            part="component",
         ),
-        axmodel="results/{model}/{component}.axmodel",
-        graph="results/{model}/onnx/{component}.onnx",
-        tensors="results/{model}/onnx/{component}.onnx.data",
-        archive="results/{model}/calibration/{component}.tar",
-        config="results/{model}/build/{component}.config.json",
+        axmodels=of_graphs("results/{model}/{graph}.axmodel"),
+        graphs=of_graphs("results/{model}/onnx/{graph}.onnx"),
+        tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data"),
+        archives=of_graphs("results/{model}/calibration/{graph}.tar"),
     output:
         check="results/{model}/check/{component}.json",
     log:
@@ -29,8 +33,46 @@ rule check_compiled:
     resources:
         mem_mb=more_each_time(12000),
         runtime=more_each_time(120),
-        pulsar2=int(config["toolchain"] != "emulator"),
+        pulsar2=int(not EMULATES),
     message:
         "Running the compiled {wildcards.component} of {wildcards.model} against its float graph"
+    script:
+        "../scripts/job.py"
+
+
+def check_settings(model, component):
+    return {
+        "component": component.name,
+        "configs": [model.pulsar2_config(component, number) for number in range(len(component.graphs))],
+        "samples": model.entry("compiled/samples"),
+        "compiler": compiler(model),
+    }
+
+
+rule judge:
+    """Compare what was measured of a model with what config wants."""
+    input:
+        settings=settings(
+            "judge",
+            step(
+                "axbake.judging.judge",
+                values=lambda model, _: {
+                    "min_psnr": model.entries_of("parity/min_psnr"),
+                    "min_sqnr": model.entries_of("compiled/min_sqnr"),
+                },
+                cached=False,
+            ),
+        ),
+        parities=of_components("results/{model}/parity/{component}.json"),
+        checks=of_components("results/{model}/check/{component}.json"),
+    output:
+        verdict="results/{model}/verdict.json",
+    log:
+        "logs/{model}/verdict.log",
+    localrule: True
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        "Comparing what was measured of {wildcards.model} with what is wanted"
     script:
         "../scripts/job.py"

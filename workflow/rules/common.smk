@@ -1,60 +1,49 @@
-# Takes config/config.yaml and the table of models. Checks both, and makes what rules share: MODELS and the settings files.
+# Takes config/config.yaml and the table of models. Checks both, and makes what rules share: MODELS, and the settings files of jobs.
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
-from axbake.toolchain.build_config import read_builds
-from axbake.checkpoints.containers import files_of, needs_conversion
+from axbake.checkpoints.recipes import is_recipe
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS, VAE
-from axbake.fetch.sources import check_pin, parse_source
+from axbake.families import FAMILIES
 from axbake.host import chosen_precision
-from axbake.jobs.identity import code_digest, identify, tool_version, write_identity
-from axbake.checkpoints.prediction import read_sidecar
-from axbake.table import check_config, checkpoint_sha256, embeddings_sha256, read_models, read_prompts, vae_sha256
+from axbake.jobs.code import code_of
+from axbake.jobs.identity import identify, tool_version, write_steps
+from axbake.model import Model
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses, as_files
+from axbake.sources import COLUMNS
+from axbake.table import check_config, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
-# Columns that a component's graph depends on: the text encoder knows no picture size.
-SIZE = {component: [] if component == "text_encoder" else ["height", "width"] for component in COMPONENTS}
-SIZE["unet"] = [*SIZE["unet"], "prompt_chunks"]
-# What a graph is exported with, besides: the names of its inputs. Programs differ in the UNet's and the VAE decoder's.
-GRAPH = SIZE | {component: [*SIZE[component], "program"] for component in ("unet", "vae_decoder")}
-JOBS_OWN = ("component", "layout")  # stand among a job's columns, but are of the job and not of the row
-DRAWING = ["model", "prompt", "negative_prompt", "height", "width", "guidance_scale", "seed", "clip_skip"]
+COMPONENTS = sorted({name for family in FAMILIES.values() for name in family.names})
+TORCH = ["torch", "diffusers", "transformers"]
 
 
 try:
-    config = check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config/config.yaml")
-    TEXT_PROMPTS = read_prompts(Path(config["calibration"]["text_prompts"]))
-    chip = {name: config[name] for name in ("target_hardware", "npu_mode")}
-    config["pulsar2"] = read_builds(config["pulsar2"], **chip)
-    MODELS = read_models(Path(config["models"]), schema=SCHEMAS / "models.schema.yaml")
+    of_config = {"schema": SCHEMAS / "config.schema.yaml", "components": COMPONENTS}
+    config = check_config(config, source="config/config.yaml", **of_config)
+    rows = read_models(Path(config["models"]), schema=SCHEMAS / "models.schema.yaml", families=list(FAMILIES))
+    MODELS = {
+        name: Model(row, read_row_config(Path(row["config"]), config, **of_config) if row["config"] else config)
+        for name, row in rows.items()
+    }
+    TEXT_PROMPTS = {place: read_prompts(Path(place)) for place in {m.entry("calibration/text_prompts") for m in MODELS.values()}}
 except AxbakeError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}") from None
 
+EMULATES = config["toolchain"] == "emulator"
+EMULATOR_CODE = "".join(code_of("axbake.emulator.__main__.main").values())
 # Where the models are that the host runs: those that boards run it cannot.
-EMULATED = "results/{model}" if config["toolchain"] == "emulator" else "results/{model}/emulated"
+EMULATED = "results/{model}" if EMULATES else "results/{model}/emulated"
 
 if config["cache"]:
     os.environ.setdefault("AXBAKE_CACHE", config["cache"])
-
-
-wildcard_constraints:
-    model=r"[^/]+",  # any name, so that `row_of` can say which there are
-    component="|".join(COMPONENTS),
-
-
-def row_of(wildcards):
-    """The table's row of a job's model."""
-    if wildcards.model not in MODELS:
-        raise SystemExit(
-            f"{wildcards.model}: no row of that name in {config['models']}; there are {', '.join(MODELS)}."
-        )
-    return MODELS[wildcards.model]
 
 
 def told(function, *arguments):
@@ -66,114 +55,45 @@ def told(function, *arguments):
         raise SystemExit(f"{type(error).__name__}: {error}") from None
 
 
-def checkpoint(wildcards):
-    """The safetensors file that a component is taken from; mostly the row's checkpoint, but a VAE may have one of its own."""
-    row = row_of(wildcards)
-    return file_of(row, source_of(row, wildcards.get("component")))
+def model_of(wildcards):
+    """The model of a job."""
+    if wildcards.model not in MODELS:
+        raise SystemExit(
+            f"{wildcards.model}: no row of that name in {config['models']}; there are {', '.join(MODELS)}."
+        )
+    return MODELS[wildcards.model]
 
 
-def vae(wildcards):
-    """The safetensors file that a model's VAE is taken from."""
-    row = row_of(wildcards)
-    return file_of(row, source_of(row, "vae_decoder"))
+def with_model(function):
+    """Input function that gives what *function* makes of a job's model and wildcards."""
+    return lambda wildcards: told(function, model_of(wildcards), wildcards)
 
 
-def source_of(row, component):
-    """Column of the table that names the file in which a component is."""
-    return "vae" if row["vae"] and component in VAE else "checkpoint"
+def of_graphs(*patterns, component=None):
+    """Input function: *patterns*, in which {graph} stands for the address of each graph, of the model or of the job's component."""
+
+    def paths(model, wildcards):
+        name = component or wildcards.get("component")
+        graphs = addresses(model.component(name)) if name else model.graphs
+        return [pattern.format(model=model.name, graph=graph) for graph in graphs for pattern in patterns]
+
+    return with_model(paths)
 
 
-def file_of(row, column):
-    """The user's file, or the fetched one, if it is safetensors and the one that the table means; or else one made of it."""
-    if converted(row, column):
-        return f"results/{row['model']}/{column}.safetensors"
-    return fetched(row, column) or row[column]
+def of_components(pattern, *roles):
+    """Input function: *pattern*, in which {component} stands for each component, of *roles* or of all."""
+
+    def paths(model, wildcards):
+        family = model.family
+        found = [one for role in roles for one in ([*family.text_encoders] if role == TEXT else [family.of_role(role)])]
+        return [pattern.format(model=model.name, component=one.name) for one in found or family.components]
+
+    return with_model(paths)
 
 
-def brought(wildcards):
-    """Files of a model's checkpoint, or of its VAE, as the user has them, or as they are fetched."""
-    row, column = row_of(wildcards), wildcards.column
-    source_digest(row, column)
-    arrived = fetched(row, column)
-    return [arrived] if arrived else [str(path) for path in told(files_of, Path(row[column]))]
-
-
-def remote(row, column="checkpoint"):
-    """Where a checkpoint is fetched from; None if the user brings the file."""
-    return parse_source(row["checkpoint"]) if column == "checkpoint" else None
-
-
-def fetched(row, column="checkpoint"):
-    """Where a checkpoint is fetched to; None if the user brings it."""
-    return f"results/{row['model']}/fetched/checkpoint" if remote(row, column) else None
-
-
-def fetch_record(wildcards):
-    """Where a model's checkpoint is from, in a list; an empty one if the user brings it."""
-    return [f"results/{wildcards.model}/fetched/source.json"] if fetched(row_of(wildcards)) else []
-
-
-def converted(row, column="checkpoint"):
-    """Whether a job makes a safetensors file of what is in *column*, which is there and is what the table means."""
-    source_digest(row, column)
-    source = remote(row, column)
-    return source.pickled if source else told(needs_conversion, Path(row[column]))
-
-
-SOURCE_DIGESTS = {}  # (model, column) -> SHA-256; looked up once a run
-
-
-def source_digest(row, column="checkpoint"):
-    """SHA-256 of what the user brought; of what is fetched, what the table wants: digest, beginning, or nothing."""
-    place = row["model"], column
-    if place not in SOURCE_DIGESTS:
-        known = wanted_digest if remote(row, column) else {"checkpoint": checkpoint_sha256, "vae": vae_sha256}[column]
-        SOURCE_DIGESTS[place] = told(known, row)
-    return SOURCE_DIGESTS[place]
-
-
-def wanted_digest(row):
-    return check_pin(row, allow_unpinned=config["fetch"]["allow_unpinned"])
-
-
-def brought_digest(row, column):
-    """SHA-256 of what the user brought; None where its content, made by a job, counts itself."""
-    return None if remote(row, column) else source_digest(row, column)
-
-
-def digest_for(component):
-    """Function of a row: SHA-256 of the file that the user brought and *component* is taken from; None if one is made of it."""
-
-    def digest(row):
-        column = source_of(row, component)
-        return None if converted(row, column) else brought_digest(row, column)
-
-    return digest
-
-
-def own_vae_digest(row):
-    """SHA-256 of the row's own VAE; empty if it has none."""
-    return source_digest(row, "vae") if row["vae"] else ""
-
-
-def sidecar(row):
-    """What the YAML beside a checkpoint says of its UNet's prediction."""
-    return "" if fetched(row) else told(read_sidecar, Path(row["checkpoint"]))
-
-
-def embeddings(wildcards):
-    """Paths of a model's textual-inversion embeddings, which are there."""
-    embeddings_digest(row_of(wildcards))
-    return row_of(wildcards)["embeddings"]
-
-
-def embeddings_digest(row):
-    return " ".join(told(embeddings_sha256, row))
-
-
-def embedding_names(row):
-    """What prompts call a model's embeddings: their files' names without the ending."""
-    return [Path(path).stem for path in row["embeddings"]]
+def of_role(pattern, role):
+    """Input function: *pattern*, in which {component} stands for the one component of *role*."""
+    return with_model(lambda model, _: pattern.format(model=model.name, component=model.family.of_role(role).name))
 
 
 def more_each_time(amount):
@@ -188,72 +108,92 @@ def more_each_time(amount):
     return resource
 
 
-def settings(function, *, step=None, tools=(), row=(), entries=None, more=None, means=None, sources=None, **how):
-    """Input function that gives a job's settings file and writes it when its text changes.
+def step(function, *, of=None, values=None, row=(), means=None, sources=None, tools=(), data=(), names=None, **how):
+    """One step of a job: a function that gives it for a job's model and wildcards.
 
     function: of the package, that does the work; called with inputs, outputs and settings by name.
-    step: what the settings file's directory is called, if not as the function.
+    of: wildcard that says which component or graph it is of, or the component's name.
+    values: what it is given besides: function of model and wildcards that gives settings by name.
+    row: columns of the table that it is given.
+    means: function of the model; of what does not decide the result, such as how a program is started.
+    sources: function of model and wildcards: name of an input that the user brings -> its SHA-256, or None if a job made it.
     tools: packages whose version can change the result.
-    row: columns of the table that the job reads; by component, or for all. «component» and «layout» are the job's.
-    entries: name -> path in config, parted by slashes, in which {component} stands for the job's.
-    more: name -> function of the row; by component, or for all.
-    means: name -> function of the row; of what does not decide the result, such as how a program is started.
-    sources: name of an input that the user brings -> function of the row that gives its SHA-256, or None if a job made it; by
-        component, or for all.
-    how: cached, data, gates, own_code, as `axbake.jobs.identity.identify` has them.
+    data: folders of the package that it reads; or a function of the model that gives them.
+    names, how: as `axbake.jobs.identity.identify` has them.
     """
 
-    def path_of(wildcards):
-        model_row = row_of(wildcards)
-        component = wildcards.get("component")
+    def of_job(model, wildcards):
+        given = {column: model.row[column] for column in row} | (values(model, wildcards) if values else {})
+        digests = sources(model, wildcards) if sources else {}
+        return identify(
+            function,
+            component=wildcards.get(of, of) if of else None,
+            settings=given,
+            sources={name: digest for name, digest in digests.items() if digest is not None},
+            means=means(model) if means else {},
+            tools=tools,
+            data=data(model) if callable(data) else data,
+            names=names,
+            **how,
+        )
+
+    return of_job
+
+
+def settings(name, *steps, part=None, more=None):
+    """Input function that gives a job's settings file, and writes it when its text changes.
+
+    name: of the rule; what the file's directory is called.
+    steps: of the job, in order; *more*: function of the model that gives further ones to go before them.
+    part: wildcard that tells jobs of the rule and of one model apart.
+    """
+
+    def path_of(model, wildcards):
         # A directory of its own: Snakemake lists a directory once a run, and takes for missing what comes into it later.
-        directory = step or function.rpartition(".")[2]
-        part = component or wildcards.get("layout") or wildcards.get("column", "model")
-        path = Path("results", wildcards.model, "settings", directory, part, "settings.json")
-        columns = row[component] if isinstance(row, dict) else row
-        values = {column: wildcards[column] if column in JOBS_OWN else model_row[column] for column in columns}
-        values |= {name: entry(place.format(component=component)) for name, place in (entries or {}).items()}
-        functions = more.get(component, more) if more else {}
-        values |= {name: value(model_row) for name, value in functions.items()}
+        place = (wildcards[part] if part else "model").replace("/", ".")
+        path = Path("results", model.name, "settings", name, place, "settings.json")
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
-            mine = sources.get(part, sources) if sources else {}
-            digests = {name: digest(model_row) for name, digest in mine.items()}
-            digests = {name: digest for name, digest in digests.items() if digest is not None}
-            ways = {name: value(model_row) for name, value in (means or {}).items()}
-            how_run = {"cached": True, "means": ways, "sources": digests, "tools": tools} | how
-            identity = identify(function, component=component, settings=values, **how_run)
-            write_identity(path, identity)
+            given = [*(more(model, wildcards) if more else ()), *steps]
+            write_steps(path, [one(model, wildcards) for one in given])
         return str(path)
 
-    return path_of
+    return with_model(path_of)
 
 
-def entry(place):
-    """Value of config at *place*, parted by slashes."""
-    value = config
-    for name in place.split("/"):
-        value = value[name]
-    return value
+def address_of(wildcards, function):
+    """What *function* gives of the component and the number of the graph that a job is of."""
+    return told(lambda: function(*model_of(wildcards).of_address(wildcards.graph)))
 
 
-def compiler(row):
+def names_of(models):
+    """Regular expression of the names of *models*."""
+    return "|".join(re.escape(model) for model in models) or "$^"
+
+
+def compiler(model):
     """What decides a build besides graph, samples and config: Pulsar2's version, or the emulator's code and tools."""
-    return emulator(row) if config["toolchain"] == "emulator" else {"pulsar2": config["pulsar2_version"]}
+    return emulator(model) if EMULATES else {"pulsar2": config["pulsar2_version"]}
 
 
-def emulator(row):
+EMULATOR_TOOLS = ["numpy", "onnx", "onnxruntime", "pillow", "json5"]
+
+
+def emulator(model):
     """What decides a build by the emulator: its code, and the tools that it uses."""
-    tools = ["numpy", "onnx", "onnxruntime", "pillow", "json5"]
-    return {"emulator": code_digest("axbake.emulator.__main__")} | {tool: tool_version(tool) for tool in tools}
+    return {"emulator": EMULATOR_CODE} | {tool: tool_version(tool) for tool in EMULATOR_TOOLS}
 
 
-def launch(row):
+def launch(model):
     """How the compiler is started (`axbake.toolchain.launch.Launch`)."""
     how = {"toolchain": config["toolchain"], "minutes": config["time_limit"]}
-    if config["toolchain"] != "emulator":
+    if not EMULATES:
         how["version"] = config["pulsar2_version"]
-    return how | (config["container"] if config["toolchain"] in ENGINES else {})
+    return {"launch": how | (config["container"] if config["toolchain"] in ENGINES else {})}
+
+
+def launch_emulator(model):
+    return {"launch": {"toolchain": "emulator", "minutes": config["time_limit"]}}
 
 
 def check_compiler():
@@ -262,29 +202,16 @@ def check_compiler():
     So a missing image shows now, and not after an hour of calibration. On a cluster the jobs' own nodes are asked, by the jobs.
     """
     compiles = any(job.rule.name == "compile_model" for job in workflow.dag.needrun_jobs())
-    if not compiles or config["toolchain"] == "emulator" or not workflow.is_main_process or not workflow.local_exec:
+    if not compiles or EMULATES or not workflow.is_main_process or not workflow.local_exec:
         return
-    try:
-        Launch(**launch({})).check()
-    except AxbakeError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
-
-
-def text_prompts(row):
-    """Prompts that every text encoder is calibrated with, whatever its model draws."""
-    return TEXT_PROMPTS
-
-
-def recording_precision(row):
-    """In what torch runs the UNet to record its samples. Decided here, so that it stands in the job's settings."""
-    return chosen_precision(config["calibration"]["recorded_in"])
+    told(lambda: Launch(**launch(None)["launch"]).check())
 
 
 def bundle_for_board(wildcards):
     """Path of a bundle's manifest, in a project that has a board and a compiler whose models it runs."""
     if not config["board"]["host"]:
         raise SystemExit("no board: config's entry board/host names none (docs/board.md).")
-    if config["toolchain"] == "emulator":
+    if EMULATES:
         raise SystemExit(
             f"{wildcards.model}: toolchain is emulator in config; hosts run its models, boards cannot. Choose a toolchain of"
             " Pulsar2's, or measure on this host: results/{model}/host/report.html."

@@ -1,61 +1,119 @@
-# Takes the weights and the row's size. Makes onnx/{component}.onnx with its tensors in one file beside it, and checks it:
-# parity/{component}.json. A graph that is not the network stops what depends on it.
+# Takes the weights and the row's size. Makes onnx/{graph}.onnx with its tensors in one file beside it, and parity/{component}.json: how
+# far it is from the network. A component of one graph has files of its own name; one of several has them in a directory of its name,
+# with chain.json, and a rule of its own, since its graphs are the rule's outputs.
+
+SINGLE = sorted({one.name for family in IN_TABLE for one in family.components if len(one.graphs) == 1})
+CHAINS = [(family, one) for family in IN_TABLE for one in family.components if len(one.graphs) > 1]
+GRAPHS = sorted({graph for family in IN_TABLE for one in family.components for graph in [one.name, *addresses(one)]})
+
+
+wildcard_constraints:
+    model=r"[^/]+",  # any name, so that `model_of` can say which there are
+    component="|".join(map(re.escape, COMPONENTS)),
+    graph="|".join(map(re.escape, sorted(GRAPHS, key=len, reverse=True))),
+
+
+def export_steps(model, wildcards, component=None):
+    """One step a graph, and the parity of all; of several graphs what the chain is, too."""
+    component = model.component(component or wildcards.component)
+    chain = len(component.graphs) > 1
+    if not chain:
+        model.of_address(component.name)
+    given = {"build": component.build, "columns": model.columns(component)}
+    steps = [
+        step(
+            "axbake.graphs.export.export_onnx",
+            of=graph,
+            values=lambda *_, piece=piece: given | {"piece": piece},
+            tools=[*TORCH, "onnx", "onnx-ir", "onnxscript", "onnxsim"],
+            names={"graph": f"graph_{number}", "tensors": f"tensors_{number}"} if chain else None,
+        )
+        for number, (graph, piece) in enumerate(zip(addresses(component), component.graphs))
+    ]
+    compared = given | {"component": component.name, "pieces": component.graphs, "example": component.example}
+    names = [f"graph_{number}" for number in range(len(component.graphs))] if chain else ["graph"]
+    steps.append(
+        step(
+            "axbake.graphs.parity.measure_parity",
+            of=component.name,
+            values=lambda *_: compared,
+            tools=[*TORCH, "onnxruntime"],
+            names={"graphs": names, "tensors": [name.replace("graph", "tensors") for name in names]},
+        )
+    )
+    return steps + [partial(chain_step, component=component, names=names)] * chain
+
+
+def chain_step(model, wildcards, component, names):
+    return step(
+        "axbake.graphs.chain.describe_chain",
+        of=component.name,
+        values=lambda *_: {"component": component.name},
+        tools=["onnx"],
+        names={"graphs": names},
+    )(model, wildcards)
 
 
 rule export_onnx:
-    """Trace one component of a model into an ONNX graph of fixed shapes."""
+    """Trace one component of a model into an ONNX graph of fixed shapes, and compare it with its network in torch."""
     input:
-        settings=settings(
-            "axbake.graphs.export.export_onnx",
-            tools=["torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxsim"],
-            row=GRAPH,
-        ),
+        settings=settings("export_onnx", more=export_steps, part="component"),
         weights="results/{model}/weights/{component}.safetensors",
     output:
         graph="results/{model}/onnx/{component}.onnx",
         tensors="results/{model}/onnx/{component}.onnx.data",
+        parity="results/{model}/parity/{component}.json",
     log:
         "logs/{model}/onnx/{component}.log",
     benchmark:
         "benchmarks/{model}/onnx/{component}.tsv"
+    wildcard_constraints:
+        component="|".join(map(re.escape, SINGLE)),
     priority: 10  # preflight waits for it
     conda:
         "../../envs/axbake.yaml"
     threads: 2
     resources:
-        mem_mb=more_each_time(4000),
-        runtime=more_each_time(20),
+        mem_mb=more_each_time(10000),
+        runtime=more_each_time(30),
     message:
         "Exporting the {wildcards.component} of {wildcards.model}"
     script:
         "../scripts/job.py"
 
 
-rule check_parity:
-    """Compare an ONNX graph with its network in torch."""
-    input:
-        settings=settings(
-            "axbake.graphs.parity.check_parity",
-            tools=["torch", "diffusers", "transformers", "onnxruntime"],
-            row=SIZE,
-            entries={"min_psnr": "parity/min_psnr/{component}"},
-        ),
-        weights="results/{model}/weights/{component}.safetensors",
-        graph="results/{model}/onnx/{component}.onnx",
-        tensors="results/{model}/onnx/{component}.onnx.data",
-    output:
-        parity="results/{model}/parity/{component}.json",
-    log:
-        "logs/{model}/parity/{component}.log",
-    benchmark:
-        "benchmarks/{model}/parity/{component}.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    threads: 4
-    resources:
-        mem_mb=more_each_time(10000),
-        runtime=more_each_time(20),
-    message:
-        "Comparing the {wildcards.component} of {wildcards.model} in ONNX with torch"
-    script:
-        "../scripts/job.py"
+for family, component in CHAINS:
+
+    rule:
+        name:
+            f"export_{component.name}_of_{family.name}"
+        input:
+            settings=settings(
+                f"export_{component.name}", more=partial(export_steps, component=component.name)
+            ),
+            weights=f"results/{{model}}/weights/{component.name}.safetensors",
+        output:
+            parity=f"results/{{model}}/parity/{component.name}.json",
+            chain=f"results/{{model}}/{component.name}/chain.json",
+            **{f"graph_{n}": f"results/{{model}}/onnx/{graph}.onnx" for n, graph in enumerate(addresses(component))},
+            **{
+                f"tensors_{n}": f"results/{{model}}/onnx/{graph}.onnx.data"
+                for n, graph in enumerate(addresses(component))
+            },
+        log:
+            f"logs/{{model}}/onnx/{component.name}.log",
+        benchmark:
+            f"benchmarks/{{model}}/onnx/{component.name}.tsv"
+        wildcard_constraints:
+            model=models_of([family]),
+        priority: 10
+        conda:
+            "../../envs/axbake.yaml"
+        threads: 2
+        resources:
+            mem_mb=more_each_time(10000),
+            runtime=more_each_time(60),
+        message:
+            f"Exporting the {len(component.graphs)} graphs of the {component.name} of {{wildcards.model}}"
+        script:
+            "../scripts/job.py"

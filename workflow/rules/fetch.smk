@@ -7,17 +7,21 @@ rule fetch_checkpoint:
     """Fetch a checkpoint from where the table says, and check that it is the one that the table means."""
     input:
         settings=settings(
-            "axbake.fetch.job.fetch_checkpoint",
-            row=["sha256"],
-            more={"source": lambda row: row["checkpoint"]},
-            cached=False,
-            own_code=False,  # better code does not make another file
+            "fetch_checkpoint",
+            step(
+                "axbake.fetch.job.fetch_checkpoint",
+                values=lambda model, _: {"source": model.row["checkpoint"]},
+                row=["sha256"],
+                cached=False,
+                own_code=False,  # better code does not make another file
+            ),
         ),
     output:
         checkpoint="results/{model}/fetched/checkpoint",
         record="results/{model}/fetched/source.json",
     log:
         "logs/{model}/fetched.log",
+    localrule: True
     conda:
         "../../envs/axbake.yaml"
     message:

@@ -3,52 +3,45 @@
 import functools
 import time
 
-from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.pages.overview import write_overview
 from axbake.pages.summary import Outcome, describe_failure, show_outcomes, write_summary
 
-# Functions of a row that end the run while the workflow is read, by what they look at: the first fault of each is told.
-SOURCES = [
-    [source_digest, converted, sidecar],
-    [own_vae_digest, lambda row: row["vae"] and converted(row, "vae")],
-    [embeddings_digest],
-    [functools.partial(loras_of, component=component) for component in COMPONENTS] + [advise],
-]
 STARTED = time.time()
 FAILURES = {}  # number of a job -> Snakemake's record of its latest failure
 
 
 @functools.cache
 def refused_rows():
-    """Why rows cannot be baked, by model: all sources that are missing or wrong."""
-    refused = {model: "\n".join(faults) for model, row in MODELS.items() if (faults := list(source_faults(row)))}
+    """Why rows cannot be baked, by model: whatever would end a run that asks for the row by name."""
+    refused = {name: why for name, model in MODELS.items() if (why := model.fault())}
     for why in refused.values():
         logger.warning(f"Left out: {why}")
     return refused
 
 
-def source_faults(row):
-    """What is missing or wrong of all that *row* brings: whatever would end a run that asks for the row by name."""
-    for functions in SOURCES:
-        try:
-            for function in functions:
-                function(row)
-        except SystemExit as error:
-            yield str(error)
+def of_every_model(*patterns):
+    """Input function: *patterns* for every row that can be baked, and for every other one a job that fails.
 
-
-def of_every_model(*patterns, **wildcards):
-    """Input function: *patterns* for every row whose sources are there, and for every other one a job that fails."""
+    {component} and {graph} in a pattern stand for each of the model's.
+    """
 
     def paths(_):
         refused = refused_rows()
-        models = [model for model in MODELS if model not in refused]
-        wanted = [path for pattern in patterns for path in collect(pattern, model=models, **wildcards)]
-        return wanted + collect("results/{model}/refused.json", model=list(refused))
+        wanted = [path for name, model in MODELS.items() if name not in refused for path in wanted_of(model, patterns)]
+        return wanted + [f"results/{name}/refused.json" for name in refused]
 
     return paths
+
+
+def wanted_of(model, patterns):
+    """*patterns* of one model."""
+    parts = {"component": model.family.names, "graph": model.graphs}
+    for pattern in patterns:
+        name = next((part for part in parts if f"{{{part}}}" in pattern), None)
+        for value in parts[name] if name else [None]:
+            yield pattern.format(model=model.name, **({name: value} if name else {}))
 
 
 def note_failure(record):
@@ -94,6 +87,6 @@ def summarise():
     """Write the summary of a run of all rows and the page over all models, and say it."""
     if any(job.rule.name == "all" for job in workflow.dag.jobs):
         made = outcomes()
-        write_summary(made, MODELS, results=Path("results"))
+        write_summary(made, {name: model.row for name, model in MODELS.items()}, results=Path("results"))
         write_overview(Path("results"), Path("results/report.html"), table=list(MODELS))
         logger.info(show_outcomes(made))

@@ -6,19 +6,22 @@ rule preflight:
     """Check the graphs of a model against what is known of Pulsar2, this host and the card."""
     input:
         settings=settings(
-            "axbake.preflight.verdict.preflight",
-            data=["resources/ax650"],
-            tools=["onnx"],
-            row=["model"],
-            entries={"toolchain": "toolchain"},
-            cached=False,  # it looks at this host
+            "preflight",
+            step(
+                "axbake.preflight.verdict.preflight",
+                values=lambda model, _: {"model": model.name, "toolchain": config["toolchain"], "roles": model.roles},
+                tools=["onnx"],
+                data=["resources/ax650"],
+                cached=False,  # it looks at this host
+            ),
         ),
-        graphs=collect("results/{{model}}/onnx/{component}.onnx", component=COMPONENTS),
-        tensors=collect("results/{{model}}/onnx/{component}.onnx.data", component=COMPONENTS),
+        graphs=of_graphs("results/{model}/onnx/{graph}.onnx"),
+        tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data"),
     output:
         verdict="results/{model}/preflight.json",
     log:
         "logs/{model}/preflight.log",
+    localrule: True
     priority: 10  # what may stop a bake goes before what takes long
     conda:
         "../../envs/axbake.yaml"

@@ -5,14 +5,22 @@ rule draw_reference:
     """Draw the reference picture with diffusers, in float32."""
     input:
         settings=settings(
-            "axbake.drawing.reference.draw_reference",
-            data=["resources/clip"],
-            tools=["torch", "diffusers", "transformers", "tokenizers", "numpy", "pillow"],
-            row=[*DRAWING, "scheduler", "steps", "prompt_chunks"],
+            "draw_reference",
+            step(
+                "axbake.drawing.reference.draw_reference",
+                values=lambda model, _: {
+                    "picture": model.picture,
+                    "builds": model.builds,
+                    "pipeline": model.family.process.pipeline,
+                    "conditioning": model.family.conditioning,
+                },
+                tools=[*TORCH, "tokenizers", "numpy", "pillow"],
+                data=["resources/clip"],
+            ),
         ),
-        text_encoder="results/{model}/weights/text_encoder.safetensors",
-        unet="results/{model}/weights/unet.safetensors",
-        vae_decoder="results/{model}/weights/vae_decoder.safetensors",
+        text_encoders=of_components("results/{model}/weights/{component}.safetensors", TEXT),
+        denoiser=of_role("results/{model}/weights/{component}.safetensors", DENOISER),
+        decoder=of_role("results/{model}/weights/{component}.safetensors", DECODER),
         embeddings="results/{model}/embeddings.json",
     output:
         image="results/{model}/reference/image.png",

@@ -1,26 +1,28 @@
-# Takes the row's sampler and the UNet's time embedding. Makes schedule.npz: all that a loop in NumPy needs of them.
+# Takes the row's sampler and the denoiser's time embedding. Makes schedule.npz: all that a loop in NumPy needs of them.
 
 
 rule derive_schedule:
     """Write timesteps, time embedding rows and update coefficients of the row's scheduler."""
     input:
         settings=settings(
-            "axbake.drawing.schedule.derive_schedule",
-            tools=["torch", "diffusers", "numpy"],
-            row=["scheduler", "steps", "guidance_scale"],
+            "derive_schedule",
+            step(
+                "axbake.drawing.schedule.derive_schedule",
+                values=lambda model, _: {"rows": model.family.denoiser.rows},
+                row=["scheduler", "steps", "guidance_scale"],
+                tools=["torch", "diffusers", "numpy"],
+            ),
         ),
-        unet="results/{model}/weights/unet.safetensors",
+        denoiser=of_role("results/{model}/weights/{component}.safetensors", DENOISER),
     output:
         schedule="results/{model}/schedule.npz",
     log:
         "logs/{model}/schedule.log",
     benchmark:
         "benchmarks/{model}/schedule.tsv"
+    localrule: True
     conda:
         "../../envs/axbake.yaml"
-    resources:
-        mem_mb=more_each_time(2000),
-        runtime=more_each_time(20),
     message:
         "Deriving the schedule of {wildcards.model}"
     script:

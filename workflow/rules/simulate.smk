@@ -1,30 +1,56 @@
-# Takes the compiled models. Makes the picture that they draw on the host, its distance from the reference, and how much of that
-# distance each model makes.
+# Takes the compiled models. Makes the picture that they draw on the host, its distance from the reference, how much of that distance
+# each model makes, and whether the calibrated ranges hold for the reference's drawing.
+
+
+def simulate_steps(model, wildcards):
+    """The drawing, what each model costs, and the ranges of the reference's drawing."""
+    family = model.family
+    encoder, _ = family.autoencoder
+    drawn = {"picture": model.picture, "drawn": model.drawn}
+    tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
+    return [
+        step(
+            "axbake.drawing.simulation.simulate",
+            values=lambda *_: drawn | {"latents": family.latents, "build": encoder.build},
+            tools=tools,
+            data=["resources/clip"],
+        ),
+        step(
+            "axbake.drawing.attribution.attribute_error",
+            values=lambda *_: drawn | {"latents": family.latents},
+            tools=tools,
+            data=["resources/clip"],
+        ),
+        step(
+            "axbake.calibration.held_out.check_calibration",
+            values=lambda *_: drawn | {"prompts": model.row["calibration_prompts"]},
+            tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
+            data=["resources/clip"],
+        ),
+    ]
 
 
 rule simulate:
-    """Draw the reference's picture with the compiled models."""
+    """Draw the reference's picture with the compiled models, and with one of them at a time."""
     input:
-        settings=settings(
-            "axbake.drawing.simulation.simulate",
-            data=["resources/clip"],
-            tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
-            row=DRAWING,
-            gates=["check"],
-        ),
-        text_encoder=f"{EMULATED}/text_encoder.axmodel",
-        unet=f"{EMULATED}/unet.axmodel",
-        vae_encoder=f"{EMULATED}/vae_encoder.axmodel",
-        vae_decoder=f"{EMULATED}/vae_decoder.axmodel",
-        check=collect("results/{{model}}/check/{component}.json", component=COMPONENTS),
-        vae_encoder_weights="results/{model}/weights/vae_encoder.safetensors",
+        settings=settings("simulate", more=simulate_steps),
+        verdict="results/{model}/verdict.json",
+        models=of_graphs(f"{EMULATED}/{{graph}}.axmodel"),
+        graphs=of_graphs("results/{model}/onnx/{graph}.onnx"),
+        tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data"),
+        encoder_weights=of_role("results/{model}/weights/{component}.safetensors", ENCODER),
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
         reference="results/{model}/reference/image.png",
         trajectory="results/{model}/reference/trajectory.npy",
+        ranges=of_role("results/{model}/calibration/{component}.ranges.npz", DENOISER),
+        calibration=of_role("results/{model}/calibration/{component}.json", DENOISER),
     output:
         image="results/{model}/simulation/image.png",
         distance="results/{model}/simulation/distance.json",
+        attribution="results/{model}/simulation/attribution.json",
+        float_image="results/{model}/simulation/float.png",
+        held_out="results/{model}/simulation/held_out.json",
     log:
         "logs/{model}/simulation.log",
     benchmark:
@@ -34,50 +60,8 @@ rule simulate:
     threads: 4
     resources:
         mem_mb=more_each_time(12000),
-        runtime=more_each_time(60),
+        runtime=more_each_time(180),
     message:
         "Drawing with the compiled models of {wildcards.model}"
-    script:
-        "../scripts/job.py"
-
-
-rule attribute_error:
-    """Draw with one compiled model at a time, the others float, and with float ones alone."""
-    input:
-        settings=settings(
-            "axbake.drawing.attribution.attribute_error",
-            data=["resources/clip"],
-            tools=["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"],
-            row=["prompt", "negative_prompt", "guidance_scale", "seed", "height", "width"],
-        ),
-        text_encoder=f"{EMULATED}/text_encoder.axmodel",
-        unet=f"{EMULATED}/unet.axmodel",
-        vae_decoder=f"{EMULATED}/vae_decoder.axmodel",
-        float_text_encoder="results/{model}/onnx/text_encoder.onnx",
-        float_text_encoder_tensors="results/{model}/onnx/text_encoder.onnx.data",
-        float_unet="results/{model}/onnx/unet.onnx",
-        float_unet_tensors="results/{model}/onnx/unet.onnx.data",
-        float_vae_decoder="results/{model}/onnx/vae_decoder.onnx",
-        float_vae_decoder_tensors="results/{model}/onnx/vae_decoder.onnx.data",
-        weights="results/{model}/weights/vae_decoder.safetensors",
-        schedule="results/{model}/schedule.npz",
-        embeddings="results/{model}/embeddings.json",
-        trajectory="results/{model}/reference/trajectory.npy",
-        distance="results/{model}/simulation/distance.json",
-    output:
-        attribution="results/{model}/simulation/attribution.json",
-        float_image="results/{model}/simulation/float.png",
-    log:
-        "logs/{model}/attribution.log",
-    benchmark:
-        "benchmarks/{model}/attribution.tsv"
-    conda:
-        "../../envs/axbake.yaml"
-    threads: 4
-    resources:
-        mem_mb=more_each_time(12000),
-        runtime=more_each_time(120),
-    message:
-        "Drawing with one compiled model of {wildcards.model} at a time"
     script:
         "../scripts/job.py"

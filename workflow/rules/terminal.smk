@@ -1,8 +1,7 @@
 # What the screen shows of a run. A dry run shows Snakemake's own words.
 
-from snakemake.logging import logger
-
 from axbake.cache import cache_directory
+from axbake.jobs.identity import read_steps
 from axbake.jobs.terminal import Pending, show_made, show_progress
 
 
@@ -11,13 +10,26 @@ onstart:
     show_progress(
         logger,
         [
-            Pending(job.jobid, job.rule.name, job.wildcards.get("component"), job.threads, bool(job.benchmark))
+            Pending(job.jobid, tuple(names_of_steps(job)), job.threads, bool(job.benchmark))
             for job in workflow.dag.needrun_jobs()
             if job.output
         ],
         cache_directory(None),
-        cores=workflow.cores or 1,
+        cores=run_cores(),
     )
+
+
+def names_of_steps(job):
+    """Step and component of each step of a job that goes through the build cache."""
+    return [(one.function.rpartition(".")[2], one.component) for one in read_steps(Path(job.input.settings)) if one.cached]
+
+
+def run_cores():
+    """Processor cores that the run may use; one where jobs go elsewhere, and none are named."""
+    try:
+        return workflow.cores or 1
+    except WorkflowError:
+        return 1
 
 
 def say_what_was_made():

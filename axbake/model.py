@@ -1,0 +1,262 @@
+"""A model of the table: its row, its own config, its family and its sources, and what its jobs are given of all that."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from axbake.checkpoints.containers import Container, Stored, form_of, open_container
+from axbake.checkpoints.finding import averaged_namings, find_family, use_average
+from axbake.checkpoints.pickles import convert_pickle
+from axbake.checkpoints.recipes import read_recipe
+from axbake.jobs.code import code_of
+from axbake.digest import remembered
+from axbake.drawing.parts import Drawn
+from axbake.errors import AxbakeError
+from axbake.families import FAMILIES
+from axbake.families.family import Family
+from axbake.loras.files import lora_facts
+from axbake.loras.rows import Lora, lcm_advice, unknown_marks
+from axbake.networks.component import DENOISER, TEXT, Component, addresses
+from axbake.runtime.values import Picture
+from axbake.sources import CHECKPOINT, VAE, Sources
+from axbake.table import loras_sha256
+from axbake.toolchain.build_config import Build, build_config, read_own_fields
+
+PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
+
+
+class MissingFamily(AxbakeError):
+    """The family of a checkpoint that is to be fetched is not in the table."""
+
+
+class WrongFamily(AxbakeError):
+    """A checkpoint is of another family than the table says."""
+
+
+class SeveralGraphs(AxbakeError):
+    """A component is asked for as one model, but it has several graphs."""
+
+
+class NoComponent(AxbakeError):
+    """A model has no such component."""
+
+
+class Model:
+    """One row of the table."""
+
+    def __init__(self, row: dict, config: dict) -> None:
+        """
+        Args:
+            row: typed, defaults filled in (`axbake.table.read_models`).
+            config: the project's with the row's own entries over it.
+        """
+        self.row, self.config = row, config
+        self.name: str = row["model"]
+        self.sources = Sources(row, allow_unpinned=config["fetch"]["allow_unpinned"])
+
+    @cached_property
+    def family(self) -> Family:
+        """Of its checkpoint.
+
+        Raises:
+            MissingFamily, WrongFamily, and errors of who reads the checkpoint's header.
+        """
+        said = self.row["family"]
+        if self.sources.is_remote(CHECKPOINT):
+            if not said:
+                raise MissingFamily(
+                    f"{self.name}: column family: empty, wanted one of {', '.join(FAMILIES)}, since the checkpoint is not here"
+                    f" yet. `python -m axbake.add {self.row['checkpoint']}` fetches it and fills the column in."
+                )
+            return FAMILIES[said]
+        found = family_of(Path(self.row[CHECKPOINT]))
+        if said and found.name != said:
+            raise WrongFamily(
+                f"{self.name}: column family: {said}, but {self.row[CHECKPOINT]} is of {found.name} ({found.title}). Correct the"
+                " column, or leave it empty."
+            )
+        return found
+
+    def component(self, name: str) -> Component:
+        """The component called *name*.
+
+        Raises:
+            NoComponent
+        """
+        if name not in self.family.names:
+            raise NoComponent(
+                f"{self.name}: no component {name}; {self.family.title} has {', '.join(self.family.names)}."
+            )
+        return self.family.component(name)
+
+    def of_address(self, graph: str) -> tuple[Component, int]:
+        """The component that has the graph at the address *graph*, and which of its graphs that is.
+
+        Raises:
+            SeveralGraphs, NoComponent
+        """
+        component = self.component(graph.partition("/")[0])
+        known = addresses(component)
+        if graph not in known:
+            files = ", ".join(f"results/{self.name}/{one}.axmodel" for one in known)
+            raise SeveralGraphs(
+                f"results/{self.name}/{graph}.axmodel: the {component.name} of {self.family.title} has {len(known)}"
+                f" graph{'s' if len(known) > 1 else ''}; ask for {files}."
+            )
+        return component, known.index(graph)
+
+    @property
+    def graphs(self) -> list[str]:
+        """Addresses of all graphs, component after component."""
+        return [graph for component in self.family.components for graph in addresses(component)]
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """Address of each graph -> its component's role."""
+        return {graph: component.role for component in self.family.components for graph in addresses(component)}
+
+    @property
+    def builds(self) -> dict[str, Any]:
+        """Function that builds each component's network."""
+        return {component.name: component.build for component in self.family.components}
+
+    @property
+    def picture(self) -> Picture:
+        """How its reference is drawn."""
+        return Picture(**{name: self.row[name] for name in PICTURE})
+
+    @property
+    def drawn(self) -> Drawn:
+        """Which graphs it draws with."""
+        components = self.family.components
+        return Drawn(
+            {component.name: len(component.graphs) for component in components},
+            {component.name: component.role for component in components},
+            self.family.conditioning,
+        )
+
+    def columns(self, component: Component) -> dict[str, Any]:
+        """The row's cells that the graphs of *component* depend on."""
+        return {name: self.row[name] for name in component.columns}
+
+    def entry(self, place: str) -> Any:
+        """Value of its config at *place*, separated by slashes."""
+        value: Any = self.config
+        for name in place.split("/"):
+            value = value[name]
+        return value
+
+    def entry_of(self, place: str, component: Component) -> Any:
+        """The same of *component*: what is there under its name, or else under its role's."""
+        entries = self.entry(place)
+        return entries[component.name] if component.name in entries else entries[component.role]
+
+    def entries_of(self, place: str) -> dict[str, Any]:
+        """The same of all components."""
+        return {component.name: self.entry_of(place, component) for component in self.family.components}
+
+    def build(self, component: Component, number: int) -> Build:
+        """What of Pulsar2's config of its graph *number* the user does not set."""
+        piece = component.graphs[number]
+        return Build(
+            name=addresses(component)[number].rpartition("/")[2],
+            component=component.name,
+            role=component.role,
+            inputs=piece.inputs(**self.columns(component)),
+            precision=self.entry_of("precision", component),
+            target_hardware=self.config["target_hardware"],
+            npu_mode=self.config["npu_mode"],
+        )
+
+    def pulsar2_config(self, component: Component, number: int) -> dict[str, Any]:
+        """Pulsar2's config of a graph.
+
+        Raises:
+            ConfigError: the user's fields cannot be used.
+        """
+        build = self.build(component, number)
+        return build_config(build, read_own_fields(build, self.entry_of("pulsar2", component)))
+
+    def loras_of(self, component: Component) -> list[Lora]:
+        """LoRAs that change *component*, in their order; one that changes the UNet alone is none of the text encoder's."""
+        loras = self.row["loras"]
+        loras_sha256(self.row, loras)
+        given = [lora for lora in loras if component.role in (TEXT, DENOISER) and lora.strength(component.role)]
+        return [lora for lora in given if component.name in lora_facts(Path(lora.path)).components]
+
+    def strengths_of(self, component: Component) -> list[float]:
+        """Of the LoRAs that change *component*."""
+        return [lora.strength(component.role) for lora in self.loras_of(component)]
+
+    def loras_digest(self, component: Component) -> str:
+        """SHA-256 of the LoRAs that change *component*."""
+        return " ".join(loras_sha256(self.row, self.loras_of(component)))
+
+    @property
+    def lora_strengths(self) -> list[dict[str, Any]]:
+        """Names of its LoRAs, and their strengths, for the report."""
+        return [{"name": lora.name, "text_encoder": lora.text_encoder, "unet": lora.unet} for lora in self.row["loras"]]
+
+    def advice(self) -> list[str]:
+        """Marks of LoRAs that change nothing, and what an LCM-LoRA's scheduler and guidance should be, a sentence each."""
+        sentences = list(unknown_marks(self.row))
+        for lora in self.row["loras"]:
+            if lora_facts(Path(lora.path)).lcm:
+                sentences += lcm_advice(self.row, Path(lora.path))
+        return sentences
+
+    def fault(self) -> str:
+        """What would end a run that asks for this model by name, a line a fault; empty if nothing would.
+
+        Of each kind of source the first fault: whatever its files tell, without reading more than headers.
+        """
+        looks: list[Callable[[], Any]] = [
+            lambda: [self.sources.file(CHECKPOINT), self.sources.sidecar, self.family],
+            lambda: self.row[VAE] and self.sources.file(VAE),
+            lambda: self.sources.embeddings_digest,
+            lambda: loras_sha256(self.row, self.row["loras"]) and [lora_facts(Path(one.path)) for one in self.row["loras"]],
+        ]
+        faults = []
+        for look in looks:
+            try:
+                look()
+            except AxbakeError as error:
+                faults.append(f"{type(error).__name__}: {error}")
+        return "\n".join(faults)
+
+
+def family_of(path: Path) -> Family:
+    """The family of the local checkpoint *path*, from its header; remembered while the file is unchanged.
+
+    Raises:
+        UnknownFamily: it is of none. And the errors of who opens it.
+    """
+    form = form_of(path)
+    if form == "recipe":
+        return family_of(next(iter(read_recipe(path).checkpoints.values())))
+    if form == "diffusers folder":  # a folder's own time says nothing of its files, and their headers are read in no time
+        return _find(open_container(path))
+    return FAMILIES[remembered(path, f"family-{_reading()}", lambda: _find(_opened(path, form)).name)]
+
+
+def _opened(path: Path, form: str) -> Container:
+    if form != "pickle":
+        return open_container(path)
+    found = convert_pickle(path, None)["tensors"]
+    tensors = {name: Stored(kind, tuple(shape), path, 0, 0) for name, (kind, shape) in found.items()}
+    return Container(path, form, tensors, {})
+
+
+def _find(container: Container) -> Family:
+    denoisers = [family.denoiser for family in FAMILIES.values()]
+    return find_family(use_average(container, averaged_namings(denoisers)), FAMILIES)
+
+
+@cache
+def _reading() -> str:
+    """Of the code that tells families apart; what it told is remembered no longer than it is the same."""
+    fits = [f"{family.fits.__module__}.{family.fits.__qualname__}" for family in FAMILIES.values()]
+    digests = code_of("axbake.model.family_of", *fits)
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]

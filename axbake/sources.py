@@ -1,0 +1,99 @@
+"""Which file each component of a row comes from: the user's own, a fetched one, or one that a job makes of it."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from axbake.checkpoints.containers import files_of, needs_conversion
+from axbake.checkpoints.prediction import read_sidecar
+from axbake.fetch.sources import check_pin, parse_source
+from axbake.networks.component import DECODER, ENCODER, Component
+from axbake.table import checkpoint_sha256, embeddings_sha256, vae_sha256
+
+CHECKPOINT, VAE = "checkpoint", "vae"  # columns of the table that name a file with networks in it
+COLUMNS = (CHECKPOINT, VAE)
+
+
+class Sources:
+    """What a row's networks are taken from. Everything is looked up once, when it is first asked for.
+
+    Methods raise errors that say what the user can do: the file is not there, or is another one than the table's.
+    """
+
+    def __init__(self, row: dict, *, allow_unpinned: bool) -> None:
+        self.row = row
+        self.allow_unpinned = allow_unpinned
+        self._digests: dict[str, str] = {}
+
+    def column_of(self, component: Component) -> str:
+        """Column that names the file in which *component* is; mostly the checkpoint, but a VAE may have one of its own."""
+        return VAE if self.row[VAE] and component.role in (ENCODER, DECODER) else CHECKPOINT
+
+    @cached_property
+    def remote(self):
+        """Where the checkpoint is fetched from; None if the user brings the file."""
+        return parse_source(self.row[CHECKPOINT])
+
+    def is_remote(self, column: str) -> bool:
+        """Whether what is in *column* is to be fetched."""
+        return column == CHECKPOINT and self.remote is not None
+
+    def digest(self, column: str = CHECKPOINT) -> str:
+        """SHA-256 of what the user brought; of what is fetched, what the table wants: digest, beginning, or nothing."""
+        if column not in self._digests:
+            if self.is_remote(column):
+                self._digests[column] = check_pin(self.row, allow_unpinned=self.allow_unpinned)
+            else:
+                known: dict[str, Callable[[dict], str]] = {CHECKPOINT: checkpoint_sha256, VAE: vae_sha256}
+                self._digests[column] = known[column](self.row)
+        return self._digests[column]
+
+    def is_converted(self, column: str) -> bool:
+        """Whether a job makes a safetensors file of what is in *column*, which is there and is what the table means."""
+        self.digest(column)
+        if self.is_remote(column):
+            return bool(self.remote.pickled)
+        return needs_conversion(Path(self.row[column]))
+
+    def arrived(self, column: str) -> str:
+        """Where what is in *column* lies as it came: fetched, or as the user brought it."""
+        return f"results/{self.row['model']}/fetched/checkpoint" if self.is_remote(column) else self.row[column]
+
+    def file(self, column: str) -> str:
+        """The safetensors file of *column*: the user's, the fetched one, or else one made of it."""
+        return f"results/{self.row['model']}/{column}.safetensors" if self.is_converted(column) else self.arrived(column)
+
+    def brought(self, column: str) -> list[str]:
+        """Files of what is in *column*, as the user has them, or as they are fetched."""
+        self.digest(column)
+        if self.is_remote(column):
+            return [self.arrived(column)]
+        return [str(path) for path in files_of(Path(self.row[column]))]
+
+    @property
+    def fetch_records(self) -> list[str]:
+        """Where the checkpoint is from, in a list; an empty one if the user brings it."""
+        return [f"results/{self.row['model']}/fetched/source.json"] if self.is_remote(CHECKPOINT) else []
+
+    def brought_digest(self, column: str) -> str | None:
+        """SHA-256 of what the user brought; None where its content, made by a job, counts itself."""
+        return None if self.is_remote(column) else self.digest(column)
+
+    def file_digest(self, column: str) -> str | None:
+        """SHA-256 of the safetensors file of *column*, if the user brought it; None where a job made it."""
+        return None if self.is_converted(column) else self.brought_digest(column)
+
+    @cached_property
+    def sidecar(self) -> str:
+        """What the YAML beside a checkpoint says of its UNet's prediction."""
+        return "" if self.is_remote(CHECKPOINT) else read_sidecar(Path(self.row[CHECKPOINT]))
+
+    @cached_property
+    def embeddings_digest(self) -> str:
+        """SHA-256 of the row's embeddings, which are there."""
+        return " ".join(embeddings_sha256(self.row))
+
+    @property
+    def embedding_names(self) -> list[str]:
+        """What prompts call the embeddings: their files' names without the ending."""
+        return [Path(path).stem for path in self.row["embeddings"]]
