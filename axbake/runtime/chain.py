@@ -20,10 +20,10 @@ class Chain(Session):
         graphs: the loaded graphs, in order; each has its own `seconds`.
     """
 
-    def __init__(self, name: str, graphs: Sequence[Session], *, component: str = "") -> None:
+    def __init__(self, name: str, graphs: Sequence[Session]) -> None:
         """
         Args:
-            name: for messages.
+            name: of the component.
 
         Raises:
             BundleError: the graphs do not fit each other.
@@ -35,7 +35,7 @@ class Chain(Session):
         last = self.graphs[-1]
         self._last_use = {tensor: i for i, graph in enumerate(self.graphs) for tensor in graph.inputs}
         self._last_use.update(dict.fromkeys(last.outputs, len(self.graphs)))
-        super().__init__(name, inputs, last.outputs, self._run_graphs, last.provider, component=component)
+        super().__init__(name, inputs, last.outputs, self._run_graphs, last.provider)
 
     def _run_graphs(self, tensors: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The last graph's outputs; *tensors* is used up."""

@@ -1,4 +1,4 @@
-"""Which program wrote a model: told from the head of its file."""
+"""Which program wrote a model, by the head of its file."""
 
 from __future__ import annotations
 

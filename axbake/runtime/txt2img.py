@@ -17,7 +17,7 @@ from .noise import TorchNoise
 from .prompt import chunks_of, embed_prompt, encoder, prompt_warnings
 from .sampler import Schedule, denoiser, initial_latent, latent_of, sample
 from .tokenizer import ClipTokenizer
-from .values import SAMPLERS as SAMPLERS  # where it once stood
+from .values import SAMPLERS as SAMPLERS  # imported from here too
 from .values import Conditioning, Latents, Picture
 
 #: The latent that a drawing begins with, of a noise
@@ -36,7 +36,7 @@ class Models:
     def __post_init__(self) -> None:
         names = [session.component for session in self.sessions]
         if len(set(names)) < len(names):
-            raise BundleError(f"components {', '.join(names)}; wanted a name of its own for each.")
+            raise BundleError(f"components {', '.join(names)}; wanted names that differ.")
 
     @property
     def sessions(self) -> list[Session]:

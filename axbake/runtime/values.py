@@ -78,6 +78,8 @@ class Conditioning:
     def __post_init__(self) -> None:
         if self.joined != "channels":
             raise ValueError(f"text encoders joined by {self.joined!r}; wanted 'channels'.")
+        if not self.encoders:
+            raise ValueError("a conditioning of no text encoders; wanted one at least.")
 
     def join(self, states: Sequence[np.ndarray]) -> np.ndarray:
         """(1, T, W_i) of each encoder -> (1, T, sum of W_i); of one encoder, its array as it is."""

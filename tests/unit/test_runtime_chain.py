@@ -14,6 +14,7 @@ import pytest
 from axbake.runtime.chain import Chain
 from axbake.runtime.errors import BundleError
 from axbake.runtime.session import EMULATOR, Session, open_model, open_models
+from tests.chains import cut_graph
 
 ROOT = Path(__file__).parents[2]
 FLOAT = np.dtype(np.float32)
@@ -37,33 +38,26 @@ def weights():
     return {name: random.normal(size=(4, 4)).astype(np.float32) for name in ("w0", "w1")}
 
 
-def save_graph(path, nodes, *, producer_name="axbake"):
-    """A graph of some of the network's nodes; it gives what the others take, and the network's output."""
-    made = [output for _, _, output in nodes]
-    inputs = dict.fromkeys(name for _, taken, _ in nodes for name in taken if name not in [*made, *weights()])
-    elsewhere = {name for node in NETWORK if node not in nodes for name in node[1]} | {"out_sample"}
+def network(*, producer_name="axbake"):
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node(kind, taken, [output]) for kind, taken, output in nodes],
-        "part",
-        [value(name, onnx.TensorProto.FLOAT, SHAPE) for name in inputs],
-        [value(name, onnx.TensorProto.FLOAT, SHAPE) for name in made if name in elsewhere],
+        [onnx.helper.make_node(kind, taken, [output]) for kind, taken, output in NETWORK],
+        "network",
+        [value(name, onnx.TensorProto.FLOAT, SHAPE) for name in ("sample", "shift")],
+        [value("out_sample", onnx.TensorProto.FLOAT, SHAPE)],
         [onnx.numpy_helper.from_array(array, name) for name, array in weights().items()],
     )
     opset = onnx.helper.make_opsetid("", 18)
-    onnx.save(onnx.helper.make_model(graph, producer_name=producer_name, opset_imports=[opset], ir_version=10), path)
+    return onnx.helper.make_model(graph, producer_name=producer_name, opset_imports=[opset], ir_version=10)
+
+
+def save_whole(path):
+    onnx.save(network(), path)
     return path
 
 
-def save_parts(folder, cuts, **options):
-    """The network cut before each of *cuts*, numbers of its nodes."""
-    folder.mkdir()
-    starts = [0, *cuts]
-    ends = [*cuts, len(NETWORK)]
-    return [
-        save_graph(folder / f"part_{start:02}.onnx", NETWORK[start:end], **options)
-        for start, end in zip(starts, ends, strict=True)
-    ]
+def save_parts(folder, places, *, suffix=".onnx", **options):
+    return cut_graph(network(**options), places, folder, suffix=suffix)
 
 
 def arrays():
@@ -73,7 +67,7 @@ def arrays():
 
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
 def test_a_chain_gives_what_the_network_in_one_graph_gives(tmp_path, cuts):
-    whole = open_models([save_graph(tmp_path / "whole.onnx", NETWORK)], threads=1)
+    whole = open_models([save_whole(tmp_path / "whole.onnx")], threads=1)
 
     chain = open_models(save_parts(tmp_path / "unet", cuts), threads=1)
 
@@ -96,13 +90,13 @@ def test_what_a_chain_computes_is_what_the_formula_says(tmp_path):
 
 
 def test_one_path_is_that_model_and_several_are_called_after_their_folder(tmp_path):
-    one = open_models([save_graph(tmp_path / "whole.onnx", NETWORK)])
+    one = open_models([save_whole(tmp_path / "whole.onnx")])
     several = open_models(save_parts(tmp_path / "unet", (2, 5)))
 
     assert not isinstance(one, Chain)
     assert (one.name, one.component) == ("whole.onnx", "whole")
     assert (several.name, several.component) == ("unet", "unet")
-    assert [graph.name for graph in several.graphs] == ["part_00.onnx", "part_02.onnx", "part_05.onnx"]
+    assert [graph.name for graph in several.graphs] == ["part_00.onnx", "part_01.onnx", "part_02.onnx"]
 
 
 def test_each_run_of_a_chain_is_one_time_and_holds_those_of_its_graphs(tmp_path):
@@ -225,7 +219,7 @@ def test_a_graph_that_is_missing_is_refused(tmp_path):
     first, _, last = save_parts(tmp_path / "unet", (2, 5))
 
     with pytest.raises(BundleError, match=r"no such file"):
-        open_models([first, tmp_path / "unet" / "part_01.onnx", last])
+        open_models([first, tmp_path / "unet" / "part_9.onnx", last])
     assert set(open_models([first, last]).inputs) == {"sample", "shift", "h3"}  # what the middle one makes is asked for
 
 
@@ -234,6 +228,7 @@ import json, sys
 import numpy as np
 from pathlib import Path
 from axbake.runtime.session import open_models
+from tests.chains import cut_graph
 
 given = json.loads(sys.argv[1])
 chain = open_models([Path(path) for path in given["paths"]], runtime=given["runtime"])
@@ -257,24 +252,29 @@ def on_a_card(paths, runtime="auto"):
     return json.loads(done.stdout) if done.returncode == 0 else done.stderr
 
 
-def as_axmodels(parts):
-    return [path.rename(path.with_suffix(".axmodel")) for path in parts]
-
-
 @pytest.mark.parametrize("runtime", ["auto", "axcl"])
 def test_a_chain_runs_on_the_accelerator_too(tmp_path, runtime):
-    whole = open_model(save_graph(tmp_path / "whole.onnx", NETWORK)).run(arrays())["out_sample"]
+    whole = open_model(save_whole(tmp_path / "whole.onnx")).run(arrays())["out_sample"]
 
-    found = on_a_card(as_axmodels(save_parts(tmp_path / "unet", (2, 5), producer_name="Pulsar2")), runtime)
+    found = on_a_card(save_parts(tmp_path / "unet", (2, 5), suffix=".axmodel", producer_name="Pulsar2"), runtime)
 
     assert found["provider"] == "AXCLRTExecutionProvider" and found["runs"] == 1
     assert np.abs(np.array(found["out_sample"], np.float32) - whole).max() < 1e-6
 
 
 def test_a_chain_half_compiled_and_half_emulated_is_refused(tmp_path):
-    compiled, *_ = as_axmodels(save_parts(tmp_path / "unet", (2,), producer_name="Pulsar2"))
-    _, emulated = as_axmodels(save_parts(tmp_path / "emulated", (2,), producer_name=EMULATOR))
+    compiled, *_ = save_parts(tmp_path / "unet", (2,), suffix=".axmodel", producer_name="Pulsar2")
+    _, emulated = save_parts(tmp_path / "emulated", (2,), suffix=".axmodel", producer_name=EMULATOR)
 
-    assert "part_00.axmodel is run by AXCLRTExecutionProvider, part_02.axmodel by CPUExecutionProvider" in on_a_card(
+    assert "part_00.axmodel is run by AXCLRTExecutionProvider, part_01.axmodel by CPUExecutionProvider" in on_a_card(
         [compiled, emulated]
     )
+
+
+def test_a_graph_that_the_card_cannot_load_is_an_error_that_names_it(tmp_path):
+    parts = save_parts(tmp_path / "unet", (2, 5), suffix=".axmodel", producer_name="Pulsar2")
+    parts[1].write_bytes(parts[1].read_bytes()[:40])
+
+    said = on_a_card(parts)
+
+    assert "BundleError" in said.splitlines()[-1] and "part_01.axmodel: AXCLRTExecutionProvider cannot load it" in said

@@ -9,8 +9,10 @@ from transformers import CLIPTokenizer
 
 from axbake.checkpoints import components
 from axbake.drawing.prompts import text_encoding
+from axbake.runtime.errors import BundleError
 from axbake.runtime.prompt import WELL_KNOWN, chunk_prompt, cut_off, embed_prompt, parse_attention, prompt_warnings
 from axbake.runtime.tokenizer import ClipTokenizer
+from axbake.runtime.values import Conditioning
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
 START, END, COMMA = 49406, 49407, 267
@@ -297,6 +299,51 @@ def test_chunks_stand_behind_one_another_each_with_its_own_mean(model, encode, t
     wanted = [encode(cat), weighted_in_torch(model, dog, [1, 1.5, 1.5] + [1] * 74), encode(empty)]
     assert found.shape[1] == 3 * 77
     assert np.abs(found - np.concatenate(wanted, axis=1)).max() < 1e-5 * np.abs(found).max()
+
+
+@pytest.fixture(scope="module")
+def other(encode):
+    """A second text encoder, of another width and other numbers."""
+    return lambda ids: (1 - 3 * encode(ids)[:, :, :5]).astype(np.float32)
+
+
+BOTH = Conditioning(("text_encoder", "text_encoder_2"))
+
+
+def test_each_of_two_text_encoders_is_weighted_by_itself_and_keeps_its_own_mean(encode, other, tokenizer, theirs):
+    prompt = "a (red:1.4) cat, [blurry] BREAK (a dog:1.5)"
+
+    found = embed_prompt([encode, other], tokenizer, prompt, chunks=2, conditioning=BOTH)
+
+    rows = []
+    for text, weights in (("a red cat, blurry", [1, 1, 1.4, 1, 1, 1 / 1.1]), ("a dog", [1, 1.5, 1.5])):
+        ids = theirs(text, padding="max_length", max_length=77, return_tensors="np").input_ids
+        multipliers = torch.ones(77)
+        multipliers[: len(weights)] = torch.tensor(weights)
+        states = []
+        for encoder in (
+            encode,
+            other,
+        ):  # as `EmphasisOriginal` for each embedder, which `GeneralConditioner` then joins
+            z = torch.from_numpy(encoder(ids))
+            weighted = z * multipliers.reshape(1, 77, 1)
+            states.append(weighted * (z.mean() / weighted.mean()))
+        rows.append(torch.cat(states, 2))
+    wanted = torch.hstack(rows).numpy()
+    width = encode(ids).shape[2]
+    assert found.shape == (1, 154, width + 5) and found.dtype == np.float32
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    for columns, encoder in ((slice(0, width), encode), (slice(width, None), other)):
+        assert np.array_equal(found[:, :, columns], embed_prompt([encoder], tokenizer, prompt, chunks=2))
+
+
+def test_several_text_encoders_without_a_conditioning_are_refused(encode, other, tokenizer):
+    with pytest.raises(BundleError, match="2 text encoders without a conditioning; wanted one that says how they are"):
+        embed_prompt([encode, other], tokenizer, "a cat", chunks=1)
+    with pytest.raises(BundleError, match="0 text encoders"):
+        embed_prompt([], tokenizer, "a cat", chunks=1)
+    with pytest.raises(ValueError, match="states of 1 text encoders; wanted those of text_encoder, text_encoder_2"):
+        embed_prompt([encode], tokenizer, "a cat", chunks=1, conditioning=BOTH)
 
 
 def test_a_prompt_of_more_chunks_is_cut_off(encode, tokenizer):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -19,10 +20,11 @@ from axbake.drawing.schedule import SCHEDULERS, build_scheduler, derive_schedule
 from axbake.runtime.errors import BundleError
 from axbake.runtime.prompt import chunk_prompt
 from axbake.runtime.sampler import denoiser, load_schedule, sample
-from axbake.runtime.session import Session, open_model
+from axbake.runtime.session import Session, open_model, open_models
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import Models, decode_latent, draw
 from axbake.runtime.values import Latents, Picture
+from tests.chains import cut_graph
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "resources" / "clip"
@@ -184,6 +186,24 @@ def test_latents_are_those_of_diffusers(pipeline, models, bundle, scheduler, gui
     assert ours.shape == (4, 1, 4, 6, 4)
     for step in range(4):
         assert psnr(ours[step], theirs[step]) > MIN_PSNR
+
+
+def test_a_unet_in_three_graphs_draws_what_it_draws_in_one(models, bundle, tmp_path):
+    text_encoder, unet, vae_decoder = models
+    network = onnx.load(bundle / "unet.onnx")
+    third = len(network.graph.node) // 3
+    chain = open_models(cut_graph(network, (third, 2 * third), tmp_path / "unet"), threads=1)
+
+    whole, parts = (draw_with([text_encoder, given, vae_decoder], bundle, "dpmpp_2m_karras") for given in (unet, chain))
+
+    first, second, last = chain.graphs
+    assert set(first.outputs) & set(last.inputs) - set(second.outputs)  # a skip that crosses both cuts
+    assert chain.inputs.keys() == unet.inputs.keys() and chain.outputs == unet.outputs
+    assert psnr(parts.latents, whole.latents) > 100  # dB; graphs are optimised each by itself
+    assert np.abs(parts.image.astype(int) - whole.image).max() <= 1
+    assert {name: len(seconds) for name, seconds in parts.seconds.items()} == {
+        name: len(seconds) for name, seconds in whole.seconds.items()
+    }
 
 
 def test_the_picture_is_that_of_diffusers(pipeline, models, bundle):

@@ -39,7 +39,10 @@ class InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 1))
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        self._session = onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise RuntimeError("axclrtEngineLoadFromFile failed.") from error
         kinds = {node.name: node.type.removeprefix("tensor(").removesuffix(")") for node in self._session.get_inputs()}
         self._types = {name: {"float": "float32"}.get(kind, kind) for name, kind in kinds.items()}
 
