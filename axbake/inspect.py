@@ -8,6 +8,7 @@ before; `--hash` computes them, which takes seconds a GB.
 """
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from axbake.checkpoints.containers import Container, Stored, files_of, form_of, open_container
-from axbake.checkpoints.parts import find_family, has_part, read_part, use_average
+from axbake.checkpoints.finding import averaged_namings, find_family, has_network, read_network, use_average
 from axbake.checkpoints.pickles import convert_pickle
 from axbake.checkpoints.prediction import decide_sampling, gather_evidence, read_sidecar, reasons
 from axbake.checkpoints.refusals import check_channels
 from axbake.digest import file_sha256, files_sha256, remembered_sha256
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS, VAE
-from axbake.families.architecture import unet_variant
+from axbake.families import FAMILIES
+from axbake.families.family import Family
 from axbake.families.others import recognise
 
 
@@ -43,7 +44,7 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
         if said["container"] == "recipe":
             names = ", ".join(str(file) for file in files[1:])
             return said | {"kind": "a recipe of a merge", "bakeable": True, "why": f"It merges {names}; look at those."}
-        container = use_average(_opened(path))
+        container = use_average(_opened(path), averaged_namings(one.denoiser for one in FAMILIES.values()))
     except (AxbakeError, OSError) as error:
         return said | {"bakeable": False, "why": str(error)}
     said |= {"tensors": len(container.tensors), "stored": _precisions(container.tensors.values())}
@@ -51,7 +52,7 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
         return said | {"kind": other.kind, "bakeable": False, "why": other.sentence}
     faults: list[str] = []
     try:
-        family = find_family(container)
+        family = find_family(container, FAMILIES)
     except AxbakeError as error:
         return said | {"bakeable": False, "why": str(error)}
     said |= {"kind": "a checkpoint", "family": family.name, "title": family.title}
@@ -60,25 +61,25 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
         "is the UNet, since there is no other" if container.averaged else "inside; not used" if inside else None
     )
     said["components"] = {}
-    no_vae = not any(has_part(container, half) for half in VAE)
-    for component in COMPONENTS:
-        if component in VAE and no_vae:
+    no_vae = not any(has_network(container, half) for half in family.autoencoder)
+    for component in family.components:
+        if component in family.autoencoder and no_vae:
             continue
         try:
-            part = read_part(container, family, component)
-            stored = [container.tensors[source.name] for source in part.sources.values()]
-            said["components"][component] = {
-                "names": f"{part.prefix}…",
-                "parameters": sum(math.prod(shape) for shape in part.shapes.values()),
+            found = read_network(container, component)
+            stored = [container.tensors[origin.name] for origin in found.origins.values()]
+            said["components"][component.name] = {
+                "names": f"{found.prefix}…",
+                "parameters": sum(math.prod(shape) for shape in found.shapes.values()),
                 "stored": _precisions(stored),
             }
-            if component == "unet":
-                said["variant"] = unet_variant(part.config)
-                said |= _prediction(container, family, part.config, path, faults)
-            if component == "text_encoder":
-                width, layers = part.config["hidden_size"], part.config["num_hidden_layers"]
-                said["components"][component] |= {"width": width, "layers": layers}
-            check_channels(path, part.config)
+            if component == family.denoiser:
+                said["variant"] = component.variant(found.config) if component.variant else family.title
+                said |= _prediction(container, family, found.config, path, faults)
+            if component in family.text_encoders:
+                width, layers = found.config["hidden_size"], found.config["num_hidden_layers"]
+                said["components"][component.name] |= {"width": width, "layers": layers}
+            check_channels(path, found.config, family.latents)
         except AxbakeError as error:
             faults.append(str(error))
     if faults:
@@ -100,12 +101,14 @@ def _opened(path: Path) -> Container:
     )
 
 
-def _prediction(container: Container, family: Any, config: dict, path: Path, faults: list[str]) -> dict[str, Any]:
+def _prediction(container: Container, family: Family, config: dict, path: Path, faults: list[str]) -> dict[str, Any]:
     """What the UNet predicts, or the fault that it is not said."""
     evidence = gather_evidence(container, sidecar=read_sidecar(path))
-    why = reasons(evidence, family=family, prediction="")
+    process = {"title": family.title, "prediction_type": family.process.prediction_type}
+    why = reasons(evidence, **process, prediction="")
+    run = functools.partial(family.process.sampling, config)
     try:
-        sampling = decide_sampling(evidence, family=family, config=config, prediction="", path=path, probe=None)
+        sampling = decide_sampling(evidence, **process, sampling=run, prediction="", path=path, probe=None)
     except AxbakeError as error:
         faults.append(str(error))
         return {"prediction_type": None, "prediction_why": evidence.lines()}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from axbake.board.errors import UnreadableOutput
 from axbake.board.published import PUBLISHED
-from axbake.drawing.distance import psnr, ssim
+from axbake.distance import psnr, ssim
 from axbake.runtime.txt2img import SAMPLERS
 
 logger = logging.getLogger(__name__)

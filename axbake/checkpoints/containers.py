@@ -141,7 +141,7 @@ def _another_kind(start: bytes) -> str:
 
 
 def open_container(path: Path) -> Container:
-    """A view of the safetensors file or diffusers folder *path*; a pickle is converted first (`axbake.checkpoints.importing`).
+    """A view of the safetensors file or diffusers folder *path*; a pickle is converted first (`axbake.checkpoints.conversion`).
 
     Raises:
         UnreadableCheckpoint: damaged, of another form, or beyond the limits of this module.

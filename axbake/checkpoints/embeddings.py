@@ -3,13 +3,11 @@
 They come as `.safetensors`, or as `.pt` and `.bin`, which are read as data alone: nothing in them is run.
 """
 
-import json
 import pickle
 import re
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoints.weights import read_description
 from axbake.errors import AxbakeError
 
 VOCABULARY = 49408  # CLIP's: rows of a token table before those of embeddings
@@ -19,23 +17,6 @@ DAMAGE = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupErro
 
 class EmbeddingError(AxbakeError):
     """A file is no textual-inversion embedding that the model's text encoder can take."""
-
-
-def list_embeddings(text_encoder: Path, embeddings: list[Path], *, names: list[str], listing: Path) -> None:
-    """Write which ids *embeddings* have in the token table that `axbake.checkpoints.text_encoder` makes.
-
-    Args:
-        text_encoder: `weights/text_encoder.safetensors`, which says what prompts are filled up with.
-        names: by which prompts call the embeddings, one a file.
-        listing: JSON to write: `embeddings`, name -> ids of its vectors, in order; `pad_token_id`.
-    """
-    ids, first = {}, VOCABULARY
-    for name, path in zip(names, embeddings, strict=True):
-        count = len(read_embedding(path))
-        ids[name] = list(range(first, first + count))
-        first += count
-    content = {"pad_token_id": read_description(text_encoder).config["pad_token_id"], "embeddings": ids}
-    listing.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_embedding(path: Path) -> Any:

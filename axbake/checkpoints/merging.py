@@ -94,7 +94,7 @@ def merge_checkpoints(recipe: Path, *, checkpoint: Path, components: Sequence[Co
 
     Raises:
         RecipeError: the sources are of different architectures, or predict different things.
-        And the errors of `axbake.checkpoints.importing` of a source.
+        And the errors of `axbake.weights.importing` of a source.
     """
     read = read_recipe(recipe)
     models = {name: Model(path, components, latents) for name, path in read.checkpoints.items()}

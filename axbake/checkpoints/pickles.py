@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from axbake.checkpoints.containers import MOST_TENSORS, UnreadableCheckpoint
-from axbake.checkpoints.weights import tensor_bytes, write_tensors
+from axbake.checkpoints.writing import tensor_bytes, write_tensors
 
 # Checkpoints of 2,600 tensors have 0.4 MB of instructions.
 MOST_INSTRUCTION_BYTES = 64_000_000

@@ -61,7 +61,7 @@ class Step:
     function: str  # that does the work: axbake.graphs.export.export_onnx
     component: str | None  # that it is of, or address of a graph
     parameters: list[str]  # of the function, settings and means apart: those that the rule names are inputs and outputs
-    names: dict[str, str]  # parameter -> what the rule calls that input or output, where it is not the same
+    names: dict[str, str | list[str]]  # parameter -> what the rule calls those files, where not the same; of several, all names
     settings: dict  # encoded (`axbake.jobs.values`); what the function is given, and nothing else
     means: dict  # the same of what does not decide the result, so is in no key: how a program is started
     sources: dict[str, str]  # parameter -> SHA-256, of files that the user brings
@@ -77,7 +77,7 @@ def identify(
     settings: Mapping[str, Any],
     sources: Mapping[str, str] | None = None,
     tools: Sequence[str] = (),
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str | list[str]] | None = None,
     means: Mapping[str, Any] | None = None,
     data: Sequence[str] = (),
     own_code: bool = True,
@@ -141,13 +141,19 @@ def files_of(steps: Sequence[Step], inputs: Files, outputs: Files) -> list[tuple
     made: set[str] = set()
     found = []
     for step in steps:
-        named = {parameter: step.names.get(parameter, parameter) for parameter in step.parameters}
-        makes = {parameter: outputs[name] for parameter, name in named.items() if name in outputs and name not in made}
-        reads = {
-            parameter: outputs[name] if name in made else inputs[name]
-            for parameter, name in named.items()
-            if name in made or (name in inputs and name not in outputs)
-        }
-        made |= {named[parameter] for parameter in makes}
+        reads, makes = {}, {}
+        for parameter in step.parameters:
+            names = names_of(step, parameter)
+            if all(name in outputs and name not in made for name in names):
+                makes[parameter] = [path for name in names for path in outputs[name]]
+            elif all(name in made or name in inputs for name in names):
+                reads[parameter] = [path for name in names for path in (outputs if name in made else inputs)[name]]
+        made |= {name for parameter in makes for name in names_of(step, parameter)}
         found.append((reads, makes))
     return found
+
+
+def names_of(step: Step, parameter: str) -> list[str]:
+    """What the rule calls the files of a parameter."""
+    name = step.names.get(parameter, parameter)
+    return [name] if isinstance(name, str) else name

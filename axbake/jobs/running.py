@@ -61,7 +61,8 @@ def do_step(step: Step, reads: Files, makes: Files, lists: set[str]) -> None:
     """
 
     def argument(parameter: str, files: list[Path]) -> Path | list[Path]:
-        return files if step.names.get(parameter, parameter) in lists else files[0]
+        name = step.names.get(parameter, parameter)
+        return files if isinstance(name, list) or name in lists else files[0]
 
     def work(made: dict[str, Path]) -> None:
         module, _, function = step.function.rpartition(".")

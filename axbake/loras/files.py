@@ -15,7 +15,7 @@ from axbake.checkpoints.containers import Container, UnreadableCheckpoint, form_
 from axbake.digest import remembered
 from axbake.errors import AxbakeError
 from axbake.networks.component import Shapes
-from axbake.jobs.identity import code_digest
+from axbake.jobs.code import code_of
 
 #: What stands before a module's name -> the network that it is in
 PREFIXES = {
@@ -197,7 +197,7 @@ def lora_facts(path: Path) -> LoraFacts:
         return vars(LoraFacts(sorted(lora.modules), looks_like_lcm(lora)))
 
     # What this code tells of a file is remembered no longer than the code is the same.
-    return LoraFacts(**remembered(path, f"lora-{code_digest(__name__)[:12]}", read))
+    return LoraFacts(**remembered(path, f"lora-{code_of(f'{__name__}.read_lora')[__name__]}", read))
 
 
 def looks_like_lcm(lora: LoraFile) -> bool:

@@ -37,7 +37,7 @@ def import_steps(model, wildcards):
     first = family.text_encoders[0].name
     steps.append(
         step(
-            "axbake.checkpoints.embeddings.list_embeddings",
+            "axbake.weights.embeddings.list_embeddings",
             values=lambda model, _: {"names": model.sources.embedding_names},
             tools=["safetensors", "torch"],
             sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
@@ -127,7 +127,8 @@ def loras_for(component):
 
 def embeddings_of(model, wildcards):
     """Paths of a model's textual-inversion embeddings, which are there."""
-    return model.sources.embeddings_digest and model.row["embeddings"]
+    assert model.sources.embeddings_digest is not None
+    return model.row["embeddings"]
 
 
 rule convert_checkpoint:
