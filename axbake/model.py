@@ -12,7 +12,7 @@ from axbake.checkpoints.pickles import convert_pickle
 from axbake.checkpoints.recipes import read_recipe
 from axbake.jobs.code import code_of
 from axbake.digest import remembered
-from axbake.drawing.parts import Drawn
+from axbake.drawing.parts import Drawn, Part
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
@@ -130,12 +130,8 @@ class Model:
     @property
     def drawn(self) -> Drawn:
         """Which graphs it draws with."""
-        components = self.family.components
-        return Drawn(
-            {component.name: len(component.graphs) for component in components},
-            {component.name: component.role for component in components},
-            self.family.conditioning,
-        )
+        parts = tuple(Part(one.name, one.role, len(one.graphs)) for one in self.family.components)
+        return Drawn(parts, self.family.conditioning)
 
     def columns(self, component: Component) -> dict[str, Any]:
         """The row's cells that the graphs of *component* depend on."""

@@ -11,23 +11,31 @@ from axbake.runtime.values import Conditioning
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Which files a model draws with."""
+class Part:
+    """One component."""
 
-    graphs: Mapping[str, int]  # component -> how many, in the order of the files
-    roles: Mapping[str, str]  # component -> its role
+    name: str
+    role: str
+    graphs: int  # how many it has
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a model draws with."""
+
+    parts: tuple[Part, ...]  # in the order of the files
     conditioning: Conditioning
 
     def files(self, paths: Sequence[Path]) -> dict[str, list[Path]]:
         """*paths* of all graphs, one component after the other, by component."""
         left, found = list(paths), {}
-        for component, count in self.graphs.items():
-            found[component], left = left[:count], left[count:]
+        for part in self.parts:
+            found[part.name], left = left[: part.graphs], left[part.graphs :]
         return found
 
     def of_role(self, role: str) -> str:
         """The one component of *role*."""
-        (component,) = (name for name, its in self.roles.items() if its == role)
+        (component,) = (part.name for part in self.parts if part.role == role)
         return component
 
     def open(self, files: Mapping[str, Sequence[Path]]) -> Models:

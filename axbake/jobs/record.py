@@ -11,15 +11,15 @@ MARK = " DEBUG job record: "  # in the log; below what the screen shows
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job that ended well.
+    """A step of a job that ended well.
 
     Snakemake's benchmark file tells how long the job ran; of a result that came from the build cache that is the placing.
     """
 
-    step: str  # the rule's name
+    step: str  # the function's name
     component: str | None
     stored: bool  # whether the result came from the build cache
-    seconds: float  # wall time of this job
+    seconds: float  # wall time of this step
     work_seconds: float  # wall time of the build whose result this is; that of this job, where it built
     peak_memory: float  # GiB, of that build
     made: str  # when that build ended: UTC, ISO 8601
@@ -31,7 +31,7 @@ def log_record(record: JobRecord) -> None:
     logger.debug("job record: %s", json.dumps(asdict(record), sort_keys=True))
 
 
-def read_record(log: Path) -> JobRecord | None:
-    """The record in a job's *log*; None where there is none, as of a log from before there were records."""
+def read_records(log: Path) -> list[JobRecord]:
+    """The records in a job's *log*, one a step; none where there are none, as in a log from before there were records."""
     lines = [line for line in log.read_text(encoding="utf-8").splitlines() if MARK in line]
-    return JobRecord(**json.loads(lines[-1].partition(MARK)[2])) if lines else None
+    return [JobRecord(**json.loads(line.partition(MARK)[2])) for line in lines]

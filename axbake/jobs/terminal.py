@@ -24,21 +24,24 @@ class Pending:
     """A job that this run is to start."""
 
     number: int  # Snakemake's
-    step: str  # the rule's name
-    component: str | None
+    steps: tuple[tuple[str, str | None], ...]  # that go through the build cache: function's name, component
     threads: int
     timed: bool  # whether it takes time worth telling
 
 
 def last_times(cache: Cache, jobs: list[Pending]) -> dict[int, float | None]:
-    """Seconds that each of *jobs* took when its step and component was last built or used; None if it never was."""
+    """Seconds that the steps of each of *jobs* took when they were last built or used; None if one never was."""
     found: dict[tuple[str, str | None], float | None] = {}
-    for job in jobs:
-        place = (job.step, job.component)
-        if place not in found:
-            entry = cache.newest(*place) if job.timed else None
-            found[place] = entry.seconds if entry else None if job.timed else 0.0
-    return {job.number: found[job.step, job.component] for job in jobs}
+
+    def seconds(job: Pending) -> float | None:
+        for place in job.steps:
+            if place not in found:
+                entry = cache.newest(*place)
+                found[place] = entry.seconds if entry else None
+        known = [found[place] for place in job.steps]
+        return None if None in known else sum(known)  # type: ignore[arg-type]
+
+    return {job.number: seconds(job) if job.timed else 0.0 for job in jobs}
 
 
 class Screen(logging.Formatter):

@@ -5,14 +5,15 @@ So a job is given what it needs of a family by value, and depends on the functio
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
+EMPTY = (None, (), [], {}, "")
 FUNCTION, CLASS = "function", "is"  # the only key, or the first one, of what is no plain value
 
 
 def encode(value: Any) -> Any:
-    """*value* as JSON can hold it: of data classes, fields that are None or empty are left out.
+    """*value* as JSON can hold it: of data classes, fields with a default that are None or empty are left out.
 
     Raises:
         TypeError: neither plain, nor a data class, nor a function of a module's top level.
@@ -24,12 +25,16 @@ def encode(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        given = {field.name: getattr(value, field.name) for field in fields(value)}
-        kept = {name: encode(item) for name, item in given.items() if item not in (None, (), [], {}, "")}
+        given = {field: getattr(value, field.name) for field in fields(value)}
+        kept = {field.name: encode(item) for field, item in given.items() if _is_required(field) or item not in EMPTY}
         return {CLASS: _name_of(type(value)), **kept}
     if callable(value):
         return {FUNCTION: _name_of(value)}
     raise TypeError(f"{value!r} cannot stand in a settings file; wanted plain values, data classes, named functions")
+
+
+def _is_required(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _name_of(value: Any) -> str:

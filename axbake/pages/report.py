@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from axbake.jobs.record import JobRecord, read_record
+from axbake.jobs.record import JobRecord, read_records
 from axbake.pages.gallery import difference_map, picture_uri, read_picture, thumbnail_uri
 from axbake.pages.html import render
 from axbake.pages.plots import coverage_plot, decibel_plot
@@ -17,6 +17,8 @@ def write_report(
     *,
     model: str,
     loras: list[dict[str, Any]],
+    addresses: list[str],
+    components: list[str],
     checkpoint: Path,
     drawn: Path,
     reference: Path,
@@ -27,6 +29,7 @@ def write_report(
     calibration: Path,
     held_out: Path,
     preflight: Path,
+    verdict: Path,
     parities: list[Path],
     records: list[Path],
     checks: list[Path],
@@ -37,15 +40,18 @@ def write_report(
     """Write the page of *model*, and what it says as JSON.
 
     Args:
+        addresses: of all graphs, in the order of *records*.
+        components: in the order of *parities* and *checks*.
         loras: those of its row: `name`, and the strengths for `text_encoder` and `unet`.
         checkpoint: `checkpoint.json`.
         drawn: how the reference picture was made, JSON.
         reference, floating, simulation: PNGs: of diffusers, of the float ONNX graphs, of the compiled models.
         distance: JSON of the simulation.
         attribution: `simulation/attribution.json`.
-        calibration, held_out: `calibration/unet.json` and `unet.check.json`.
-        preflight: `preflight.json`.
-        parities, records, checks: JSONs of parity, compile, and the check of what was compiled, one a component.
+        calibration, held_out: what the denoiser was calibrated with, and `simulation/held_out.json`.
+        preflight, verdict: `preflight.json`, `verdict.json`.
+        parities, checks: JSONs of parity, and of the check of what was compiled, one a component.
+        records: JSONs of the compiles, one a graph.
         logs: of the jobs that made all this.
         page: HTML to write.
         facts: JSON to write, which `axbake.pages.overview` reads of all models.
@@ -53,7 +59,9 @@ def write_report(
     made, compared = [_read_json(path) for path in records], [_read_json(path) for path in checks]
     distances = _read_json(distance)
     described, before = _read_json(checkpoint), _read_json(preflight)
-    jobs = [record for log in logs if (record := read_record(log))]
+    limits = _read_json(verdict)
+    graphs = dict(zip(addresses, made, strict=True))
+    jobs = [record for log in logs for record in read_records(log)]
     pictures = {
         "Reference": read_picture(reference),
         "Float ONNX": read_picture(floating),
@@ -70,9 +78,10 @@ def write_report(
         "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
         "distance": distances,
         "attribution": _read_json(attribution)["quantised"],
-        "components": _components(
-            described["components"], made, [_read_json(path) for path in parities], compared, before
-        ),
+        "components": {
+            name: _component(name, described["components"][name], graphs, before, _read_json(parity), check, limits)
+            for name, parity, check in zip(components, parities, compared, strict=True)
+        },
         "jobs": [asdict(record) for record in jobs],
         "times": times(jobs),
         "versions": {tool: version for record in jobs for tool, version in record.tools.items()},
@@ -109,28 +118,21 @@ def times(jobs: list[JobRecord]) -> dict[str, float]:
     }
 
 
-def _components(
-    described: dict, made: list[dict], parities: list[dict], compared: list[dict], before: dict
-) -> dict[str, dict[str, Any]]:
-    """What the page tells of each component; `compiled_sqnr_db` is None where config wants no sample run."""
-    sqnr = {
-        entry["component"]: min((output["sqnr_db"] for output in entry.get("outputs", {}).values()), default=None)
-        for entry in compared
-    }
-    build = {entry["component"]: entry for entry in made}
-    parity = {entry["component"]: entry for entry in parities}
+def _component(
+    name: str, described: dict, graphs: dict[str, dict], before: dict, parity: dict, check: dict, limits: dict
+) -> dict[str, Any]:
+    """What the page tells of a component, its graphs together; `compiled_sqnr_db` is None where config wants no sample run."""
+    own = [graph for graph in graphs if graph.partition("/")[0] == name]
     return {
-        name: {
-            "parameters": part["parameters"],
-            "precision": ", ".join(part["precision"]),
-            "psnr_db": parity[name]["psnr_db"],
-            "min_psnr_db": parity[name]["min_psnr_db"],
-            "compiled_sqnr_db": sqnr[name],
-            "bytes": build[name]["bytes"],
-            "estimated_cmm_mb": round(before["components"][name]["estimate"]["cmm_mb"], 1),
-            "version": build[name]["version"],
-        }
-        for name, part in described.items()
+        "parameters": described["parameters"],
+        "precision": ", ".join(described["precision"]),
+        "psnr_db": parity["psnr_db"],
+        "min_psnr_db": limits["min_psnr_db"][name],
+        "compiled_sqnr_db": min((output["sqnr_db"] for output in check.get("outputs", {}).values()), default=None),
+        "graphs": len(own),
+        "bytes": sum(graphs[graph]["bytes"] for graph in own),
+        "estimated_cmm_mb": round(sum(before["components"][graph]["estimate"]["cmm_mb"] for graph in own), 1),
+        "version": graphs[own[0]]["version"],
     }
 
 

@@ -31,7 +31,14 @@ class PreflightError(AxbakeError):
 
 
 def preflight(
-    *, model: str, toolchain: str, roles: Mapping[str, str], graphs: list[Path], tensors: list[Path], verdict: Path
+    *,
+    model: str,
+    toolchain: str,
+    addresses: list[str],
+    roles: Mapping[str, str],
+    graphs: list[Path],
+    tensors: list[Path],
+    verdict: Path,
 ) -> None:
     """Check the graphs of *model*, and write what was found to *verdict*, as JSON; the log and the screen get a table.
 
@@ -39,7 +46,7 @@ def preflight(
 
     Args:
         toolchain: by which the estimates go: `emulator`, or a real one.
-        roles: address of each graph -> its component's role; in the order of *graphs*.
+        addresses: of *graphs*; *roles*: of their components, by address.
         tensors: of the graphs, beside them.
 
     Raises:
@@ -47,7 +54,7 @@ def preflight(
     """
     findings: list[Finding] = []
     read: dict[str, Graph] = {}
-    for name, path in zip(roles, graphs, strict=True):
+    for name, path in zip(addresses, graphs, strict=True):
         try:
             read[name] = read_graph(path)
         except UnreadableGraph as error:

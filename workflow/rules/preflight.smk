@@ -9,7 +9,12 @@ rule preflight:
             "preflight",
             step(
                 "axbake.preflight.verdict.preflight",
-                values=lambda model, _: {"model": model.name, "toolchain": config["toolchain"], "roles": model.roles},
+                values=lambda model, _: {
+                    "model": model.name,
+                    "toolchain": config["toolchain"],
+                    "addresses": model.graphs,
+                    "roles": model.roles,
+                },
                 tools=["onnx"],
                 data=["resources/ax650"],
                 cached=False,  # it looks at this host

@@ -24,7 +24,7 @@ rule write_report:
                 values=lambda model, _: {
                     "model": model.name,
                     "loras": model.lora_strengths,
-                    "roles": model.roles,
+                    "addresses": model.graphs,
                     "components": list(model.family.names),
                 },
                 tools=["jinja2", "numpy", "pillow"],
