@@ -25,12 +25,16 @@ def encode(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        given = {field: getattr(value, field.name) for field in fields(value)}
-        kept = {field.name: encode(item) for field, item in given.items() if _is_required(field) or item not in EMPTY}
-        return {CLASS: _name_of(type(value)), **kept}
+        return _encode_fields(value)
     if callable(value):
         return {FUNCTION: _name_of(value)}
     raise TypeError(f"{value!r} cannot stand in a settings file; wanted plain values, data classes, named functions")
+
+
+def _encode_fields(value: Any) -> dict:
+    given = {field: getattr(value, field.name) for field in fields(value)}
+    kept = {field.name: encode(item) for field, item in given.items() if _is_required(field) or item not in EMPTY}
+    return {CLASS: _name_of(type(value)), **kept}
 
 
 def _is_required(field: Field) -> bool:

@@ -69,31 +69,42 @@ def with_model(function):
     return lambda wildcards: told(function, model_of(wildcards), wildcards)
 
 
-def of_graphs(*patterns, component=None):
-    """Input function: *patterns*, in which {graph} stands for the address of each graph, of the model or of the job's component."""
-
-    def paths(model, wildcards):
-        name = component or wildcards.get("component")
-        graphs = addresses(model.component(name)) if name else model.graphs
-        return [pattern.format(model=model.name, graph=graph) for graph in graphs for pattern in patterns]
-
-    return with_model(paths)
+ALL = {"graph": lambda family: [graph for one in family.components for graph in addresses(one)]}
+ALL |= {"component": lambda family: family.names, TEXT: lambda family: [one.name for one in family.text_encoders]}
+ONE = {role: lambda family, role=role: family.of_role(role).name for role in (DENOISER, ENCODER, DECODER)}
+PLACES = {}  # (family, component or None, patterns) -> by name, pattern or patterns with {model} alone; filled in as rules ask
 
 
-def of_components(pattern, *roles):
-    """Input function: *pattern*, in which {component} stands for each component, of *roles* or of all."""
+def files(settings=None, **patterns):
+    """Input function: a job's settings file, and files by name.
 
-    def paths(model, wildcards):
-        family = model.family
-        found = [one for role in roles for one in ([*family.text_encoders] if role == TEXT else [family.of_role(role)])]
-        return [pattern.format(model=model.name, component=one.name) for one in found or family.components]
+    In a pattern {graph} stands for each graph of the model, or of the job's component, {component} for each component, {text} for each
+    text encoder, {denoiser}, {encoder} and {decoder} for the component of that role.
+    """
 
-    return with_model(paths)
+    def by_name(model, wildcards):
+        place = model.family.name, wildcards.get("component"), id(patterns)
+        if place not in PLACES:
+            PLACES[place] = {name: expanded(pattern, *place[:2]) for name, pattern in patterns.items()}
+        found = {
+            name: [one.format(model=model.name) for one in places] if isinstance(places, list) else places.format(model=model.name)
+            for name, places in PLACES[place].items()
+        }
+        return ({"settings": settings(wildcards)} if settings else {}) | found
+
+    return unpack(with_model(by_name))
 
 
-def of_role(pattern, role):
-    """Input function: *pattern*, in which {component} stands for the one component of *role*."""
-    return with_model(lambda model, _: pattern.format(model=model.name, component=model.family.of_role(role).name))
+def expanded(pattern, family, component):
+    """*pattern* with the components and graphs of a family; a list where it stands for several files."""
+    family, kept = FAMILIES[family], {"model": "{model}"}
+    for name, value in ONE.items():
+        pattern = pattern.replace(f"{{{name}}}", value(family))
+    for name, values in ALL.items():
+        if f"{{{name}}}" in pattern:
+            mine = addresses(family.component(component)) if component and name == "graph" else values(family)
+            return [pattern.format(**kept, **{name: value}) for value in mine]
+    return pattern
 
 
 def more_each_time(amount):

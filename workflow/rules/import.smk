@@ -207,19 +207,21 @@ for family in IN_TABLE:
 rule write_single_file:
     """Write a model as one fp16 safetensors file of LDM names, for stable-diffusion.cpp and web UIs."""
     input:
-        settings=settings(
-            "write_single_file",
-            step(
-                "axbake.weights.single_file.write_single_file",
-                values=lambda model, _: {
-                    "components": [as_files(one) for one in model.family.components],
-                    "title": model.family.title,
-                    "specification": model.family.specification,
-                },
-                tools=["torch"],
+        files(
+            settings=settings(
+                "write_single_file",
+                step(
+                    "axbake.weights.single_file.write_single_file",
+                    values=lambda model, _: {
+                        "components": [as_files(one) for one in model.family.components],
+                        "title": model.family.title,
+                        "specification": model.family.specification,
+                    },
+                    tools=["torch"],
+                ),
             ),
+            weights="results/{model}/weights/{component}.safetensors",
         ),
-        weights=of_components("results/{model}/weights/{component}.safetensors"),
     output:
         single_file="results/{model}/single_file.safetensors",
     log:
