@@ -48,29 +48,10 @@ rule record_trajectories:
         "../scripts/job.py"
 
 
-def calibrate_denoiser_steps(model, wildcards):
-    """What is observed, and what is chosen of it."""
-    denoiser = model.family.denoiser
-    chosen = {name: model.entry(f"calibration/{name}") for name in ("samples", "selection")}
-    return [
-        step(
-            "axbake.calibration.observation.observe_denoiser",
-            of=denoiser.name,
-            row=["guidance_scale"],
-            tools=["numpy", "onnx", "onnxruntime"],
-        ),
-        step(
-            "axbake.calibration.tars.calibrate_denoiser",
-            of=denoiser.name,
-            values=lambda *_: chosen | {"component": denoiser.name},
-            tools=["numpy"],
-        ),
-    ]
-
-
 for family in IN_TABLE:
 
     rule:
+        """Observe the denoiser on what was recorded, and choose its calibration samples."""
         name:
             f"calibrate_denoiser_of_{family.name}"
         input:
@@ -101,6 +82,7 @@ for family in IN_TABLE:
             "../scripts/job.py"
 
     rule:
+        """Draw calibration pictures, encode them, and pack both for the VAE's halves."""
         name:
             f"calibrate_vae_of_{family.name}"
         input:
@@ -127,29 +109,6 @@ for family in IN_TABLE:
             "Drawing calibration pictures of the size of {wildcards.model}, and encoding them with its VAE"
         script:
             "../scripts/job.py"
-
-
-def calibrate_vae_steps(model):
-    """Pictures, their latents, and both as archives."""
-    encoder, decoder = model.family.autoencoder
-    (piece,) = decoder.graphs
-    return [
-        step("axbake.calibration.pictures.draw_pictures", row=["height", "width"], tools=["numpy"]),
-        step(
-            "axbake.calibration.pictures.encode_pictures",
-            values=lambda *_: {"build": encoder.build, "channels": model.family.latents.channels},
-            tools=["torch", "diffusers", "numpy"],
-        ),
-        step(
-            "axbake.calibration.tars.calibrate_encoder", tools=["numpy", "pillow"], names={"archive": "encoder_archive"}
-        ),
-        step(
-            "axbake.calibration.tars.calibrate_decoder",
-            values=lambda *_: {"piece": piece, "columns": model.columns(decoder)},
-            tools=["numpy"],
-            names={"archive": "decoder_archive"},
-        ),
-    ]
 
 
 rule calibrate_text_encoder:

@@ -42,15 +42,6 @@ rule check_compiled:
         "../scripts/job.py"
 
 
-def check_settings(model, component):
-    return {
-        "component": component.name,
-        "configs": [model.pulsar2_config(component, number) for number in range(len(component.graphs))],
-        "samples": model.entry("compiled/samples"),
-        "compiler": compiler(model),
-    }
-
-
 rule judge:
     """Compare what was measured of a model with what config wants."""
     input:

@@ -28,8 +28,8 @@ rule preflight:
         verdict="results/{model}/preflight.json",
     log:
         "logs/{model}/preflight.log",
-    localrule: True
     priority: 10  # what may stop a bake goes before what takes long
+    localrule: True
     conda:
         "../../envs/axbake.yaml"
     message:

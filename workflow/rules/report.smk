@@ -1,18 +1,6 @@
 # Takes what the other steps say of a model, and what their jobs say of themselves in their logs. Makes one page of it, which
 # `snakemake --report` takes in too. The page over all models is of no rule: `axbake.pages.overview` makes it of those that there are.
 
-ONCE = ["weights", "reference", "schedule", "calibration/trajectories", "calibration/vae"]
-LAST = ["verdict", "simulation", "preflight"]
-
-
-def logs_of(model, wildcards):
-    """Logs of all jobs of a model but the report's own, in the order in which the page shows them."""
-    family = model.family
-    named = [f"{place}/{name}" for place in ("onnx", "check") for name in family.names]
-    named += [f"calibration/{one.name}" for one in [*family.text_encoders, family.denoiser]]
-    named += [f"build/{graph}" for graph in model.graphs]
-    return [f"logs/{model.name}/{job}.log" for job in [*ONCE, *named, *LAST]]
-
 
 rule write_report:
     """Write the page of a model."""

@@ -2,34 +2,6 @@
 # each model makes, and whether the calibrated ranges hold for the reference's drawing.
 
 
-def simulate_steps(model, wildcards):
-    """The drawing, what each model costs, and the ranges of the reference's drawing."""
-    family = model.family
-    encoder, _ = family.autoencoder
-    drawn = {"picture": model.picture, "drawn": model.drawn}
-    tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
-    return [
-        step(
-            "axbake.drawing.simulation.simulate",
-            values=lambda *_: drawn | {"latents": family.latents, "build": encoder.build},
-            tools=tools,
-            data=["resources/clip"],
-        ),
-        step(
-            "axbake.drawing.attribution.attribute_error",
-            values=lambda *_: drawn | {"latents": family.latents},
-            tools=tools,
-            data=["resources/clip"],
-        ),
-        step(
-            "axbake.calibration.held_out.check_calibration",
-            values=lambda *_: drawn | {"prompts": model.row["calibration_prompts"]},
-            tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
-            data=["resources/clip"],
-        ),
-    ]
-
-
 rule simulate:
     """Draw the reference's picture with the compiled models, and with one of them at a time."""
     input:
