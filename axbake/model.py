@@ -27,6 +27,10 @@ from axbake.toolchain.build_config import Build, build_config, read_own_fields
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
 
 
+#: What was made of a graph and the user's fields: a thousand rows ask for few different ones
+_CONFIGS: dict[str, dict[str, Any]] = {}
+
+
 class MissingFamily(AxbakeError):
     """The family of a checkpoint that is to be fetched is not in the table."""
 
@@ -172,8 +176,11 @@ class Model:
         Raises:
             ConfigError: the user's fields cannot be used.
         """
-        build = self.build(component, number)
-        return build_config(build, read_own_fields(build, self.entry_of("pulsar2", component)))
+        build, said = self.build(component, number), self.entry_of("pulsar2", component)
+        asked = repr((build, said))
+        if asked not in _CONFIGS:
+            _CONFIGS[asked] = build_config(build, read_own_fields(build, said))
+        return _CONFIGS[asked]
 
     def loras_of(self, component: Component) -> list[Lora]:
         """LoRAs that change *component*, in their order; one that changes the UNet alone is none of the text encoder's."""

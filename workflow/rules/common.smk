@@ -1,5 +1,6 @@
 # Takes config/config.yaml and the table of models. Checks both, and makes what rules share: MODELS, and the settings files of jobs.
 
+import inspect
 import os
 import re
 from functools import partial
@@ -15,7 +16,7 @@ from axbake.host import chosen_precision
 from axbake.jobs.code import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
 from axbake.model import Model
-from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses, as_files
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses
 from axbake.sources import COLUMNS
 from axbake.table import check_config, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch
@@ -63,7 +64,13 @@ def model_of(wildcards):
 
 def with_model(function):
     """Input function that gives what *function* makes of a job's model and wildcards."""
-    return lambda wildcards: told(function, model_of(wildcards), wildcards)
+    return with_signature(lambda wildcards: told(function, model_of(wildcards), wildcards))
+
+
+def with_signature(function):
+    """*function*, whose parameters are found at once: Snakemake asks for them a hundred times a model."""
+    function.__signature__ = inspect.signature(function)
+    return function
 
 
 ALL = {"graph": lambda family: [graph for one in family.components for graph in addresses(one)]}
@@ -113,7 +120,7 @@ def more_each_time(amount):
     def resource(wildcards, attempt):
         return amount * attempt
 
-    return resource
+    return with_signature(resource)
 
 
 def step(function, *, of=None, values=None, row=(), means=None, sources=None, tools=(), data=(), names=None, **how):

@@ -38,7 +38,7 @@ def import_step(model, wildcards, component):
     """The step that takes *component* out of its file."""
     family, column = model.family, model.sources.column_of(component)
     autoencoder = component.role in (ENCODER, DECODER)
-    given = {"component": as_files(component), "family": "" if autoencoder else family.name, "latents": family.latents}
+    given = {"component": family.as_files[component.name], "family": "" if autoencoder else family.name, "latents": family.latents}
     sources = {"checkpoint": model.sources.file_digest(column)}
     names = {"checkpoint": column, "weights": component.name}
     function = "import_component"
@@ -75,7 +75,7 @@ def described(model, wildcards):
     return {
         "family": family.name,
         "title": family.title,
-        "components": [as_files(component) for component in family.components],
+        "components": list(family.as_files.values()),
         "latents": family.latents,
         "prediction_type": family.process.prediction_type,
         "sampling": family.process.sampling,
@@ -113,7 +113,7 @@ def recipe_settings(model):
     """What a merge needs of the family; other forms are converted without."""
     if not is_recipe(Path(model.row["checkpoint"])):
         return {}
-    return {"components": [as_files(one) for one in model.family.components], "latents": model.family.latents}
+    return {"components": list(model.family.as_files.values()), "latents": model.family.latents}
 
 
 def export_steps(model, wildcards, component=None):
@@ -277,7 +277,7 @@ ONCE = ["weights", "reference", "schedule", "calibration/trajectories", "calibra
 LAST = ["verdict", "simulation", "preflight"]
 
 
-def logs_of(model, wildcards):
+def logs_of(model):
     """Logs of all jobs of a model but the report's own, in the order in which the page shows them."""
     family = model.family
     named = [f"{place}/{name}" for place in ("onnx", "check") for name in family.names]
