@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from axbake.checkpoints.components import VaeDecoder, VaeEncoder
+from axbake.networks.modules import VaeDecoder, VaeEncoder
 from resources.demo import to_single_file
 from resources.demo.to_single_file import vae_name
 
