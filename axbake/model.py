@@ -6,16 +6,16 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoints.containers import Container, Stored, form_of, open_container
+from axbake.checkpoints.containers import Container, form_of
+from axbake.checkpoints.conversion import open_unconverted
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
-from axbake.checkpoints.pickles import convert_pickle
 from axbake.checkpoints.recipes import read_recipe
-from axbake.jobs.code import code_of
 from axbake.digest import remembered
 from axbake.drawing.parts import Drawn, Part
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
+from axbake.jobs.code import code_of
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora, lcm_advice, unknown_marks
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
@@ -212,7 +212,10 @@ class Model:
             lambda: [self.sources.file(CHECKPOINT), self.sources.sidecar, self.family],
             lambda: self.row[VAE] and self.sources.file(VAE),
             lambda: self.sources.embeddings_digest,
-            lambda: loras_sha256(self.row, self.row["loras"]) and [lora_facts(Path(one.path)) for one in self.row["loras"]],
+            lambda: [
+                loras_sha256(self.row, self.row["loras"]),
+                *(lora_facts(Path(one.path)) for one in self.row["loras"]),
+            ],
         ]
         faults = []
         for look in looks:
@@ -232,17 +235,9 @@ def family_of(path: Path) -> Family:
     form = form_of(path)
     if form == "recipe":
         return family_of(next(iter(read_recipe(path).checkpoints.values())))
-    if form == "diffusers folder":  # a folder's own time says nothing of its files, and their headers are read in no time
-        return _find(open_container(path))
-    return FAMILIES[remembered(path, f"family-{_reading()}", lambda: _find(_opened(path, form)).name)]
-
-
-def _opened(path: Path, form: str) -> Container:
-    if form != "pickle":
-        return open_container(path)
-    found = convert_pickle(path, None)["tensors"]
-    tensors = {name: Stored(kind, tuple(shape), path, 0, 0) for name, (kind, shape) in found.items()}
-    return Container(path, form, tensors, {})
+    if form == "diffusers folder":  # whose own time says nothing of its files; their headers are read in no time
+        return _find(open_unconverted(path))
+    return FAMILIES[remembered(path, f"family-{_reading()}", lambda: _find(open_unconverted(path)).name)]
 
 
 def _find(container: Container) -> Family:

@@ -61,7 +61,9 @@ class Sources:
 
     def file(self, column: str) -> str:
         """The safetensors file of *column*: the user's, the fetched one, or else one made of it."""
-        return f"results/{self.row['model']}/{column}.safetensors" if self.is_converted(column) else self.arrived(column)
+        return (
+            f"results/{self.row['model']}/{column}.safetensors" if self.is_converted(column) else self.arrived(column)
+        )
 
     def brought(self, column: str) -> list[str]:
         """Files of what is in *column*, as the user has them, or as they are fetched."""

@@ -63,7 +63,9 @@ def decoder_inputs(*, program: str, **size: int) -> dict[str, str]:
 def decoder_interface(config: Mapping, *, height: int, width: int, program: str) -> Interface:
     """A latent in, pixels out."""
     latent = LATENTS.shape(height, width)
-    return Interface({name: Tensor(latent, dtype) for name, dtype in decoder_inputs(program=program).items()}, ("sample",))
+    return Interface(
+        {name: Tensor(latent, dtype) for name, dtype in decoder_inputs(program=program).items()}, ("sample",)
+    )
 
 
 def whole(network: Module, face: Interface) -> Module:

@@ -331,7 +331,7 @@ def test_a_component_that_is_hardly_there_is_an_error_and_no_traceback(tensors, 
 def test_a_unet_that_is_hardly_there_is_of_no_family(tensors, tmp_path):
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNET) or name == CONV_IN}
 
-    assert "a denoiser of 1 tensors that is of no one family" in refusal(UnknownFamily, kept, tmp_path)
+    assert "a denoiser of 1 tensors that is of no family" in refusal(UnknownFamily, kept, tmp_path)
 
 
 def test_the_family_is_found_by_names_alone(model):

@@ -30,31 +30,24 @@ def models_of(families):
 
 
 def import_steps(model, wildcards):
-    """One step a component, then the listing of embeddings and the description of the checkpoint."""
-    family, steps = model.family, []
-    for component in family.components:
-        steps.append(partial(import_step, component=component))
-    first = family.text_encoders[0].name
-    steps.append(
-        step(
-            "axbake.weights.embeddings.list_embeddings",
-            values=lambda model, _: {"names": model.sources.embedding_names},
-            tools=["safetensors", "torch"],
-            sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
-            names={"text_encoder": first},
-        )
+    """The description of the checkpoint, which refuses it before anything is written; one step a component; the listing of embeddings."""
+    family = model.family
+    description = step(
+        "axbake.weights.description.describe_checkpoint",
+        values=described,
+        row=["prediction"],
+        tools=["safetensors", *TORCH],
+        data=lambda model: model.family.resources,
+        sources=lambda model, _: {column: model.sources.file_digest(column_of(model, column)) for column in COLUMNS},
     )
-    steps.append(
-        step(
-            "axbake.weights.description.describe_checkpoint",
-            values=described,
-            row=["prediction"],
-            tools=["safetensors", *TORCH],
-            data=lambda model: model.family.resources,
-            sources=lambda model, _: {column: model.sources.file_digest(column_of(model, column)) for column in COLUMNS},
-        )
+    listing = step(
+        "axbake.weights.embeddings.list_embeddings",
+        values=lambda model, _: {"names": model.sources.embedding_names},
+        tools=["safetensors", "torch"],
+        sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
+        names={"text_encoder": family.text_encoders[0].name},
     )
-    return steps
+    return [description, *(partial(import_step, component=component) for component in family.components), listing]
 
 
 def column_of(model, column):
@@ -69,6 +62,7 @@ def described(model, wildcards):
         "title": family.title,
         "components": [as_files(component) for component in family.components],
         "latents": family.latents,
+        "fits": family.fits,
         "prediction_type": family.process.prediction_type,
         "sampling": family.process.sampling,
         "sha256": model.sources.digest(),
