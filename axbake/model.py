@@ -1,26 +1,23 @@
 """A model of the table: its row, its own config, its family and its sources, and what its jobs are given of all that."""
 
-import hashlib
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from axbake.checkpoints.containers import Container, form_of
-from axbake.checkpoints.conversion import open_unconverted
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
 from axbake.checkpoints.recipes import read_recipe
-from axbake.digest import remembered
 from axbake.drawing.parts import Drawn, Part
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
-from axbake.jobs.code import code_of
+from axbake.jobs.values import encode, functions_of
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora, lcm_advice, unknown_marks
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
 from axbake.runtime.values import Picture
-from axbake.sources import CHECKPOINT, VAE, Sources
+from axbake.sources import CHECKPOINT, VAE, Sources, read_header
 from axbake.table import loras_sha256
 from axbake.toolchain.build_config import Build, build_config, read_own_fields
 
@@ -232,22 +229,21 @@ def family_of(path: Path) -> Family:
     Raises:
         UnknownFamily: it is of none. And the errors of who opens it.
     """
-    form = form_of(path)
-    if form == "recipe":
+    if form_of(path) == "recipe":
         return family_of(next(iter(read_recipe(path).checkpoints.values())))
-    if form == "diffusers folder":  # whose own time says nothing of its files; their headers are read in no time
-        return _find(open_unconverted(path))
-    return FAMILIES[remembered(path, f"family-{_reading()}", lambda: _find(open_unconverted(path)).name)]
+    return FAMILIES[read_header(path, "family", _find, "axbake.model._find", *_functions())]
 
 
-def _find(container: Container) -> Family:
+def _find(container: Container) -> str:
     denoisers = [family.denoiser for family in FAMILIES.values()]
-    return find_family(use_average(container, averaged_namings(denoisers)), FAMILIES)
+    return find_family(use_average(container, averaged_namings(denoisers)), FAMILIES).name
 
 
 @cache
-def _reading() -> str:
-    """Of the code that tells families apart; what it told is remembered no longer than it is the same."""
-    fits = [f"{family.fits.__module__}.{family.fits.__qualname__}" for family in FAMILIES.values()]
-    digests = code_of("axbake.model.family_of", *fits)
-    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]
+def _functions() -> list[str]:
+    """Dotted names of those by which each family's denoiser is found and told from others."""
+    return [
+        name
+        for family in FAMILIES.values()
+        for name in functions_of(encode({"fits": family.fits, "namings": family.denoiser.files.namings}))
+    ]
