@@ -5,9 +5,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoints.containers import Container, form_of
+from axbake.checkpoints.containers import Container
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
-from axbake.checkpoints.recipes import read_recipe
 from axbake.drawing.parts import Drawn, Part
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
@@ -229,8 +228,6 @@ def family_of(path: Path) -> Family:
     Raises:
         UnknownFamily: it is of none. And the errors of who opens it.
     """
-    if form_of(path) == "recipe":
-        return family_of(next(iter(read_recipe(path).checkpoints.values())))
     return FAMILIES[read_header(path, "family", _find, "axbake.model._find", *_functions())]
 
 

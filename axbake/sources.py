@@ -9,6 +9,7 @@ from typing import Any
 from axbake.checkpoints.containers import Container, files_of, form_of, needs_conversion
 from axbake.checkpoints.conversion import open_unconverted
 from axbake.checkpoints.prediction import read_sidecar
+from axbake.checkpoints.recipes import read_recipe
 from axbake.checkpoints.refusals import UnknownFamily
 from axbake.digest import remembered
 from axbake.families.others import AUTOENCODERS, recognise
@@ -129,6 +130,8 @@ def _other_kind(container: Container) -> str:
 def read_header(path: Path, what: str, look: Callable[[Container], Any], *code: str) -> Any:
     """What *look* says of the names and shapes in a checkpoint; remembered while the file and the *code* are the same.
 
+    Of a recipe, what it says of the first checkpoint: all that are merged are of one architecture.
+
     Args:
         what: it says, a plain value and not None; part of a file's name.
         code: dotted names of all that decides it.
@@ -137,9 +140,10 @@ def read_header(path: Path, what: str, look: Callable[[Container], Any], *code: 
     def read() -> Any:
         return look(open_unconverted(path))
 
-    if (
-        form_of(path) == "diffusers folder"
-    ):  # whose own time says nothing of its files; their headers are read in no time
+    form = form_of(path)
+    if form == "recipe":
+        return read_header(next(iter(read_recipe(path).checkpoints.values())), what, look, *code)
+    if form == "diffusers folder":  # whose own time says nothing of its files
         return read()
     return remembered(path, f"{what}-{_digest(code)}", read)
 
