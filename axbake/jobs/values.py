@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-EMPTY = (None, (), [], {}, "")
+EMPTY: tuple = (None, (), [], {}, "")
 FUNCTION, CLASS = "function", "is"  # the only key, or the first one, of what is no plain value
 
 
 def encode(value: Any) -> tuple[Any, list[str]]:
     """*value* as JSON can hold it, and dotted names of all code in it: functions, and data classes that compute something.
 
-    Of data classes, fields with a default that are None or empty are left out.
+    Of data classes, fields are left out whose default is None or empty, and who have it.
 
     Raises:
         TypeError: neither plain, nor a data class, nor a function of a module's top level.
@@ -45,7 +45,7 @@ def _encode_fields(value: Any) -> tuple[Any, list[str]]:
     if alive and alive() is value:
         return encoded, names
     given = {field: getattr(value, field.name) for field in fields(value)}
-    kept = [(field.name, item) for field, item in given.items() if _is_required(field) or item not in EMPTY]
+    kept = [(field.name, item) for field, item in given.items() if item not in EMPTY or item != _default(field)]
     encoded, names = _gathered(kept)
     encoded = {CLASS: _name_of(type(value)), **encoded}
     names = [*([_name_of(type(value))] if _computes(type(value)) else []), *names]
@@ -58,8 +58,8 @@ def _gathered(items: list[tuple[str, Any]]) -> tuple[dict, list[str]]:
     return {name: item for name, (item, _) in found.items()}, [one for _, names in found.values() for one in names]
 
 
-def _is_required(field: Field) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+def _default(field: Field) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _name_of(value: Any) -> str:
@@ -70,19 +70,20 @@ def _name_of(value: Any) -> str:
 
 
 def decode(value: Any) -> Any:
-    """The value that was encoded; a sequence is a list, and a tuple in a data class."""
+    """The value that was encoded; a sequence is a list, and a tuple anywhere in a data class."""
+    return _decode(value, list)
+
+
+def _decode(value: Any, sequence: type) -> Any:
     if isinstance(value, list):
-        return [decode(item) for item in value]
+        return sequence(_decode(item, sequence) for item in value)
     if not isinstance(value, dict):
         return value
     if value.keys() == {FUNCTION}:
         return _found(value[FUNCTION])
-    items = {name: decode(item) for name, item in value.items() if name != CLASS}
-    if CLASS not in value:
-        return items
-    return _found(value[CLASS])(
-        **{name: tuple(item) if isinstance(item, list) else item for name, item in items.items()}
-    )
+    within = tuple if CLASS in value else sequence
+    items = {name: _decode(item, within) for name, item in value.items() if name != CLASS}
+    return _found(value[CLASS])(**items) if CLASS in value else items
 
 
 def _found(name: str) -> Callable[..., Any]:

@@ -15,8 +15,13 @@ from axbake.families import FAMILIES
 from axbake.host import chosen_precision
 from axbake.jobs.code import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
+<<<<<<< HEAD
 from axbake.model import Model
 from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses
+=======
+from axbake.model import Model, family_of
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses, as_files
+>>>>>>> tests1
 from axbake.sources import COLUMNS
 from axbake.table import check_config, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch

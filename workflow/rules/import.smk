@@ -11,7 +11,7 @@ rule convert_checkpoint:
             "convert_checkpoint",
             step(
                 "axbake.checkpoints.conversion.convert_checkpoint",
-                values=lambda model, wildcards: recipe_settings(model),
+                values=recipe_settings,
                 tools=["torch", "sd-mecha"],
                 sources=lambda model, wildcards: {"source": model.sources.brought_digest(wildcards.column)},
             ),

@@ -5,33 +5,24 @@ ADVISED = set()  # models
 
 
 def import_steps(model, wildcards):
-    """One step a component, then the listing of embeddings and the description of the checkpoint."""
-    family, steps = model.family, []
-    for component in family.components:
-        steps.append(partial(import_step, component=component))
-    first = family.text_encoders[0].name
-    steps.append(
-        step(
-            "axbake.weights.embeddings.list_embeddings",
-            values=lambda model, _: {"names": model.sources.embedding_names},
-            tools=["safetensors", "torch"],
-            sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
-            names={"text_encoder": first},
-        )
+    """The description of the checkpoint, which refuses what cannot be imported; a step a component; the listing of embeddings."""
+    family = model.family
+    description = step(
+        "axbake.weights.description.describe_checkpoint",
+        values=described,
+        row=["prediction"],
+        tools=["safetensors", *TORCH],
+        data=family.resources,
+        sources=lambda model, _: {column: model.sources.file_digest(column_of(model, column)) for column in COLUMNS},
     )
-    steps.append(
-        step(
-            "axbake.weights.description.describe_checkpoint",
-            values=described,
-            row=["prediction"],
-            tools=["safetensors", *TORCH],
-            data=lambda model: model.family.resources,
-            sources=lambda model, _: {
-                column: model.sources.file_digest(column_of(model, column)) for column in COLUMNS
-            },
-        )
+    listing = step(
+        "axbake.weights.embeddings.list_embeddings",
+        values=lambda model, _: {"names": model.sources.embedding_names},
+        tools=["safetensors", "torch"],
+        sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
+        names={"text_encoder": family.text_encoders[0].name},
     )
-    return steps
+    return [description, *(partial(import_step, component=component) for component in family.components), listing]
 
 
 def import_step(model, wildcards, component):
@@ -77,6 +68,7 @@ def described(model, wildcards):
         "title": family.title,
         "components": list(family.as_files.values()),
         "latents": family.latents,
+        "fits": family.fits,
         "prediction_type": family.process.prediction_type,
         "sampling": family.process.sampling,
         "sha256": model.sources.digest(),
@@ -109,11 +101,13 @@ def embeddings_of(model, wildcards):
     return model.row["embeddings"]
 
 
-def recipe_settings(model):
-    """What a merge needs of the family; other forms are converted without."""
-    if not is_recipe(Path(model.row["checkpoint"])):
+def recipe_settings(model, wildcards):
+    """What a merge needs of its checkpoints' family; other forms are converted without."""
+    path = Path(model.row[wildcards.column])
+    if not is_recipe(path):
         return {}
-    return {"components": list(model.family.as_files.values()), "latents": model.family.latents}
+    family = family_of(path)
+    return {"components": list(family.as_files.values()), "latents": family.latents}
 
 
 def export_steps(model, wildcards, component=None):
