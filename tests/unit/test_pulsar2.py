@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from axbake.toolchain.axmodel import read_axmodel
 from axbake.judging import CompiledTooFar, judge
+from axbake.toolchain.axmodel import read_axmodel
 from axbake.toolchain.engines import REFUSALS
 from axbake.toolchain.launch import Launch, WrongToolchain
 from axbake.toolchain.pulsar2 import CompileError
