@@ -8,10 +8,11 @@ from typing import Any
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
 from axbake.drawing.parts import Drawn, Part
+from axbake.emulator.config import ConfigError
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
-from axbake.jobs.values import encode, functions_of
+from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora, lcm_advice, unknown_marks
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
@@ -146,8 +147,11 @@ class Model:
 
     def entry_of(self, place: str, component: Component) -> Any:
         """The same of *component*: what is there under its name, or else under its role's."""
-        entries = self.entry(place)
-        return entries[component.name] if component.name in entries else entries[component.role]
+        return self.entry(place)[self._name_at(place, component)]
+
+    def _name_at(self, place: str, component: Component) -> str:
+        """What the entry of *component* is called at *place*."""
+        return component.name if component.name in self.entry(place) else component.role
 
     def entries_of(self, place: str) -> dict[str, Any]:
         """The same of all components."""
@@ -158,7 +162,7 @@ class Model:
         piece = component.graphs[number]
         return Build(
             name=addresses(component)[number].rpartition("/")[2],
-            component=component.name,
+            component=self._name_at("pulsar2", component),
             role=component.role,
             inputs=piece.inputs(**self.columns(component)),
             precision=self.entry_of("precision", component),
@@ -170,13 +174,28 @@ class Model:
         """Pulsar2's config of a graph.
 
         Raises:
-            ConfigError: the user's fields cannot be used.
+            ConfigError: the user's fields cannot be used, of this graph or of another; says all that is wrong.
         """
-        build, said = self.build(component, number), self.entry_of("pulsar2", component)
-        asked = repr((build, said))
-        if asked not in _CONFIGS:
-            _CONFIGS[asked] = build_config(build, read_own_fields(build, said))
-        return _CONFIGS[asked]
+        return self._pulsar2_configs[addresses(component)[number]]
+
+    @cached_property
+    def _pulsar2_configs(self) -> dict[str, dict[str, Any]]:
+        """The same of all graphs, by address."""
+        found: dict[str, dict[str, Any]] = {}
+        faults: dict[str, None] = {}  # each once, though several graphs have it
+        for component in self.family.components:
+            for number, graph in enumerate(addresses(component)):
+                build, said = self.build(component, number), self.entry_of("pulsar2", component)
+                asked = repr((build, said))
+                try:
+                    if asked not in _CONFIGS:
+                        _CONFIGS[asked] = build_config(build, read_own_fields(build, said))
+                    found[graph] = _CONFIGS[asked]
+                except ConfigError as error:
+                    faults |= dict.fromkeys(str(error).splitlines())
+        if faults:
+            raise ConfigError("\n".join(faults))
+        return found
 
     def loras_of(self, component: Component) -> list[Lora]:
         """LoRAs that change *component*, in their order; one that changes the UNet alone is none of the text encoder's."""
@@ -249,5 +268,5 @@ def _functions() -> list[str]:
     return [
         name
         for family in FAMILIES.values()
-        for name in functions_of(encode({"fits": family.fits, "namings": family.denoiser.files.namings}))
+        for name in encode({"fits": family.fits, "namings": family.denoiser.files.namings})[1]
     ]

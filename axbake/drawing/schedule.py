@@ -112,8 +112,8 @@ def derive_schedule(
         denoiser: its `weights/{component}.safetensors`.
 
     Raises:
-        ScheduleError: diffusers refuses the number of steps, the scheduler is not linear, or tensors are missing.
-        SamplingError: the UNet was not made for such a way of drawing.
+        ScheduleError: diffusers refuses the number of steps, or the scheduler is not linear.
+        SamplingError: the denoiser was not made for such a way of drawing. And the errors of *rows*.
     """
     sampling = read_sampling(denoiser)
     sampling.check(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
