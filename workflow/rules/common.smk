@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from axbake.host import chosen_precision
 from axbake.jobs.code import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
 from axbake.model import Model
-from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses, as_files
+from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses, as_files
 from axbake.sources import COLUMNS
 from axbake.table import check_config, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch
@@ -66,12 +67,15 @@ def with_model(function):
     return lambda wildcards: told(function, model_of(wildcards), wildcards)
 
 
-def of_graphs(*patterns, component=None):
-    """Input function: *patterns*, in which {graph} stands for the address of each graph, of the model or of the job's component."""
+def of_graphs(*patterns, component=None, roles=ROLES):
+    """Input function: *patterns*, in which {graph} stands for the address of each graph of the job's component, or of the model's
+    components of *roles*."""
 
     def paths(model, wildcards):
         name = component or wildcards.get("component")
-        graphs = addresses(model.component(name)) if name else model.graphs
+        graphs = (
+            addresses(model.component(name)) if name else [one for one in model.graphs if model.roles[one] in roles]
+        )
         return [pattern.format(model=model.name, graph=graph) for graph in graphs for pattern in patterns]
 
     return with_model(paths)

@@ -10,6 +10,8 @@ rule simulate:
         models=of_graphs(f"{EMULATED}/{{graph}}.axmodel"),
         graphs=of_graphs("results/{model}/onnx/{graph}.onnx"),
         tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data"),
+        seen_graphs=of_graphs("results/{model}/onnx/{graph}.onnx", roles=(TEXT, DENOISER)),
+        seen_tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data", roles=(TEXT, DENOISER)),
         encoder_weights=of_role("results/{model}/weights/{component}.safetensors", ENCODER),
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
