@@ -77,7 +77,7 @@ def pending_jobs(arguments: list[str]) -> list[Job]:
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            parser, options = parse_args([*arguments, "--dry-run", "--nolock"])
+            parser, options = parse_args(["--dry-run", "--nolock", *arguments])
             done = args_to_api(options, parser)
     except SystemExit as error:
         raise PlanError(f"{_words(said)}\n{error}".strip()) from error

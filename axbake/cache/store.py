@@ -280,7 +280,7 @@ class Cache:
         self, key: Key, places: Paths, build: Callable[[Paths], None], *, inputs: Paths, stores: bool
     ) -> Outcome:
         reason = self.why(key)
-        logger.info("building: %s", reason)
+        logger.info("building %s: %s", key.name, reason)
         contents = {name: self.sha256(path) for name, path in inputs.items()}
         with self._private_directory(key, places) as made:
             before = _occupants(places)

@@ -82,7 +82,7 @@ def do_step(step: Step, reads: Files, makes: Files, lists: set[str]) -> None:
         work({})
     record = record_of(step, outcome, seconds=time.monotonic() - started)
     log_record(record)
-    logger.info("%s in %.1f s", step.function.rpartition(".")[2], record.seconds)
+    logger.debug("%s in %.1f s", step.function.rpartition(".")[2], record.seconds)
 
 
 def record_of(step: Step, outcome: Outcome | None, *, seconds: float) -> JobRecord:

@@ -243,7 +243,7 @@ def test_a_build_says_in_the_log_what_is_new_however_far_up_it_came_from(cache, 
     assert bake(["a cat", "a dog"]) == "first build of compile_model/unet"
     reason = bake(["a cat", "a boat"])
     assert reason == "unet: prompt 2 changed; graph, settings as before"
-    assert f"building: {reason}" in caplog.text
+    assert f"building compile_model/unet: {reason}" in caplog.text
 
 
 # Placed

@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 from axbake.checkpoints.weights import read_description, read_shapes
-from axbake.families import COMPONENTS
 from axbake.graphs.interface import interface
 from axbake.runtime.session import EMULATOR, open_model, producer
 from tests import tiny
 from tests.workflow.matrix import config, embeddings, own_vae, row
-from tests.workflow.project import REPORT, ROOT, ROW, Project
+from tests.workflow.project import COMPONENTS, REPORT, ROOT, ROW, Project
 
 # Rules below the compiled models
 AFTER = {"simulate": 1, "attribute_error": 1, "write_report": 1}

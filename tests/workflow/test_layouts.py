@@ -23,13 +23,12 @@ from axbake.bundles.writing import write_bundle
 from axbake.drawing.distance import psnr
 from axbake.drawing.prompts import CLIP
 from axbake.drawing.schedule import derive_schedule
-from axbake.families import COMPONENTS
 from axbake.graphs.interface import PROGRAMS
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_model
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import Models, draw
-from tests.workflow.project import ROW
+from tests.workflow.project import COMPONENTS, ROW
 
 ROW_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"
 DRAWING = ("model", "prompt", "negative_prompt", "scheduler")

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-from axbake.families import COMPONENTS
 from axbake.pages.overview import write_overview
 from axbake.pages.report import write_report
-from tests.workflow.project import REPORT, ROW
+from tests.workflow.project import COMPONENTS, REPORT, ROW
 
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 HOSTILE = (

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +16,8 @@ from axbake.families import FAMILIES
 from axbake.host import chosen_precision
 from axbake.jobs.code import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
-<<<<<<< HEAD
-from axbake.model import Model
-from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses
-=======
 from axbake.model import Model, family_of
-from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses, as_files
->>>>>>> tests1
+from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
 from axbake.sources import COLUMNS
 from axbake.table import check_config, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch
@@ -78,7 +74,12 @@ def with_signature(function):
     return function
 
 
-ALL = {"graph": lambda family: [graph for one in family.components for graph in addresses(one)]}
+def graphs_of(family, *roles):
+    """Addresses of all graphs of a family's components, of *roles* or of all."""
+    return [graph for one in family.components if one.role in (roles or ROLES) for graph in addresses(one)]
+
+
+ALL = {"graph": graphs_of, "latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
 ALL |= {"component": lambda family: family.names, TEXT: lambda family: [one.name for one in family.text_encoders]}
 ONE = {role: lambda family, role=role: family.of_role(role).name for role in (DENOISER, ENCODER, DECODER)}
 PLACES = {}  # (family, component or None, patterns) -> by name, pattern or patterns with {model} alone; filled in as rules ask
@@ -87,8 +88,9 @@ PLACES = {}  # (family, component or None, patterns) -> by name, pattern or patt
 def files(settings=None, **patterns):
     """Input function: a job's settings file, and files by name.
 
-    In a pattern {graph} stands for each graph of the model, or of the job's component, {component} for each component, {text} for each
-    text encoder, {denoiser}, {encoder} and {decoder} for the component of that role.
+    In a pattern {graph} stands for each graph of the model, or of the job's component, {latent_graph} for each that has a part in
+    drawing a latent, {component} for each component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component
+    of that role.
     """
 
     def by_name(model, wildcards):

@@ -244,6 +244,7 @@ def simulate_steps(model, wildcards):
     family = model.family
     encoder, _ = family.autoencoder
     drawn = {"picture": model.picture, "drawn": model.drawn}
+    seen = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
     tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
     return [
         step(
@@ -260,9 +261,14 @@ def simulate_steps(model, wildcards):
         ),
         step(
             "axbake.calibration.held_out.check_calibration",
-            values=lambda *_: drawn | {"prompts": model.row["calibration_prompts"]},
+            values=lambda *_: {
+                "picture": model.picture,
+                "drawn": replace(model.drawn, parts=seen),
+                "prompts": model.row["calibration_prompts"],
+            },
             tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
             data=["resources/clip"],
+            names={"graphs": "seen_graphs", "tensors": "seen_tensors"},
         ),
     ]
 
