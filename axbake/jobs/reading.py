@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from axbake.jobs.definitions import ANY, Module, Place, chain_of, classes, free, is_text, is_type_checking, loaded
-from axbake.jobs.speech import FIELDS, Names, Speech, does_more
+from axbake.jobs.speech import FIELDS, REPORTERS, Names, Speech, does_more
 
 #: What finds code, docstrings or annotations by other means than names.
 REFUSED = {"eval", "exec", "globals", "locals", "__import__"}
@@ -213,7 +213,7 @@ class _Reader:
         if not outer:
             self.speech = Speech(self.names, node, full=self.full, is_method=self.in_class)
             self.unsaid |= self.speech.unsaid
-            self.hears |= self.speech.hears
+            self.hears |= set() if f"{self.module.name}.{node.name}" in REPORTERS else self.speech.hears
             self.makes |= self.speech.makes
         self.names.stored.add(node.name)
         self.words += (type(node).__name__, node.name)
@@ -236,6 +236,8 @@ class _Reader:
         for name, place in self.module.origins(node):
             self.words += (name, place.module, place.name)
             self.names.imports.setdefault(name, []).append(place)
+            if self.in_class and not self.speech:  # an attribute of the class, read by any name
+                self.chains.add(name)
 
     def _annotated(self, node: ast.AnnAssign) -> None:
         self.words.append("AnnAssign")

@@ -20,6 +20,12 @@ from axbake.jobs.definitions import (
 SPEAKS = (
     "axbake.runtime.progress",  # logs how far a piece of work is; what it gives back does nothing but that
 )
+#: Functions that catch an error, look into its text, and only report it: their job fails, so the text gets into no result.
+REPORTERS = (
+    "axbake.checkpoints.pickles.main",  # to the process that started this one, which raises it again
+    "axbake.emulator.__main__.main",  # on stderr, and ends with status 1
+    "axbake.emulator.build.build",  # in the build_context.json of a build that failed, and raises it again
+)
 #: What a logger is asked for, that leaves a line in the log and nothing else.
 LOGS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 #: Errors whose arguments are no text: an exit status, what a generator returns.
