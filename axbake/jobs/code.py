@@ -80,13 +80,19 @@ class Part:
         ordered: list[str] = []
         loose: list[str] = []
         for index in sorted(self.readings):
-            (loose if _is_plain(self.module.statements[index]) else ordered).append(self.readings[index].digest)
+            is_loose = _is_plain(self.module.statements[index]) and self._is_alone(index)
+            (loose if is_loose else ordered).append(self.readings[index].digest)
         origins = {origin for reading in self.readings.values() for origin in reading.origins}
         text = "\n".join([*ordered, "", *sorted(loose), "", *sorted(origins)])
         return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
+    def _is_alone(self, index: int) -> bool:
+        """Whether no other statement binds a name that *index* binds."""
+        return all(len(self.module.bound[name]) == 1 for name in self.module.names[index])
+
 
 def _is_plain(statement: ast.stmt) -> bool:
+    """Whether *statement* is a function that computes nothing when it is defined."""
     if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) or statement.decorator_list:
         return False
     defaults = [*statement.args.defaults, *statement.args.kw_defaults]

@@ -16,7 +16,10 @@ REFUSED_ATTRIBUTES = {
     *("get_type_hints", "get_annotations", "getsource", "getdoc"),
 }
 #: What gives the text of an error without `except … as`.
-LISTENING = {"exc_info", "format_exc", "format_exception", "TracebackException", "__cause__", "__context__"}
+LISTENING = {
+    *("exc_info", "exception", "TracebackException", "__cause__", "__context__"),
+    *("format_exc", "format_exception", "print_exc", "print_exception"),
+}
 #: Parts of annotations that a dataclass reads.
 NO_FIELDS = {"ClassVar", "InitVar", "KW_ONLY"}
 

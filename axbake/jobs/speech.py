@@ -133,6 +133,7 @@ SPOKEN: Use = ("spoken", "")  # in the text of an error, or a log line
 TRUTH: Use = ("truth", "")  # to see whether there is anything in it
 LENGTH: Use = ("length", "")  # to see how much
 BUILT: Use = ("built", "")  # to add to it
+SHARED: Use = ("shared", "")  # in another place too, since its value is not new
 THROWN: Use = ("thrown", "")  # a function, to raise what it returns
 
 
@@ -168,8 +169,8 @@ class Speech:
         self._full = full  # whether the texts of errors count
         self._reads: dict[str, set[Use]] = {}
         self._values: dict[str, list[ast.expr]] = {}  # what a variable is given, or is added to it
-        self._lists: dict[str, bool] = {}  # variable -> whether it is a list, as long whatever texts are in it
-        self._elsewhere: set[str] = set()  # names that are bound in another way than by `name = …`
+        self._given: set[str] = set()  # names that are bound by `name = …`
+        self._elsewhere: set[str] = set()  # names that are bound in another way
         self._inner: dict[str, list[str]] = {}  # function within -> its parameters
         self._handlers: list[ast.ExceptHandler] = []
         self._calls: list[tuple[ast.Call, Use]] = []  # of errors' classes
@@ -412,18 +413,14 @@ class Speech:
     def _give(self, name: str, value: ast.expr) -> None:
         """*name* gets a *value*. What it shares with others, it may not be added to."""
         self._names.stored.add(name)
-        if self._in_class:
-            self._elsewhere.add(name)
+        (self._elsewhere if self._in_class else self._given).add(name)
         if not _is_fresh(value):
-            self._read(name, ("shared", ""))
-        self._lists.setdefault(name, True)
+            self._read(name, SHARED)
         self._add(name, value, element=False)
 
     def _add(self, name: str, value: ast.expr, *, element: bool) -> None:
         """*value* becomes part of that of *name*; *element*: as one element of a list."""
         self._values.setdefault(name, []).append(ast.List([value], ast.Load()) if element else value)
-        if name in self._lists and not element and not _is_list(value) and any(True for _ in texts(value, wide=True)):
-            self._lists[name] = False
         self._part(value, name, element)
 
     def _part(self, node: ast.expr, name: str, element: bool) -> None:
@@ -454,16 +451,16 @@ class Speech:
 
     def _decide(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         """Take for granted that all speak, then take away who does not, until nothing changes."""
-        speaks = self._lists.keys() - self._elsewhere
+        speaks = self._given - self._elsewhere
         gathers = set(speaks)
         thrown = {name for name in self._inner if self._reads.get(name, set()) <= {THROWN}}
         takers = set(thrown)
 
         def is_quiet(name: str, *, gathering: bool = False) -> bool:
             uses = self._reads.get(name, set())
-            quiet = {"spoken", "shared"} if ("shared", "") in uses else {"spoken", "built"}
+            quiet = {"spoken", "shared"} if SHARED in uses else {"spoken", "built"}
             if gathering:
-                quiet |= {"truth", "length"} if self._lists[name] else {"truth"}
+                quiet |= {"truth", "length"} if LENGTH in uses and all(map(_is_long, self._values[name])) else {"truth"}
             return all(
                 kind in quiet
                 or (of in speaks and kind in ("used", "value"))
@@ -504,13 +501,13 @@ class Speech:
             self.unsaid |= self._raised
 
 
-def _is_list(node: ast.expr) -> bool:
-    """Whether an expression makes a list, as long whatever texts are in it."""
+def _is_long(node: ast.expr) -> bool:
+    """Whether an expression is as long whatever texts are in it: a list, or none of its texts are in this function."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _is_list(node.left) and _is_list(node.right)
+        return _is_long(node.left) and _is_long(node.right)
     if isinstance(node, ast.IfExp):
-        return _is_list(node.body) and _is_list(node.orelse)
-    return isinstance(node, ast.List | ast.ListComp)
+        return _is_long(node.body) and _is_long(node.orelse)
+    return isinstance(node, ast.List | ast.ListComp) or not any(True for _ in texts(node, wide=True))
 
 
 def _is_fresh(node: ast.expr) -> bool:

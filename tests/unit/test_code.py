@@ -210,6 +210,11 @@ REAL_CHANGES = {
     "an argument's name": ("steps=", "times=", "def run(f):\n    return f(steps=1)"),
     "an async function": ("return 1", "return 2", "async def f():\n    return 1\ndef run():\n    return f"),
     "order of statements": ("f()\n    g()", "g()\n    f()", "def run(f, g):\n    f()\n    g()"),
+    "a function defined twice": (
+        "def f():\n    return 1\ndef f():\n    return 2",
+        "def f():\n    return 2\ndef f():\n    return 1",
+        "def f():\n    return 1\ndef f():\n    return 2\ndef run():\n    return f()",
+    ),
     "a rebound name": (
         "A = 1\nB = A\nA = 2",
         "A = 1\nA = 2\nB = A",
@@ -504,6 +509,12 @@ TEXTS_THAT_COUNT = {
             except ValueError:
                 return sys.exc_info()[1].args
         """,
+    "asked of a task": """
+        def check():
+            raise ValueError("a word")
+        def run(pool):
+            return str(pool.submit(check).exception())
+        """,
     "gathered and caught": """
         def run(path):
             try:
@@ -592,6 +603,14 @@ TEXTS_THAT_COUNT = {
             fault = f"{names}a word"
             if len(fault) > 80:
                 raise ValueError(fault)
+        """,
+    "in a list whose length is asked, letter by letter": """
+        def run(names):
+            while names:
+                faults += "a word"
+                faults = []
+                if len(faults) > 3:
+                    raise ValueError(faults)
         """,
     "that is compared": """
         def run(names):
