@@ -1,6 +1,7 @@
 """What in a function only speaks to people, and so cannot change a result: log lines, progress, texts of errors."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,12 @@ def does_more(call: ast.Call) -> bool:
     return any(isinstance(node, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom) for node in ast.walk(call))
 
 
+@functools.cache
+def _speaking(module: Module) -> frozenset[str]:
+    """Names that a module imports from those that only speak."""
+    return frozenset(name for name in module.imports if any(p.module in SPEAKS for p in module.define(name, [])))
+
+
 class Names:
     """What names mean in one statement of a module.
 
@@ -59,7 +66,7 @@ class Names:
         self.module = module
         self.imports: dict[str, list[Place]] = {}
         self.stored: set[str] = set()
-        self._speakers = self._find_speakers(statement) if module.loads & {*SPEAKS} else set()
+        self._speakers = self._find_speakers(statement) if _speaking(module) else set()
 
     def _find_speakers(self, statement: ast.stmt) -> set[str]:
         """Names that are given what `SPEAKS` makes, and never anything else: `tell`, `self.tell`."""
@@ -96,7 +103,7 @@ class Names:
         """Whether a function is of a module that only speaks."""
         chain = chain_of(function) or ""
         root = chain.partition(".")[0]
-        if root not in self.module.imports and root not in self.imports:
+        if root not in _speaking(self.module) and root not in self.imports:
             return False
         places = list(self.module.follow(chain, self.imports))
         return bool(places) and all(place.module in SPEAKS for place in places)

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dis
 import functools
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -1174,6 +1176,38 @@ def may_only_speak(statement, errors):
         elif isinstance(node, ast.Assert) and node.msg:
             parts.append(node.msg)
     return {id(inner) for part in parts for inner in ast.walk(part)}
+
+
+SPEAKING = {"progress", "logger"}
+
+
+def loaded_names(code_object):
+    """Names that a code object, or one within, looks up in its module or among the builtins."""
+    own = {each.argval for each in dis.get_instructions(code_object) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [each for each in code_object.co_consts if isinstance(each, types.CodeType)]
+    return own.union(*map(loaded_names, inner))
+
+
+def test_every_name_that_pythons_own_compiler_looks_up_is_reached():
+    errors, reached, missed, number = errors_of_the_package(), symbols_of(*FUNCTIONS), [], 0
+    for name, names in reached.items():
+        tree = ast.parse(definitions.file_of(name).read_text())
+        for statement in tree.body:
+            own = set(definitions.bound(statement))
+            if not own & set(names) or not isinstance(statement, ast.FunctionDef | ast.ClassDef):
+                continue
+            spoken = may_only_speak(statement, errors)
+            outside = {each.id for each in ast.walk(statement) if isinstance(each, ast.Name) and id(each) not in spoken}
+            compiled = compile(ast.Module([statement], []), name, "exec")
+            for looked_up in loaded_names(compiled) & outside:
+                number += 1
+                for place in definitions.module_of(name).define(looked_up, []) if looked_up not in SPEAKING else ():
+                    known = place.module in (*SPEAKS, "") or not place.name
+                    if not known and place.name not in reached.get(place.module, ()):
+                        missed.append(f"{name}.{own}: {place}")
+
+    assert missed == []
+    assert number > 3000
 
 
 def another(node):
