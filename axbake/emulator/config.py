@@ -66,12 +66,15 @@ WITHOUT_EFFECT = {
 HASH_COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|//[^\n]*|/\*.*?\*/)|\#""", re.DOTALL)
 
 
-class ConfigError(AxbakeError):
+class Pulsar2ConfigError(AxbakeError):
     """The configuration does not fit Pulsar2's documentation; the text lists every fault."""
 
 
-class NotEmulatedError(ConfigError):
+class NotEmulatedError(Pulsar2ConfigError):
     """The configuration asks for something that Pulsar2 does and the emulator does not."""
+
+
+ConfigError = Pulsar2ConfigError  # until `axbake.toolchain.build_config` says it by its name
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,13 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); `--config` wants a JSON file") from error
+        raise Pulsar2ConfigError(f"{path}: cannot be read ({error}); `--config` wants a JSON file") from error
     try:
         values = json5.loads(HASH_COMMENT.sub(lambda match: match[1] or "//", text), allow_duplicate_keys=False)
     except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON: {error}") from error
+        raise Pulsar2ConfigError(f"{path}: is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds a {type(values).__name__}, wanted an object of {ROOT}")
+        raise Pulsar2ConfigError(f"{path}: holds a {type(values).__name__}, wanted an object of {ROOT}")
     return values
 
 
@@ -170,12 +173,12 @@ def build_config(values: Mapping[str, Any]) -> BuildConfig:
     """The configuration that *values* describe.
 
     Raises:
-        ConfigError: with all faults at once, if anything does not fit the documentation.
+        Pulsar2ConfigError: with all faults at once, if anything does not fit the documentation.
         NotEmulatedError: with all of them at once, if something is set that the emulator does not do.
     """
     faults = problems(values) or combination_problems(values) + _value_faults(values)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Pulsar2ConfigError("\n".join(faults))
     refused = [
         f"{path}: the emulator does not do {value!r}; leave it out or use the real Pulsar2"
         for path, field, value in settings(values)
@@ -324,7 +327,7 @@ def entry_for(entries: tuple[Entry, ...], name: str) -> Entry | None:
 
 
 def check_input_names(config: BuildConfig, inputs: tuple[str, ...]) -> None:
-    """Raise ConfigError unless every entry names an input of the model, and every input has calibration data."""
+    """Raise Pulsar2ConfigError unless every entry names an input of the model, and every input has calibration data."""
     entries = [("quant.input_configs", entry.tensor_name) for entry in config.inputs]
     entries += [("input_processors", entry.tensor_name) for entry in config.processors]
     faults = [
@@ -338,4 +341,4 @@ def check_input_names(config: BuildConfig, inputs: tuple[str, ...]) -> None:
         if entry_for(config.inputs, name) is None
     ]
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Pulsar2ConfigError("\n".join(faults))

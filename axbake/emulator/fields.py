@@ -10,16 +10,19 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
 
 TEXT, INTEGER, NUMBER, SWITCH, ENUM, STRUCT = "text", "integer", "number", "switch", "enum", "object"
-PYTHON_TYPES: dict[str, tuple[type, ...]] = {
-    TEXT: (str,),
-    INTEGER: (int,),
-    NUMBER: (int, float),
-    ENUM: (str,),
-    STRUCT: (dict,),
+# JSON Schema's name of each kind, and what a message calls it.
+TYPES = {
+    TEXT: ("string", "a text"),
+    INTEGER: ("integer", "an integer"),
+    NUMBER: ("number", "a number"),
+    SWITCH: ("boolean", "true or false"),
+    STRUCT: ("object", "an object"),
 }
-WANTED = {TEXT: "a text", INTEGER: "an integer", NUMBER: "a number", SWITCH: "true or false", STRUCT: "an object"}
 
 
 @dataclass(frozen=True)
@@ -251,25 +254,10 @@ def settings(values: Mapping[str, object], message: str = ROOT, path: str = "") 
             yield from settings(value, field.kind, f"{here}.")  # type: ignore[arg-type]
 
 
-def problems(values: object, message: str = ROOT, path: str = "") -> list[str]:
+def problems(values: object) -> list[str]:
     """What of *values* does not fit the documentation: a sentence a fault, with its path in the configuration."""
-    if not isinstance(values, dict):
-        return [f"{path.rstrip('.') or 'the configuration'}: found {values!r}, wanted an object of {message}"]
-    found: list[str] = []
-    fields = MESSAGES[message]
-    for name, value in values.items():
-        if name in fields:
-            found += _value_problems(fields[name], value, f"{path}{name}")
-            continue
-        places = homes(name)
-        hint = f"; it belongs into {' or '.join(places)}" if places else nearest(name, fields)
-        found.append(f"{path}{name}: {message} has no such field{hint}")
-    found += [
-        f"{path}{name}: missing, and required"
-        for name, field in fields.items()
-        if field.required and name not in values
-    ]
-    return found + (_layer_problems(values, path) if message == "LayerConfig" else [])
+    found = (fault for error in _CHECKER.iter_errors(values) for fault in _sentences(error))
+    return list(dict.fromkeys(found))  # jsonschema has one error for each missing field, and each names all of them
 
 
 def combination_problems(values: Mapping[str, object]) -> list[str]:
@@ -287,43 +275,88 @@ def combination_problems(values: Mapping[str, object]) -> list[str]:
     return found
 
 
-def _value_problems(field: Field, value: object, path: str) -> list[str]:
-    if not field.repeated:
-        return _single_problems(field, value, path)
-    if not isinstance(value, list):
-        return [f"{path}: found {value!r}, wanted a list"]
-    return [fault for index, item in enumerate(value) for fault in _single_problems(field, item, f"{path}[{index}]")]
+def _message_schema(message: str) -> dict[str, Any]:
+    fields = MESSAGES[message]
+    return {
+        "title": message,
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: _field_schema(field) for name, field in fields.items()},
+        "required": [name for name, field in fields.items() if field.required],
+        "oneSelector": message == "LayerConfig",
+    }
 
 
-def _single_problems(field: Field, value: object, path: str) -> list[str]:
-    if field.kind in MESSAGES:
-        return problems(value, field.kind, f"{path}.")
-    if field.kind == SWITCH:
-        fits = isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
-    else:
-        fits = isinstance(value, PYTHON_TYPES[field.kind]) and not isinstance(value, bool)
-    if field.options and value not in field.options:
-        return [f"{path}: found {value!r}, wanted one of {', '.join(field.options)}{_meant(str(value), field.options)}"]
-    if not fits or (isinstance(value, float) and not math.isfinite(value)):
-        return [f"{path}: found {value!r}, wanted {WANTED[field.kind]}"]
-    return []
+def _field_schema(field: Field) -> dict[str, Any]:
+    one: dict[str, Any] = {"$ref": f"#/$defs/{field.kind}"}
+    if field.kind == ENUM:
+        one = {"enum": list(field.options)}
+    elif field.kind in TYPES:
+        one = {"type": TYPES[field.kind][0]}
+    return {"type": "array", "items": one} if field.repeated else one
+
+
+def _one_selector(
+    _: object, applies: bool, values: object, schema: Mapping[str, Any]
+) -> Iterator[jsonschema.ValidationError]:
+    """A layer_configs entry names its layers in exactly one way."""
+    if not applies or not isinstance(values, dict):
+        return
+    named = [name for name in LAYER_SELECTORS if values.get(name)]
+    start, end = (bool(values.get(name)) for name in ("start_tensor_names", "end_tensor_names"))
+    if start != end:
+        yield jsonschema.ValidationError(
+            "start_tensor_names and end_tensor_names: one is set without the other; set both (`DEFAULT`)"
+        )
+    elif len(named) + start != 1:
+        found = ", ".join(named + ["start_tensor_names/end_tensor_names"] * start) or "none"
+        wanted = f"exactly one of {', '.join(LAYER_SELECTORS)} and start_tensor_names/end_tensor_names"
+        yield jsonschema.ValidationError(f"found {found}, wanted {wanted}")
+
+
+_DRAFT = jsonschema.Draft202012Validator
+_CHECKER = jsonschema.validators.extend(
+    _DRAFT,
+    {"oneSelector": _one_selector},
+    type_checker=_DRAFT.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),  # 32.0 is none
+            "number": lambda _, value: type(value) in (int, float) and math.isfinite(value),
+            "boolean": lambda _, value: isinstance(value, int) and value in (0, 1),
+        }
+    ),
+)({"$ref": f"#/$defs/{ROOT}", "$defs": {message: _message_schema(message) for message in MESSAGES}})
+
+
+def _sentences(error: jsonschema.ValidationError) -> Iterator[str]:
+    """A violation of the schema: the value, what was expected, what to do."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    value, wanted, title = error.instance, error.validator_value, error.schema.get("title", "")
+    match error.validator:
+        case "additionalProperties":
+            fields = MESSAGES[title]
+            for name in value:
+                if name not in fields:
+                    places = homes(name)
+                    hint = f"; it belongs into {' or '.join(places)}" if places else nearest(name, fields)
+                    yield f"{path}.{name}: {title} has no such field{hint}".lstrip(".")
+        case "required":
+            yield from (f"{path}.{name}: missing, and required".lstrip(".") for name in wanted if name not in value)
+        case "enum":
+            yield f"{path}: found {value!r}, wanted one of {', '.join(wanted)}{_meant(str(value), tuple(wanted))}"
+        case "type" if wanted == "array":
+            hint = f"; write {[value]!r}" if isinstance(value, str | float | int) else ""
+            yield f"{path}: found {value!r}, wanted a list{hint}"
+        case "type":
+            sentence = next(text for name, text in TYPES.values() if name == wanted)
+            yield (
+                f"{path or 'the configuration'}: found {value!r}, wanted {sentence}{f' of {title}' if title else ''}"
+            )
+        case _:
+            yield f"{path}: {error.message}"
 
 
 def _meant(value: str, options: tuple[str, ...]) -> str:
     folded = {option.lower(): option for option in options}
     close = difflib.get_close_matches(value.lower(), list(folded), n=1)
     return f"; did you mean `{folded[close[0]]}`?" if close else ""
-
-
-def _layer_problems(values: Mapping[str, object], path: str) -> list[str]:
-    """A layer_configs entry names its layers in exactly one way."""
-    named = [name for name in LAYER_SELECTORS if values.get(name)]
-    ends = [bool(values.get(name)) for name in ("start_tensor_names", "end_tensor_names")]
-    if ends[0] != ends[1]:
-        return [f"{path}start_tensor_names and end_tensor_names: one is set without the other; set both (`DEFAULT`)"]
-    ways = len(named) + ends[0]
-    if ways != 1:
-        found = ", ".join(named + ["start_tensor_names/end_tensor_names"] * ends[0]) or "none"
-        wanted = f"exactly one of {', '.join(LAYER_SELECTORS)} and start_tensor_names/end_tensor_names"
-        return [f"{path.rstrip('.')}: found {found}, wanted {wanted}"]
-    return []

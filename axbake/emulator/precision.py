@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto
 
-from axbake.emulator.config import ALL, ConfigError, LayerRule
+from axbake.emulator.config import ALL, LayerRule, Pulsar2ConfigError
 from axbake.emulator.fields import nearest
 from axbake.emulator.graph import Graph
 
@@ -33,7 +33,7 @@ def resolve_precision(graph: Graph, rules: tuple[LayerRule, ...]) -> tuple[Preci
     """The data types of each node of *graph*, in its order."""
     faults = [fault for rule in rules for fault in _unknown_names(graph, rule)]
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Pulsar2ConfigError("\n".join(faults))
     subgraphs = {rule.path: _between(graph, rule) for rule in rules if rule.start_tensors}
     found = []
     for index, node in enumerate(graph.nodes):
@@ -44,7 +44,7 @@ def resolve_precision(graph: Graph, rules: tuple[LayerRule, ...]) -> tuple[Preci
             faults.append(f"{_title(node)}: data_type FP32 is not possible for {node.op_type}; use U16 or S16")
         found.append(precision)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Pulsar2ConfigError("\n".join(faults))
     return tuple(found)
 
 

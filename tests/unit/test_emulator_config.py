@@ -12,8 +12,8 @@ from axbake.emulator.config import (
     EMULATED,
     WITHOUT_EFFECT,
     BuildConfig,
-    ConfigError,
     NotEmulatedError,
+    Pulsar2ConfigError,
     build_config,
     check_input_names,
     merged,
@@ -31,7 +31,7 @@ def values(quant=(), **top):
 
 
 def faults(configuration):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Pulsar2ConfigError) as caught:
         build_config(configuration)
     return str(caught.value).splitlines()
 
@@ -60,7 +60,7 @@ def test_comments_and_trailing_commas_are_read(tmp_path):
 @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "holds a list"), ('{"a":1,"a":2}', "JSON")])
 def test_a_file_that_is_no_object_is_refused(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(Pulsar2ConfigError, match=message):
         read_config(tmp_path / "config.json")
 
 
@@ -97,6 +97,14 @@ def test_all_faults_are_told_at_once_with_path_and_nearest_name():
         (values(quant={"precision_analysis": "yes"}), "quant.precision_analysis: found 'yes', wanted true or false"),
         (values(quant={"check": 1.5}), "quant.check: found 1.5, wanted an integer"),
         (values(quant={"finetune_lr": float("nan")}), "quant.finetune_lr: found nan, wanted a number"),
+        (values(quant={"check": True}), "quant.check: found True, wanted an integer"),
+        (values(quant={"precision_analysis": 2}), "quant.precision_analysis: found 2, wanted true or false"),
+        (
+            values(compiler={"sub_configs": [{"chek": 1}]}),
+            "compiler.sub_configs[0].chek: CompilerConfig has no such field",
+        ),
+        (values(compiler={"check_tensor_black_list": "a"}), "found 'a', wanted a list; write ['a']"),
+        (values(op_processors=[{"op_name": "a", "attrs": []}]), "op_processors[0].attrs: found [], wanted an object"),
         (values(quant={"input_configs": INPUT}), "wanted a list"),
         (values(quant={"input_configs": ["x"]}), "quant.input_configs[0]: found 'x', wanted an object"),
         (values(quant={"input_configs": []}), "quant.input_configs: missing"),
@@ -181,6 +189,10 @@ def test_every_field_with_a_stance_is_documented():
     assert not EMULATED & WITHOUT_EFFECT
 
 
+def test_each_missing_field_is_told_once():
+    assert problems({}) == ["input: missing, and required", "output_dir: missing, and required"]
+
+
 def test_methods_that_exclude_each_other_are_told():
     quant = {"enable_brecq": True, "enable_lsq": True}
     assert problems(values(quant=quant)) == []
@@ -209,7 +221,7 @@ def test_an_unknown_flag_ends_the_program(capsys):
 
 def test_inputs_that_the_model_has_not_are_named():
     config = build_config(values(quant={"input_configs": [INPUT | {"tensor_name": "smaple"}]}))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Pulsar2ConfigError) as caught:
         check_input_names(config, ("sample",))
     assert str(caught.value).splitlines() == [
         "quant.input_configs: the model has no input `smaple`; did you mean `sample`?",
@@ -243,7 +255,7 @@ def graph(tmp_path):
 )
 def test_layer_configs_that_fit_no_layer_are_refused(graph, layer, message):
     config = build_config(values(quant={"layer_configs": [layer]}))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Pulsar2ConfigError) as caught:
         resolve_precision(graph, config.layers)
     assert message in str(caught.value)
 
