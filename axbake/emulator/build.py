@@ -21,6 +21,7 @@ from axbake.emulator.config import (
     BuildConfig,
     build_config,
     check_input_names,
+    check_input_shapes,
     entry_for,
     merged,
     read_config,
@@ -50,6 +51,7 @@ SOURCE_TYPES = {
     "FP16": TensorProto.FLOAT16,
     "FP32": TensorProto.FLOAT,
 }
+LAYOUTS = {"NHWC": (0, 2, 3, 1), "NCHW": (0, 3, 1, 2)}  # axes of the other one, in the order of this
 TYPE_NAMES = {number: name for name, number in SOURCE_TYPES.items()} | {
     TensorProto.INT64: "S64",
     TensorProto.BOOL: "BOOL",
@@ -94,11 +96,12 @@ def build(config_file: Path | None, flags: Mapping[str, Any]) -> None:
 
 def _build(config: BuildConfig) -> dict[str, Any]:
     """Build, and give what `build_context.json` says of it."""
-    for path in config.without_effect:
-        log.info("%s: accepted, without effect on an emulated model", path)
+    for note in config.notes:
+        log.info("%s", note)
     log.info("Building onnx")
     graph = load_graph(config.input, config.simplify)
     check_input_names(config, tuple(spec.name for spec in graph.inputs))
+    check_input_shapes(config, {spec.name: spec.shape for spec in graph.inputs})
     precision = resolve_precision(graph, config.layers)
     for kind in unmatched_op_types(graph, config.layers):
         log.info("quant.layer_configs: op_type %s matches no node of this model", kind)
@@ -212,21 +215,31 @@ def _run_time_input(config: BuildConfig, spec: TensorSpec, quantiser: Quantiser)
         inner = quantiser.fresh(f"{spec.name}/cast")
         quantiser.nodes.append(helper.make_node("Cast", [name], [inner], to=own))
         name = inner
+    shape = spec.shape
+    if processor and processor.src_layout != processor.tensor_layout and len(shape) == 4:
+        # Only NCHW and NHWC are emulated, so each is made of the other.
+        order = LAYOUTS[processor.src_layout]
+        shape = tuple(shape[axis] for axis in order)
+        inner = quantiser.fresh(f"{spec.name}/transposed")
+        back = [order.index(axis) for axis in range(4)]
+        quantiser.nodes.append(helper.make_node("Transpose", [name], [inner], perm=back))
+        name = inner
     mean = (processor.mean if processor else None) or (calibration.mean if calibration else ())
     std = (processor.std if processor else None) or (calibration.std if calibration else ())
     if own == TensorProto.FLOAT:
-        name = _normalised(spec, name, mean, std, quantiser)
+        axis = 3 if processor and processor.tensor_layout == "NHWC" and len(spec.shape) == 4 else 1
+        name = _normalised(spec, name, mean, std, axis, quantiser)
     elif any(mean) or any(value != 1 for value in std):
         raise GraphError(f"{spec.name}: mean {list(mean)}, std {list(std)}: wanted none for an input of {spec.dtype}")
     if name != spec.name:
         quantiser.rename_input(spec.name, name)
-    return helper.make_tensor_value_info(spec.name, source, spec.shape)
+    return helper.make_tensor_value_info(spec.name, source, shape)
 
 
 def _normalised(
-    spec: TensorSpec, name: str, mean: tuple[float, ...], std: tuple[float, ...], quantiser: Quantiser
+    spec: TensorSpec, name: str, mean: tuple[float, ...], std: tuple[float, ...], axis: int, quantiser: Quantiser
 ) -> str:
-    """Add (x - mean) / std for each channel, the second axis; the result's name."""
+    """Add (x - mean) / std for each channel, along *axis*; the result's name."""
     for kind, values, resting in (("Sub", mean, 0.0), ("Div", std, 1.0)):
         if all(value == resting for value in values):
             continue
@@ -235,7 +248,7 @@ def _normalised(
                 f"{spec.name}: shape {list(spec.shape)} has no channels for mean {list(mean)}, std {list(std)}"
             )
         constant, inner = quantiser.fresh(f"{spec.name}/{kind.lower()}"), quantiser.fresh(f"{spec.name}/{kind}")
-        channels = per_channel(values, spec.shape[1], resting).reshape(1, -1, *(1 for _ in spec.shape[2:]))
+        channels = per_channel(values, spec.shape[axis], resting).reshape(1, -1, *(1 for _ in spec.shape[axis + 1 :]))
         quantiser.writer.add(constant, channels.astype(np.float32))
         quantiser.nodes.append(helper.make_node(kind, [name, constant], [inner]))
         name = inner

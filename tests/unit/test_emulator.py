@@ -276,6 +276,38 @@ def test_the_compiled_model_normalises_pixels_itself(matmul):
     assert np.abs(outputs(normalising, x=samples[0]["x"] * np.float32(0.5) + 2)[0] - plain).max() < 1e-3
 
 
+def test_a_mean_of_plain_arrays_normalises_the_run_times_input_alone(matmul):
+    directory, _, samples = matmul
+    plain = outputs(build(directory), **samples[0])[0]
+    entry = {"tensor_name": "DEFAULT", "calibration_dataset": str(directory / "samples.tar"), "calibration_size": -1}
+    entry |= {"calibration_format": "NumpyObject", "calibration_mean": [2], "calibration_std": [0.5]}
+    normalising = build(directory, quant={"input_configs": [entry]})
+    assert np.abs(outputs(normalising, x=samples[0]["x"] * np.float32(0.5) + 2)[0] - plain).max() < 1e-3
+    nothing = build(directory, quant={"input_configs": [entry | {"calibration_mean": [0], "calibration_std": [1]}]})
+    assert np.array_equal(outputs(nothing, **samples[0])[0], plain)
+
+
+@pytest.mark.parametrize(("model", "run_time"), [("NCHW", "NHWC"), ("NHWC", "NCHW"), ("NHWC", "NHWC")])
+def test_the_run_times_layout_is_turned_into_the_models_own(tmp_path, rng, model, run_time):
+    """`places` is different everywhere, so that an axis in the wrong place shows."""
+    shape = [1, 3, 4, 5] if model == "NCHW" else [1, 4, 5, 3]
+    places = rng.uniform(1, 2, shape).astype(np.float32)
+    node = helper.make_node("Mul", ["x", "places"], ["out"])
+    save(tmp_path / "net.onnx", [node], {"x": shape}, {"out": shape}, {"places": places})
+    x = rng.standard_normal(shape).astype(np.float32)
+    mean = np.float32([1, 2, 3])
+    layouts = {"tensor_layout": model, "src_layout": run_time}
+    processor = {"tensor_name": "x", **layouts, "mean": mean.tolist(), "std": [1, 1, 1]}
+    path = build(tmp_path, samples=[{"x": x}], input_processors=[processor])
+
+    pixels = x + (mean if model == "NHWC" else mean[:, None, None])
+    order = {"NCHWNHWC": (0, 2, 3, 1), "NHWCNCHW": (0, 3, 1, 2)}.get(model + run_time, (0, 1, 2, 3))
+    found = outputs(path, x=np.ascontiguousarray(pixels.transpose(order)))[0]
+    assert np.abs(found - x * places).max() < 1e-3
+    taken = [dim.dim_value for dim in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
+    assert taken == [shape[axis] for axis in order]
+
+
 def test_layer_name_goes_before_op_type_before_subgraph(tmp_path, rng):
     names = ["a", "b", "c", "d"]
     nodes = [
