@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from axbake import __version__
 from axbake.emulator import PRODUCER
+from axbake.emulator.calibration import Calibration, Span, calibrate
 from axbake.emulator.calibration_data import count_samples, per_channel, samples, sources
 from axbake.emulator.config import (
     BuildConfig,
@@ -30,7 +31,6 @@ from axbake.emulator.fields import MESSAGES
 from axbake.emulator.graph import Graph, GraphError, TensorSpec, load_graph
 from axbake.emulator.precision import Precision, resolve_precision, unmatched_op_types
 from axbake.emulator.quantize import DOMAIN, Quantiser, Record
-from axbake.emulator.ranges import record_ranges
 from axbake.emulator.writer import ModelWriter, written_beside
 
 log = logging.getLogger("axbake.emulator")
@@ -105,9 +105,9 @@ def _build(config: BuildConfig) -> dict[str, Any]:
     precision = resolve_precision(graph, config.layers)
     for kind in unmatched_op_types(graph, config.layers):
         log.info("quant.layer_configs: op_type %s matches no node of this model", kind)
-    ranges = _calibrate(config, graph)
+    found = _calibrate(config, graph)
     output = config.output_dir / config.output_name
-    outer, record = quantise_model(config, graph, ranges, precision, output)
+    outer, record = quantise_model(config, graph, found.observed, precision, output, found.clipped)
     log.info("Network Quantization Finished.")
     quant_dir = config.work_dir / "quant"
     _write_json(quant_dir / "quant_axmodel.json", asdict(record))
@@ -129,23 +129,26 @@ def _build(config: BuildConfig) -> dict[str, Any]:
     }
 
 
-def _calibrate(config: BuildConfig, graph: Graph) -> dict[str, tuple[float, float]]:
+def _calibrate(config: BuildConfig, graph: Graph) -> Calibration:
     found = sources(config, graph.inputs)
     total = count_samples(found)
     log.info("%d File(s) Loaded.", total)
     log.info("Quantization calibration will be executed on cpu")
-    return record_ranges(graph, samples(found), on_sample=_progress(total)).overall()
+    return calibrate(graph, config.calibration_method, lambda: samples(found), _progress(total))
 
 
-def _progress(total: int) -> Callable[[int], None]:
-    """Logs lines of the form that Pulsar2's progress bar has."""
-    begun = time.monotonic()
+def _progress(total: int) -> Callable[[int, int], None]:
+    """Logs lines of the form that Pulsar2's progress bar has, for the number of a pass and of its samples that are done."""
+    begun = {1: time.monotonic()}
 
-    def show(done: int) -> None:
-        spent = time.monotonic() - begun
+    def show(phase: int, done: int) -> None:
+        spent = time.monotonic() - begun[phase]
         left, bar = spent / done * (total - done), "█" * (10 * done // total)
         clock = f"{spent // 60:02.0f}:{spent % 60:02.0f}<{left // 60:02.0f}:{left % 60:02.0f}, {spent / done:5.2f}s/it"
-        log.info("Calibration Progress(Phase 1): %3d%%|%-10s| %d/%d [%s]", 100 * done // total, bar, done, total, clock)
+        share = 100 * done // total
+        log.info("Calibration Progress(Phase %d): %3d%%|%-10s| %d/%d [%s]", phase, share, bar, done, total, clock)
+        if done == total:
+            begun[phase + 1] = time.monotonic()
 
     return show
 
@@ -165,14 +168,20 @@ def _report(record: Record) -> None:
 def quantise_model(
     config: BuildConfig,
     graph: Graph,
-    ranges: Mapping[str, tuple[float, float]],
+    ranges: Mapping[str, Span],
     precision: tuple[Precision, ...],
     output: Path,
+    clipped: Mapping[tuple[str, int], Span] | None = None,
 ) -> tuple[onnx.GraphProto, Record]:
-    """Write the quantised *graph* to *output*; gives the written graph without its constants, and what was done."""
+    """Write the quantised *graph* to *output*; gives the written graph without its constants, and what was done.
+
+    Args:
+        ranges: of each float activation, as observed.
+        clipped: what a calibration method made narrower (`Calibration`).
+    """
     with tempfile.TemporaryFile(dir=config.work_dir) as spool, written_beside(output) as file:
         writer = ModelWriter(output, spool)
-        quantiser = Quantiser(graph, ranges, precision, config.conv_bias_data_type, writer)
+        quantiser = Quantiser(graph, Calibration(ranges, clipped or {}), precision, config.conv_bias_data_type, writer)
         inputs = [_run_time_input(config, spec, quantiser) for spec in graph.inputs]
         quantiser.run()
         inner = helper.make_graph(quantiser.nodes, graph.model.graph.name, inputs, list(graph.model.graph.output))

@@ -27,6 +27,7 @@ EMULATED = {
     "npu_mode",
     "input_shapes",  # that are the graph's own: `check_input_shapes`
     "onnx_opt.enable_onnxsim",
+    "quant.calibration_method",  # but KL
     "quant.conv_bias_data_type",
     "input_processors.tensor_name",
     "input_processors.tensor_format",
@@ -85,7 +86,6 @@ _PATCH = "it changes the graph; change it where it is exported"
 _BATCH = "its models have the graph's own batch size"
 REFUSED = {
     "model_type": "it takes float32 ONNX models only",
-    "quant.calibration_method": "it takes each tensor's smallest and largest value",
     "quant.highest_mix_precision": "which layers it makes finer is not documented",
     "quant.refine_weight_threshold": "what becomes of weights below it is not documented; -1 turns it off",
     "quant.enable_smooth_quant": "it moves no outliers",
@@ -105,6 +105,11 @@ REFUSED = {
     **{f"{place}op_processors.{name}": _PATCH for place in ("", "quant_") for name in MESSAGES["OpProcessor"]},
     **{f"compiler.{name}": "Pulsar2 takes it in compiler.sub_configs alone" for name in _OF_SUBGRAPHS},
     **{f"compiler.{place}{name}": _BATCH for place in ("", "sub_configs.") for name in _OF_BATCHES},
+}
+
+# Values of emulated fields that are refused.
+REFUSED_VALUES = {
+    ("quant.calibration_method", "KL"): "it is for symmetric encodings, and activations are not encoded so",
 }
 
 # Values of refused fields that change nothing, so that they are accepted.
@@ -187,6 +192,7 @@ class BuildConfig:
     target_hardware: str
     npu_mode: str
     simplify: bool
+    calibration_method: str  # MinMax, Percentile, MSE
     conv_bias_data_type: str  # S32, FP32
     inputs: tuple[InputCalibration, ...]
     layers: tuple[LayerRule, ...]
@@ -260,6 +266,7 @@ def build_config(values: Mapping[str, Any]) -> BuildConfig:
         target_hardware=values.get("target_hardware", "AX650"),
         npu_mode=values.get("npu_mode", "NPU1"),
         simplify=bool(values.get("onnx_opt", {}).get("enable_onnxsim", False)),
+        calibration_method=quant.get("calibration_method", "MinMax"),
         conv_bias_data_type=quant.get("conv_bias_data_type", "S32"),
         inputs=tuple(_input_calibration(entry) for entry in quant["input_configs"]),
         layers=tuple(_layer_rule(index, entry) for index, entry in enumerate(quant.get("layer_configs", []))),
@@ -277,6 +284,8 @@ def _refusal(setting: Setting) -> str | None:
         return None
     if setting.is_undocumented:
         return f"{said}, which Pulsar2's documentation does not have; leave it out or use the real Pulsar2"
+    if path in EMULATED and not setting.field.repeated and (path, setting.value) in REFUSED_VALUES:
+        return f"{said}: {REFUSED_VALUES[path, setting.value]}; leave it out or use the real Pulsar2"
     if path in EMULATED or (path in HARMLESS and HARMLESS[path](setting)):
         return None
     return f"{said}: {REFUSED[path]}; leave it out or use the real Pulsar2"

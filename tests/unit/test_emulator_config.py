@@ -334,11 +334,11 @@ def test_flags_override_the_file(tmp_path, capsys):
     }
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values()))
-    flags = ["--input", str(tmp_path / "no.onnx"), "--output_dir", str(tmp_path), "--quant.calibration_method", "MSE"]
+    flags = ["--input", str(tmp_path / "no.onnx"), "--output_dir", str(tmp_path), "--quant.calibration_method", "KL"]
     assert main(["build", "--config", str(path), *flags]) == 1
-    assert "quant.calibration_method: the emulator does not do 'MSE'" in capsys.readouterr().err
+    assert "quant.calibration_method: the emulator does not do 'KL'" in capsys.readouterr().err
     context = json.loads((tmp_path / "build_context.json").read_text())
-    assert context["cfg"]["quant"]["calibration_method"] == "MSE"
+    assert context["cfg"]["quant"]["calibration_method"] == "KL"
 
 
 def test_an_unknown_flag_ends_the_program(capsys):
