@@ -29,7 +29,7 @@ from axbake.emulator.config import (
 )
 from axbake.emulator.fields import MESSAGES
 from axbake.emulator.graph import Graph, GraphError, TensorSpec, load_graph
-from axbake.emulator.precision import Precision, resolve_precision, unmatched_op_types
+from axbake.emulator.precision import Precision, idle_output_types, resolve_precision, unmatched_op_types
 from axbake.emulator.quantize import DOMAIN, Quantiser, Record
 from axbake.emulator.writer import ModelWriter, written_beside
 
@@ -105,6 +105,8 @@ def _build(config: BuildConfig) -> dict[str, Any]:
     precision = resolve_precision(graph, config.layers)
     for kind in unmatched_op_types(graph, config.layers):
         log.info("quant.layer_configs: op_type %s matches no node of this model", kind)
+    for path in idle_output_types(graph, config.layers):
+        log.info("%s: without effect, since Pulsar2 takes it for Conv alone", path)
     found = _calibrate(config, graph)
     output = config.output_dir / config.output_name
     outer, record = quantise_model(config, graph, found.observed, precision, output, found.clipped)

@@ -242,11 +242,13 @@ class Quantiser:
         return (names[0], follower) if self.graph.constants[names[0]].size == channels else (None, index)
 
     def _only_reader(self, index: int) -> int | None:
-        """The one node that reads the result of node *index* at its precision, if there is only that one."""
+        """The one node that reads the result of node *index*, in the type of both, if there is only that one."""
         readers = self._readers.get(self._old[index].output[0], [])
-        if len(readers) != 1 or readers[0] < 0 or self.precision[readers[0]] != self.precision[index]:
+        if len(readers) != 1 or readers[0] < 0:
             return None
-        return readers[0]
+        own = self.precision[index]
+        same = own.data_type == own.output_data_type == self.precision[readers[0]].data_type
+        return readers[0] if same else None
 
     # Making
 
