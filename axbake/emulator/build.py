@@ -31,6 +31,7 @@ from axbake.emulator.fields import MESSAGES
 from axbake.emulator.graph import Graph, GraphError, TensorSpec, load_graph
 from axbake.emulator.precision import Precision, idle_output_types, resolve_precision, unmatched_op_types
 from axbake.emulator.quantize import DOMAIN, Quantiser, Record
+from axbake.emulator.smoothing import smooth
 from axbake.emulator.writer import ModelWriter, written_beside
 
 log = logging.getLogger("axbake.emulator")
@@ -107,12 +108,12 @@ def _build(config: BuildConfig) -> dict[str, Any]:
         log.info("quant.layer_configs: op_type %s matches no node of this model", kind)
     for path in idle_output_types(graph, config.layers):
         log.info("%s: without effect, since Pulsar2 takes it for Conv alone", path)
-    found = _calibrate(config, graph)
+    graph, smoothed, found = _calibrate(config, graph, precision)
     output = config.output_dir / config.output_name
     outer, record = quantise_model(config, graph, found.observed, precision, output, found.clipped)
     log.info("Network Quantization Finished.")
     quant_dir = config.work_dir / "quant"
-    _write_json(quant_dir / "quant_axmodel.json", asdict(record))
+    _write_json(quant_dir / "quant_axmodel.json", asdict(record) | ({"smoothed": smoothed} if smoothed else {}))
     _report(record)
     log.info("quant.axmodel export success: %s", output)
     log.info("fuse 1 subgraph(s)")
@@ -131,26 +132,41 @@ def _build(config: BuildConfig) -> dict[str, Any]:
     }
 
 
-def _calibrate(config: BuildConfig, graph: Graph) -> Calibration:
+def _calibrate(
+    config: BuildConfig, graph: Graph, precision: tuple[Precision, ...]
+) -> tuple[Graph, Mapping[str, Any], Calibration]:
+    """The graph to quantise, which of its activations were smoothed, and the ranges of all."""
     found = sources(config, graph.inputs)
     total = count_samples(found)
     log.info("%d File(s) Loaded.", total)
     log.info("Quantization calibration will be executed on cpu")
-    return calibrate(graph, config.calibration_method, lambda: samples(found), _progress(total))
+    show, before = _progress(total), 0
+    smoothed: Mapping[str, Any] = {}
+    if config.smoothing:
+        result = smooth(graph, samples(found), precision, config.smoothing, lambda done: show(1, done))
+        graph, smoothed, before = result.graph, result.tensors, 1
+        log.info("SmoothQuant: moved outliers of %d activations into the weights that read them", len(smoothed))
+    calibration = calibrate(
+        graph, config.calibration_method, lambda: samples(found), lambda phase, done: show(before + phase, done)
+    )
+    return graph, smoothed, calibration
 
 
 def _progress(total: int) -> Callable[[int, int], None]:
     """Logs lines of the form that Pulsar2's progress bar has, for the number of a pass and of its samples that are done."""
-    begun = {1: time.monotonic()}
+    current, begun = 1, time.monotonic()
+    last = begun
 
     def show(phase: int, done: int) -> None:
-        spent = time.monotonic() - begun[phase]
+        nonlocal current, begun, last
+        if phase != current:
+            current, begun = phase, last
+        last = time.monotonic()
+        spent = last - begun
         left, bar = spent / done * (total - done), "█" * (10 * done // total)
         clock = f"{spent // 60:02.0f}:{spent % 60:02.0f}<{left // 60:02.0f}:{left % 60:02.0f}, {spent / done:5.2f}s/it"
         share = 100 * done // total
         log.info("Calibration Progress(Phase %d): %3d%%|%-10s| %d/%d [%s]", phase, share, bar, done, total, clock)
-        if done == total:
-            begun[phase + 1] = time.monotonic()
 
     return show
 

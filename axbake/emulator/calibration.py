@@ -21,7 +21,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from axbake.emulator.encoding import INTEGERS, is_extreme
-from axbake.emulator.graph import Graph, GraphError
+from axbake.emulator.graph import Graph, GraphError, opset, shapes
 from axbake.emulator.ranges import Probe, bounds_of, float_activations, measured, record_ranges, sources
 
 Span = tuple[float, float]  # smallest and largest value
@@ -90,16 +90,15 @@ def _has_width(span: Span) -> bool:
 
 
 def _elements(graph: Graph) -> dict[str, int]:
-    """How many values each tensor has whose shape is known."""
-    values = [*graph.model.graph.input, *graph.model.graph.value_info, *graph.model.graph.output]
-    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
-    loose = [name for name in float_activations(graph) if not all(shapes.get(name, [0]))]
+    """How many values each float activation has."""
+    known = shapes(graph)
+    loose = [name for name in float_activations(graph) if not all(known.get(name, (0,)))]
     if loose:
         raise GraphError(
-            f"{loose[0]}: its shape cannot be inferred, and calibration_method Percentile and MSE count its values; "
-            "simplify the model where it is exported, or use MinMax"
+            f"{loose[0]}: its shape cannot be inferred, and calibration_method Percentile counts its values; simplify the "
+            "model where it is exported, or use another method"
         )
-    return {name: int(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
+    return {name: int(np.prod(shape, dtype=np.int64)) for name, shape in known.items()}
 
 
 def _tails_of(name: str, elements: int) -> Probe:
@@ -122,10 +121,9 @@ def _tails_of(name: str, elements: int) -> Probe:
 def _least_squares(
     graph: Graph, samples: Samples, observed: Mapping[str, Span], on_sample: Callable[[int], None]
 ) -> Calibration:
-    version = next(entry.version for entry in graph.model.opset_import if entry.domain in ("", "ai.onnx"))
-    if version < HISTOGRAM_OPSET:
+    if opset(graph) < HISTOGRAM_OPSET:
         raise GraphError(
-            f"calibration_method MSE: the model is of opset {version}, wanted {HISTOGRAM_OPSET} or later; export it again"
+            f"calibration_method MSE: the model is of opset {opset(graph)}, wanted {HISTOGRAM_OPSET} or later; export it again"
         )
     same = sources(graph)
     spans = {

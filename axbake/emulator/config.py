@@ -29,6 +29,9 @@ EMULATED = {
     "onnx_opt.enable_onnxsim",
     "quant.calibration_method",  # but KL
     "quant.conv_bias_data_type",
+    "quant.enable_smooth_quant",
+    "quant.smooth_quant_threshold",
+    "quant.smooth_quant_strength",
     "input_processors.tensor_name",
     "input_processors.tensor_format",
     "input_processors.tensor_layout",
@@ -60,8 +63,6 @@ WITHOUT_EFFECT = {
     # 32 bits are finer than the float32 in which the emulator computes a LayerNormalization's scale.
     "quant.ln_scale_data_type",
     # Parameters of methods that are refused themselves:
-    "quant.smooth_quant_threshold",
-    "quant.smooth_quant_strength",
     "quant.finetune_epochs",
     "quant.finetune_block_size",
     "quant.finetune_batch_size",
@@ -88,7 +89,6 @@ REFUSED = {
     "model_type": "it takes float32 ONNX models only",
     "quant.highest_mix_precision": "which layers it makes finer is not documented",
     "quant.refine_weight_threshold": "what becomes of weights below it is not documented; -1 turns it off",
-    "quant.enable_smooth_quant": "it moves no outliers",
     "quant.transformer_opt_level": "what its levels change is not documented",
     "quant.enable_easy_quant": "how it searches for scales is not documented",
     "quant.disable_quant_optimization": "which operators are merged without it is not documented",
@@ -182,6 +182,14 @@ class InputProcessor:
 
 
 @dataclass(frozen=True)
+class Smoothing:
+    """How SmoothQuant moves outliers: `quant.smooth_quant_*`, or else the values of the documentation's complete example."""
+
+    threshold: float = 0.2  # 0 to 1; the larger, the more operators
+    strength: float = 0.6  # 0 to 1; the larger, the more of an outlier goes into the weights
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """A checked configuration of one build."""
 
@@ -194,6 +202,7 @@ class BuildConfig:
     simplify: bool
     calibration_method: str  # MinMax, Percentile, MSE
     conv_bias_data_type: str  # S32, FP32
+    smoothing: Smoothing | None
     inputs: tuple[InputCalibration, ...]
     layers: tuple[LayerRule, ...]
     processors: tuple[InputProcessor, ...]
@@ -268,6 +277,7 @@ def build_config(values: Mapping[str, Any]) -> BuildConfig:
         simplify=bool(values.get("onnx_opt", {}).get("enable_onnxsim", False)),
         calibration_method=quant.get("calibration_method", "MinMax"),
         conv_bias_data_type=quant.get("conv_bias_data_type", "S32"),
+        smoothing=_smoothing(quant) if quant.get("enable_smooth_quant") else None,
         inputs=tuple(_input_calibration(entry) for entry in quant["input_configs"]),
         layers=tuple(_layer_rule(index, entry) for index, entry in enumerate(quant.get("layer_configs", []))),
         processors=tuple(_processor(entry) for entry in values.get("input_processors", [])),
@@ -303,6 +313,8 @@ def _note(setting: Setting) -> str | None:
         if siblings.get("calibration_format", "Image") == "Image" or set(value) <= {0 if path.endswith("mean") else 1}:
             return None
         return f"{setting.path}: samples are taken as they are; the compiled model's input is normalised by it"
+    if path.startswith("quant.smooth_quant_") and not siblings.get("enable_smooth_quant"):
+        return f"{setting.path}: accepted, without effect, since quant.enable_smooth_quant is not set"
     if path in WITHOUT_EFFECT or path in HARMLESS:
         return f"{setting.path}: accepted, without effect on an emulated model"
     return None
@@ -332,6 +344,10 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
     configs = values.get("quant", {}).get("input_configs", [])
     if not configs:
         faults.append("quant.input_configs: missing; a build wants calibration data for every input")
+    for name in ("smooth_quant_threshold", "smooth_quant_strength"):
+        value = values.get("quant", {}).get(name, 0)
+        if not 0 <= value <= 1:
+            faults.append(f"quant.{name}: found {value}, wanted 0 to 1")
     for index, entry in enumerate(configs):
         path, size = f"quant.input_configs[{index}]", entry.get("calibration_size", 32)
         if size != -1 and size < 1:
@@ -368,6 +384,11 @@ def _tensor_format(entry: Mapping[str, Any]) -> str:
     """AutoColorSpace is BGR, as in the examples of Pulsar2's documentation."""
     found = entry.get("tensor_format", "AutoColorSpace")
     return "BGR" if found == "AutoColorSpace" else found
+
+
+def _smoothing(quant: Mapping[str, Any]) -> Smoothing:
+    said = {name: quant.get(f"smooth_quant_{name}") for name in ("threshold", "strength")}
+    return Smoothing(**{name: float(value) for name, value in said.items() if value is not None})
 
 
 def _input_calibration(entry: Mapping[str, Any]) -> InputCalibration:

@@ -16,7 +16,10 @@ from tests.double.arguments import check_build, read_config
 from tests.double.failures import Failure, fail, spoil
 
 # What the emulator needs of a config; the rest was checked and cannot be emulated.
-EMULATED = ("input_configs", "layer_configs", "conv_bias_data_type", "calibration_method")
+EMULATED = (
+    *("input_configs", "layer_configs", "conv_bias_data_type", "calibration_method"),
+    *("enable_smooth_quant", "smooth_quant_threshold", "smooth_quant_strength"),
+)
 
 
 def build(flags: dict[str, Any], version: str, commit: str) -> int:

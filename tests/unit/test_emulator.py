@@ -679,6 +679,18 @@ def test_all_but_the_convolutions_may_be_float(tmp_path, rng):
     assert types(tmp_path) == {"sine": "U8"}
 
 
+def test_an_output_type_that_is_said_is_obeyed_although_a_relu_could_be_fused(tmp_path, rng):
+    nodes = [helper.make_node("Conv", ["x", "kernel"], ["made"]), helper.make_node("Relu", ["made"], ["out"])]
+    constants = {"kernel": rng.standard_normal((4, 3, 1, 1)).astype(np.float32)}
+    save(tmp_path / "net.onnx", nodes, {"x": [1, 3, 8, 8]}, {"out": [1, 4, 8, 8]}, constants)
+    samples = [{"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}]
+    said = {"op_type": "Conv", "data_type": "U8", "output_data_type": "U16"}
+    build(tmp_path, samples=samples, layers=[U16[0] | {"data_type": "U8"}, said])
+    assert types(tmp_path) == {"x": "U8", "made": "U16", "out": "U8"}
+    build(tmp_path, layers=[U16[0] | {"data_type": "U8"}])
+    assert types(tmp_path) == {"x": "U8", "out": "U8"}
+
+
 def test_an_output_type_acts_on_convolutions_alone_and_is_told_elsewhere(tmp_path, rng, capsys):
     chain(tmp_path, "Sin", "Cos")
     samples = [{"x": rng.standard_normal(64).astype(np.float32)}]

@@ -116,6 +116,7 @@ def test_all_faults_are_told_at_once_with_path_and_nearest_name():
         (values(quant={"input_configs": []}), "quant.input_configs: missing"),
         (values(quant={"input_configs": [INPUT, INPUT]}), "two entries for `DEFAULT`"),
         (values(quant={"input_configs": [INPUT | {"calibration_size": 0}]}), "wanted at least 1, or -1"),
+        (values(quant={"smooth_quant_threshold": 1.5}), "quant.smooth_quant_threshold: found 1.5, wanted 0 to 1"),
         (values(input_shapes="x 1x3"), "input_shapes: found 'x 1x3', wanted `name:1x3x224x224`"),
         (values(quant={"layer_configs": [{"start_tensor_names": ["a"]}]}), "one is set without the other"),
         (values(quant={"layer_configs": [{"op_type": "A", "layer_name": "b"}]}), "found layer_name, op_type"),
@@ -135,7 +136,6 @@ def test_what_does_not_fit_the_documentation_is_refused(configuration, message):
     ("configuration", "path"),
     [
         (values(quant={"calibration_method": "KL"}), "quant.calibration_method"),
-        (values(quant={"enable_smooth_quant": True}), "quant.enable_smooth_quant"),
         (values(quant={"enable_brecq": True}), "quant.enable_brecq"),
         (values(quant={"highest_mix_precision": True}), "quant.highest_mix_precision"),
         (values(quant={"transformer_opt_level": 1}), "quant.transformer_opt_level"),
@@ -227,6 +227,15 @@ def test_a_mean_of_arrays_is_for_the_run_time(mean, std, notes):
     config = build_config(values(quant={"input_configs": [INPUT | {"calibration_mean": mean, "calibration_std": std}]}))
     assert len(config.notes) == notes
     assert all("samples are taken as they are" in note for note in config.notes)
+
+
+def test_smooth_quants_parameters_act_with_it_alone():
+    said = {"smooth_quant_threshold": 0.5, "smooth_quant_strength": 0.25}
+    config = build_config(values(quant=said))
+    assert config.smoothing is None
+    assert all("since quant.enable_smooth_quant is not set" in note for note in config.notes) and len(config.notes) == 2
+    config = build_config(values(quant=said | {"enable_smooth_quant": True}))
+    assert (config.smoothing.threshold, config.smoothing.strength, config.notes) == (0.5, 0.25, ())
 
 
 def test_channels_are_swapped_by_nobody():
