@@ -82,7 +82,9 @@ def graphs_of(family, *roles):
 ALL = {"graph": graphs_of, "latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
 ALL |= {"component": lambda family: family.names, TEXT: lambda family: [one.name for one in family.text_encoders]}
 ONE = {role: lambda family, role=role: family.of_role(role).name for role in (DENOISER, ENCODER, DECODER)}
-PLACES = {}  # (family, component or None, patterns) -> by name, pattern or patterns with {model} alone; filled in as rules ask
+PLACES = (
+    {}
+)  # (family, component or None, patterns) -> by name, pattern or patterns with {model} alone; filled in as rules ask
 
 
 def files(settings=None, **patterns):
@@ -98,7 +100,11 @@ def files(settings=None, **patterns):
         if place not in PLACES:
             PLACES[place] = {name: expanded(pattern, *place[:2]) for name, pattern in patterns.items()}
         found = {
-            name: [one.format(model=model.name) for one in places] if isinstance(places, list) else places.format(model=model.name)
+            name: (
+                [one.format(model=model.name) for one in places]
+                if isinstance(places, list)
+                else places.format(model=model.name)
+            )
             for name, places in PLACES[place].items()
         }
         return ({"settings": settings(wildcards)} if settings else {}) | found

@@ -29,7 +29,11 @@ def import_step(model, wildcards, component):
     """The step that takes *component* out of its file."""
     family, column = model.family, model.sources.column_of(component)
     autoencoder = component.role in (ENCODER, DECODER)
-    given = {"component": family.as_files[component.name], "family": "" if autoencoder else family.name, "latents": family.latents}
+    given = {
+        "component": family.as_files[component.name],
+        "family": "" if autoencoder else family.name,
+        "latents": family.latents,
+    }
     sources = {"checkpoint": model.sources.file_digest(column)}
     names = {"checkpoint": column, "weights": component.name}
     function = "import_component"
