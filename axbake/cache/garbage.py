@@ -12,7 +12,7 @@ from pathlib import Path
 from axbake.cache import private
 from axbake.cache.blobs import NOTE
 from axbake.cache.entry import Blob, Entry, OtherFormat
-from axbake.cache.errors import CacheUnusable, Damaged, trouble
+from axbake.cache.errors import CacheUnusable, Damaged, printable, trouble
 from axbake.cache.locks import abandoned, lock
 from axbake.cache.records import LONGEST
 from axbake.cache.store import ENTRY, Cache
@@ -153,7 +153,7 @@ def _remove(tree: Tree, path: Path) -> None:
     try:
         tree.remove(path)
     except OSError as error:  # another user's
-        logger.warning("%s: %s; it stays", path, os.strerror(error.errno or 0))
+        logger.warning("%s: %s; it stays", printable(str(path)), os.strerror(error.errno or 0))
 
 
 def _files(tree: Tree, name: str) -> Iterator[tuple[Path, os.stat_result, str]]:
