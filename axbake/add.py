@@ -13,7 +13,7 @@ import yaml
 from axbake.cache.locks import lock
 from axbake.errors import AxbakeError
 from axbake.fetch.errors import BadSource, NotBakeable
-from axbake.fetch.sources import CivitaiSource, parse_source
+from axbake.fetch.sources import CivitaiAddress, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
 from axbake.jobs.identity import ROOT
 from axbake.table import check_config, read_models, read_schema
@@ -129,7 +129,7 @@ def check_bakeable(path: Path) -> dict[str, Any]:
 
 def pinned_address(address: str, source: Any, record: dict[str, Any]) -> str:
     """*address*; of Civitai's models the AIR of the version that was fetched, since an address may mean the latest."""
-    if isinstance(source, CivitaiSource) and not source.version and record.get("air"):
+    if isinstance(source, CivitaiAddress) and not source.version and record.get("air"):
         return str(record["air"])
     return address
 
