@@ -167,8 +167,20 @@ def test_an_unpinned_file_of_a_site_that_tells_nothing_is_kept_by_its_digest(sit
     [
         (b"<!doctype html><p>Log in", {"Content-Type": "text/html; charset=utf-8"}, "gives a web page and not a file"),
         (b"\x80\x02}q\x00.", {}, "a pickle; wanted safetensors. Say so"),
-        (b"version https://git-lfs.github.com/spec/v1\n", {}, "neither safetensors nor a pickle"),
-        (b"", {}, "neither safetensors nor a pickle"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4265146304\n",
+            {},
+            r"is a pointer of a file of 4\.3 GB that Git LFS keeps",
+        ),
+        (
+            b'{"error": "Unauthorized", "message": "The creator requires you to be logged in"}',
+            {},
+            "an error of the site, and not a file: Unauthorized: The creator requires you to be logged in",
+        ),
+        (b"<html><head><title>Just a moment...</title>", {}, r"a web page, and not a file: Just a moment\.\.\."),
+        (b"GGUF\x03\0\0\0", {}, "a GGUF file"),
+        (b"some words", {}, r"neither safetensors nor a pickle \(it begins b'some words'\)"),
+        (b"", {}, "tiny.safetensors is empty"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_and_not_kept(content, headers, said, sites, get, left):

@@ -3,7 +3,7 @@
 import pytest
 
 from axbake.fetch.errors import BadSource, Unpinned
-from axbake.fetch.sources import CivitaiSource, HubSource, UrlSource, check_pin, parse_source
+from axbake.fetch.sources import CivitaiAddress, HubAddress, WebAddress, check_pin, parse_source
 
 AIR = "urn:air:sd1:checkpoint:civitai:47274@102222"
 
@@ -45,7 +45,7 @@ def test_what_is_no_address_is_a_path(cell):
 def test_addresses_of_civitai(cell, wanted):
     source = parse_source(cell)
 
-    assert isinstance(source, CivitaiSource)
+    assert isinstance(source, CivitaiAddress)
     assert (source.model, source.version, source.file, source.pickled) == wanted
     assert source.text == cell
 
@@ -53,7 +53,7 @@ def test_addresses_of_civitai(cell, wanted):
 def test_a_download_link_of_civitai_says_which_file():
     source = parse_source("https://civitai.com/api/download/models/1?type=Model&format=SafeTensor&size=full&fp=fp32")
 
-    assert dict(source.wanted) == {"size": "full", "fp": "fp32"}
+    assert dict(source.wanted) == {"type": "model", "size": "full", "fp": "fp32"}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_download_link_of_civitai_says_which_file():
 def test_addresses_of_hugging_face(cell, wanted):
     source = parse_source(cell)
 
-    assert isinstance(source, HubSource)
+    assert isinstance(source, HubAddress)
     assert (source.repository, source.file, source.revision) == wanted
     assert source.pickled == wanted[1].endswith(".ckpt")
 
@@ -80,7 +80,7 @@ def test_addresses_of_hugging_face(cell, wanted):
 def test_any_other_address_is_the_file_itself():
     source = parse_source("https://example.org:8443/a%20b.safetensors?version=2#x")
 
-    assert isinstance(source, UrlSource)
+    assert isinstance(source, WebAddress)
     assert source.url == "https://example.org:8443/a%20b.safetensors?version=2"
     assert parse_source("https://example.org/x.CKPT").pickled
 
@@ -92,15 +92,15 @@ def test_any_other_address_is_the_file_itself():
         ("https://", "without a host"),
         ("https://example.org", "no file, only a host"),
         ("https://[::1/x", "cannot be read"),
-        ("https://civitai.com/user/someone", "no page of a model"),
-        ("https://civitai.com/models/xx", "no page of a model"),
-        ("https://civitai.com/models/1?modelVersionId=latest", "modelVersionId is no number"),
-        ("https://huggingface.co/someone/tiny", "no file of a model repository"),
+        ("https://civitai.com/user/someone", "not the page of a model"),
+        ("https://civitai.com/models/xx", "not the page of a model"),
+        ("https://civitai.com/models/1?modelVersionId=latest", "modelVersionId is not a number"),
+        ("https://huggingface.co/someone/tiny", "not a file of a model repository"),
         ("hf://tiny.safetensors", "wanted hf://owner/repository/file"),
         ("hf://a/b@main/c@main", "wanted hf://owner/repository/file"),
         ("urn:air:sd1:lora:civitai:1@2", "a lora"),
         ("urn:air:sd1:checkpoint:huggingface:a/b", "of huggingface"),
-        ("urn:air:sd1:checkpoint", "no AIR"),
+        ("urn:air:sd1:checkpoint", "not an AIR"),
     ],
 )
 def test_an_address_of_no_known_form_is_refused(cell, said):
