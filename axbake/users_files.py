@@ -19,7 +19,7 @@ from axbake.errors import AxbakeError
 
 MOST_JSON_BYTES = 1_000_000  # of a config beside weights
 MOST_YAML_BYTES = 200_000  # PyYAML reads about 100 kB a second; recipes and LDM configs have 1 to 10 kB
-MOST_EXPANDED = 1_000_000  # characters and entries of a YAML once each alias is replaced by what it stands for
+MOST_EXPANDED = 500_000  # characters and entries of a YAML once each alias is replaced by what it stands for
 MOST_SHOWN = 120  # characters of a file's words in a message
 # What PyYAML raises besides its own error on dates that are none, numbers that are none, tables as keys, and endless nesting.
 YAML_FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
