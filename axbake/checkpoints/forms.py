@@ -79,12 +79,11 @@ def form_of_file(path: Path) -> Form:
         if told := _text(path, start.decode("utf-8-sig", errors="ignore")):
             return told
     elif _is_protobuf(start):
-        compiled = path.suffix == ".axmodel" or any(maker in start[:64] for maker in COMPILERS)
-        return (
-            Form(AXMODEL, "a model that is compiled already (.axmodel)", GIVE)
-            if compiled
-            else Form(ONNX, "an ONNX graph", GIVE)
-        )
+        name = start[4 : 4 + start[3]] if start[2:3] == b"\x12" and start[3] < 128 else b""
+        maker = f" (made by {shown(name.decode(errors='replace'), 40)})" if name else ""
+        if path.suffix == ".axmodel" or name in COMPILERS:
+            return Form(AXMODEL, f"a model that is compiled already{maker}", GIVE)
+        return Form(ONNX, f"an ONNX graph{maker}", GIVE)
     if path.suffix in PICKLE_ENDINGS:  # the oldest pickles begin with any letter
         return Form(PICKLE)
     if not start.strip(b"\0"):

@@ -6,6 +6,7 @@ ending, says the same and goes before the column, since that is where people cha
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ OTHER_ARGUMENTS = {
     "stop": "the steps of an extension (stop)",
     "step": "the steps of an extension (step)",
 }
+MOST_SHOWN = 8  # names in a message
 MOST = 10.0  # strength; web UIs' users stay below 2
 PROMPTS = ("prompt", "negative_prompt")
 LCM_SCHEDULER, LCM_GUIDANCE = "lcm", (1, 2)
@@ -102,15 +104,13 @@ def _marks(prompt: str) -> list[tuple[str, str]]:
 def lora_faults(row: dict) -> Iterator[str]:
     """What of a row's LoRAs cannot be used: the column, and what is wrong."""
     loras = lora_cells(row.get("loras", ""))
-    names = [lora.name for lora in loras]
+    names = Counter(lora.name for lora in loras)
     for lora in loras:
         if Path(lora.path).suffix != ".safetensors":
             yield f"loras: {lora.path!r} is no path of a .safetensors file, with its strength behind a colon"
         if max(abs(lora.text_encoder), abs(lora.unet)) > MOST:
             yield f"loras: {lora.path} has a strength beyond {MOST:g}"
-    yield from (
-        f"loras: {name!r} stands {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1
-    )
+    yield from (f"loras: {name!r} stands {count} times" for name, count in sorted(names.items()) if count > 1)
     said: dict[str, set[str]] = {}
     for column in PROMPTS:
         for name, strengths in _marks(row.get(column, "")):
@@ -137,15 +137,15 @@ def unknown_marks(row: dict) -> Iterator[str]:
     loras = {lora.name: lora for lora in row["loras"]}
     texts = [(f"column {column}", row[column]) for column in PROMPTS]
     texts += [("a calibration prompt", prompt) for prompt in row["calibration_prompts"]]
+    there = ", ".join(list(loras)[:MOST_SHOWN]) + (" …" if len(loras) > MOST_SHOWN else "") or "there is none"
     seen = set()
     for place, text in texts:
         for name, strengths in _marks(text):
-            mark = f"<lora:{name}{strengths}>"
+            mark = f"<lora:{shown(name)}{shown(strengths)}>"
             if mark in seen:
                 continue
             seen.add(mark)
             if name not in loras:
-                there = ", ".join(loras) or "there is none"
                 yield f"{mark} in {place} is not applied: it names no file of column loras ({there})"
             elif place.startswith("a") and _numbers(strengths) != (loras[name].text_encoder, loras[name].unet):
                 yield f"{mark} in {place} is not applied with this strength: the model has it in its weights, with another"
