@@ -432,7 +432,7 @@ def _open_folder(path: Path) -> Container:
             if doubles := set(part) & set(tensors):
                 raise UnreadableCheckpoint(f"{file}: {sorted(doubles)[0]} is in another shard too.")
             tensors |= part
-    return Container(path, "diffusers folder", tensors, {}, read_configs(folder))
+    return Container(path, "diffusers folder", tensors, {}, _configs(folder))
 
 
 def read_configs(folder: Folder) -> dict[str, dict]:
@@ -447,6 +447,10 @@ def read_configs(folder: Folder) -> dict[str, dict]:
             folder.tokenizer[0].parent,
             shown(", ".join(words), 200),
         )
+    return _configs(folder)
+
+
+def _configs(folder: Folder) -> dict[str, dict]:
     return {name: _read_json(file) for name, file in folder.configs.items()}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import re
 import tempfile
@@ -22,6 +23,7 @@ from axbake.checkpoints.pickles import UnsafeCheckpoint, convert_pickle
 from axbake.checkpoints.weights import read_description
 from axbake.errors import AxbakeError
 
+logger = logging.getLogger(__name__)
 BUNDLE = re.compile(r"bundle_emb\.(?P<name>[^.]+)\.(?P<inside>.+)")  # in LoRAs, as AUTOMATIC1111 reads them
 MOST_VALUES = 10_000_000  # of one embedding; 75 vectors of SDXL's text encoder have 96,000
 LARGEST = 65504  # that fp16 holds, in which token tables are stored
@@ -53,7 +55,14 @@ def list_embeddings(text_encoder: Path, embeddings: list[Path], *, names: list[s
                 raise EmbeddingError(f"{path}: there is another embedding of the name {name}. Leave one of them out.")
             ids[name] = list(range(first, first + len(vectors)))
             first += len(vectors)
-    content = {"pad_token_id": read_description(text_encoder).config["pad_token_id"], "embeddings": ids}
+    config = read_description(text_encoder).config
+    if (rows := config.get("vocab_size", first)) > first:
+        logger.warning(
+            "the text encoder knows %d words more than CLIP's vocabulary and the row's embeddings have names for: no prompt can"
+            " say them. Save their vectors as textual-inversion embeddings, and name the files in the column embeddings.",
+            rows - first,
+        )
+    content = {"pad_token_id": config["pad_token_id"], "embeddings": ids}
     listing.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

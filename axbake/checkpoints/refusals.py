@@ -139,7 +139,8 @@ def check_limits(path: Path, component: str, config: dict) -> None:
         raise TensorMismatch(
             f"{path}: {component}: no network is so wide, so deep or so empty (up to {max(numbers)} channels, {deep} levels)."
         )
-    if (width := config.get("hidden_size", 0)) % (heads := config.get("num_attention_heads", 1) or 1):
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if width is not None and (type(heads) is not int or width % heads):
         raise TensorMismatch(f"{path}: {component}: {width} channels cannot be shared by {heads} attention heads.")
 
 

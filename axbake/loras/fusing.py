@@ -5,6 +5,7 @@ W + s (f(W) - W), where f is the LoRA at full strength. Several are applied one 
 web UI does (`extensions-builtin/Lora/networks.py`) and ComfyUI; of a plain LoRA it is W + s alpha / rank * up @ down.
 """
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from axbake.families import Shapes
 from axbake.loras.files import LoraError, LoraFile, Module, PeftConfig, check_family, listed, peft_config, read_lora
 from axbake.loras.names import spellings
 
+logger = logging.getLogger(__name__)
 Tensors = Mapping[str, torch.Tensor]  # role -> tensor, float32
 MOST_SHOWN = 8  # faults in a message
 # What torch and LyCORIS raise on tensors that do not go together, and what a file's metadata may lead to
@@ -180,6 +182,12 @@ class Fusion:
         for path, strength in loras:
             lora = read_lora(path)
             check_family(lora, width=width)
+            if lora.embeddings:
+                logger.warning(
+                    "%s brings the embeddings %s along: prompts know them where the column embeddings names this file too.",
+                    path,
+                    listed(list(lora.embeddings)),
+                )
             config = peft_config(lora, component)
             faults = [
                 fault
