@@ -64,7 +64,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
     """The regular file *path*, open for reading. A pipe or a device, which may never end, is refused unread.
 
     Raises:
-        UnreadableFile: not there, not a regular file, or not readable.
+        UnreadableFile: not there, not a regular file, or not readable, now or while it is read.
     """
     kind = kind_of(path)
     if kind not in ("", "a file"):
@@ -78,7 +78,10 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UnreadableFile(f"{shown(path, 400)}: it is not a file any more. Wanted a file.")
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            raise UnreadableFile(f"{shown(path, 400)}: {error.strerror}. Copy the file again.") from None
 
 
 def read_text(path: Path, *, most_bytes: int) -> str:
@@ -87,11 +90,8 @@ def read_text(path: Path, *, most_bytes: int) -> str:
     Raises:
         UnreadableFile: as `open_file`; larger than *most_bytes*, or not UTF-8.
     """
-    try:
-        with open_file(path) as file:
-            content = file.read(most_bytes + 1)
-    except OSError as error:
-        raise UnreadableFile(f"{shown(path, 400)}: {error.strerror}. Copy the file again.") from None
+    with open_file(path) as file:
+        content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise UnreadableFile(f"{shown(path, 400)}: more than {most_bytes} bytes. Wanted a small text file.")
     try:

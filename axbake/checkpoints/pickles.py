@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from axbake.checkpoints.containers import MOST_TENSORS, UnreadableCheckpoint, check_names
+from axbake.checkpoints.containers import MOST_AXES, MOST_TENSORS, UnreadableCheckpoint, check_names
 from axbake.checkpoints.weights import tensor_bytes, write_tensors
 from axbake.users_files import UnreadableFile, open_file, shown
 
@@ -133,6 +133,11 @@ def convert_pickle(source: Path, target: Path | None) -> dict:
             f"{source}: reading it ended its process with {ended}: {shown(done.stderr.strip()[-300:], 300)}. It wants more"
             f" than {MEMORY_BYTES / 1e9:g} GB beyond its size, or is damaged. Take the safetensors file of the model."
         ) from None
+    return taken(answer)
+
+
+def taken(answer: dict) -> dict:
+    """*answer* of the process; an error that it tells of is raised."""
     if answer.get("error") == UnsafeCheckpoint.__name__:
         raise UnsafeCheckpoint(answer["text"], answer["asked"])
     if "error" in answer:
@@ -324,10 +329,12 @@ def _kinds(source: Path, tensors: Mapping[str, Any]) -> dict[str, str]:
     faults, total = [], 0
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not plain or tensor.dtype not in names:
-            faults.append(f"{name[:100]}: {tensor.dtype}, {tensor.layout}, on {tensor.device}")
+        if not plain or tensor.dtype not in names or tensor.ndim > MOST_AXES:
+            faults.append(
+                f"{shown(name, 100)}: {tensor.dtype}, {tensor.layout}, on {tensor.device}, {tensor.ndim} axes"
+            )
         elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            faults.append(f"{name[:100]}: shape {tuple(tensor.shape)}, of which less is stored")
+            faults.append(f"{shown(name, 100)}: shape {tuple(tensor.shape)}, of which less is stored")
         total += tensor.numel() * tensor.element_size()
     if total > 2 * source.stat().st_size + 1_000_000:
         faults.append(f"{total} bytes of tensors in a file of {source.stat().st_size}")

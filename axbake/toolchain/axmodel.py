@@ -76,8 +76,8 @@ def read_axmodel(path: Path) -> Axmodel:
                 _without_blobs(file, 0, path.stat().st_size, (GRAPH, INITIALIZER), blobs)
             )
         return _described(path, model, blobs)
-    # base64 raises a ValueError, a type that onnx does not know a KeyError.
-    except (DecodeError, EOFError, ValueError, KeyError) as error:
+    # base64 raises a ValueError, a type that onnx does not know a KeyError, a text that is not UTF-8 a TypeError.
+    except (DecodeError, EOFError, ValueError, KeyError, TypeError) as error:
         raise AxmodelError(
             f"{path.name}: not a whole .axmodel ({str(error)[:200] or 'no protobuf'}); {path.stat().st_size} bytes. Was the"
             " disk full, or the compiler ended while it wrote?"
