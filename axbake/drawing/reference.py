@@ -64,7 +64,9 @@ def draw_reference(
     """
     how = {"scheduler": picture.scheduler, "steps": picture.steps, "guidance_scale": picture.guidance_scale}
     read_sampling(denoiser).check(**how)
-    encodes = [text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)]
+    encodes = [
+        text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)
+    ]
     tokenizer = load_tokenizer(embeddings)
     embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=conditioning)
     drawing = load_pipeline(denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler)

@@ -64,7 +64,9 @@ class Step:
     function: str  # that does the work: axbake.graphs.export.export_onnx
     component: str | None  # that it is of, or address of a graph
     parameters: list[str]  # of the function, settings and means apart: those that the rule names are inputs and outputs
-    names: dict[str, str | list[str]]  # parameter -> what the rule calls those files, where not the same; of several, all names
+    names: dict[
+        str, str | list[str]
+    ]  # parameter -> what the rule calls those files, where not the same; of several, all names
     settings: dict  # encoded (`axbake.jobs.values`); what the function is given, and nothing else
     means: dict  # the same of what does not decide the result, so is in no key: how a program is started
     sources: dict[str, str]  # parameter -> SHA-256, of files that the user brings

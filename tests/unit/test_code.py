@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from axbake.checkpoints.importing import import_checkpoint
 
 from axbake.calibration.observation import observe_unet
 from axbake.calibration.pictures import draw_pictures, encode_pictures
@@ -26,7 +27,6 @@ from axbake.calibration.tars import (
     calibrate_vae_encoder,
 )
 from axbake.calibration.trajectories import record_trajectories
-from axbake.checkpoints.importing import import_checkpoint
 from axbake.drawing.reference import draw_reference
 from axbake.drawing.schedule import derive_schedule
 from axbake.graphs.export import export_onnx

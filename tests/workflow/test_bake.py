@@ -8,10 +8,10 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from axbake.checkpoints.weights import read_description, read_shapes
 from axbake.graphs.interface import interface
+from PIL import Image
+
 from axbake.runtime.session import EMULATOR, open_model, producer
 from tests import tiny
 from tests.workflow.matrix import config, embeddings, own_vae, row

@@ -15,15 +15,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from axbake.drawing.distance import psnr
+from axbake.graphs.interface import PROGRAMS
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from transformers import CLIPTokenizer
 
 from axbake.bundles.layouts import LAYOUTS, LayoutError
 from axbake.bundles.writing import write_bundle
-from axbake.drawing.distance import psnr
 from axbake.drawing.prompts import CLIP
 from axbake.drawing.schedule import derive_schedule
-from axbake.graphs.interface import PROGRAMS
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_model
 from axbake.runtime.tokenizer import ClipTokenizer
