@@ -388,3 +388,27 @@ def test_a_file_of_the_moving_average_alone_gives_the_unet_it_is_of(variant, tmp
     assert said["unet_is_average"] and "unknown to this family" not in [
         entry["why"] for entry in said["unused_tensors"]
     ]
+
+
+@pytest.mark.parametrize(("layout", "said"), [("ldm", "sd2"), ("diffusers", "sd1"), ("diffusers", "sd2")])
+def test_a_file_of_another_family_than_the_table_says_is_refused(layout, said, tmp_path):
+    networks = tiny.FAMILIES[{"sd1": "sd2", "sd2": "sd1"}[said]]()
+    path = tiny.save(networks, tmp_path / "fetched.safetensors", layout=layout)
+
+    with pytest.raises(UnknownFamily) as caught:
+        describe(path, tmp_path / "checkpoint.json", family=FAMILIES[said])
+
+    assert f"its unet is not one of {FAMILIES[said].title}, which the column family says" in str(caught.value)
+    assert not (tmp_path / "checkpoint.json").exists()
+
+
+def test_a_text_encoder_and_a_unet_of_different_models_are_refused(tmp_path):
+    """As merging tools leave them: each is whole, and the shapes of each are those of its family."""
+    tensors = tiny.single_file_tensors(tiny.sd1())
+    wide = tiny.single_file_tensors(tiny.sd2(), "diffusers")
+    clip = "text_encoder.text_model."
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cond_stage_model.")}
+    tensors |= {name: tensor for name, tensor in wide.items() if name.startswith(clip)}
+
+    with pytest.raises(TensorMismatch, match="its text encoder gives 64 channels a token, its UNet takes 32"):
+        describe(saved(tensors, tmp_path), tmp_path / "checkpoint.json")
