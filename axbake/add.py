@@ -19,7 +19,7 @@ from axbake.fetch.sources import Address, CivitaiAddress, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
 from axbake.jobs.identity import ROOT
 from axbake.printable import one_line, printable
-from axbake.table import ConfigError, check_config, read_models, read_schema
+from axbake.table import ProjectConfigError, check_config, read_models, read_schema
 
 SCHEMAS = ROOT / "workflow" / "schemas"
 MODELS_SCHEMA = SCHEMAS / "models.schema.yaml"
@@ -47,7 +47,7 @@ def table_path() -> Path:
     try:
         config = yaml.safe_load(CONFIG.read_text(encoding="utf-8")) if CONFIG.is_file() else {}
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{CONFIG}: cannot be read: {one_line(str(error), 500)}") from None
+        raise ProjectConfigError(f"{CONFIG}: cannot be read: {one_line(str(error), 500)}") from None
     components = {name for family in FAMILIES.values() for name in family.names}
     schema = SCHEMAS / "config.schema.yaml"
     return Path(check_config(config or {}, schema=schema, source=str(CONFIG), components=components)["models"])

@@ -8,7 +8,7 @@ from typing import Any
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
 from axbake.drawing.parts import Drawn, Part
-from axbake.emulator.config import ConfigError
+from axbake.emulator.config import Pulsar2ConfigError
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
@@ -174,7 +174,7 @@ class Model:
         """Pulsar2's config of a graph.
 
         Raises:
-            ConfigError: the user's fields cannot be used, of this graph or of another; says all that is wrong.
+            Pulsar2ConfigError: the user's fields cannot be used, of this graph or of another; says all that is wrong.
         """
         return self._pulsar2_configs[addresses(component)[number]]
 
@@ -191,10 +191,10 @@ class Model:
                     if asked not in _CONFIGS:
                         _CONFIGS[asked] = build_config(build, read_own_fields(build, said))
                     found[graph] = _CONFIGS[asked]
-                except ConfigError as error:
+                except Pulsar2ConfigError as error:
                     faults |= dict.fromkeys(str(error).splitlines())
         if faults:
-            raise ConfigError("\n".join(faults))
+            raise Pulsar2ConfigError("\n".join(faults))
         return found
 
     def loras_of(self, component: Component) -> list[Lora]:

@@ -139,9 +139,6 @@ class NotEmulatedError(Pulsar2ConfigError):
     """The configuration asks for something that Pulsar2 does and the emulator does not."""
 
 
-ConfigError = Pulsar2ConfigError  # until `axbake.toolchain.build_config` says it by its name
-
-
 @dataclass(frozen=True)
 class InputCalibration:
     """Where the calibration samples of one input lie (`quant.input_configs`)."""

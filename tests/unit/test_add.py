@@ -166,7 +166,10 @@ def test_a_config_that_is_not_yaml_ends_in_a_sentence_with_its_line(sites, capsy
     Path("config/config.yaml").write_text("models: [\n")
 
     assert main([AIR]) == 1
-    assert "ConfigError: config/config.yaml: cannot be read" in (said := capsys.readouterr().err) and "line 2" in said
+    assert (
+        "ProjectConfigError: config/config.yaml: cannot be read" in (said := capsys.readouterr().err)
+        and "line 2" in said
+    )
 
 
 def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(sites, model):

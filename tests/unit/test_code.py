@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from axbake.checkpoints.importing import import_checkpoint
+from axbake.weights.importing import import_checkpoint
 
 from axbake.calibration.observation import observe_unet
 from axbake.calibration.pictures import draw_pictures, encode_pictures
@@ -868,8 +868,8 @@ def test_parameters_are_those_of_the_function():
 #: What imports a checkpoint without knowing its family looks through all families, and through what axbake refuses.
 FIND_FAMILIES = {
     "axbake.checkpoints.description.describe_checkpoint",
-    "axbake.checkpoints.importing.convert_checkpoint",
-    "axbake.checkpoints.importing.import_checkpoint",
+    "axbake.weights.importing.convert_checkpoint",
+    "axbake.weights.importing.import_checkpoint",
     "axbake.checkpoints.single_file.write_single_file",
     "axbake.checkpoints.text_encoder.import_text_encoder",
 }
@@ -939,14 +939,14 @@ def test_how_often_progress_is_printed_changes_nothing(package):
         ("graphs/export.py", "MASKED = -100.0", "MASKED = -99.0", "axbake.graphs.export.export_onnx"),
         ("graphs/export.py", "return sample\n", "return -sample\n", "axbake.graphs.export.export_onnx"),
         ("graphs/parity.py", "against torch, float32", "and torch, float32", "axbake.graphs.parity.check_parity"),
-        ("checkpoints/weights.py", "% 8)", "% 16)", "axbake.checkpoints.importing.import_checkpoint"),
+        ("checkpoints/weights.py", "% 8)", "% 16)", "axbake.weights.importing.import_checkpoint"),
         ("runtime/noise.py", "TWO_PI = ", "TWO_PI = 1 + ", "axbake.calibration.trajectories.record_trajectories"),
         ("runtime/tokenizer.py", "</w>", "</v>", "axbake.calibration.tars.calibrate_text_encoder"),
-        ("families/sd1.py", "HEADS = 8", "HEADS = 9", "axbake.checkpoints.importing.import_checkpoint"),
+        ("families/sd1.py", "HEADS = 8", "HEADS = 9", "axbake.weights.importing.import_checkpoint"),
         ("npz.py", "ZIP_TIME = (1980", "ZIP_TIME = (1981", "axbake.drawing.schedule.derive_schedule"),
         ("emulator/encoding.py", "WEIGHT_LIMIT = 127", "WEIGHT_LIMIT = 126", "axbake.emulator.__main__"),
         ("emulator/build.py", "Network Quantization Finished", "Network Finished", "axbake.emulator.__main__"),
-        ("loras/fusing.py", "tensor.float()", "tensor.double()", "axbake.checkpoints.importing.import_checkpoint"),
+        ("loras/fusing.py", "tensor.float()", "tensor.double()", "axbake.weights.importing.import_checkpoint"),
     ],
 )
 def test_a_change_of_the_package_that_counts_is_seen(file, old, new, function, package):
@@ -967,7 +967,7 @@ def test_the_texts_that_preflight_writes_of_an_unreadable_graph_count(package):
 
 
 def test_the_texts_of_errors_that_end_a_job_count_for_nothing_though_they_are_reported(package):
-    before = codes(["axbake.emulator.__main__", "axbake.checkpoints.importing.convert_checkpoint"])
+    before = codes(["axbake.emulator.__main__", "axbake.weights.importing.convert_checkpoint"])
 
     edit(package / "emulator" / "config.py", "is not JSON", "is no JSON")
     edit(package / "checkpoints" / "pickles.py", "that are no whole pickle of tensors", "that are damaged")

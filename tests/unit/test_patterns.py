@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from axbake.table import ConfigError, check_config
+from axbake.table import ProjectConfigError, check_config
 
 SCHEMAS = Path(__file__).parents[2] / "workflow" / "schemas"
 TAKEN = ["4.2", "demo", "0123456789", "0" * 64, "", "axbake", "/usr/bin/python3"]  # each pattern takes one
@@ -39,5 +39,5 @@ def test_no_pattern_lets_a_line_break_through_at_the_end(place):
 
 @pytest.mark.parametrize("name", ["host", "user", "directory", "python"])
 def test_a_board_whose_config_ends_in_a_line_break_is_refused(name):
-    with pytest.raises(ConfigError, match=f"board/{name}"):
+    with pytest.raises(ProjectConfigError, match=f"board/{name}"):
         check_config({"board": {name: "axbake\n"}}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml")

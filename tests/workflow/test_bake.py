@@ -316,7 +316,7 @@ def no_checkpoint(project: Project) -> None:
 FAULTS = {
     "a misspelt setting": (
         config("npu_mode:", "npu_mdoe:"),
-        ["ConfigError", "npu_mdoe: unknown; did you mean npu_mode?"],
+        ["Pulsar2ConfigError", "npu_mdoe: unknown; did you mean npu_mode?"],
     ),
     "a height of 500": (
         row(height="500"),
