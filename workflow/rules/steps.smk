@@ -36,17 +36,17 @@ def import_step(model, wildcards, component):
     }
     sources = {"checkpoint": model.sources.file_digest(column)}
     names = {"checkpoint": column, "weights": component.name}
-    function = "import_component"
+    function = "axbake.weights.importing.import_component"
     if not autoencoder:
         given |= {"title": family.title, "strengths": model.strengths_of(component)}
         sources["loras"] = model.loras_digest(component)
         names["loras"] = f"{component.name}_loras"
     if component.role == TEXT:
-        function = "import_text_encoder"
+        function = "axbake.weights.importing.import_text_encoder"
         given |= {"clip_skip": model.row["clip_skip"], "shortened": family.clip_skip}
         sources["embeddings"] = model.sources.embeddings_digest
     elif component.role == DENOISER:
-        function = "import_denoiser"
+        function = "axbake.weights.importing.import_denoiser"
         given |= {
             "prediction": model.row["prediction"],
             "prediction_type": family.process.prediction_type,
@@ -54,7 +54,7 @@ def import_step(model, wildcards, component):
             "sampling": family.process.sampling,
         }
     return step(
-        f"axbake.weights.importing.{function}",
+        function,
         of=component.name,
         values=lambda model, _: given,
         tools=IMPORT_TOOLS,
