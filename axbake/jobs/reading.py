@@ -54,7 +54,7 @@ def reading_of(module: Module, index: int, *, full: bool) -> Reading:
     statement = module.statements[index]
     reading = _Reader(module, statement, full=full).read()
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and (full or not reading.unsaid):
-        statement.body = []  # read for the last time; all of them are 40 MB
+        statement.body = []  # read for the last time, and its reading is kept; all of them are 40 MB
     return reading
 
 
