@@ -240,7 +240,7 @@ def _quantity(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{one_line(repr(value), 40)} is not a number")
     if not 0 <= value < 1e12 or not math.isfinite(value):
-        raise ValueError(f"{value:.3g} is not a time")
+        raise ValueError(f"{one_line(repr(value), 40)} is not a time")
     return value
 
 

@@ -159,7 +159,8 @@ def read_run_model(text: str, *, program: str, repeat: int) -> DeviceTimes:
     """
     _bounded(program, text)
     parts = RULE.split(text)
-    fields = dict(re.findall(r"^[ \t]*([A-Za-z0-9 ]+?):[ \t]+(\S.*?)[ \t\r]*$", parts[0], re.MULTILINE))
+    named = (line.partition(":") for line in parts[0].splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in named if value[:1] in (" ", "\t") and value.strip()}
     ms = {name: float(value) for name, value in re.findall(rf"(\w+%?)\s*=\s*{NUMBER} ms", "".join(parts[1:2]))}
     wanted = ["min", "max", "avg", *(["median", "5%", "90%", "95%", "99%"] if repeat >= 100 else [])]
     missing = [name for name in ("type", "warmup", "repeat", "pulsar2 ver", "cmm size") if name not in fields]

@@ -210,11 +210,10 @@ def _is_pickle(name: str) -> bool:
 
 def _civitai(cell: str, path: str, query: list[tuple[str, str]]) -> Address:
     given: dict[str, str] = {}
-    for name, value in ((name.lower(), value) for name, value in query):
-        if given.setdefault(name, value) != value:
-            raise BadSource(
-                f"{_quoted(cell)!r}: {name} is given twice, as {given[name]!r} and {value!r}. Leave out one."
-            )
+    for name, value in query:
+        if (first := given.setdefault(name.lower(), value)) != value:
+            twice = f"{one_line(name, 40)} is given twice, as {one_line(first)!r} and {one_line(value)!r}"
+            raise BadSource(f"{_quoted(cell)!r}: {twice}. Leave out one.")
     model = re.fullmatch(r"(?:/api/v1)?/models/([0-9]{1,18})(?:/.*)?", path)
     version = re.fullmatch(r"(?:/api/download/models|(?:/api/v1)?/model-versions)/([0-9]{1,18})/?", path)
     if not (model or version):

@@ -149,7 +149,8 @@ class Web:
         except requests.exceptions.SSLError:
             raise SiteUnreachable(f"{where}: the host's certificate is not trusted here") from None
         except (requests.RequestException, HTTPError, OSError) as error:
-            raise Interrupted(describe(error)) from None  # texts of these exceptions hold whole addresses
+            # Texts of these exceptions hold whole addresses.
+            raise Interrupted(describe(error), slow=isinstance(error, requests.exceptions.ReadTimeout)) from None
 
     def _next_hop(self, url: str, location: str, where: str, howto: str) -> str:
         try:
