@@ -98,30 +98,33 @@ def test_least_squares_finds_about_the_best_range(net, name):
     assert calibration.span(name, "U16") == (values.min(), values.max())
 
 
-def test_the_error_of_a_range_is_what_its_steps_and_its_ends_leave():
-    """Against the same sum written out bin by bin."""
-    rng = np.random.default_rng(3)
-    histogram = (
-        rng.integers(0, 50, BINS) * (rng.random(BINS) < 0.2) + np.exp(-np.square(np.arange(BINS) - 700) / 900) * 9e3
-    )
-    histogram = histogram.astype(np.int64)
+def written_out(histogram, start, step):
+    """Squared error of the range that begins at bin *start* and has 256 steps of *step* bins, bin by bin."""
+    places, end = np.arange(BINS), start + 256 * step
+    left = (places - start) % step
+    right = step - 1 - left
+    inner = np.where(left == right, left + 0.25, np.minimum(left, right) + 0.5)
+    error = np.select([places < start, places > end], [start - places - 0.5, places - end + 0.5], inner)
+    return float((histogram * error**2).sum())
 
-    def error(start, step):
-        end, total = start + 256 * step, 0.0
-        for place, count in enumerate(histogram):
-            left = (place - start) % step
-            right = step - 1 - left
-            inner = left + 0.25 if left == right else min(left, right) + 0.5
-            distance = start - place - 0.5 if place < start else place - end + 0.5 if place > end else inner
-            total += count * distance**2
-        return total, start, end
 
-    low, high = -7.0, 13.48
+@pytest.mark.parametrize("seed", range(16))
+def test_the_error_of_a_range_is_what_its_steps_and_its_ends_leave(seed):
+    rng = np.random.default_rng(seed)
+    shape = np.exp(-np.square((np.arange(BINS) - rng.integers(300, 1900)) / (20 + 8 * seed)))
+    histogram = (shape * 9e3 + rng.integers(0, 3, BINS) * (rng.random(BINS) < 0.02)).astype(np.int64)
+    low, high = -18.44, 2.04  # 0 is where bin 1844 begins
     width = (high - low) / BINS
-    wanted = min(
-        error(start, step) for start in range(0, 701, 8) for step in range(1, 9) if start + 256 * step <= BINS + 256
-    )
-    assert least_error(histogram, low, high) == pytest.approx((low + wanted[1] * width, low + wanted[2] * width))
+    ranges = [(start, step) for start in range(0, 1841, 8) for step in range(1, 9) if start + 256 * step <= BINS + 256]
+    _, start, step = min((written_out(histogram, *choice), *choice) for choice in ranges)
+    found = least_error(histogram, low, high)
+    assert found == pytest.approx((low + start * width, low + (start + 256 * step) * width))
+
+
+def test_a_range_spans_zero_though_no_value_is_near_it():
+    histogram = np.zeros(BINS, np.int64)
+    histogram[1500:1600] = 7
+    assert least_error(histogram, 0.0, 2048.0) == (0.0, 1792.0)  # 7 bins a step, the least that reach so far
 
 
 @pytest.mark.parametrize("method", ["Percentile", "MSE"])
