@@ -140,10 +140,13 @@ class Model:
             value = value[name]
         return value
 
+    def entry_name(self, place: str, component: Component) -> str:
+        """What its config calls *component* at *place*: by its name, or else by its role's."""
+        return component.name if component.name in self.entry(place) else component.role
+
     def entry_of(self, place: str, component: Component) -> Any:
-        """The same of *component*: what is there under its name, or else under its role's."""
-        entries = self.entry(place)
-        return entries[component.name] if component.name in entries else entries[component.role]
+        """The value there of *component*."""
+        return self.entry(place)[self.entry_name(place, component)]
 
     def entries_of(self, place: str) -> dict[str, Any]:
         """The same of all components."""
@@ -154,7 +157,7 @@ class Model:
         piece = component.graphs[number]
         return Build(
             name=addresses(component)[number].rpartition("/")[2],
-            component=component.name,
+            component=self.entry_name("pulsar2", component),
             role=component.role,
             inputs=piece.inputs(**self.columns(component)),
             precision=self.entry_of("precision", component),
