@@ -10,13 +10,13 @@ from axbake.checkpoints.containers import Container, Stored, form_of, open_conta
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
 from axbake.checkpoints.pickles import convert_pickle
 from axbake.checkpoints.recipes import read_recipe
-from axbake.jobs.code import code_of
 from axbake.digest import remembered
 from axbake.drawing.parts import Drawn, Part
 from axbake.emulator.config import ConfigError
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
+from axbake.jobs.code import code_of
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora, lcm_advice, unknown_marks
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
@@ -231,7 +231,9 @@ class Model:
             lambda: [self.sources.file(CHECKPOINT), self.sources.sidecar, self.family],
             lambda: self.row[VAE] and self.sources.file(VAE),
             lambda: self.sources.embeddings_digest,
-            lambda: loras_sha256(self.row, self.row["loras"]) and [lora_facts(Path(one.path)) for one in self.row["loras"]],
+            lambda: (
+                loras_sha256(self.row, self.row["loras"]) and [lora_facts(Path(one.path)) for one in self.row["loras"]]
+            ),
         ]
         faults = []
         for look in looks:
@@ -251,7 +253,9 @@ def family_of(path: Path) -> Family:
     form = form_of(path)
     if form == "recipe":
         return family_of(next(iter(read_recipe(path).checkpoints.values())))
-    if form == "diffusers folder":  # a folder's own time says nothing of its files, and their headers are read in no time
+    if (
+        form == "diffusers folder"
+    ):  # a folder's own time says nothing of its files, and their headers are read in no time
         return _find(open_container(path))
     return FAMILIES[remembered(path, f"family-{_reading()}", lambda: _find(_opened(path, form)).name)]
 

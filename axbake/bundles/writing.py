@@ -85,7 +85,7 @@ def write_bundle(
     files = {graph: plan.models.get(role, f"{graph}.axmodel") for graph, role in roles.items() if _takes(plan, role)}
     made_by = dict(zip(roles, map(_read_json, records), strict=True))
     names = list(_read_json(embeddings)["embeddings"])
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "layout": layout,
         "model": picture.model,
@@ -178,10 +178,16 @@ def _write_schedules(directory: Path, denoiser: Path, rows: Callable[..., Any], 
     directory.mkdir()
     if read_sampling(denoiser).steps is not None:
         return
-    how = {"scheduler": picture.scheduler, "guidance_scale": picture.guidance_scale, "rows": rows, "denoiser": denoiser}
     for steps in sorted({*MORE_STEPS} - {picture.steps}):
         try:
-            derive_schedule(**how, steps=steps, schedule=directory / f"{picture.scheduler}-{steps}.npz")
+            derive_schedule(
+                scheduler=picture.scheduler,
+                steps=steps,
+                guidance_scale=picture.guidance_scale,
+                rows=rows,
+                denoiser=denoiser,
+                schedule=directory / f"{picture.scheduler}-{steps}.npz",
+            )
         except (ScheduleError, SamplingError) as error:
             logger.info("no schedule of %d steps: %s", steps, error)
 

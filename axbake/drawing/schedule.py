@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
