@@ -12,6 +12,8 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/toolchain.smk"
+include: "workflow/rules/steps.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/import.smk"
 include: "workflow/rules/reference.smk"
@@ -32,8 +34,8 @@ include: "workflow/rules/batch.smk"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         of_every_model(
             "results/{model}/{graph}.axmodel", "results/{model}/check/{component}.json", "results/{model}/report.html"
         ),
+    localrule: True

@@ -12,6 +12,7 @@ import yaml
 
 from axbake.cache.locks import lock
 from axbake.errors import AxbakeError
+from axbake.families import FAMILIES
 from axbake.fetch.errors import BadSource, NotBakeable
 from axbake.fetch.sources import CivitaiSource, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
@@ -41,12 +42,14 @@ class NoRow(AxbakeError):
 def table_path() -> Path:
     """The table that the project's config names."""
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8")) if CONFIG.is_file() else {}
-    return Path(check_config(config or {}, schema=SCHEMAS / "config.schema.yaml", source=str(CONFIG))["models"])
+    components = {name for family in FAMILIES.values() for name in family.names}
+    schema = SCHEMAS / "config.schema.yaml"
+    return Path(check_config(config or {}, schema=schema, source=str(CONFIG), components=components)["models"])
 
 
 def read_table(path: Path) -> dict[str, dict]:
     """Rows by model, checked."""
-    return read_models(path, schema=MODELS_SCHEMA)
+    return read_models(path, schema=MODELS_SCHEMA, families=list(FAMILIES))
 
 
 def edit_table(path: Path, edit: Callable[[list[str], list[list[str]]], None]) -> None:

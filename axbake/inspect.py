@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoints.containers import Container, Stored, files_of, form_of, open_container
+from axbake.checkpoints.containers import Container, files_of, form_of
+from axbake.checkpoints.conversion import open_unconverted
 from axbake.checkpoints.finding import averaged_namings, find_family, has_network, read_network, use_average
-from axbake.checkpoints.pickles import convert_pickle
 from axbake.checkpoints.prediction import decide_sampling, gather_evidence, read_sidecar, reasons
 from axbake.checkpoints.refusals import check_channels
 from axbake.digest import file_sha256, files_sha256, remembered_sha256
@@ -44,7 +44,7 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
         if said["container"] == "recipe":
             names = ", ".join(str(file) for file in files[1:])
             return said | {"kind": "a recipe of a merge", "bakeable": True, "why": f"It merges {names}; look at those."}
-        container = use_average(_opened(path), averaged_namings(one.denoiser for one in FAMILIES.values()))
+        container = use_average(open_unconverted(path), averaged_namings(one.denoiser for one in FAMILIES.values()))
     except (AxbakeError, OSError) as error:
         return said | {"bakeable": False, "why": str(error)}
     said |= {"tensors": len(container.tensors), "stored": _precisions(container.tensors.values())}
@@ -92,23 +92,16 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
     return said | {"bakeable": True, "why": f"{how[:1].upper()}{how[1:]}. The import compares every tensor's shape."}
 
 
-def _opened(path: Path) -> Container:
-    if form_of(path) != "pickle":
-        return open_container(path)
-    found = convert_pickle(path, None)["tensors"]
-    return Container(
-        path, "pickle", {name: Stored(kind, tuple(shape), path, 0, 0) for name, (kind, shape) in found.items()}, {}
-    )
-
-
 def _prediction(container: Container, family: Family, config: dict, path: Path, faults: list[str]) -> dict[str, Any]:
     """What the UNet predicts, or the fault that it is not said."""
     evidence = gather_evidence(container, sidecar=read_sidecar(path))
-    process = {"title": family.title, "prediction_type": family.process.prediction_type}
-    why = reasons(evidence, **process, prediction="")
+    title, usual = family.title, family.process.prediction_type
+    why = reasons(evidence, title=title, prediction_type=usual, prediction="")
     run = functools.partial(family.process.sampling, config)
     try:
-        sampling = decide_sampling(evidence, **process, sampling=run, prediction="", path=path, probe=None)
+        sampling = decide_sampling(
+            evidence, title=title, prediction_type=usual, sampling=run, prediction="", path=path, probe=None
+        )
     except AxbakeError as error:
         faults.append(str(error))
         return {"prediction_type": None, "prediction_why": evidence.lines()}

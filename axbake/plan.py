@@ -3,8 +3,8 @@
 `snakemake -n` says which jobs would start. Most of them may only place a result from the build cache; whether one does is known
 as soon as the content of its inputs is, and that of a job not yet run is known if its result is stored. So each job is
 
-    stored   its result is placed from the build cache, in seconds
-    build    it does its work, for the reason told, and for as long as the last time
+    stored   its results are placed from the build cache, in seconds
+    build    it does its work, or a part of it, for the reason told, and for as long as the last time
     fetch    it downloads a checkpoint, whose SHA-256 the table tells beforehand, or not
     unknown  until another job has been built
     run      it does not go through the build cache
@@ -12,19 +12,19 @@ as soon as the content of its inputs is, and that of a job not yet run is known 
 
 import contextlib
 import io
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+from snakemake.api import DAGApi
 from snakemake.cli import args_to_api, parse_args
-from snakemake.logging import logger
-from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache, Key, cache_directory, explain
 from axbake.errors import AxbakeError
-from axbake.jobs.identity import Identity, read_identity
-from axbake.jobs.running import key_of
+from axbake.jobs.identity import Files, Step, files_of, read_steps
+from axbake.jobs.running import key_of, made_here, named_files
 
 FETCH = "axbake.fetch.job.fetch_checkpoint"
 KINDS = ("fetch", "stored", "build", "unknown", "run")
@@ -34,13 +34,14 @@ class PlanError(AxbakeError):
     """Snakemake makes no plan."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """A job that Snakemake would start."""
 
     rule: str
-    inputs: tuple[Path, ...]  # without the settings
-    outputs: tuple[Path, ...]
+    name: str  # rule and component, or graph
+    inputs: Files  # without the settings
+    outputs: Files
     settings: Path
 
 
@@ -50,9 +51,9 @@ class Verdict:
 
     job: Job
     kind: str  # of KINDS
-    name: str  # step and component
+    name: str  # rule and component
     text: str  # why, or until when
-    seconds: float | None  # that it took the last time
+    seconds: float | None  # that what is built of it took the last time
 
 
 def pending_jobs(arguments: list[str]) -> list[Job]:
@@ -61,27 +62,28 @@ def pending_jobs(arguments: list[str]) -> list[Job]:
     Raises:
         PlanError: Snakemake's own words.
     """
-    started: list[logging.LogRecord] = []
+    workflows: list[Any] = []
+    execute = DAGApi.execute_workflow
 
-    def note(record: logging.LogRecord) -> bool:
-        if getattr(record, "event", None) == LogEvent.JOB_INFO:
-            started.append(record)
-        return True
+    def note(dag: DAGApi, *args: Any, **how: Any) -> None:
+        execute(dag, *args, **how)
+        workflows.append(dag.workflow_api._workflow)
 
-    # Snakemake tells of each job of a dry run in a log record; it takes handlers off its logger, but not filters.
-    logger.addFilter(note)
     said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        # Nothing else that a dry run gives says which of a job's files has which name.
+        with (
+            mock.patch.object(DAGApi, "execute_workflow", note),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
             parser, options = parse_args([*arguments, "--dry-run", "--nolock"])
             done = args_to_api(options, parser)
     except SystemExit as error:
         raise PlanError(f"{_words(said)}\n{error}".strip()) from error
-    finally:
-        logger.removeFilter(note)
     if not done:
         raise PlanError(f"no plan, since snakemake says:\n{_words(said)}")
-    return [job for record in started if (job := _job(record))]
+    return [job for workflow in workflows for one in workflow.dag.needrun_jobs(False) if (job := _job(one))]
 
 
 def _words(said: io.StringIO) -> str:
@@ -90,15 +92,14 @@ def _words(said: io.StringIO) -> str:
     return "\n".join(line for line in said.getvalue().strip().splitlines() if not line.startswith(chatter))
 
 
-def _job(record: logging.LogRecord) -> Job | None:
-    """The job that a record of Snakemake's tells of; None for one that only gathers targets."""
-    told = vars(record)
-    inputs = [Path(path) for path in told["input"]]
-    settings = [path for path in inputs if path.parts[0] == "results" and path.parts[2:3] == ("settings",)]
-    if not settings:
+def _job(job: Any) -> Job | None:
+    """The job of Snakemake's; None for one that only gathers targets."""
+    inputs = named_files(job.input)
+    if "settings" not in inputs:
         return None
-    read = tuple(path for path in inputs if path not in settings)
-    return Job(told["rule_name"], read, tuple(Path(path) for path in told["output"]), settings[0])
+    (settings,) = inputs.pop("settings")
+    of = next((job.wildcards_dict[name] for name in ("graph", "component", "layout", "column") if name in job.wildcards_dict), None)
+    return Job(job.rule.name, "/".join(filter(None, [job.rule.name, of])), inputs, named_files(job.output), settings)
 
 
 class Planner:
@@ -107,7 +108,7 @@ class Planner:
     def __init__(self, jobs: list[Job], cache: Cache):
         self.cache = cache
         self.entries = list(cache.entries())
-        self.maker = {output: job for job in jobs for output in job.outputs}
+        self.maker = {output: job for job in jobs for files in job.outputs.values() for output in files}
         self.digests: dict[Path, str] = {}  # of files that stored results would place
         self.verdicts: dict[Job, Verdict] = {}
         for job in jobs:
@@ -116,46 +117,53 @@ class Planner:
     def judge(self, job: Job) -> Verdict:
         """The verdict on *job*, after those on the jobs whose outputs it reads."""
         if job not in self.verdicts:
-            self.verdicts[job] = self._judge(job, read_identity(job.settings))
+            self.verdicts[job] = self._judge(job)
         return self.verdicts[job]
 
-    def _judge(self, job: Job, identity: Identity) -> Verdict:
-        name = "/".join(filter(None, [job.rule, identity.component]))
-        if identity.function == FETCH:
-            return self._fetch(job, name, identity.settings)
-        if not identity.cached:
-            return Verdict(job, "run", name, "always", None)
-        waits = self._unknown_inputs(job, identity)
-        if waits:
-            return Verdict(job, "unknown", name, f"until {', '.join(waits)}", None)
-        key = self._key(job, identity)
-        if entry := self.cache.find(key):
-            for output in job.outputs:
-                self.digests[output] = entry.outputs[output.name].sha256
-            return Verdict(job, "stored", name, f"built {entry.created}", entry.seconds)
-        return Verdict(job, "build", name, explain(key, self.entries), self._last_time(key))
+    def _judge(self, job: Job) -> Verdict:
+        steps = read_steps(job.settings)
+        if steps[0].function == FETCH:
+            return self._fetch(job, steps[0].settings)
+        found = [
+            self._judge_step(job, step, reads, makes)
+            for step, (reads, makes) in zip(steps, files_of(steps, job.inputs, job.outputs), strict=True)
+            if step.cached
+        ]
+        if not found:
+            return Verdict(job, "run", job.name, "always", None)
+        kind = next(kind for kind in ("build", "unknown", "stored") if kind in [one for one, _, _ in found])
+        texts = dict.fromkeys(text for one, text, _ in found if one == kind)
+        if kind == "stored":
+            texts = dict.fromkeys([max(texts)])  # when the last of them was built
+        seconds = [time for one, _, time in found if one == kind]
+        known = [time for time in seconds if time is not None]
+        return Verdict(job, kind, job.name, "; ".join(texts), sum(known) if len(known) == len(seconds) else None)
 
-    def _fetch(self, job: Job, name: str, settings: dict) -> Verdict:
+    def _judge_step(self, job: Job, step: Step, reads: Files, makes: Files) -> tuple[str, str, float | None]:
+        """Kind, reason and seconds of one step."""
+        waits = self._unknown_inputs(job, step, reads)
+        if waits:
+            return "unknown", f"until {', '.join(waits)}", None
+        outputs = [path for files in makes.values() for path in files]
+        digests = {path: self.digests.get(path) or self.cache.sha256(path) for path in made_here(step, reads)}
+        key = key_of(step, digests, outputs)
+        if entry := self.cache.find(key):
+            for output in outputs:
+                self.digests[output] = entry.outputs[output.name].sha256
+            return "stored", f"built {entry.created}", entry.seconds
+        return "build", explain(key, self.entries), self._last_time(key)
+
+    def _fetch(self, job: Job, settings: dict) -> Verdict:
         """The verdict on a download; what the table's whole digest tells of it is known from now on."""
         if len(settings["sha256"]) == 64:
-            self.digests |= {output: settings["sha256"] for output in job.outputs if output.name == "checkpoint"}
-        return Verdict(job, "fetch", name, f"from {settings['source']}", None)
+            self.digests |= {path: settings["sha256"] for path in job.outputs["checkpoint"]}
+        return Verdict(job, "fetch", job.name, f"from {settings['source']}", None)
 
-    def _unknown_inputs(self, job: Job, identity: Identity) -> list[str]:
-        """Jobs that must be built before the content of *job*'s inputs is known."""
-        read = [path for path in self._read(job, identity) if path in self.maker]
-        verdicts = {path: self.judge(self.maker[path]) for path in read}
-        return list(dict.fromkeys(verdict.name for path, verdict in verdicts.items() if path not in self.digests))
-
-    def _read(self, job: Job, identity: Identity) -> list[Path]:
-        """Inputs whose content enters the result, but for the user's own files, which the identity tells."""
-        results = [path for path in job.inputs if path.parts[0] == "results"]
-        return [path for path in results if path.parts[2] not in identity.gates]
-
-    def _key(self, job: Job, identity: Identity) -> Key:
-        paths = self._read(job, identity)
-        digests = {path: self.digests.get(path) or self.cache.sha256(path) for path in paths}
-        return key_of(identity, digests, job.outputs)
+    def _unknown_inputs(self, job: Job, step: Step, reads: Files) -> list[str]:
+        """Jobs that must be built before the content of what *step* reads is known; this one, where a step before must be."""
+        read = [path for path in made_here(step, reads) if path in self.maker]
+        verdicts = {path: None if self.maker[path] is job else self.judge(self.maker[path]) for path in read}
+        return list(dict.fromkeys(v.name if v else job.name for path, v in verdicts.items() if path not in self.digests))
 
     def _last_time(self, key: Key) -> float | None:
         """Seconds that the newest build of the same step and component took."""

@@ -28,7 +28,7 @@ class Family:
 
     name: str
     title: str
-    fits: Callable[[Shapes], bool]  # whether a denoiser, by its tensors' shapes under diffusers' names, is this family's
+    fits: Callable[[Shapes], bool]  # whether a denoiser is this family's, by its shapes under diffusers' names
     components: tuple[Component, ...]
     latents: Latents
     conditioning: Conditioning
@@ -65,5 +65,3 @@ class Family:
     def autoencoder(self) -> tuple[Component, Component]:
         """Encoder and decoder."""
         return self.of_role(ENCODER), self.of_role(DECODER)
-
-

@@ -111,8 +111,9 @@ def identify(
 
 def write_steps(path: Path, steps: Sequence[Step]) -> None:
     """Write *steps* to *path*, unless it says so already."""
-    content = {"steps": [vars(step) for step in steps]}
-    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    # A line a step: without indentation, json is ten times as fast.
+    lines = [json.dumps(vars(step), sort_keys=True, ensure_ascii=False) for step in steps]
+    text = '{"steps": [\n' + ",\n".join(lines) + "\n]}\n"
     try:
         if path.read_text(encoding="utf-8") == text:
             return

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-EMPTY = (None, (), [], {}, "")
+EMPTY: tuple = (None, (), [], {}, "")
 FUNCTION, CLASS = "function", "is"  # the only key, or the first one, of what is no plain value
 
 
 def encode(value: Any) -> Any:
-    """*value* as JSON can hold it: of data classes, fields with a default that are None or empty are left out.
+    """*value* as JSON can hold it: of data classes, fields are left out whose default is None or empty, and who have it.
 
     Raises:
         TypeError: neither plain, nor a data class, nor a function of a module's top level.
@@ -25,16 +25,20 @@ def encode(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        given = {field: getattr(value, field.name) for field in fields(value)}
-        kept = {field.name: encode(item) for field, item in given.items() if _is_required(field) or item not in EMPTY}
-        return {CLASS: _name_of(type(value)), **kept}
+        return _encode_fields(value)
     if callable(value):
         return {FUNCTION: _name_of(value)}
     raise TypeError(f"{value!r} cannot stand in a settings file; wanted plain values, data classes, named functions")
 
 
-def _is_required(field: Field) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+def _encode_fields(value: Any) -> dict:
+    given = {field: getattr(value, field.name) for field in fields(value)}
+    kept = {field.name: encode(item) for field, item in given.items() if item not in EMPTY or item != _default(field)}
+    return {CLASS: _name_of(type(value)), **kept}
+
+
+def _default(field: Field) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _name_of(value: Any) -> str:
@@ -45,19 +49,20 @@ def _name_of(value: Any) -> str:
 
 
 def decode(value: Any) -> Any:
-    """The value that was encoded; a sequence is a list, and a tuple in a data class."""
+    """The value that was encoded; a sequence is a list, and a tuple anywhere in a data class."""
+    return _decode(value, list)
+
+
+def _decode(value: Any, sequence: type) -> Any:
     if isinstance(value, list):
-        return [decode(item) for item in value]
+        return sequence(_decode(item, sequence) for item in value)
     if not isinstance(value, dict):
         return value
     if value.keys() == {FUNCTION}:
         return _found(value[FUNCTION])
-    items = {name: decode(item) for name, item in value.items() if name != CLASS}
-    if CLASS not in value:
-        return items
-    return _found(value[CLASS])(
-        **{name: tuple(item) if isinstance(item, list) else item for name, item in items.items()}
-    )
+    within = tuple if CLASS in value else sequence
+    items = {name: _decode(item, within) for name, item in value.items() if name != CLASS}
+    return _found(value[CLASS])(**items) if CLASS in value else items
 
 
 def _found(name: str) -> Callable[..., Any]:

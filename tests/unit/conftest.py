@@ -169,6 +169,7 @@ def describe(
         title=family.title,
         components=[as_files(component) for component in family.components],
         latents=family.latents,
+        fits=family.fits,
         prediction_type=family.process.prediction_type,
         sampling=family.process.sampling,
         sha256=sha256,

@@ -17,8 +17,8 @@ rule refuse_row:
         never="results/{model}/refused.json",
     log:
         "logs/{model}/refused.log",
-    localrule: True
     retries: 0
+    localrule: True
     conda:
         "../../envs/axbake.yaml"
     message:

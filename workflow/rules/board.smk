@@ -1,14 +1,6 @@
 # Takes a bundle. Copies it to the board of config, measures it there, or on this host, and makes a page of it. No default target
 # asks for any of this. Nothing here goes through the build cache: a measurement is of one board and one time.
 
-BOARD = ("host", "user", "port", "directory", "kind", "device")
-
-
-def of_board(*names):
-    """What a job is told of the board: function of model and wildcards."""
-    return lambda *_: {name: config["board"][name] for name in names}
-
-
 
 rule deploy_bundle:
     """Copy a bundle to the board."""
@@ -115,9 +107,9 @@ rule write_board_report:
         ),
     log:
         "logs/{model}/{place}/report.log",
-    localrule: True
     wildcard_constraints:
         place="board|host",
+    localrule: True
     conda:
         "../../envs/axbake.yaml"
     message:

@@ -5,27 +5,29 @@
 rule record_trajectories:
     """Draw the latents of all calibration prompts, and keep what the denoiser saw."""
     input:
-        settings=settings(
-            "record_trajectories",
-            step(
-                "axbake.calibration.trajectories.record_trajectories",
-                values=lambda model, _: {
-                    "builds": {one.name: one.build for one in [*model.family.text_encoders, model.family.denoiser]},
-                    "with_rows": model.family.denoiser.with_rows,
-                    "conditioning": model.family.conditioning,
-                    "latents": model.family.latents,
-                    "prompts": model.row["calibration_prompts"],
-                    "seed": model.entry("calibration/seed"),
-                    # Decided here, so that it stands in the job's settings.
-                    "precision": chosen_precision(model.entry("calibration/recorded_in")),
-                },
-                row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
-                tools=[*TORCH, "tokenizers", "numpy"],
-                data=["resources/clip"],
+        files(
+            settings=settings(
+                "record_trajectories",
+                step(
+                    "axbake.calibration.trajectories.record_trajectories",
+                    values=lambda model, _: {
+                        "builds": {one.name: one.build for one in [*model.family.text_encoders, model.family.denoiser]},
+                        "with_rows": model.family.denoiser.with_rows,
+                        "conditioning": model.family.conditioning,
+                        "latents": model.family.latents,
+                        "prompts": model.row["calibration_prompts"],
+                        "seed": model.entry("calibration/seed"),
+                        # Decided here, so that it stands in the job's settings.
+                        "precision": chosen_precision(model.entry("calibration/recorded_in")),
+                    },
+                    row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
+                    tools=[*TORCH, "tokenizers", "numpy"],
+                    data=["resources/clip"],
+                ),
             ),
+            text_encoders="results/{model}/weights/{text}.safetensors",
+            denoiser="results/{model}/weights/{denoiser}.safetensors",
         ),
-        text_encoders=of_components("results/{model}/weights/{component}.safetensors", TEXT),
-        denoiser=of_role("results/{model}/weights/{component}.safetensors", DENOISER),
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
     output:
@@ -46,35 +48,16 @@ rule record_trajectories:
         "../scripts/job.py"
 
 
-def calibrate_denoiser_steps(model, wildcards):
-    """What is observed, and what is chosen of it."""
-    denoiser = model.family.denoiser
-    chosen = {name: model.entry(f"calibration/{name}") for name in ("samples", "selection")}
-    return [
-        step(
-            "axbake.calibration.observation.observe_denoiser",
-            of=denoiser.name,
-            row=["guidance_scale"],
-            tools=["numpy", "onnx", "onnxruntime"],
-        ),
-        step(
-            "axbake.calibration.tars.calibrate_denoiser",
-            of=denoiser.name,
-            values=lambda *_: chosen | {"component": denoiser.name},
-            tools=["numpy"],
-        ),
-    ]
-
-
 for family in IN_TABLE:
 
     rule:
+        """Observe the denoiser on what was recorded, and choose its calibration samples."""
         name:
             f"calibrate_denoiser_of_{family.name}"
         input:
             settings=settings("calibrate_denoiser", more=calibrate_denoiser_steps),
-            graphs=of_graphs("results/{model}/onnx/{graph}.onnx", component=family.denoiser.name),
-            tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data", component=family.denoiser.name),
+            graphs=[f"results/{{model}}/onnx/{graph}.onnx" for graph in addresses(family.denoiser)],
+            tensors=[f"results/{{model}}/onnx/{graph}.onnx.data" for graph in addresses(family.denoiser)],
             trajectories="results/{model}/calibration/trajectories.npz",
             schedule="results/{model}/schedule.npz",
         output:
@@ -99,11 +82,12 @@ for family in IN_TABLE:
             "../scripts/job.py"
 
     rule:
+        """Draw calibration pictures, encode them, and pack both for the VAE's halves."""
         name:
             f"calibrate_vae_of_{family.name}"
         input:
             settings=settings("calibrate_vae", more=lambda model, wildcards: calibrate_vae_steps(model)),
-            encoder=of_role("results/{model}/weights/{component}.safetensors", ENCODER),
+            encoder=f"results/{{model}}/weights/{family.of_role(ENCODER).name}.safetensors",
         output:
             pictures="results/{model}/calibration/pictures.npy",
             latents="results/{model}/calibration/latents.npy",
@@ -125,29 +109,6 @@ for family in IN_TABLE:
             "Drawing calibration pictures of the size of {wildcards.model}, and encoding them with its VAE"
         script:
             "../scripts/job.py"
-
-
-def calibrate_vae_steps(model):
-    """Pictures, their latents, and both as archives."""
-    encoder, decoder = model.family.autoencoder
-    (piece,) = decoder.graphs
-    return [
-        step("axbake.calibration.pictures.draw_pictures", row=["height", "width"], tools=["numpy"]),
-        step(
-            "axbake.calibration.pictures.encode_pictures",
-            values=lambda *_: {"build": encoder.build, "channels": model.family.latents.channels},
-            tools=["torch", "diffusers", "numpy"],
-        ),
-        step(
-            "axbake.calibration.tars.calibrate_encoder", tools=["numpy", "pillow"], names={"archive": "encoder_archive"}
-        ),
-        step(
-            "axbake.calibration.tars.calibrate_decoder",
-            values=lambda *_: {"piece": piece, "columns": model.columns(decoder)},
-            tools=["numpy"],
-            names={"archive": "decoder_archive"},
-        ),
-    ]
 
 
 rule calibrate_text_encoder:

@@ -14,7 +14,7 @@ from axbake.families import FAMILIES
 from axbake.host import chosen_precision
 from axbake.jobs.code import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
-from axbake.model import Model
+from axbake.model import Model, family_of
 from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses, as_files
 from axbake.sources import COLUMNS
 from axbake.table import check_config, read_models, read_prompts, read_row_config
@@ -33,14 +33,11 @@ try:
         name: Model(row, read_row_config(Path(row["config"]), config, **of_config) if row["config"] else config)
         for name, row in rows.items()
     }
-    TEXT_PROMPTS = {place: read_prompts(Path(place)) for place in {m.entry("calibration/text_prompts") for m in MODELS.values()}}
+    TEXT_PROMPTS = {
+        place: read_prompts(Path(place)) for place in {m.entry("calibration/text_prompts") for m in MODELS.values()}
+    }
 except AxbakeError as error:
     raise WorkflowError(f"{type(error).__name__}: {error}") from None
-
-EMULATES = config["toolchain"] == "emulator"
-EMULATOR_CODE = "".join(code_of("axbake.emulator.__main__.main").values())
-# Where the models are that the host runs: those that boards run it cannot.
-EMULATED = "results/{model}" if EMULATES else "results/{model}/emulated"
 
 if config["cache"]:
     os.environ.setdefault("AXBAKE_CACHE", config["cache"])
@@ -69,31 +66,42 @@ def with_model(function):
     return lambda wildcards: told(function, model_of(wildcards), wildcards)
 
 
-def of_graphs(*patterns, component=None):
-    """Input function: *patterns*, in which {graph} stands for the address of each graph, of the model or of the job's component."""
-
-    def paths(model, wildcards):
-        name = component or wildcards.get("component")
-        graphs = addresses(model.component(name)) if name else model.graphs
-        return [pattern.format(model=model.name, graph=graph) for graph in graphs for pattern in patterns]
-
-    return with_model(paths)
+ALL = {"graph": lambda family: [graph for one in family.components for graph in addresses(one)]}
+ALL |= {"component": lambda family: family.names, TEXT: lambda family: [one.name for one in family.text_encoders]}
+ONE = {role: lambda family, role=role: family.of_role(role).name for role in (DENOISER, ENCODER, DECODER)}
+PLACES = {}  # (family, component or None, patterns) -> by name, pattern or patterns with {model} alone; filled in as rules ask
 
 
-def of_components(pattern, *roles):
-    """Input function: *pattern*, in which {component} stands for each component, of *roles* or of all."""
+def files(settings=None, **patterns):
+    """Input function: a job's settings file, and files by name.
 
-    def paths(model, wildcards):
-        family = model.family
-        found = [one for role in roles for one in ([*family.text_encoders] if role == TEXT else [family.of_role(role)])]
-        return [pattern.format(model=model.name, component=one.name) for one in found or family.components]
+    In a pattern {graph} stands for each graph of the model, or of the job's component, {component} for each component, {text} for each
+    text encoder, {denoiser}, {encoder} and {decoder} for the component of that role.
+    """
 
-    return with_model(paths)
+    def by_name(model, wildcards):
+        place = model.family.name, wildcards.get("component"), id(patterns)
+        if place not in PLACES:
+            PLACES[place] = {name: expanded(pattern, *place[:2]) for name, pattern in patterns.items()}
+        found = {
+            name: [one.format(model=model.name) for one in places] if isinstance(places, list) else places.format(model=model.name)
+            for name, places in PLACES[place].items()
+        }
+        return ({"settings": settings(wildcards)} if settings else {}) | found
+
+    return unpack(with_model(by_name))
 
 
-def of_role(pattern, role):
-    """Input function: *pattern*, in which {component} stands for the one component of *role*."""
-    return with_model(lambda model, _: pattern.format(model=model.name, component=model.family.of_role(role).name))
+def expanded(pattern, family, component):
+    """*pattern* with the components and graphs of a family; a list where it stands for several files."""
+    family, kept = FAMILIES[family], {"model": "{model}"}
+    for name, value in ONE.items():
+        pattern = pattern.replace(f"{{{name}}}", value(family))
+    for name, values in ALL.items():
+        if f"{{{name}}}" in pattern:
+            mine = addresses(family.component(component)) if component and name == "graph" else values(family)
+            return [pattern.format(**kept, **{name: value}) for value in mine]
+    return pattern
 
 
 def more_each_time(amount):
@@ -150,7 +158,7 @@ def settings(name, *steps, part=None, more=None):
 
     def path_of(model, wildcards):
         # A directory of its own: Snakemake lists a directory once a run, and takes for missing what comes into it later.
-        place = (wildcards[part] if part else "model").replace("/", ".")
+        place = ".".join(Path(wildcards[part]).parts) if part else "model"
         path = Path("results", model.name, "settings", name, place, "settings.json")
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
@@ -171,49 +179,23 @@ def names_of(models):
     return "|".join(re.escape(model) for model in models) or "$^"
 
 
-def compiler(model):
-    """What decides a build besides graph, samples and config: Pulsar2's version, or the emulator's code and tools."""
-    return emulator(model) if EMULATES else {"pulsar2": config["pulsar2_version"]}
+def family_told(model):
+    """Name of a model's family; of a row that cannot be baked, none."""
+    try:
+        return model.family.name
+    except AxbakeError:
+        return None
 
 
-EMULATOR_TOOLS = ["numpy", "onnx", "onnxruntime", "pillow", "json5"]
+FAMILY_OF = {name: family_told(model) for name, model in MODELS.items()}
+IN_TABLE = [family for name, family in FAMILIES.items() if name in FAMILY_OF.values()] or [*FAMILIES.values()][:1]
 
 
-def emulator(model):
-    """What decides a build by the emulator: its code, and the tools that it uses."""
-    return {"emulator": EMULATOR_CODE} | {tool: tool_version(tool) for tool in EMULATOR_TOOLS}
-
-
-def launch(model):
-    """How the compiler is started (`axbake.toolchain.launch.Launch`)."""
-    how = {"toolchain": config["toolchain"], "minutes": config["time_limit"]}
-    if not EMULATES:
-        how["version"] = config["pulsar2_version"]
-    return {"launch": how | (config["container"] if config["toolchain"] in ENGINES else {})}
-
-
-def launch_emulator(model):
-    return {"launch": {"toolchain": "emulator", "minutes": config["time_limit"]}}
-
-
-def check_compiler():
-    """End a run that compiles on this machine unless the compiler is there and of config's version.
-
-    So a missing image shows now, and not after an hour of calibration. On a cluster the jobs' own nodes are asked, by the jobs.
-    """
-    compiles = any(job.rule.name == "compile_model" for job in workflow.dag.needrun_jobs())
-    if not compiles or EMULATES or not workflow.is_main_process or not workflow.local_exec:
-        return
-    told(lambda: Launch(**launch(None)["launch"]).check())
-
-
-def bundle_for_board(wildcards):
-    """Path of a bundle's manifest, in a project that has a board and a compiler whose models it runs."""
-    if not config["board"]["host"]:
-        raise SystemExit("no board: config's entry board/host names none (docs/board.md).")
-    if EMULATES:
-        raise SystemExit(
-            f"{wildcards.model}: toolchain is emulator in config; hosts run its models, boards cannot. Choose a toolchain of"
-            " Pulsar2's, or measure on this host: results/{model}/host/report.html."
-        )
-    return "results/{model}/bundle/axbake/manifest.json"
+def models_of(families):
+    """Regular expression of the models of *families*; those of the first family in the table have any other name too, so that
+    `model_of` can say which there are."""
+    others = [name for name, family in FAMILY_OF.items() if family and family not in [one.name for one in families]]
+    mine = [name for name, family in FAMILY_OF.items() if family in [one.name for one in families]]
+    if IN_TABLE[0] in families:
+        return f"(?!({names_of(others)})/)[^/]+" if others else "[^/]+"
+    return names_of(mine)

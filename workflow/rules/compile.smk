@@ -2,40 +2,6 @@
 # what made it. A graph that is not the network, by parity/{component}.json, is not compiled.
 
 
-def compile_steps(compiler, launch):
-    """Function that gives a compile's steps: first its parity is compared, then it is built, or placed from the build cache."""
-
-    def steps(model, wildcards):
-        component, number = model.of_address(wildcards.graph)
-        return [
-            step(
-                "axbake.judging.hold_parity",
-                values=lambda *_: {"min_psnr": model.entry_of("parity/min_psnr", component)},
-                cached=False,
-            ),
-            step(
-                "axbake.toolchain.pulsar2.compile_model",
-                of="graph",
-                values=lambda *_: {
-                    "component": wildcards.graph,
-                    "role": component.role,
-                    "config": model.pulsar2_config(component, number),
-                    "compiler": compiler(model),
-                },
-                means=launch,
-                own_code=False,  # a better message of axbake's must not cost 68 minutes; `compiler` is what decides
-            ),
-        ]
-
-    return steps
-
-
-def parity_of(model, wildcards):
-    """Parity of the component that a job's graph is of; in a list, since a graph of a chain has no file of its own."""
-    component, _ = model.of_address(wildcards.graph)
-    return f"results/{model.name}/parity/{component.name}.json"
-
-
 rule compile_model:
     """Compile one graph with the toolchain of config."""
     input:

@@ -13,47 +13,6 @@ wildcard_constraints:
     graph="|".join(map(re.escape, sorted(GRAPHS, key=len, reverse=True))),
 
 
-def export_steps(model, wildcards, component=None):
-    """One step a graph, and the parity of all; of several graphs what the chain is, too."""
-    component = model.component(component or wildcards.component)
-    chain = len(component.graphs) > 1
-    if not chain:
-        model.of_address(component.name)
-    given = {"build": component.build, "columns": model.columns(component)}
-    steps = [
-        step(
-            "axbake.graphs.export.export_onnx",
-            of=graph,
-            values=lambda *_, piece=piece: given | {"piece": piece},
-            tools=[*TORCH, "onnx", "onnx-ir", "onnxscript", "onnxsim"],
-            names={"graph": f"graph_{number}", "tensors": f"tensors_{number}"} if chain else None,
-        )
-        for number, (graph, piece) in enumerate(zip(addresses(component), component.graphs))
-    ]
-    compared = given | {"component": component.name, "pieces": component.graphs, "example": component.example}
-    names = [f"graph_{number}" for number in range(len(component.graphs))] if chain else ["graph"]
-    steps.append(
-        step(
-            "axbake.graphs.parity.measure_parity",
-            of=component.name,
-            values=lambda *_: compared,
-            tools=[*TORCH, "onnxruntime"],
-            names={"graphs": names, "tensors": [name.replace("graph", "tensors") for name in names]},
-        )
-    )
-    return steps + [partial(chain_step, component=component, names=names)] * chain
-
-
-def chain_step(model, wildcards, component, names):
-    return step(
-        "axbake.graphs.chain.describe_chain",
-        of=component.name,
-        values=lambda *_: {"component": component.name},
-        tools=["onnx"],
-        names={"graphs": names},
-    )(model, wildcards)
-
-
 rule export_onnx:
     """Trace one component of a model into an ONNX graph of fixed shapes, and compare it with its network in torch."""
     input:
@@ -85,21 +44,20 @@ rule export_onnx:
 for family, component in CHAINS:
 
     rule:
+        """Trace one component of a model into ONNX graphs that run in order, and compare them with its network in torch."""
         name:
             f"export_{component.name}_of_{family.name}"
         input:
-            settings=settings(
-                f"export_{component.name}", more=partial(export_steps, component=component.name)
-            ),
+            settings=settings(f"export_{component.name}", more=partial(export_steps, component=component.name)),
             weights=f"results/{{model}}/weights/{component.name}.safetensors",
         output:
-            parity=f"results/{{model}}/parity/{component.name}.json",
-            chain=f"results/{{model}}/{component.name}/chain.json",
             **{f"graph_{n}": f"results/{{model}}/onnx/{graph}.onnx" for n, graph in enumerate(addresses(component))},
             **{
                 f"tensors_{n}": f"results/{{model}}/onnx/{graph}.onnx.data"
                 for n, graph in enumerate(addresses(component))
             },
+            parity=f"results/{{model}}/parity/{component.name}.json",
+            chain=f"results/{{model}}/{component.name}/chain.json",
         log:
             f"logs/{{model}}/onnx/{component.name}.log",
         benchmark:

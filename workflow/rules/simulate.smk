@@ -2,49 +2,23 @@
 # each model makes, and whether the calibrated ranges hold for the reference's drawing.
 
 
-def simulate_steps(model, wildcards):
-    """The drawing, what each model costs, and the ranges of the reference's drawing."""
-    family = model.family
-    encoder, _ = family.autoencoder
-    drawn = {"picture": model.picture, "drawn": model.drawn}
-    tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
-    return [
-        step(
-            "axbake.drawing.simulation.simulate",
-            values=lambda *_: drawn | {"latents": family.latents, "build": encoder.build},
-            tools=tools,
-            data=["resources/clip"],
-        ),
-        step(
-            "axbake.drawing.attribution.attribute_error",
-            values=lambda *_: drawn | {"latents": family.latents},
-            tools=tools,
-            data=["resources/clip"],
-        ),
-        step(
-            "axbake.calibration.held_out.check_calibration",
-            values=lambda *_: drawn | {"prompts": model.row["calibration_prompts"]},
-            tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
-            data=["resources/clip"],
-        ),
-    ]
-
-
 rule simulate:
     """Draw the reference's picture with the compiled models, and with one of them at a time."""
     input:
-        settings=settings("simulate", more=simulate_steps),
+        files(
+            settings=settings("simulate", more=simulate_steps),
+            models=f"{EMULATED}/{{graph}}.axmodel",
+            graphs="results/{model}/onnx/{graph}.onnx",
+            tensors="results/{model}/onnx/{graph}.onnx.data",
+            encoder_weights="results/{model}/weights/{encoder}.safetensors",
+            ranges="results/{model}/calibration/{denoiser}.ranges.npz",
+            calibration="results/{model}/calibration/{denoiser}.json",
+        ),
         verdict="results/{model}/verdict.json",
-        models=of_graphs(f"{EMULATED}/{{graph}}.axmodel"),
-        graphs=of_graphs("results/{model}/onnx/{graph}.onnx"),
-        tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data"),
-        encoder_weights=of_role("results/{model}/weights/{component}.safetensors", ENCODER),
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
         reference="results/{model}/reference/image.png",
         trajectory="results/{model}/reference/trajectory.npy",
-        ranges=of_role("results/{model}/calibration/{component}.ranges.npz", DENOISER),
-        calibration=of_role("results/{model}/calibration/{component}.json", DENOISER),
     output:
         image="results/{model}/simulation/image.png",
         distance="results/{model}/simulation/distance.json",

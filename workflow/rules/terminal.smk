@@ -21,7 +21,9 @@ onstart:
 
 def names_of_steps(job):
     """Step and component of each step of a job that goes through the build cache."""
-    return [(one.function.rpartition(".")[2], one.component) for one in read_steps(Path(job.input.settings)) if one.cached]
+    return [
+        (one.function.rpartition(".")[2], one.component) for one in read_steps(Path(job.input.settings)) if one.cached
+    ]
 
 
 def run_cores():

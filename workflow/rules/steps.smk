@@ -1,0 +1,288 @@
+# What jobs are given and do, step by step, where that takes more than a line in the rule.
+
+IMPORT_TOOLS = ["safetensors", "torch", "diffusers", "transformers", "lycoris_lora"]
+ADVISED = set()  # models
+
+
+def import_steps(model, wildcards):
+    """The description of the checkpoint, which refuses what cannot be imported; a step a component; the listing of embeddings."""
+    family = model.family
+    description = step(
+        "axbake.weights.description.describe_checkpoint",
+        values=described,
+        row=["prediction"],
+        tools=["safetensors", *TORCH],
+        data=family.resources,
+        sources=lambda model, _: {column: model.sources.file_digest(column_of(model, column)) for column in COLUMNS},
+    )
+    listing = step(
+        "axbake.weights.embeddings.list_embeddings",
+        values=lambda model, _: {"names": model.sources.embedding_names},
+        tools=["safetensors", "torch"],
+        sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
+        names={"text_encoder": family.text_encoders[0].name},
+    )
+    return [description, *(partial(import_step, component=component) for component in family.components), listing]
+
+
+def import_step(model, wildcards, component):
+    """The step that takes *component* out of its file."""
+    family, column = model.family, model.sources.column_of(component)
+    autoencoder = component.role in (ENCODER, DECODER)
+    given = {"component": as_files(component), "family": "" if autoencoder else family.name, "latents": family.latents}
+    sources = {"checkpoint": model.sources.file_digest(column)}
+    names = {"checkpoint": column, "weights": component.name}
+    function = "import_component"
+    if not autoencoder:
+        given |= {"title": family.title, "strengths": model.strengths_of(component)}
+        sources["loras"] = model.loras_digest(component)
+        names["loras"] = f"{component.name}_loras"
+    if component.role == TEXT:
+        function = "import_text_encoder"
+        given |= {"clip_skip": model.row["clip_skip"], "shortened": family.clip_skip}
+        sources["embeddings"] = model.sources.embeddings_digest
+    elif component.role == DENOISER:
+        function = "import_denoiser"
+        given |= {
+            "prediction": model.row["prediction"],
+            "prediction_type": family.process.prediction_type,
+            "sidecar": model.sources.sidecar,
+            "sampling": family.process.sampling,
+        }
+    return step(
+        f"axbake.weights.importing.{function}",
+        of=component.name,
+        values=lambda model, _: given,
+        tools=IMPORT_TOOLS,
+        data=family.resources,
+        sources=lambda model, _: sources,
+        names=names,
+    )(model, wildcards)
+
+
+def described(model, wildcards):
+    """What the description of a checkpoint is given besides the row."""
+    family, own = model.family, model.row["vae"]
+    return {
+        "family": family.name,
+        "title": family.title,
+        "components": [as_files(component) for component in family.components],
+        "latents": family.latents,
+        "fits": family.fits,
+        "prediction_type": family.process.prediction_type,
+        "sampling": family.process.sampling,
+        "sha256": model.sources.digest(),
+        "vae_sha256": model.sources.digest("vae") if own else "",
+        "sidecar": model.sources.sidecar,
+    }
+
+
+def column_of(model, column):
+    """*column*; the checkpoint's where the row has no VAE of its own."""
+    return column if model.row[column] else "checkpoint"
+
+
+def loras_for(component):
+    """Input function: paths of a model's LoRAs that change *component*; says, once a run, which of them have no effect."""
+
+    def paths(model, wildcards):
+        if model.name not in ADVISED and workflow.is_main_process:
+            ADVISED.add(model.name)
+            for sentence in model.advice():
+                logger.warning(f"{model.name}: {sentence}.")
+        return [lora.path for lora in model.loras_of(component)]
+
+    return with_model(paths)
+
+
+def embeddings_of(model, wildcards):
+    """Paths of a model's textual-inversion embeddings, which are there."""
+    assert model.sources.embeddings_digest is not None
+    return model.row["embeddings"]
+
+
+def recipe_settings(model, wildcards):
+    """What a merge needs of its checkpoints' family; other forms are converted without."""
+    path = Path(model.row[wildcards.column])
+    if not is_recipe(path):
+        return {}
+    family = family_of(path)
+    return {"components": [as_files(one) for one in family.components], "latents": family.latents}
+
+
+def export_steps(model, wildcards, component=None):
+    """One step a graph, and the parity of all; of several graphs what the chain is, too."""
+    component = model.component(component or wildcards.component)
+    chain = len(component.graphs) > 1
+    if not chain:
+        model.of_address(component.name)
+    given = {"build": component.build, "columns": model.columns(component)}
+    steps = [
+        step(
+            "axbake.graphs.export.export_onnx",
+            of=graph,
+            values=lambda *_, piece=piece: given | {"piece": piece},
+            tools=[*TORCH, "onnx", "onnx-ir", "onnxscript", "onnxsim"],
+            names={"graph": f"graph_{number}", "tensors": f"tensors_{number}"} if chain else None,
+        )
+        for number, (graph, piece) in enumerate(zip(addresses(component), component.graphs))
+    ]
+    compared = given | {"component": component.name, "pieces": component.graphs, "example": component.example}
+    names = [f"graph_{number}" for number in range(len(component.graphs))] if chain else ["graph"]
+    steps.append(
+        step(
+            "axbake.graphs.parity.measure_parity",
+            of=component.name,
+            values=lambda *_: compared,
+            tools=[*TORCH, "onnxruntime"],
+            names={"graphs": names, "tensors": [name.replace("graph", "tensors") for name in names]},
+        )
+    )
+    return steps + [partial(chain_step, component=component, names=names)] * chain
+
+
+def chain_step(model, wildcards, component, names):
+    """The step that says what a chain is; *names*: what the rule calls its graphs."""
+    return step(
+        "axbake.graphs.chain.describe_chain",
+        of=component.name,
+        values=lambda *_: {"component": component.name},
+        tools=["onnx"],
+        names={"graphs": names},
+    )(model, wildcards)
+
+
+def calibrate_denoiser_steps(model, wildcards):
+    """What is observed, and what is chosen of it."""
+    denoiser = model.family.denoiser
+    chosen = {name: model.entry(f"calibration/{name}") for name in ("samples", "selection")}
+    return [
+        step(
+            "axbake.calibration.observation.observe_denoiser",
+            of=denoiser.name,
+            row=["guidance_scale"],
+            tools=["numpy", "onnx", "onnxruntime"],
+        ),
+        step(
+            "axbake.calibration.tars.calibrate_denoiser",
+            of=denoiser.name,
+            values=lambda *_: chosen | {"component": denoiser.name},
+            tools=["numpy"],
+        ),
+    ]
+
+
+def calibrate_vae_steps(model):
+    """Pictures, their latents, and both as archives."""
+    encoder, decoder = model.family.autoencoder
+    (piece,) = decoder.graphs
+    return [
+        step("axbake.calibration.pictures.draw_pictures", row=["height", "width"], tools=["numpy"]),
+        step(
+            "axbake.calibration.pictures.encode_pictures",
+            values=lambda *_: {"build": encoder.build, "channels": model.family.latents.channels},
+            tools=["torch", "diffusers", "numpy"],
+        ),
+        step(
+            "axbake.calibration.tars.calibrate_encoder", tools=["numpy", "pillow"], names={"archive": "encoder_archive"}
+        ),
+        step(
+            "axbake.calibration.tars.calibrate_decoder",
+            values=lambda *_: {"piece": piece, "columns": model.columns(decoder)},
+            tools=["numpy"],
+            names={"archive": "decoder_archive"},
+        ),
+    ]
+
+
+def compile_steps(compiler, launch):
+    """Function that gives a compile's steps: first its parity is compared, then it is built, or placed from the build cache."""
+
+    def steps(model, wildcards):
+        component, number = model.of_address(wildcards.graph)
+        return [
+            step(
+                "axbake.judging.hold_parity",
+                values=lambda *_: {"min_psnr": model.entry_of("parity/min_psnr", component)},
+                cached=False,
+            ),
+            step(
+                "axbake.toolchain.pulsar2.compile_model",
+                of="graph",
+                values=lambda *_: {
+                    "component": wildcards.graph,
+                    "role": component.role,
+                    "config": model.pulsar2_config(component, number),
+                    "compiler": compiler(model),
+                },
+                means=launch,
+                own_code=False,  # a better message of axbake's must not cost 68 minutes; `compiler` is what decides
+            ),
+        ]
+
+    return steps
+
+
+def parity_of(model, wildcards):
+    """Path of what was measured of the component that a job's graph is of."""
+    component, _ = model.of_address(wildcards.graph)
+    return f"results/{model.name}/parity/{component.name}.json"
+
+
+def check_settings(model, component):
+    """What the check of a compiled component is given."""
+    return {
+        "component": component.name,
+        "configs": [model.pulsar2_config(component, number) for number in range(len(component.graphs))],
+        "samples": model.entry("compiled/samples"),
+        "compiler": compiler(model),
+    }
+
+
+def simulate_steps(model, wildcards):
+    """The drawing, what each model costs, and the ranges of the reference's drawing."""
+    family = model.family
+    encoder, _ = family.autoencoder
+    drawn = {"picture": model.picture, "drawn": model.drawn}
+    tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
+    return [
+        step(
+            "axbake.drawing.simulation.simulate",
+            values=lambda *_: drawn | {"latents": family.latents, "build": encoder.build},
+            tools=tools,
+            data=["resources/clip"],
+        ),
+        step(
+            "axbake.drawing.attribution.attribute_error",
+            values=lambda *_: drawn | {"latents": family.latents},
+            tools=tools,
+            data=["resources/clip"],
+        ),
+        step(
+            "axbake.calibration.held_out.check_calibration",
+            values=lambda *_: drawn | {"prompts": model.row["calibration_prompts"]},
+            tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
+            data=["resources/clip"],
+        ),
+    ]
+
+
+ONCE = ["weights", "reference", "schedule", "calibration/trajectories", "calibration/vae"]
+LAST = ["verdict", "simulation", "preflight"]
+
+
+def logs_of(model, wildcards):
+    """Logs of all jobs of a model but the report's own, in the order in which the page shows them."""
+    family = model.family
+    named = [f"{place}/{name}" for place in ("onnx", "check") for name in family.names]
+    named += [f"calibration/{one.name}" for one in [*family.text_encoders, family.denoiser]]
+    named += [f"build/{graph}" for graph in model.graphs]
+    return [f"logs/{model.name}/{job}.log" for job in [*ONCE, *named, *LAST]]
+
+
+BOARD = ("host", "user", "port", "directory", "kind", "device")
+
+
+def of_board(*names):
+    """What a job is told of the board: function of model and wildcards."""
+    return lambda *_: {name: config["board"][name] for name in names}
