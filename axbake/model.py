@@ -1,30 +1,31 @@
 """A model of the table: its row, its own config, its family and its sources, and what its jobs are given of all that."""
 
-import hashlib
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoints.containers import Container, Stored, form_of, open_container
+from axbake.checkpoints.containers import Container
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
-from axbake.checkpoints.pickles import convert_pickle
-from axbake.checkpoints.recipes import read_recipe
-from axbake.jobs.code import code_of
-from axbake.digest import remembered
 from axbake.drawing.parts import Drawn, Part
+from axbake.emulator.config import Pulsar2ConfigError
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
+from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora, lcm_advice, unknown_marks
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
 from axbake.runtime.values import Picture
-from axbake.sources import CHECKPOINT, VAE, Sources
+from axbake.sources import CHECKPOINT, VAE, Sources, read_header
 from axbake.table import loras_sha256
 from axbake.toolchain.build_config import Build, build_config, read_own_fields
 
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
+
+
+#: What was made of a graph and the user's fields: a thousand rows ask for few different ones
+_CONFIGS: dict[str, dict[str, Any]] = {}
 
 
 class MissingFamily(AxbakeError):
@@ -146,8 +147,11 @@ class Model:
 
     def entry_of(self, place: str, component: Component) -> Any:
         """The same of *component*: what is there under its name, or else under its role's."""
-        entries = self.entry(place)
-        return entries[component.name] if component.name in entries else entries[component.role]
+        return self.entry(place)[self._name_at(place, component)]
+
+    def _name_at(self, place: str, component: Component) -> str:
+        """What the entry of *component* is called at *place*."""
+        return component.name if component.name in self.entry(place) else component.role
 
     def entries_of(self, place: str) -> dict[str, Any]:
         """The same of all components."""
@@ -158,7 +162,7 @@ class Model:
         piece = component.graphs[number]
         return Build(
             name=addresses(component)[number].rpartition("/")[2],
-            component=component.name,
+            component=self._name_at("pulsar2", component),
             role=component.role,
             inputs=piece.inputs(**self.columns(component)),
             precision=self.entry_of("precision", component),
@@ -170,10 +174,28 @@ class Model:
         """Pulsar2's config of a graph.
 
         Raises:
-            ConfigError: the user's fields cannot be used.
+            Pulsar2ConfigError: the user's fields cannot be used, of this graph or of another; says all that is wrong.
         """
-        build = self.build(component, number)
-        return build_config(build, read_own_fields(build, self.entry_of("pulsar2", component)))
+        return self._pulsar2_configs[addresses(component)[number]]
+
+    @cached_property
+    def _pulsar2_configs(self) -> dict[str, dict[str, Any]]:
+        """The same of all graphs, by address."""
+        found: dict[str, dict[str, Any]] = {}
+        faults: dict[str, None] = {}  # each once, though several graphs have it
+        for component in self.family.components:
+            for number, graph in enumerate(addresses(component)):
+                build, said = self.build(component, number), self.entry_of("pulsar2", component)
+                asked = repr((build, said))
+                try:
+                    if asked not in _CONFIGS:
+                        _CONFIGS[asked] = build_config(build, read_own_fields(build, said))
+                    found[graph] = _CONFIGS[asked]
+                except Pulsar2ConfigError as error:
+                    faults |= dict.fromkeys(str(error).splitlines())
+        if faults:
+            raise Pulsar2ConfigError("\n".join(faults))
+        return found
 
     def loras_of(self, component: Component) -> list[Lora]:
         """LoRAs that change *component*, in their order; one that changes the UNet alone is none of the text encoder's."""
@@ -212,7 +234,10 @@ class Model:
             lambda: [self.sources.file(CHECKPOINT), self.sources.sidecar, self.family],
             lambda: self.row[VAE] and self.sources.file(VAE),
             lambda: self.sources.embeddings_digest,
-            lambda: loras_sha256(self.row, self.row["loras"]) and [lora_facts(Path(one.path)) for one in self.row["loras"]],
+            lambda: [
+                loras_sha256(self.row, self.row["loras"]),
+                *(lora_facts(Path(one.path)) for one in self.row["loras"]),
+            ],
         ]
         faults = []
         for look in looks:
@@ -229,30 +254,19 @@ def family_of(path: Path) -> Family:
     Raises:
         UnknownFamily: it is of none. And the errors of who opens it.
     """
-    form = form_of(path)
-    if form == "recipe":
-        return family_of(next(iter(read_recipe(path).checkpoints.values())))
-    if form == "diffusers folder":  # a folder's own time says nothing of its files, and their headers are read in no time
-        return _find(open_container(path))
-    return FAMILIES[remembered(path, f"family-{_reading()}", lambda: _find(_opened(path, form)).name)]
+    return FAMILIES[read_header(path, "family", _find, "axbake.model._find", *_functions())]
 
 
-def _opened(path: Path, form: str) -> Container:
-    if form != "pickle":
-        return open_container(path)
-    found = convert_pickle(path, None)["tensors"]
-    tensors = {name: Stored(kind, tuple(shape), path, 0, 0) for name, (kind, shape) in found.items()}
-    return Container(path, form, tensors, {})
-
-
-def _find(container: Container) -> Family:
+def _find(container: Container) -> str:
     denoisers = [family.denoiser for family in FAMILIES.values()]
-    return find_family(use_average(container, averaged_namings(denoisers)), FAMILIES)
+    return find_family(use_average(container, averaged_namings(denoisers)), FAMILIES).name
 
 
 @cache
-def _reading() -> str:
-    """Of the code that tells families apart; what it told is remembered no longer than it is the same."""
-    fits = [f"{family.fits.__module__}.{family.fits.__qualname__}" for family in FAMILIES.values()]
-    digests = code_of("axbake.model.family_of", *fits)
-    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]
+def _functions() -> list[str]:
+    """Dotted names of those by which each family's denoiser is found and told from others."""
+    return [
+        name
+        for family in FAMILIES.values()
+        for name in encode({"fits": family.fits, "namings": family.denoiser.files.namings})[1]
+    ]

@@ -1,12 +1,20 @@
 """Which file each component of a row comes from: the user's own, a fetched one, or one that a job makes of it."""
 
+import hashlib
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
-from axbake.checkpoints.containers import files_of, needs_conversion
+from axbake.checkpoints.containers import Container, files_of, form_of, needs_conversion
+from axbake.checkpoints.conversion import open_unconverted
 from axbake.checkpoints.prediction import read_sidecar
+from axbake.checkpoints.recipes import read_recipe
+from axbake.checkpoints.refusals import UnknownFamily
+from axbake.digest import remembered
+from axbake.families.others import AUTOENCODERS, recognise
 from axbake.fetch.sources import check_pin, parse_source
+from axbake.jobs.code import code_of
 from axbake.networks.component import DECODER, ENCODER, Component
 from axbake.table import checkpoint_sha256, embeddings_sha256, vae_sha256
 
@@ -46,6 +54,8 @@ class Sources:
             else:
                 known: dict[str, Callable[[dict], str]] = {CHECKPOINT: checkpoint_sha256, VAE: vae_sha256}
                 self._digests[column] = known[column](self.row)
+                if column == VAE:
+                    check_vae(Path(self.row[VAE]))
         return self._digests[column]
 
     def is_converted(self, column: str) -> bool:
@@ -61,7 +71,9 @@ class Sources:
 
     def file(self, column: str) -> str:
         """The safetensors file of *column*: the user's, the fetched one, or else one made of it."""
-        return f"results/{self.row['model']}/{column}.safetensors" if self.is_converted(column) else self.arrived(column)
+        return (
+            f"results/{self.row['model']}/{column}.safetensors" if self.is_converted(column) else self.arrived(column)
+        )
 
     def brought(self, column: str) -> list[str]:
         """Files of what is in *column*, as the user has them, or as they are fetched."""
@@ -97,3 +109,45 @@ class Sources:
     def embedding_names(self) -> list[str]:
         """What prompts call the embeddings: their files' names without the ending."""
         return [Path(path).stem for path in self.row["embeddings"]]
+
+
+def check_vae(path: Path) -> None:
+    """Refuse a file whose autoencoder is of another model than Stable Diffusion, though its shapes may be the same (SDXL's).
+
+    Raises:
+        UnknownFamily, and the errors of who opens it.
+    """
+    if kind := read_header(path, "vae", _other_kind, "axbake.sources._other_kind"):
+        raise UnknownFamily(f"{path}: this is {kind}, wanted a VAE or a checkpoint of Stable Diffusion.")
+
+
+def _other_kind(container: Container) -> str:
+    """What a file is that is neither an autoencoder nor a checkpoint that has one; empty if it may be one."""
+    other = recognise(container.shapes)
+    return "" if other is None or other in AUTOENCODERS else other.kind
+
+
+def read_header(path: Path, what: str, look: Callable[[Container], Any], *code: str) -> Any:
+    """What *look* says of the names and shapes in a checkpoint; remembered while the file and the *code* are the same.
+
+    Of a recipe, what it says of the first checkpoint: all that are merged are of one architecture.
+
+    Args:
+        what: it says, a plain value and not None; part of a file's name.
+        code: dotted names of all that decides it.
+    """
+
+    def read() -> Any:
+        return look(open_unconverted(path))
+
+    form = form_of(path)
+    if form == "recipe":
+        return read_header(next(iter(read_recipe(path).checkpoints.values())), what, look, *code)
+    if form == "diffusers folder":  # whose own time says nothing of its files
+        return read()
+    return remembered(path, f"{what}-{_digest(code)}", read)
+
+
+@cache
+def _digest(code: tuple[str, ...]) -> str:
+    return hashlib.sha256(repr(sorted(code_of(*code).items())).encode()).hexdigest()[:16]

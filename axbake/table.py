@@ -146,7 +146,9 @@ def read_row_config(path: Path, config: dict, *, schema: Path, components: Colle
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ProjectConfigError(f"{path}: {error}; wanted a YAML file of config entries") from error
     if not isinstance(own, dict):
-        raise ProjectConfigError(f"{path}: holds no entries; wanted some of config.yaml's, as `precision: {{unet: S16}}`")
+        raise ProjectConfigError(
+            f"{path}: holds no entries; wanted some of config.yaml's, as `precision: {{unet: S16}}`"
+        )
     known = read_schema(schema)["properties"]
     rows = [name for name, entry in known.items() if entry.get("ofRow")]
     if others := [str(name) for name in own if name in known and name not in rows]:
@@ -207,7 +209,9 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
         if "sha256" in row:
             row["sha256"] = row["sha256"].lower()  # Civitai shows it in capitals
     # jsonschema tells of each missing column apart, and `_explain` of all of them each time.
-    faults = list(dict.fromkeys(fault for line, row in rows.items() for fault in _row_faults(line, row, rules, families)))
+    faults = list(
+        dict.fromkeys(fault for line, row in rows.items() for fault in _row_faults(line, row, rules, families))
+    )
     names = Counter(row.get("model") for row in rows.values())
     faults += [
         f"line {line} ({row['model']}), column model: {row['model']!r} stands {names[row['model']]} times"

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
+from measure import import_part
 
 RANK = 64
 
@@ -25,12 +25,13 @@ def write_lora(place: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from axbake.checkpoints.components import wanted_shapes
-    from axbake.families.architecture import CONFIGS
+    from axbake.networks import unet
+    from axbake.networks.architecture import CONFIGS
+    from axbake.weights.networks import wanted_shapes
 
     config = json.loads((CONFIGS / "unet" / "config.json").read_text())
     tensors = {}
-    for name, shape in wanted_shapes("unet", config).items():
+    for name, shape in wanted_shapes(unet.build, config).items():
         if len(shape) < 2:
             continue
         key = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
@@ -45,15 +46,11 @@ def write_lora(place: Path) -> None:
 
 
 def plain(place: Path) -> None:
-    from axbake.checkpoints.importing import import_checkpoint
-
-    import_checkpoint(place / "random-sd15.safetensors", component="unet", weights=place / "plain.safetensors")
+    import_part(place / "random-sd15.safetensors", component="unet", weights=place / "plain.safetensors")
 
 
 def with_lora(place: Path) -> None:
-    from axbake.checkpoints.importing import import_checkpoint
-
-    import_checkpoint(
+    import_part(
         place / "random-sd15.safetensors",
         [place / "lora.safetensors"],
         component="unet",
@@ -66,6 +63,8 @@ def merge(place: Path) -> None:
     import yaml
 
     from axbake.checkpoints.merging import merge_checkpoints
+    from axbake.families import FAMILIES
+    from axbake.networks.component import as_files
 
     path = place / "random-sd15.safetensors"
     with path.open("rb") as file:
@@ -73,7 +72,9 @@ def merge(place: Path) -> None:
     step = {"method": "weighted_sum", "a": "a", "b": "b", "alpha": 0.3, "blocks": {"M00": 0.5}}
     recipe = place / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"checkpoints": {"a": entry, "b": entry}, "steps": [step]}))
-    merge_checkpoints(recipe, checkpoint=place / "merged.safetensors")
+    family = FAMILIES["sd1"]
+    components = [as_files(component) for component in family.components]
+    merge_checkpoints(recipe, checkpoint=place / "merged.safetensors", components=components, latents=family.latents)
 
 
 STEPS = {step.__name__: step for step in (plain, with_lora, merge)}

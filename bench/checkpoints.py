@@ -17,8 +17,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
 
-COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
-HEIGHT, WIDTH = 480, 320  # pixels; those of the published deployment
+from axbake.families import FAMILIES
+from axbake.families.family import Family
+
+# Of a row; pixels are those of the published deployment.
+COLUMNS = {"height": 480, "width": 320, "prompt_chunks": 1, "program": "axera"}
+
+
+def family_of(model: str) -> Family:
+    from bench.random_checkpoint import FAMILY_OF
+
+    return FAMILIES[FAMILY_OF.get(model, "sd1")]
 
 
 def write_checkpoint(place: Path, model: str, _: str) -> None:
@@ -27,26 +36,38 @@ def write_checkpoint(place: Path, model: str, _: str) -> None:
     write_random_checkpoint(place / "checkpoint.safetensors", model=model)
 
 
-def import_component(place: Path, _: str, component: str) -> None:
-    from axbake.checkpoints.importing import import_checkpoint
+def import_component(place: Path, model: str, component: str) -> None:
+    from bench.measure import import_part
 
-    import_checkpoint(place / "checkpoint.safetensors", component=component, weights=place / f"{component}.safetensors")
+    weights = place / f"{component}.safetensors"
+    import_part(place / "checkpoint.safetensors", component=component, weights=weights, family=family_of(model).name)
 
 
-def export_component(place: Path, _: str, component: str) -> None:
+def export_component(place: Path, model: str, component: str) -> None:
     from axbake.graphs.export import export_onnx
 
-    size = {} if component == "text_encoder" else {"height": HEIGHT, "width": WIDTH}
+    part = family_of(model).component(component)
     graph = place / f"{component}.onnx"
-    export_onnx(place / f"{component}.safetensors", graph=graph, tensors=graph.with_name(f"{graph.name}.data"), **size)
-    graph.with_name(f"{graph.name}.data").unlink()
+    tensors = graph.with_name(f"{graph.name}.data")
+    columns = {name: COLUMNS[name] for name in part.columns}
+    (piece,) = part.graphs
+    weights = place / f"{component}.safetensors"
+    export_onnx(weights, build=part.build, piece=piece, columns=columns, graph=graph, tensors=tensors)
+    tensors.unlink()
 
 
-def write_back(place: Path, _: str, __: str) -> None:
-    from axbake.checkpoints.single_file import write_single_file
+def write_back(place: Path, model: str, _: str) -> None:
+    from axbake.networks.component import as_files
+    from axbake.weights.single_file import write_single_file
 
-    weights = {component: place / f"{component}.safetensors" for component in COMPONENTS}
-    write_single_file(**weights, single_file=place / "single_file.safetensors")
+    family = family_of(model)
+    write_single_file(
+        [place / f"{component}.safetensors" for component in family.names],
+        components=[as_files(component) for component in family.components],
+        title=family.title,
+        specification=family.specification,
+        single_file=place / "single_file.safetensors",
+    )
 
 
 def draw(place: Path, _: str, __: str) -> None:
@@ -91,10 +112,11 @@ def main() -> None:
         place = directory / model
         place.mkdir(parents=True)
         measure(place, model, "write_checkpoint")
-        for component in COMPONENTS:
+        components = family_of(model).names
+        for component in components:
             measure(place, model, "import_component", component)
         (place / "checkpoint.safetensors").unlink()
-        for component in COMPONENTS:
+        for component in components:
             measure(place, model, "export_component", component)
         measure(place, model, "write_back")
         if importlib.util.find_spec("stable_diffusion_cpp") and (place / "single_file.safetensors").is_file():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # run as a file, from anywhere
@@ -42,20 +43,46 @@ def median(costs: Sequence[Cost]) -> Cost:
     return Cost(statistics.median(c.seconds for c in costs), statistics.median(c.gib for c in costs))
 
 
+def import_part(
+    checkpoint: Path,
+    loras: Sequence[Path] = (),
+    *,
+    component: str,
+    weights: Path,
+    family: str = "sd1",
+    strengths: Sequence[float] = (),
+) -> None:
+    """Import one component, as the workflow does (`import_step` in workflow/rules/import.smk)."""
+    from axbake.families import FAMILIES
+    from axbake.networks.component import DENOISER, TEXT, as_files
+    from axbake.weights.importing import import_component, import_denoiser, import_text_encoder
+
+    of = FAMILIES[family]
+    part = of.component(component)
+    if part.role not in (TEXT, DENOISER):
+        import_component(checkpoint, component=as_files(part), family="", latents=of.latents, weights=weights)
+        return
+    given: dict[str, Any] = {"component": as_files(part), "family": of.name, "title": of.title, "latents": of.latents}
+    given |= {"weights": weights, "strengths": strengths}
+    if part.role == TEXT:
+        import_text_encoder(checkpoint, loras, **given, clip_skip=1, shortened=of.clip_skip)
+        return
+    process = {"prediction_type": of.process.prediction_type, "sampling": of.process.sampling}
+    import_denoiser(checkpoint, loras, **given, **process, prediction="", sidecar="")
+
+
 def full_size(directory: Path) -> dict[str, Path]:
     """Weights of a random checkpoint of Stable Diffusion 1.5's size, by component; made in *directory* where they are not yet."""
-    from axbake.families import COMPONENTS
+    from axbake.families import FAMILIES
 
     directory.mkdir(parents=True, exist_ok=True)
     checkpoint = directory / "random-sd15.safetensors"
     if not checkpoint.is_file():
         subprocess.run([sys.executable, ROOT / "bench" / "random_checkpoint.py", checkpoint], check=True)
-    weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
+    weights = {component: directory / f"{component}.safetensors" for component in FAMILIES["sd1"].names}
     for component, path in weights.items():
         if not path.is_file():
-            from axbake.checkpoints.importing import import_checkpoint
-
-            import_checkpoint(checkpoint, component=component, weights=path)
+            import_part(checkpoint, component=component, weights=path)
     return weights
 
 
@@ -67,19 +94,24 @@ def diffusers_folder(directory: Path) -> Path:
         from diffusers import AutoencoderKL, StableDiffusionPipeline
         from transformers import CLIPTokenizer
 
-        from axbake.checkpoints import components
-        from axbake.checkpoints.weights import read_description
         from axbake.drawing.schedule import build_scheduler
+        from axbake.families import FAMILIES
+        from axbake.weights.files import read_description
+        from axbake.weights.networks import load
 
         weights = full_size(directory)
-        halves = [components.load(weights[half], dtype=torch.float16) for half in ("vae_encoder", "vae_decoder")]
+        networks = {
+            component.name: load(weights[component.name], component.build, dtype=torch.float16)
+            for component in FAMILIES["sd1"].components
+        }
+        halves = [networks[half] for half in ("vae_encoder", "vae_decoder")]
         vae = AutoencoderKL.from_config(read_description(weights["vae_encoder"]).config).to(torch.float16)
         vae.load_state_dict({name: tensor for half in halves for name, tensor in half.state_dict().items()})
         StableDiffusionPipeline(
             vae=vae,
-            text_encoder=components.load(weights["text_encoder"], dtype=torch.float16),
+            text_encoder=networks["text_encoder"],
             tokenizer=CLIPTokenizer.from_pretrained(ROOT / "resources" / "clip", local_files_only=True),
-            unet=components.load(weights["unet"], dtype=torch.float16),
+            unet=networks["unet"],
             scheduler=build_scheduler("dpmpp_2m_karras"),
             safety_checker=None,
             feature_extractor=None,

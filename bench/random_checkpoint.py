@@ -16,12 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhe
 import torch
 from safetensors.torch import save_file
 
-from axbake.checkpoints.components import wanted_shapes
-from axbake.checkpoints.single_file import CLIP, UNET, VAE, open_clip_name, unet_name, vae_name
-from axbake.families import COMPONENTS
-from axbake.families.architecture import CONFIGS
+from axbake.families import FAMILIES
+from axbake.networks.architecture import CONFIGS
+from axbake.weights.networks import wanted_shapes
 
-CONFIG_OF = {"text_encoder": "text_encoder", "unet": "unet", "vae_encoder": "vae", "vae_decoder": "vae"}
+FAMILY_OF = {"sd21": "sd2"}  # the others are of Stable Diffusion 1.x
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 TINY_VAE = {"_class_name": "AutoencoderTiny", "act_fn": "relu", "scaling_factor": 1.0}
 NARROW = {"block_out_channels": [320, 640, 1280], "layers_per_block": 1, "mid_block_type": None}
@@ -56,13 +55,6 @@ MODELS: dict[str, dict[str, dict]] = {
 }
 
 
-def ldm_name(model: str, component: str, name: str) -> str:
-    """LDM's name of a diffusers tensor."""
-    if component == "text_encoder":
-        return open_clip_name(name) if model == "sd21" else CLIP + name
-    return UNET + unet_name(name) if component == "unet" else VAE + vae_name(name, 4)
-
-
 def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Normal values of variance 1 / fan-in, so that activations keep their size; norms near 1, biases near 0."""
     values = torch.randn(shape, generator=generator)
@@ -75,11 +67,13 @@ def write_random_checkpoint(path: Path, *, model: str = "sd15", seed: int = 0) -
     """Write the checkpoint to *path*; the same seed gives the same bytes."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
-    for component in COMPONENTS:
-        config = json.loads((CONFIGS / CONFIG_OF[component] / "config.json").read_text())
-        config |= MODELS[model].get(component, {})
-        for name, shape in sorted(wanted_shapes(component, config).items()):
-            new = ldm_name(model, component, name)
+    for component in FAMILIES[FAMILY_OF.get(model, "sd1")].components:
+        config = json.loads((CONFIGS / component.files.folder / "config.json").read_text())
+        config |= MODELS[model].get(component.name, {})
+        assert component.files.ldm_name
+        ldm_name = component.files.ldm_name(config)
+        for name, shape in sorted(wanted_shapes(component.build, config).items()):
+            new = ldm_name(name)
             parts = [tensors[new]] if new in tensors else []  # open_clip's query, key and value are one
             tensors[new] = torch.cat([*parts, random_tensor(name, shape, generator)])
     if model == "sd21":

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import full_size, median, run
+from measure import full_size, import_part, median, run
 
 BLOCK = 1 << 20  # bytes
 
@@ -49,12 +49,10 @@ def copy_unet(directory: Path) -> int:
 
 
 def import_unet(directory: Path) -> int:
-    """`axbake.checkpoints.importing.import_checkpoint` of the UNet, put on disk."""
-    from axbake.checkpoints.importing import import_checkpoint
-
+    """`axbake.weights.importing.import_denoiser` of the UNet, put on disk."""
     with tempfile.TemporaryDirectory(dir=directory) as place:
         weights = Path(place) / "unet.safetensors"
-        import_checkpoint(directory / "random-sd15.safetensors", component="unet", weights=weights)
+        import_part(directory / "random-sd15.safetensors", component="unet", weights=weights)
         with weights.open("rb") as file:
             os.fsync(file.fileno())
         return weights.stat().st_size

@@ -1,7 +1,7 @@
 """Ranges of every activation of a denoiser on all that was recorded of it, by the emulator's own observer.
 
-Where it is a chain of graphs, all samples go through one graph, then through the next: disk and memory hold what two graphs pass on,
-and one graph.
+Where it is a chain of graphs, all samples go through one graph, then through the next: disk and memory hold one graph, and what
+two graphs pass on.
 """
 
 import tempfile
@@ -127,7 +127,7 @@ class Passed:
         if path.is_file():
             with np.load(path) as arrays:
                 known = {name: arrays[name] for name in arrays.files}
-        np.savez(path, **known, **outputs)
+        np.savez(path, allow_pickle=False, **known, **outputs)
         self._row += 1
 
     def close(self) -> None:

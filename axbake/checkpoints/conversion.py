@@ -11,6 +11,7 @@ from axbake.checkpoints.containers import (
     Container,
     Stored,
     form_of,
+    open_container,
     open_safetensors,
     place_of,
     read_configs,
@@ -19,6 +20,21 @@ from axbake.checkpoints.containers import (
 from axbake.checkpoints.writing import write_tensors
 from axbake.networks.component import Component
 from axbake.runtime.values import Latents
+
+
+def open_unconverted(path: Path) -> Container:
+    """A view of a checkpoint in any form but that of a recipe; of a pickle it has names, shapes and types alone.
+
+    Raises:
+        UnreadableCheckpoint, UnsafeCheckpoint
+    """
+    from axbake.checkpoints.pickles import convert_pickle
+
+    if form_of(path) != "pickle":
+        return open_container(path)
+    found = convert_pickle(path, None)["tensors"]
+    tensors = {name: Stored(kind, tuple(shape), path, 0, 0) for name, (kind, shape) in found.items()}
+    return Container(path, "pickle", tensors, {})
 
 
 def convert_checkpoint(

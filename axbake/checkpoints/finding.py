@@ -5,7 +5,7 @@ in eight bits.
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,18 +131,27 @@ def find_family(container: Container, families: Mapping[str, Family]) -> Family:
             f"{container.path}: {len(shapes)} tensors that fit no family; known: {known}. A denoiser would have"
             f" {' or '.join(markers)}."
         )
-    fitting = []
-    for name in there:
-        _, origins = find_names(container.path, shapes, denoisers[name])
-        denoiser = {new: shapes[origin.name] for new, origin in origins.items()}
-        with contextlib.suppress(StopIteration, IndexError):
-            fitting += [families[name]] if families[name].fits(denoiser) else []
-    if len(fitting) != 1:
+    fitting = [families[name] for name in there if is_of(container, denoisers[name], families[name].fits)]
+    if len(fitting) > 1:
+        names = " and ".join(family.name for family in fitting)
         raise UnknownFamily(
-            f"{container.path}: a denoiser of {len(denoiser)} tensors that is of no one family; known: {known}. Missing:"
+            f"{container.path}: a denoiser that is of several families, {names}; their `fits` must differ."
+        )
+    if not fitting:
+        _, origins = find_names(container.path, shapes, denoisers[there[0]])
+        raise UnknownFamily(
+            f"{container.path}: a denoiser of {len(origins)} tensors that is of no family; known: {known}. Missing:"
             " cross-attention, by whose widths they are told apart (attn2.to_k.weight, proj_in.weight)."
         )
     return fitting[0]
+
+
+def is_of(container: Container, denoiser: Component, fits: Callable[[Shapes], bool]) -> bool:
+    """Whether the network that *denoiser* names in *container* is of the family with this *fits*."""
+    _, origins = find_names(container.path, container.shapes, denoiser)
+    with contextlib.suppress(StopIteration, IndexError):  # without the tensors by which it is told
+        return fits({new: container.shapes[origin.name] for new, origin in origins.items()})
+    return False
 
 
 def has_network(container: Container, component: Component) -> bool:

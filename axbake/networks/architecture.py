@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def unet_architecture(shapes: Shapes, *, heads: Callable[[int], int]) -> dict:
     return config
 
 
-def unet_variant(config: dict) -> str:
+def unet_variant(config: Mapping) -> str:
     """Name of a UNet's structure."""
     crossed = tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"])
     known = VARIANTS.get((crossed, config["layers_per_block"], config["mid_block_type"] is not None))

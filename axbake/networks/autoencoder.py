@@ -8,7 +8,7 @@ from axbake.networks.architecture import vae_decoder_architecture, vae_encoder_a
 from axbake.networks.component import DECODER, ENCODER, Component, Files, Graph, Interface, Module, Naming, Tensor
 from axbake.runtime.values import Latents
 
-FOLDER, PREFIX = "vae", "vae."
+FOLDER, PREFIX, LDM = "vae", "vae.", "first_stage_model."
 TOLD = ("norm_num_groups", "act_fn", "scaling_factor")
 WITHOUT: dict[str, tuple] = {
     "latents_mean": (None,),
@@ -63,7 +63,9 @@ def decoder_inputs(*, program: str, **size: int) -> dict[str, str]:
 def decoder_interface(config: Mapping, *, height: int, width: int, program: str) -> Interface:
     """A latent in, pixels out."""
     latent = LATENTS.shape(height, width)
-    return Interface({name: Tensor(latent, dtype) for name, dtype in decoder_inputs(program=program).items()}, ("sample",))
+    return Interface(
+        {name: Tensor(latent, dtype) for name, dtype in decoder_inputs(program=program).items()}, ("sample",)
+    )
 
 
 def whole(network: Module, face: Interface) -> Module:
@@ -91,7 +93,7 @@ def decoder_example(network: Module, face: Interface, config: Mapping, generator
 
 def _ldm_name(config: Mapping) -> Callable[[str], str]:
     levels = len(config["block_out_channels"])
-    return lambda name: names.ldm_vae_name(name, levels)
+    return lambda name: LDM + names.ldm_vae_name(name, levels)
 
 
 VAE_ENCODER = Component(

@@ -19,7 +19,7 @@ ROLES = (TEXT, DENOISER, ENCODER, DECODER)
 class Naming:
     """Names under which files hold a network."""
 
-    marker: str  # a tensor that the network has in every file that names it so; what stands before it is the prefix of all
+    marker: str  # a tensor that every file of such names has; what stands before it is the prefix of all
     renamer: Callable[[Shapes], Rename]  # from the shapes by name without prefix
 
 
@@ -74,7 +74,8 @@ class Component:
     build: Callable[[dict], Module]  # config -> the network, with whatever weights the surrounding device context gives
     graphs: tuple[Graph, ...]
     columns: tuple[str, ...]  # of the table, that its graphs depend on
-    width: Callable[[dict], int] | None = None  # config -> channels of a token that a text encoder gives, or a denoiser takes
+    #: Config -> channels of a token that a text encoder gives, or a denoiser takes
+    width: Callable[[dict], int] | None = None
     variant: Callable[[dict], str] | None = None  # config -> name of the structure
     #: A denoiser -> the network as (latent, tokens, row) -> prediction, whatever its graphs
     with_rows: Callable[[Module], Module] | None = None

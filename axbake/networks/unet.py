@@ -194,7 +194,7 @@ def _time_tensors(weights: Path) -> dict[str, torch.Tensor]:
 
 
 def example(network: Module, face: Interface, config: Mapping, generator: Any) -> tuple[dict[str, Any], Any]:
-    """A random latent and random tokens at a timestep in the middle, and what the network makes of them, its time embedding within."""
+    """A random latent and random tokens at a timestep in the middle, and what the network with its time embedding makes of it."""
     import torch
 
     latent = torch.randn(face.inputs["sample"].shape, generator=generator)

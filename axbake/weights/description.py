@@ -13,12 +13,13 @@ from axbake.checkpoints.finding import (
     find_names,
     find_network,
     has_network,
+    is_of,
     open_checkpoint,
     precision_of,
 )
 from axbake.checkpoints.prediction import decide_sampling, gather_evidence, reasons
-from axbake.checkpoints.refusals import TensorMismatch
-from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, Component
+from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, Component, Shapes
 from axbake.networks.sampling import Sampling
 from axbake.runtime.values import Latents
 
@@ -52,6 +53,7 @@ def describe_checkpoint(
     title: str,
     components: Sequence[Component],
     latents: Latents,
+    fits: Callable[[Shapes], bool],
     prediction_type: str | None,
     sampling: Callable[..., Sampling],
     sha256: str,
@@ -65,7 +67,7 @@ def describe_checkpoint(
 
     Args:
         vae: file that the autoencoder is taken from; mostly the checkpoint.
-        family, title, components, latents: of its family; *prediction_type* and *sampling* of the family's process.
+        family, title, components, latents, fits: of its family; *prediction_type* and *sampling* of the family's process.
         sha256: of the file that the user brought.
         vae_sha256: the same of an autoencoder of its own; empty: it is the checkpoint's.
         description: JSON to write.
@@ -80,16 +82,21 @@ def describe_checkpoint(
     fetched = json.loads(records[0].read_text(encoding="utf-8")) if records else None
     sha256 = fetched["sha256"] if fetched else sha256
     holders = {one.name: own if own and one.role in (ENCODER, DECODER) else container for one in components}
+    (denoiser,) = (one for one in components if one.role == DENOISER)
+    if not is_of(container, denoiser, fits):  # of a file that was fetched, seen only now
+        raise UnknownFamily(
+            f"{container.path}: its {denoiser.name} is not one of {title}, which the column family says. Correct the column;"
+            f" `python -m axbake.inspect {container.path}` says what the file is."
+        )
     found = {one.name: find_network(holders[one.name], one, latents) for one in components}
     check_widths(container.path, components, found)
-    (denoiser,) = (one for one in components if one.role == DENOISER)
     (decoder,) = (one for one in components if one.role == DECODER)
     evidence = gather_evidence(container, sidecar=sidecar)
-    process = {"title": title, "prediction_type": prediction_type}
     config = found[denoiser.name].config
     decided = decide_sampling(
         evidence,
-        **process,
+        title=title,
+        prediction_type=prediction_type,
         sampling=functools.partial(sampling, config),
         prediction=prediction,
         path=container.path,
@@ -109,7 +116,7 @@ def describe_checkpoint(
         "variant": denoiser.variant(config) if denoiser.variant else title,
         "prediction_type": decided.prediction_type,
         "zero_terminal_snr": decided.zero_terminal_snr,
-        "prediction_why": reasons(evidence, **process, prediction=prediction),
+        "prediction_why": reasons(evidence, title=title, prediction_type=prediction_type, prediction=prediction),
         "steps": decided.steps,
         "guidance_embedded": decided.guidance_embedded,
         "unet_is_average": container.averaged,

@@ -122,15 +122,23 @@ def import_text_encoder(
     Raises:
         EmbeddingError, ClipSkipError, and the errors of `import_component`.
     """
-    whole = {"component": component, "family": family, "latents": latents, "strengths": strengths}
+    whole = functools.partial(
+        import_component,
+        checkpoint,
+        loras,
+        component=component,
+        family=family,
+        latents=latents,
+        strengths=strengths,
+    )
     if not embeddings and clip_skip == 1:
-        import_component(checkpoint, loras, weights=weights, **whole)
+        whole(weights=weights)
         return
     from axbake.weights.text_encoder import change_text_encoder  # here, since a plain one does without
 
     with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".") as beside:
         plain = Path(beside) / weights.name
-        import_component(checkpoint, loras, weights=plain, **whole)
+        whole(weights=plain)
         change_text_encoder(
             plain, list(embeddings), title=title, clip_skip=clip_skip, shortened=shortened, weights=weights
         )

@@ -10,7 +10,6 @@ from axbake.errors import AxbakeError
 from axbake.networks.component import DENOISER, Component
 from axbake.weights.files import Description, read_description, read_shapes, read_tensor
 
-
 TAESD = "AutoencoderTiny"
 
 

@@ -2,24 +2,36 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from axbake.checkpoints.embeddings import list_embeddings
-from axbake.checkpoints.importing import import_checkpoint
-from axbake.checkpoints.weights import Sampling
+from axbake.checkpoints.finding import averaged_namings, find_family, open_checkpoint
+from axbake.drawing.parts import Drawn, Part
 from axbake.drawing.schedule import build_scheduler, derive_schedule
-from axbake.families import COMPONENTS
+from axbake.families import FAMILIES
+from axbake.families.family import Family
 from axbake.graphs.export import export_onnx
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, as_files
+from axbake.networks.sampling import Sampling
+from axbake.runtime.values import Picture
+from axbake.weights.description import describe_checkpoint
+from axbake.weights.embeddings import list_embeddings
+from axbake.weights.files import read_description
+from axbake.weights.importing import import_component, import_denoiser, import_text_encoder
+from axbake.weights.networks import Build
 from tests import tiny
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
+SD1 = FAMILIES["sd1"]
+#: The row's cells that graphs depend on, where a test says nothing else
+COLUMNS = {"height": 64, "width": 64, "prompt_chunks": 1, "program": "axera"}
 torch.set_num_threads(1)  # tiny tensors are done sooner by one, above all on busy machines
 logging.getLogger("torch.__trace").propagate = False  # thousands of lines an export, beside a failing test's own
 
@@ -28,19 +40,39 @@ logging.getLogger("torch.__trace").propagate = False  # thousands of lines an ex
 class TinyModel:
     """A tiny model's networks, its checkpoint, and what axbake imported of it."""
 
-    family: str
+    family: Family
     networks: tiny.Networks
     checkpoint: Path
     weights: dict[str, Path]  # by component
     embeddings: Path  # embeddings.json; it has none
 
+    @property
+    def builds(self) -> dict[str, Build]:
+        """Function that builds each component's network."""
+        return {component.name: component.build for component in self.family.components}
+
+    @property
+    def drawn(self) -> Drawn:
+        """Which graphs it draws with."""
+        parts = tuple(Part(one.name, one.role, len(one.graphs)) for one in self.family.components)
+        return Drawn(parts, self.family.conditioning)
+
+    def picture(self, **changed: Any) -> Picture:
+        """A picture of it: 64 × 64 pixels in 4 steps, but for what is *changed*."""
+        usual = {"model": "tiny", "prompt": "a rocket", "negative_prompt": "", "height": 64, "width": 64}
+        usual |= {"scheduler": "euler", "steps": 4, "guidance_scale": 5, "seed": 9}
+        return Picture(**usual | changed)
+
     def schedule(self, path: Path, *, scheduler: str = "euler", steps: int = 4, guidance_scale: float = 5) -> Path:
-        """A schedule for its UNet, written to *path*."""
+        """A schedule for its denoiser, written to *path*."""
+        denoiser = self.family.denoiser
+        assert denoiser.rows
         derive_schedule(
             scheduler=scheduler,
             steps=steps,
             guidance_scale=guidance_scale,
-            unet=self.weights["unet"],
+            rows=denoiser.rows,
+            denoiser=self.weights[denoiser.name],
             schedule=path,
         )
         return path
@@ -68,6 +100,98 @@ def pipeline_of(networks: tiny.Networks, scheduler: str) -> StableDiffusionPipel
     return pipeline
 
 
+def family_in(checkpoint: Path) -> Family:
+    """The family of a safetensors file or folder; as `axbake.model.family_of`, which remembers it."""
+    denoisers = [family.denoiser for family in FAMILIES.values()]
+    return find_family(open_checkpoint(checkpoint, averaged_namings(denoisers)), FAMILIES)
+
+
+def import_part(
+    checkpoint: Path,
+    loras: Sequence[Path] = (),
+    embeddings: Sequence[Path] = (),
+    *,
+    component: str,
+    weights: Path,
+    family: Family | None = None,
+    strengths: Sequence[float] = (),
+    prediction: str = "",
+    sidecar: str = "",
+    clip_skip: int = 1,
+) -> None:
+    """Import one component of any file, as the workflow does (`import_step` in workflow/rules/import.smk).
+
+    Args:
+        family: the row's; None: that of the file's denoiser, and for an autoencoder, whose file may hold no other network,
+            Stable Diffusion 1.x.
+    """
+    family = family or (SD1 if component in halves(SD1) else family_in(checkpoint))
+    part = family.component(component)
+    of = {"component": as_files(part), "latents": family.latents, "weights": weights}
+    if part.role in (ENCODER, DECODER):
+        import_component(checkpoint, family="", **of)
+        return
+    of |= {"family": family.name, "title": family.title, "strengths": strengths}
+    if part.role == TEXT:
+        import_text_encoder(checkpoint, loras, embeddings, **of, clip_skip=clip_skip, shortened=family.clip_skip)
+        return
+    assert part.role == DENOISER
+    process = {"prediction_type": family.process.prediction_type, "sampling": family.process.sampling}
+    import_denoiser(checkpoint, loras, **of, **process, prediction=prediction, sidecar=sidecar)
+
+
+def halves(family: Family) -> tuple[str, ...]:
+    """Names of the components of its autoencoder."""
+    return tuple(component.name for component in family.autoencoder)
+
+
+def describe(
+    checkpoint: Path,
+    description: Path,
+    *,
+    vae: Path | None = None,
+    family: Family | None = None,
+    sha256: str = "0" * 64,
+    vae_sha256: str = "",
+    **options: Any,
+) -> None:
+    """Write what *checkpoint* is, as the workflow does.
+
+    Args:
+        vae: a VAE of the row's own, with its *vae_sha256*.
+        options: records, prediction, sidecar.
+    """
+    family = family or family_in(checkpoint)
+    describe_checkpoint(
+        checkpoint,
+        vae or checkpoint,
+        family=family.name,
+        title=family.title,
+        components=[as_files(component) for component in family.components],
+        latents=family.latents,
+        fits=family.fits,
+        prediction_type=family.process.prediction_type,
+        sampling=family.process.sampling,
+        sha256=sha256,
+        vae_sha256=vae_sha256,
+        description=description,
+        **options,
+    )
+
+
+def export_part(weights: Path, graph: Path, *, family: Family = SD1, **columns: Any) -> Path:
+    """Export the network of *weights*, a component of one graph, with its tensors beside it; the graph.
+
+    Args:
+        columns: of the row, that differ from `COLUMNS`; those that the component's graph does not depend on say nothing.
+    """
+    component = family.component(read_description(weights).component)
+    (piece,) = component.graphs
+    given = {name: value for name, value in (COLUMNS | columns).items() if name in component.columns}
+    export_onnx(weights, build=component.build, piece=piece, columns=given, graph=graph, tensors=tensors_of(graph))
+    return graph
+
+
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
 
 
@@ -76,14 +200,15 @@ def model_of(tmp_path_factory) -> Callable[[str], TinyModel]:
     """A function that gives the tiny model of a family, imported once."""
 
     @functools.cache
-    def imported(family: str) -> TinyModel:
-        directory = tmp_path_factory.mktemp(family)
-        networks = tiny.FAMILIES[family]()
+    def imported(name: str) -> TinyModel:
+        directory, family = tmp_path_factory.mktemp(name), FAMILIES[name]
+        networks = tiny.FAMILIES[name]()
         checkpoint = tiny.save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
-        weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
+        weights = {component: directory / f"{component}.safetensors" for component in family.names}
         for component, path in weights.items():
-            import_checkpoint(checkpoint, component=component, weights=path)
-        list_embeddings(weights["text_encoder"], [], names=[], listing=directory / "embeddings.json")
+            import_part(checkpoint, component=component, weights=path, family=family)
+        first = weights[family.text_encoders[0].name]
+        list_embeddings(first, [], names=[], listing=directory / "embeddings.json")
         return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
 
     return imported
@@ -106,9 +231,7 @@ def graph_of(model, tmp_path_factory):
 
     @functools.cache
     def export(component: str, height: int = 64, width: int = 64) -> Path:
-        size = {} if component == "text_encoder" else {"height": height, "width": width}
         graph = tmp_path_factory.mktemp(f"{component}-{height}x{width}") / f"{component}.onnx"
-        export_onnx(model.weights[component], graph=graph, tensors=tensors_of(graph), **size)
-        return graph
+        return export_part(model.weights[component], graph, height=height, width=width)
 
     return export

@@ -11,22 +11,25 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoints import components
 from axbake.checkpoints.containers import UnreadableCheckpoint, open_container
-from axbake.checkpoints.description import describe_checkpoint
-from axbake.checkpoints.importing import import_checkpoint
-from axbake.checkpoints.parts import find_family
+from axbake.checkpoints.finding import find_family
 from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
-from axbake.checkpoints.weights import Sampling, read_description, read_sampling
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS, FAMILIES, VAE
+from axbake.families import FAMILIES
+from axbake.jobs.values import encode
+from axbake.networks.component import as_files
+from axbake.networks.sampling import Sampling
+from axbake.weights.files import read_description, read_sampling
+from axbake.weights.networks import load
 from tests import tiny
-from tests.unit.conftest import every_family
+from tests.unit.conftest import SD1, describe, every_family, halves, import_part
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "resources" / "demo" / "emoji-sd.safetensors"
 UNET = "model.diffusion_model."
 CONV_IN = UNET + "input_blocks.0.0.weight"
+
+EVERY_COMPONENT = [(name, component) for name, family in FAMILIES.items() for component in family.names]
 
 INPUTS = {
     "text_encoder": lambda width: (torch.randint(0, 49408, (1, 77)),),
@@ -42,10 +45,6 @@ def tensors(model):
     return tiny.single_file_tensors(model.networks)
 
 
-def describe(path, description, *, sha256="0" * 64, **options):
-    describe_checkpoint(path, path, sha256=sha256, vae_sha256="", description=description, **options)
-
-
 def saved(tensors, directory):
     path = directory / "spoilt.safetensors"
     save_file(tensors, path, metadata={"modelspec.prediction_type": "epsilon"})
@@ -55,7 +54,7 @@ def saved(tensors, directory):
 def refusal(error, tensors, directory, component="unet"):
     """Text of the *error* that importing *component* of *tensors* raises."""
     with pytest.raises(error) as caught:
-        import_checkpoint(saved(tensors, directory), component=component, weights=directory / "w.safetensors")
+        import_part(saved(tensors, directory), component=component, weights=directory / "w.safetensors")
     assert not (directory / "w.safetensors").exists()
     return str(caught.value)
 
@@ -65,15 +64,15 @@ def test_every_family_has_a_tiny_model():
 
 
 @pytest.mark.parametrize("precision", tiny.PRECISIONS)
-@pytest.mark.parametrize("build", tiny.FAMILIES.values(), ids=tiny.FAMILIES)
-def test_every_tensor_is_the_original_in_its_own_precision(build, precision, tmp_path):
+@every_family
+def test_every_tensor_is_the_original_in_its_own_precision(family, precision, tmp_path):
     dtype = tiny.PRECISIONS[precision]
-    networks = build(dtype)
+    networks = tiny.FAMILIES[family](dtype)
     checkpoint = tiny.save(networks, tmp_path / "tiny.safetensors")
 
-    for component in COMPONENTS:
+    for component in FAMILIES[family].names:
         weights = tmp_path / f"{component}.safetensors"
-        import_checkpoint(checkpoint, component=component, weights=weights)
+        import_part(checkpoint, component=component, weights=weights)
 
         found, wanted = load_file(weights), networks.component(component).state_dict()
         assert set(found) == set(wanted)
@@ -83,12 +82,12 @@ def test_every_tensor_is_the_original_in_its_own_precision(build, precision, tmp
             assert torch.equal(tensor.float(), wanted[name]), name
 
 
-@every_family
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize(("family", "component"), EVERY_COMPONENT)
 def test_the_rebuilt_network_computes_what_the_original_does(family, model_of, component):
     model = model_of(family)
     inputs = INPUTS[component](model.networks.text_encoder.config.hidden_size)
-    rebuilt, original = components.load(model.weights[component]), model.networks.component(component)
+    rebuilt = load(model.weights[component], model.builds[component])
+    original = model.networks.component(component)
 
     with torch.inference_mode():
         found, wanted = rebuilt(*inputs), original(*inputs)
@@ -123,9 +122,9 @@ def pipeline_folder(directory, configs):
 def test_diffusers_own_loader_finds_the_same_tensors(family, model_of, which, tmp_path):
     model = model_of(family)
     checkpoint = DEMO if which == "demo" else model.checkpoint
-    weights = {component: tmp_path / f"{component}.safetensors" for component in COMPONENTS}
+    weights = {component: tmp_path / f"{component}.safetensors" for component in model.weights}
     for component, path in weights.items():
-        import_checkpoint(checkpoint, component=component, weights=path)
+        import_part(checkpoint, component=component, weights=path)
     configs = {component: read_description(path).config for component, path in weights.items()}
     folder = pipeline_folder(tmp_path / "folder", {**configs, "vae": configs["vae_decoder"]})
 
@@ -144,15 +143,15 @@ def test_diffusers_own_loader_finds_the_same_tensors(family, model_of, which, tm
 @every_family
 def test_the_architecture_is_read_from_the_shapes(family, model_of):
     model = model_of(family)
-    for component in COMPONENTS:
-        found = read_description(model.weights[component])
+    for component, weights in model.weights.items():
+        found = read_description(weights)
         own = model.networks.component(component)
         config = getattr(own, "config", model.networks.vae.config)
         config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         told = {name: value for name, value in found.config.items() if name in config and not name.startswith("_")}
 
         assert found.component == component
-        assert found.family == ("" if component in VAE else model.family)
+        assert found.family == ("" if component in halves(model.family) else family)
         assert len(told) > 8
         for name in set(told) - {"architectures", "sample_size", "model_type"}:
             value = tuple(told[name]) if isinstance(told[name], list) else told[name]
@@ -173,7 +172,7 @@ def test_the_description_says_what_the_file_is_and_what_is_left_over(family, mod
 
     said = json.loads((tmp_path / "checkpoint.json").read_text())
     unused = {name: entry["why"] for entry in said["unused_tensors"] for name in entry["first"]}
-    assert said["family"] == model.family
+    assert said["family"] == family
     assert said["autov2"] == "0123456789"
     assert said["bytes"] == model.checkpoint.stat().st_size
     assert set(tiny.leftovers()) <= {name for entry in said["unused_tensors"] for name in entry["first"]} | set(unused)
@@ -182,7 +181,8 @@ def test_the_description_says_what_the_file_is_and_what_is_left_over(family, mod
     assert "noise schedule" in unused["alphas_cumprod"]
     assert "noise schedule" in unused["sqrt_one_minus_alphas_cumprod"]
     assert "constant" in unused["cond_stage_model.transformer.text_model.embeddings.position_ids"]
-    for component in COMPONENTS:
+    assert set(said["components"]) == set(model.family.names)
+    for component in model.family.names:
         network = model.networks.component(component)
         assert said["components"][component]["parameters"] == sum(p.numel() for p in network.parameters())
         assert said["components"][component]["precision"] == ["F16"]
@@ -191,19 +191,22 @@ def test_the_description_says_what_the_file_is_and_what_is_left_over(family, mod
 def test_leftovers_do_not_change_the_weights(model, tmp_path):
     bare = tiny.save(model.networks, tmp_path / "bare.safetensors")
 
-    for component in COMPONENTS:
-        import_checkpoint(bare, component=component, weights=tmp_path / "weights.safetensors")
+    for component, weights in model.weights.items():
+        import_part(bare, component=component, weights=tmp_path / "weights.safetensors")
 
-        assert (tmp_path / "weights.safetensors").read_bytes() == model.weights[component].read_bytes()
+        assert (tmp_path / "weights.safetensors").read_bytes() == weights.read_bytes()
 
 
 def test_another_process_writes_the_same_bytes(model, tmp_path):
     command = (
-        "import sys; from pathlib import Path; from axbake.checkpoints.importing import import_checkpoint\n"
-        "import_checkpoint(Path(sys.argv[1]), component='vae_encoder', weights=Path(sys.argv[2]))"
+        "import json, sys; from pathlib import Path; from axbake.jobs.values import decode\n"
+        "from axbake.weights.importing import import_component\n"
+        "import_component(Path(sys.argv[1]), weights=Path(sys.argv[2]), **decode(json.loads(sys.argv[3])))"
     )
     other = tmp_path / "weights.safetensors"
-    subprocess.run([sys.executable, "-c", command, model.checkpoint, other], cwd=ROOT, check=True)
+    component = as_files(SD1.component("vae_encoder"))
+    settings = json.dumps(encode({"component": component, "family": "", "latents": SD1.latents}))  # as a job has them
+    subprocess.run([sys.executable, "-c", command, model.checkpoint, other, settings], cwd=ROOT, check=True)
 
     assert other.read_bytes() == model.weights["vae_encoder"].read_bytes()
 
@@ -299,7 +302,7 @@ def test_an_inpainting_unet_is_refused_since_its_nine_channels_fit_no_interface(
 def test_a_tensor_that_the_network_has_no_use_for_is_named(model, tensors, name, component, tmp_path):
     text_layer = {"sd1": "cond_stage_model.transformer.text_model.encoder.layers.0"}
     text_layer |= {"sd2": "cond_stage_model.model.transformer.resblocks.0"}
-    name = name or f"{text_layer[model.family]}.adapter.weight"
+    name = name or f"{text_layer[model.family.name]}.adapter.weight"
     said = refusal(TensorMismatch, tensors | {name: torch.zeros(3)}, tmp_path, component)
 
     assert "adapter.weight: (3,), which the network has no use for" in said
@@ -328,11 +331,11 @@ def test_a_component_that_is_hardly_there_is_an_error_and_no_traceback(tensors, 
 def test_a_unet_that_is_hardly_there_is_of_no_family(tensors, tmp_path):
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNET) or name == CONV_IN}
 
-    assert "a UNet of 1 tensors that is of no one family" in refusal(UnknownFamily, kept, tmp_path)
+    assert "a denoiser of 1 tensors that is of no family" in refusal(UnknownFamily, kept, tmp_path)
 
 
 def test_the_family_is_found_by_names_alone(model):
-    assert find_family(open_container(model.checkpoint)).name == model.family
+    assert find_family(open_container(model.checkpoint), FAMILIES) == model.family
 
 
 @pytest.mark.parametrize(
@@ -351,7 +354,7 @@ def test_a_folders_config_of_another_network_is_refused(place, change, said, tmp
     component = {"unet": "unet", "vae": "vae_decoder"}[place]
 
     with pytest.raises(UnknownFamily) as caught:
-        import_checkpoint(folder, component=component, weights=tmp_path / "weights.safetensors")
+        import_part(folder, component=component, weights=tmp_path / "weights.safetensors")
 
     assert f"{place}/config.json: {said}" in str(caught.value)
 
@@ -363,7 +366,7 @@ def test_what_a_folders_configs_say_goes_before_the_familys(tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
     for component in ("unet", "vae_decoder"):
-        import_checkpoint(folder, component=component, weights=tmp_path / f"{component}.safetensors")
+        import_part(folder, component=component, weights=tmp_path / f"{component}.safetensors")
 
     assert read_description(tmp_path / "unet.safetensors").config["attention_head_dim"] == 4
     assert read_description(tmp_path / "vae_decoder.safetensors").config["scaling_factor"] == 0.5
@@ -375,7 +378,7 @@ def test_a_file_of_the_moving_average_alone_gives_the_unet_it_is_of(variant, tmp
     path = tmp_path / "average.safetensors"
     save_file(tiny.averaged(tiny.single_file_tensors(networks)), path, metadata=tiny.metadata(networks))
 
-    import_checkpoint(path, component="unet", weights=tmp_path / "unet.safetensors")
+    import_part(path, component="unet", weights=tmp_path / "unet.safetensors")
     describe(path, tmp_path / "checkpoint.json")
 
     found, wanted = load_file(tmp_path / "unet.safetensors"), networks.unet.state_dict()
@@ -385,3 +388,27 @@ def test_a_file_of_the_moving_average_alone_gives_the_unet_it_is_of(variant, tmp
     assert said["unet_is_average"] and "unknown to this family" not in [
         entry["why"] for entry in said["unused_tensors"]
     ]
+
+
+@pytest.mark.parametrize(("layout", "said"), [("ldm", "sd2"), ("diffusers", "sd1"), ("diffusers", "sd2")])
+def test_a_file_of_another_family_than_the_table_says_is_refused(layout, said, tmp_path):
+    networks = tiny.FAMILIES[{"sd1": "sd2", "sd2": "sd1"}[said]]()
+    path = tiny.save(networks, tmp_path / "fetched.safetensors", layout=layout)
+
+    with pytest.raises(UnknownFamily) as caught:
+        describe(path, tmp_path / "checkpoint.json", family=FAMILIES[said])
+
+    assert f"its unet is not one of {FAMILIES[said].title}, which the column family says" in str(caught.value)
+    assert not (tmp_path / "checkpoint.json").exists()
+
+
+def test_a_text_encoder_and_a_unet_of_different_models_are_refused(tmp_path):
+    """As merging tools leave them: each is whole, and the shapes of each are those of its family."""
+    tensors = tiny.single_file_tensors(tiny.sd1())
+    wide = tiny.single_file_tensors(tiny.sd2(), "diffusers")
+    clip = "text_encoder.text_model."
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cond_stage_model.")}
+    tensors |= {name: tensor for name, tensor in wide.items() if name.startswith(clip)}
+
+    with pytest.raises(TensorMismatch, match="its text encoder gives 64 channels a token, its UNet takes 32"):
+        describe(saved(tensors, tmp_path), tmp_path / "checkpoint.json")

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, open_container
-from axbake.checkpoints.parts import find_family, find_part, read_part
+from axbake.checkpoints.finding import find_family, find_network, read_network
 from axbake.checkpoints.pickles import UnsafeCheckpoint, convert_pickle
 from axbake.checkpoints.prediction import read_sidecar
 from axbake.errors import AxbakeError
-from axbake.families import COMPONENTS
+from axbake.families import FAMILIES
 from axbake.inspect import inspect_checkpoint
 from tests import tiny
 
@@ -120,9 +120,8 @@ def spoilt_header(draw, content):
 def looked_at(path):
     """Everything that is read from a checkpoint's header, as an import and `axbake.inspect` do."""
     container = open_container(path)
-    family = find_family(container)
-    for component in COMPONENTS:
-        read_part(container, family, component)
+    for component in find_family(container, FAMILIES).components:
+        read_network(container, component)
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +170,9 @@ def test_shapes_that_lie_are_refused_before_a_network_is_built_of_them(whole, tm
             )
         path.write_bytes(joined(lying, tensors))
         container = open_container(path)
-        family = find_family(container)
-        for component in COMPONENTS:
-            find_part(container, family, component)
+        family = find_family(container, FAMILIES)
+        for component in family.components:
+            find_network(container, component, family.latents)
 
     counts = outcomes(range(NETWORKS), read)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from axbake.loras.rows import Lora, lcm_advice, lora_cells, lora_faults, row_loras, unknown_marks
+from axbake.networks.component import DECODER, DENOISER, TEXT
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_cells(cell, loras):
 def test_a_mark_in_a_prompt_goes_before_the_column(prompts, strengths):
     (lora,) = row_loras("a/film.safetensors:0.4", prompts)
 
-    assert (lora.strength("text_encoder"), lora.strength("unet"), lora.strength("vae_decoder")) == (*strengths, 0)
+    assert (lora.strength(TEXT), lora.strength(DENOISER), lora.strength(DECODER)) == (*strengths, 0)
 
 
 @pytest.mark.parametrize(

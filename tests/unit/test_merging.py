@@ -10,10 +10,14 @@ import yaml
 from safetensors.torch import load_file
 
 from axbake.checkpoints.containers import files_of, form_of
-from axbake.checkpoints.importing import convert_checkpoint, import_checkpoint
+from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.checkpoints.recipes import RecipeError, read_recipe
-from axbake.checkpoints.weights import read_sampling
+from axbake.families import FAMILIES
+from axbake.families.family import Family
+from axbake.networks.component import as_files
+from axbake.weights.files import read_sampling
 from tests import tiny
+from tests.unit.conftest import SD1, import_part
 
 Tensors = dict[str, torch.Tensor]
 
@@ -54,10 +58,16 @@ def write(tmp_path: Path, models: dict, *steps: dict, **changes) -> Path:
     return path
 
 
-def merged(recipe: Path, component: str) -> Tensors:
-    checkpoint, weights = recipe.with_name("merged.safetensors"), recipe.with_name(f"{component}.safetensors")
-    convert_checkpoint(files_of(recipe), checkpoint=checkpoint)
-    import_checkpoint(checkpoint, component=component, weights=weights)
+def merge(recipe: Path, family: Family = SD1) -> Path:
+    """The checkpoint that *recipe* says, as the workflow makes it."""
+    checkpoint, components = recipe.with_name("merged.safetensors"), [as_files(one) for one in family.components]
+    convert_checkpoint(files_of(recipe), checkpoint=checkpoint, components=components, latents=family.latents)
+    return checkpoint
+
+
+def merged(recipe: Path, component: str, family: Family = SD1) -> Tensors:
+    weights = recipe.with_name(f"{component}.safetensors")
+    import_part(merge(recipe, family), component=component, weights=weights)
     return load_file(weights)
 
 
@@ -95,7 +105,7 @@ def test_a_weighted_sum_with_shares_of_blocks(models, tmp_path):
     assert_merged(unet, models, "unet", lambda name, a, b, c: a + share(name) * (b - a), torch.float16)
     for component, alpha in {"text_encoder": 0.5, "vae_decoder": 0}.items():
         weights = recipe.with_name(f"{component}.safetensors")
-        import_checkpoint(recipe.with_name("merged.safetensors"), component=component, weights=weights)
+        import_part(recipe.with_name("merged.safetensors"), component=component, weights=weights)
         assert_merged(
             load_file(weights), models, component, lambda name, a, b, c, s=alpha: a + s * (b - a), torch.float16
         )
@@ -114,7 +124,7 @@ def test_a_difference_is_added_to_an_earlier_step(models, tmp_path):
     # c is in bfloat16, the others in fp16: float32 holds both.
     assert_merged(merged(recipe, "unet"), models, "unet", difference, torch.float32)
     weights = recipe.with_name("text_encoder.safetensors")
-    import_checkpoint(recipe.with_name("merged.safetensors"), component="text_encoder", weights=weights)
+    import_part(recipe.with_name("merged.safetensors"), component="text_encoder", weights=weights)
     assert_merged(load_file(weights), models, "text_encoder", difference, torch.float32)
 
 
@@ -124,12 +134,12 @@ def test_a_merge_predicts_what_its_checkpoints_do(tmp_path):
         for seed, name in enumerate("ab")
     }
     recipe = write(tmp_path, models, {"method": "weighted_sum", "a": "a", "b": "b", "alpha": 0.5})
-    merged(recipe, "unet")
+    merged(recipe, "unet", FAMILIES["sd2"])
     assert read_sampling(recipe.with_name("unet.safetensors")).prediction_type == "v_prediction"
 
     models["b"][0].with_suffix(".yaml").write_text("model: {params: {parameterization: eps}}")
     with pytest.raises(RecipeError, match="predict different things"):
-        convert_checkpoint(files_of(recipe), checkpoint=tmp_path / "merged.safetensors")
+        merge(recipe, FAMILIES["sd2"])
 
 
 STEP = {"method": "weighted_sum", "a": "a", "b": "b", "alpha": 0.25}
@@ -192,7 +202,7 @@ def test_checkpoints_of_different_architectures_are_told(models, tmp_path):
     recipe = write(tmp_path, {"a": models["a"], "b": (other, None)}, STEP)
 
     with pytest.raises(RecipeError, match=r"a and b are of different architectures.*different in unet\)\. Merges want"):
-        convert_checkpoint(files_of(recipe), checkpoint=tmp_path / "merged.safetensors")
+        merge(recipe)
 
 
 def test_shares_that_make_weights_too_large_are_told(models, tmp_path):
@@ -202,4 +212,4 @@ def test_shares_that_make_weights_too_large_are_told(models, tmp_path):
     recipe = write(tmp_path, {"a": models["a"], "b": (path, None)}, STEP | {"alpha": 2})
 
     with pytest.raises(RecipeError, match=r"unet\.conv_in\.weight: the merge is too large for torch.float16"):
-        convert_checkpoint(files_of(recipe), checkpoint=tmp_path / "merged.safetensors")
+        merge(recipe)

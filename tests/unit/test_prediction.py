@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axbake.checkpoints.description import describe_checkpoint
-from axbake.checkpoints.importing import import_checkpoint
 from axbake.checkpoints.prediction import UnknownPrediction, UnreadableSidecar, read_sidecar
-from axbake.checkpoints.weights import Sampling, SamplingError, read_sampling
+from axbake.networks.sampling import Sampling, SamplingError
+from axbake.weights.files import read_sampling
 from tests import tiny
+from tests.unit.conftest import describe, import_part
 
 LDM_YAML = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n    linear_start: 0.00085\n"
 SGM_YAML = """model:
@@ -33,7 +33,7 @@ def sampling(tensors, tmp_path):
     def of(extra=None, metadata=None, **settings):
         path = tmp_path / "model.safetensors"
         save_file(tensors[1] | (extra or {}), path, metadata=metadata)
-        import_checkpoint(path, component="unet", weights=tmp_path / "unet.safetensors", **settings)
+        import_part(path, component="unet", weights=tmp_path / "unet.safetensors", **settings)
         return read_sampling(tmp_path / "unet.safetensors")
 
     return of
@@ -135,7 +135,7 @@ def test_the_description_says_why(tensors, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(tensors[1] | {"alphas_cumprod": schedule(False)}, path, metadata={"modelspec.prediction_type": "v"})
 
-    describe_checkpoint(path, path, sha256="0" * 64, vae_sha256="", description=tmp_path / "checkpoint.json")
+    describe(path, tmp_path / "checkpoint.json")
 
     said = json.loads((tmp_path / "checkpoint.json").read_text())
     assert said["prediction_type"] == "v_prediction"

@@ -5,21 +5,33 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoints.importing import import_checkpoint
-from axbake.checkpoints.single_file import SingleFileError, write_single_file
-from axbake.checkpoints.weights import read_description
-from axbake.families import COMPONENTS
+from axbake.families import FAMILIES
+from axbake.networks.component import as_files
+from axbake.weights.files import read_description
+from axbake.weights.single_file import SingleFileError, write_single_file
 from tests import tiny
+from tests.unit.conftest import import_part
 
 
 def written(networks, directory):
     """A model's imported weights by component, and the single file made of them."""
     checkpoint = tiny.save(networks, directory / "model.safetensors", layout="diffusers")
-    weights = {component: directory / f"{component}.safetensors" for component in COMPONENTS}
+    family = FAMILIES[networks.family]
+    weights = {component: directory / f"{component}.safetensors" for component in family.names}
     for component, path in weights.items():
-        import_checkpoint(checkpoint, component=component, weights=path)
-    write_single_file(**weights, single_file=directory / "single_file.safetensors")
+        import_part(checkpoint, component=component, weights=path, family=family)
+    write(weights, family, directory / "single_file.safetensors")
     return weights, directory / "single_file.safetensors"
+
+
+def write(weights, family, single_file):
+    write_single_file(
+        [weights[component.name] for component in family.components],
+        components=[as_files(component) for component in family.components],
+        title=family.title,
+        specification=family.specification,
+        single_file=single_file,
+    )
 
 
 WITH_NAMES = [variant for variant in tiny.VARIANTS if variant != "sdxs"]  # LDM has none for an AutoencoderTiny
@@ -32,7 +44,7 @@ def test_it_gives_the_same_weights_again(variant, tmp_path):
 
     for component, path in weights.items():
         again = tmp_path / "again.safetensors"
-        import_checkpoint(single, component=component, weights=again)
+        import_part(single, component=component, weights=again, family=FAMILIES[networks.family])
 
         assert again.read_bytes() == path.read_bytes(), component
 
@@ -69,4 +81,4 @@ def test_a_weight_that_fp16_cannot_hold_is_an_error(tmp_path):
     save_file(tensors, weights["unet"], metadata=read_description(weights["unet"]).as_metadata())
 
     with pytest.raises(SingleFileError, match=r"input_blocks\.0\.0\.bias: 1e\+06 is too large"):
-        write_single_file(**weights, single_file=single)
+        write(weights, FAMILIES["sd1"], single)

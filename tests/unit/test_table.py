@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from axbake.families import FAMILIES
 from axbake.loras.rows import Lora
+from axbake.networks.component import ROLES
 from axbake.table import (
-    ConfigError,
     MissingCheckpoint,
     MissingEmbedding,
     MissingLora,
     MissingVae,
+    ProjectConfigError,
     TableError,
     WrongChecksum,
     check_config,
@@ -20,15 +22,19 @@ from axbake.table import (
     embeddings_sha256,
     loras_sha256,
     read_models,
+    read_row_config,
     vae_sha256,
 )
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "workflow" / "schemas"
+OF_CONFIG = {"schema": SCHEMAS / "config.schema.yaml", "components": FAMILIES["sd1"].names}
 ROW = {
     "model": "tiny",
     "checkpoint": "tiny.safetensors",
     "sha256": "",
+    "family": "sd1",
+    "config": "row.yaml",
     "vae": "vae.safetensors",
     "prediction": "",
     "source": "",
@@ -47,7 +53,7 @@ ROW = {
     "program": "m5stack",
     "calibration_prompts": "prompts.txt",
 }
-DEFAULTS = {"sha256": "", "vae": "", "prediction": "", "source": "", "negative_prompt": ""}
+DEFAULTS = {"sha256": "", "family": "", "config": "", "vae": "", "prediction": "", "source": "", "negative_prompt": ""}
 DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
 DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera"}
 
@@ -56,6 +62,7 @@ DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera"}
 def directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("prompts.txt").write_text("# a comment\n\n  slice of pizza  \nrocket\n")
+    Path("row.yaml").write_text("precision: {unet: S16}\n")
 
 
 def table(*rows):
@@ -67,7 +74,7 @@ def table(*rows):
 def read(text):
     path = Path("models.tsv")
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_models(path, schema=SCHEMAS / "models.schema.yaml")
+    return read_models(path, schema=SCHEMAS / "models.schema.yaml", families=list(FAMILIES))
 
 
 def refusal(text):
@@ -140,6 +147,9 @@ def test_good_names_are_taken(name):
         ("model", "a b", "'a b' has not the form"),
         ("model", "a/b", "'a/b' has not the form"),
         ("checkpoint", "", "checkpoint: missing"),
+        ("family", "sdxl", "'sdxl': unknown; known: sd1, sd2"),
+        ("family", "sd11", "'sd11': unknown; did you mean sd1?"),
+        ("config", "nowhere.yaml", "nowhere.yaml not found; wanted a YAML file of config entries"),
         ("checkpoint", "ftp://example.org/x.safetensors", "ftp:// is unknown"),
         ("checkpoint", "https://example.org/x?token=abc", "token is a secret"),
         ("height", "500", "500 is not a multiple of 8; take 496 or 504"),
@@ -270,15 +280,15 @@ def test_a_file_that_is_no_table_is_refused(content):
 
 def test_a_table_that_is_not_there_is_named_with_the_entry_that_names_it():
     with pytest.raises(TableError, match=r"nowhere\.tsv: no such file\. config\.yaml's entry models"):
-        read_models(Path("nowhere.tsv"), schema=SCHEMAS / "models.schema.yaml")
+        read_models(Path("nowhere.tsv"), schema=SCHEMAS / "models.schema.yaml", families=list(FAMILIES))
 
 
 def checked(config):
-    return check_config(config, schema=SCHEMAS / "config.schema.yaml", source="config.yaml")
+    return check_config(config, source="config.yaml", **OF_CONFIG)
 
 
 def config_refusal(config):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ProjectConfigError) as caught:
         checked(config)
     return str(caught.value)
 
@@ -291,11 +301,12 @@ def test_the_config_that_is_shipped_is_the_defaults():
 
 
 def test_what_a_config_leaves_out_has_its_default_at_every_depth():
-    found = checked({"precision": {"unet": "S16"}, "parity": {"min_psnr": {"unet": 40}}})
+    found = checked({"precision": {"unet": "S16"}, "parity": {"min_psnr": {"denoiser": 40}}})
 
-    assert found["precision"] == {"text_encoder": "U16", "unet": "S16", "vae_encoder": "U16", "vae_decoder": "U16"}
-    assert found["parity"]["min_psnr"] == {"text_encoder": 60, "unet": 40, "vae_encoder": 60, "vae_decoder": 60}
-    assert checked({})["precision"]["unet"] == "U16"  # the defaults themselves are as they were
+    roles = {"text": "U16", "denoiser": "U16", "encoder": "U16", "decoder": "U16"}
+    assert found["precision"] == roles | {"unet": "S16"}
+    assert found["parity"]["min_psnr"] == dict.fromkeys(ROLES, 60) | {"denoiser": 40}
+    assert checked({})["precision"] == roles  # the defaults themselves are as they were
 
 
 @pytest.mark.parametrize(
@@ -303,6 +314,10 @@ def test_what_a_config_leaves_out_has_its_default_at_every_depth():
     [
         ({"toolchian": "native"}, "toolchian: unknown; did you mean toolchain?"),
         ({"precision": {"unet_": "U8"}}, "precision/unet_: unknown; did you mean unet?"),
+        ({"precision": {"denoisr": "U8"}}, "precision/denoisr: unknown; did you mean denoiser?"),
+        ({"parity": {"min_psnr": {"vae": 40}}}, "parity/min_psnr/vae: unknown; "),
+        ({"pulsar2": {"zzz": {}}}, "pulsar2/zzz: unknown; known: text, denoiser, encoder, decoder, text_encoder, unet"),
+        ({"pulsar2": {"unet": "fast"}}, "pulsar2/unet: 'fast' is no object"),
         ({"zzz": 1}, "zzz: unknown; known: models, toolchain"),
         ({"toolchain": "singularity"}, "toolchain: 'singularity' is none of emulator, native, docker, podman"),
         ({"precision": {"unet": "U4"}}, "precision/unet: 'U4' is none of U8, U16, S16"),
@@ -330,6 +345,54 @@ def test_several_entries_are_all_told_at_once():
     assert len(faults(text)) == 4
     for said in ("toolchian: unknown", "npu_mode: 'NPU9'", "calibration/sampels: unknown", "calibration/seed: -1"):
         assert said in text
+
+
+def row_config(text, config=None):
+    """The config of a row whose own file holds *text*."""
+    path = Path("row.yaml")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_row_config(path, config or checked({}), **OF_CONFIG)
+
+
+def test_a_rows_own_entries_go_over_the_projects_and_those_beside_them_stay():
+    project = checked({"precision": {"text": "U8", "unet": "S16"}, "compiled": {"samples": 4}, "npu_mode": "NPU1"})
+
+    found = row_config("precision: {unet: U8, vae_decoder: S16}\ncompiled: {min_sqnr: {denoiser: 30}}\n", project)
+
+    assert found["precision"] == project["precision"] | {"unet": "U8", "vae_decoder": "S16"}
+    assert found["compiled"] == {"samples": 4, "min_sqnr": dict.fromkeys(ROLES, 20) | {"denoiser": 30}}
+    changed = ("precision", "compiled")
+    assert {name: found[name] for name in found if name not in changed} == {
+        name: project[name] for name in project if name not in changed
+    }
+    assert project["precision"] == checked({})["precision"] | {"text": "U8", "unet": "S16"}  # as it was
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "npu_mode: NPU1\ntoolchain: docker\n",
+            "npu_mode, toolchain: the same for all rows; set it in config/config.yaml",
+        ),
+        ("npu_mode: NPU1\n", "A row can set pulsar2, precision, calibration, compiled, parity."),
+        ("precisoin: {unet: U8}\n", "precisoin: unknown; did you mean precision?"),
+        ("precision: {unet_: U8}\n", "precision/unet_: unknown; did you mean unet?"),
+        ("precision: {unet: U4}\n", "precision/unet: 'U4' is none of U8, U16, S16"),
+        ("precision: U8\n", "precision: 'U8' is no object"),
+        ("1: 2\n", "1: unknown"),
+        ("", "holds no entries; wanted some of config.yaml's"),
+        ("- precision\n", "holds no entries; wanted some of config.yaml's"),
+        ("precision: [\n", "wanted a YAML file of config entries"),
+        (b"precision: \xe9\n", "wanted a YAML file of config entries"),
+    ],
+)
+def test_a_rows_entries_that_cannot_be_used_are_refused_with_their_file(text, said):
+    with pytest.raises(ProjectConfigError) as caught:
+        row_config(text)
+
+    assert str(caught.value).startswith("row.yaml: ")
+    assert said in str(caught.value)
 
 
 def row_of(**cells):

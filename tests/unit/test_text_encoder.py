@@ -10,20 +10,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axbake.checkpoints import components
-from axbake.checkpoints.embeddings import EmbeddingError, list_embeddings, read_embedding
-from axbake.checkpoints.importing import import_checkpoint
-from axbake.checkpoints.text_encoder import ClipSkipError, import_text_encoder
-from axbake.checkpoints.weights import read_description, read_tensor
-from axbake.drawing.distance import psnr
+from axbake.checkpoints.embeddings import EmbeddingError, read_embedding
+from axbake.distance import psnr
 from axbake.drawing.prompts import load_tokenizer, text_encoding
-from axbake.graphs.export import export_onnx
-from axbake.graphs.parity import check_parity
+from axbake.graphs.parity import measure_parity
+from axbake.networks.component import as_files
 from axbake.runtime.prompt import chunk_prompt, embed_prompt
 from axbake.runtime.session import open_model
+from axbake.weights.embeddings import list_embeddings
+from axbake.weights.files import read_description, read_tensor
+from axbake.weights.importing import import_component
+from axbake.weights.networks import load
+from axbake.weights.text_encoder import ClipSkipError
 from tests import tiny
-from tests.unit.conftest import tensors_of
+from tests.unit.conftest import SD1, export_part, import_part, tensors_of
 
+ENCODER = SD1.component("text_encoder")
 TABLE = "embeddings.token_embedding.weight"
 SEEDED = torch.Generator().manual_seed(5)
 VECTORS = {
@@ -59,6 +61,10 @@ FORMS = {
     "web-ui.safetensors": lambda vectors, path: save_file({"emb_params": vectors}, path),
     "diffusers.safetensors": lambda vectors, path: save_file({"<mine>": vectors}, path),
 }
+
+
+def import_encoder(checkpoint, embeddings=(), **options):
+    import_part(checkpoint, [], embeddings, component=ENCODER.name, **options)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -135,14 +141,13 @@ def test_an_embedding_that_the_text_encoder_cannot_take_is_refused(model, shape,
     save_file({"emb_params": torch.zeros(shape)}, tmp_path / "wide.safetensors")
 
     with pytest.raises(EmbeddingError, match=said):
-        import_text_encoder(
-            model.checkpoint, [tmp_path / "wide.safetensors"], clip_skip=1, weights=tmp_path / "weights.safetensors"
-        )
+        import_encoder(model.checkpoint, [tmp_path / "wide.safetensors"], weights=tmp_path / "weights.safetensors")
 
 
 def test_without_embeddings_and_skip_the_bytes_are_the_plain_imports(model, tmp_path):
-    import_checkpoint(model.checkpoint, component="text_encoder", weights=tmp_path / "plain.safetensors")
-    import_text_encoder(model.checkpoint, [], clip_skip=1, weights=tmp_path / "ours.safetensors")
+    plain = {"component": as_files(ENCODER), "family": SD1.name, "latents": SD1.latents}
+    import_component(model.checkpoint, **plain, weights=tmp_path / "plain.safetensors")
+    import_encoder(model.checkpoint, weights=tmp_path / "ours.safetensors")
 
     assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
 
@@ -154,7 +159,7 @@ def with_embeddings(model, tmp_path_factory):
     paths = [directory / f"{name}.pt" for name in VECTORS]
     for path, vectors in zip(paths, VECTORS.values(), strict=True):
         torch.save(web_ui(vectors), path)
-    import_text_encoder(model.checkpoint, paths, clip_skip=1, weights=directory / "weights.safetensors")
+    import_encoder(model.checkpoint, paths, weights=directory / "weights.safetensors")
     list_embeddings(
         directory / "weights.safetensors", paths, names=list(VECTORS), listing=directory / "embeddings.json"
     )
@@ -191,19 +196,16 @@ def in_torch(network, prefix, vectors, suffix):
 @pytest.fixture(scope="module")
 def graph(with_embeddings):
     """The text encoder's graph, exported."""
-    graph = with_embeddings / "text_encoder.onnx"
-    export_onnx(with_embeddings / "weights.safetensors", graph=graph, tensors=tensors_of(graph))
-    return graph
+    return export_part(with_embeddings / "weights.safetensors", with_embeddings / "text_encoder.onnx")
 
 
 def test_embeddings_have_their_effect_in_torch_and_in_the_graph(model, with_embeddings, graph):
     tokenizer = load_tokenizer(with_embeddings / "embeddings.json")
     vectors = VECTORS["easynegative"].to(model.networks.dtype).float()
-    wanted = in_torch(components.load(model.weights["text_encoder"]), [320], vectors, [267, 2368])  # a …, cat
+    wanted = in_torch(load(model.weights["text_encoder"], ENCODER.build), [320], vectors, [267, 2368])  # a …, cat
 
-    found = embed_prompt(
-        text_encoding(with_embeddings / "weights.safetensors"), tokenizer, "a easynegative, cat", chunks=1
-    )
+    encode = text_encoding(with_embeddings / "weights.safetensors", ENCODER.build)
+    found = embed_prompt([encode], tokenizer, "a easynegative, cat", chunks=1)
     (chunk,) = chunk_prompt("a EasyNegative, cat", tokenizer)
     run = open_model(graph).run({"input_ids": chunk.ids})["last_hidden_state"]
 
@@ -211,12 +213,16 @@ def test_embeddings_have_their_effect_in_torch_and_in_the_graph(model, with_embe
     assert psnr(wanted, run) > 80
 
 
-def test_the_graph_with_embeddings_passes_the_check_of_parity(with_embeddings, graph):
-    check_parity(
+def test_the_graph_with_embeddings_computes_what_torch_does(with_embeddings, graph):
+    measure_parity(
         with_embeddings / "weights.safetensors",
-        graph,
-        tensors_of(graph),
-        min_psnr=60,
+        [graph],
+        [tensors_of(graph)],
+        component=ENCODER.name,
+        build=ENCODER.build,
+        pieces=ENCODER.graphs,
+        example=ENCODER.example,
+        columns={},
         parity=with_embeddings / "parity.json",
     )
 
@@ -227,27 +233,27 @@ def test_a_clip_skip_of_stable_diffusion_2_is_refused(tmp_path):
     checkpoint = tiny.save(tiny.sd2(), tmp_path / "sd2.safetensors")
 
     with pytest.raises(ClipSkipError, match=r"clip_skip: 2, wanted 1: .* Stable Diffusion 2\.x ends before its last"):
-        import_text_encoder(checkpoint, [], clip_skip=2, weights=tmp_path / "weights.safetensors")
+        import_encoder(checkpoint, clip_skip=2, weights=tmp_path / "weights.safetensors")
 
 
 def test_clip_skip_is_the_hidden_state_before_the_last_layers_normed(model, tmp_path):
     weights, graph = tmp_path / "weights.safetensors", tmp_path / "text_encoder.onnx"
-    import_text_encoder(model.checkpoint, [], clip_skip=2, weights=weights)
-    export_onnx(weights, graph=graph, tensors=tensors_of(graph))
+    import_encoder(model.checkpoint, clip_skip=2, weights=weights)
+    export_part(weights, graph)
 
     ids = np.random.default_rng(0).integers(0, 49408, (1, 77))
-    full = components.load(model.weights["text_encoder"])
+    full = load(model.weights["text_encoder"], ENCODER.build)
     with torch.inference_mode():
         states = full(torch.from_numpy(ids), output_hidden_states=True).hidden_states
         wanted = full.final_layer_norm(
             states[-2]
         ).numpy()  # as `hidden_states[-CLIP_stop_at_last_layers]` in the web UI
     (run,) = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, {"input_ids": ids})
-    assert np.array_equal(text_encoding(weights)(ids), wanted)
+    assert np.array_equal(text_encoding(weights, ENCODER.build)(ids), wanted)
     assert psnr(wanted, run) > 80
-    assert psnr(wanted, text_encoding(model.weights["text_encoder"])(ids)) < 40
+    assert psnr(wanted, text_encoding(model.weights["text_encoder"], ENCODER.build)(ids)) < 40
 
 
 def test_a_clip_skip_that_leaves_no_layer_is_refused(model, tmp_path):
     with pytest.raises(ClipSkipError, match=r"clip_skip: 3 leaves out 2 layers of 2"):
-        import_text_encoder(model.checkpoint, [], clip_skip=3, weights=tmp_path / "weights.safetensors")
+        import_encoder(model.checkpoint, clip_skip=3, weights=tmp_path / "weights.safetensors")

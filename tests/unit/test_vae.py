@@ -1,6 +1,7 @@
 """A VAE of the row's own, in every form that people have it, is imported and drawn with, at its own scale."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,18 +10,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, needs_conversion
-from axbake.checkpoints.description import describe_checkpoint
-from axbake.checkpoints.importing import convert_checkpoint, import_checkpoint
+from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
-from axbake.checkpoints.weights import read_description
-from axbake.drawing.distance import psnr
+from axbake.distance import psnr
 from axbake.drawing.reference import draw_reference
-from axbake.families import VAE
-from axbake.graphs.export import export_onnx
 from axbake.runtime.session import open_model
 from axbake.runtime.txt2img import decode_latent
+from axbake.sources import check_vae
+from axbake.weights.files import read_description
 from tests import tiny
-from tests.unit.conftest import tensors_of
+from tests.unit.conftest import SD1, describe, export_part, halves, import_part
 
 LDM = "first_stage_model."
 SETTINGS = {"height": 64, "width": 64, "guidance_scale": 5}
@@ -73,8 +72,8 @@ def test_every_form_gives_the_original(build, form, tmp_path):
     networks = build()
     vae = as_safetensors(FORMS[form](networks, tmp_path), tmp_path)
 
-    for component in VAE:
-        import_checkpoint(vae, component=component, weights=tmp_path / "weights.safetensors")
+    for component in halves(SD1):
+        import_part(vae, component=component, weights=tmp_path / "weights.safetensors")
         found, wanted = load_file(tmp_path / "weights.safetensors"), networks.component(component).state_dict()
         assert set(found) == set(wanted)
         assert [name for name, tensor in found.items() if not torch.equal(tensor.float(), wanted[name])] == []
@@ -87,9 +86,7 @@ def test_a_folders_scaling_factor_goes_with_its_vae(tmp_path):
     config = json.loads((place / "config.json").read_text()) | {"scaling_factor": 0.5}
     (place / "config.json").write_text(json.dumps(config))
 
-    import_checkpoint(
-        as_safetensors(place, tmp_path), component="vae_decoder", weights=tmp_path / "weights.safetensors"
-    )
+    import_part(as_safetensors(place, tmp_path), component="vae_decoder", weights=tmp_path / "weights.safetensors")
 
     assert read_description(tmp_path / "weights.safetensors").config["scaling_factor"] == 0.5
 
@@ -98,7 +95,7 @@ def test_the_description_says_whose_vae_it_is_and_that_the_checkpoints_is_not_us
     checkpoint = tiny.save(tiny.sd1(), tmp_path / "model.safetensors")
     vae = saved(ldm_tensors(tiny.sdxs()), tmp_path)
 
-    describe_checkpoint(checkpoint, vae, sha256="0" * 64, vae_sha256="1" * 64, description=tmp_path / "checkpoint.json")
+    describe(checkpoint, tmp_path / "checkpoint.json", vae=vae, vae_sha256="1" * 64)
 
     said = json.loads((tmp_path / "checkpoint.json").read_text())
     assert said["vae_sha256"] == "1" * 64 and said["scaling_factor"] == 1
@@ -110,8 +107,8 @@ def test_the_description_says_whose_vae_it_is_and_that_the_checkpoints_is_not_us
 def test_a_checkpoint_without_vae_asks_for_one(tmp_path):
     tensors = {name: tensor for name, tensor in tiny.single_file_tensors(tiny.sd1()).items() if LDM not in name}
 
-    with pytest.raises(TensorMismatch, match=r"no telling where its vae_decoder is.*or another VAE in the column vae"):
-        import_checkpoint(saved(tensors, tmp_path), component="vae_decoder", weights=tmp_path / "weights.safetensors")
+    with pytest.raises(TensorMismatch, match=r"cannot tell where its vae_decoder is.*or another VAE in the column vae"):
+        import_part(saved(tensors, tmp_path), component="vae_decoder", weights=tmp_path / "weights.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -131,11 +128,13 @@ def test_a_checkpoint_without_vae_asks_for_one(tmp_path):
     ],
     ids=["SDXL's", "of 16 channels", "of other pictures"],
 )
-def test_a_vae_of_something_else_is_refused(name, shape, said, tmp_path):
-    tensors = ldm_tensors(tiny.sdxs()) | {name: torch.zeros(shape)}
+def test_a_vae_of_something_else_is_refused(name, shape, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what headers say is remembered in the working directory
+    vae = saved(ldm_tensors(tiny.sdxs()) | {name: torch.zeros(shape)}, tmp_path)
 
     with pytest.raises((UnknownFamily, TensorMismatch), match=said):
-        import_checkpoint(saved(tensors, tmp_path), component="vae_decoder", weights=tmp_path / "weights.safetensors")
+        check_vae(vae)  # while the workflow is read
+        import_part(vae, component="vae_decoder", weights=tmp_path / "weights.safetensors")
 
 
 def test_a_folder_of_another_network_is_refused(tmp_path):
@@ -148,22 +147,17 @@ def test_a_folder_of_another_network_is_refused(tmp_path):
 def test_a_tiny_vae_draws_what_diffusers_draws_with_it(model, tmp_path):
     networks = tiny.sdxs()
     decoder, graph = tmp_path / "vae_decoder.safetensors", tmp_path / "vae_decoder.onnx"
-    import_checkpoint(saved(ldm_tensors(networks), tmp_path), component="vae_decoder", weights=decoder)
-    export_onnx(decoder, graph=graph, tensors=tensors_of(graph), height=64, width=64)
+    import_part(saved(ldm_tensors(networks), tmp_path), component="vae_decoder", weights=decoder)
+    export_part(decoder, graph)
     draw_reference(
-        text_encoder=model.weights["text_encoder"],
-        unet=model.weights["unet"],
-        vae_decoder=decoder,
+        text_encoders=[model.weights["text_encoder"]],
+        denoiser=model.weights["unet"],
+        decoder=decoder,
         embeddings=model.embeddings,
-        model="tiny",
-        prompt="a rocket",
-        negative_prompt="",
-        scheduler="euler",
-        steps=2,
-        seed=9,
-        prompt_chunks=1,
-        clip_skip=1,
-        **SETTINGS,
+        picture=model.picture(steps=2, seed=9, **SETTINGS),
+        builds=model.builds,
+        pipeline=model.family.process.pipeline,
+        conditioning=model.family.conditioning,
         image=tmp_path / "image.png",
         trajectory=tmp_path / "trajectory.npy",
         settings=tmp_path / "settings.json",
@@ -176,8 +170,8 @@ def test_a_tiny_vae_draws_what_diffusers_draws_with_it(model, tmp_path):
     ).images
 
     drawn = np.asarray(Image.open(tmp_path / "image.png"))
-    scale = read_description(decoder).config["scaling_factor"]
-    decoded = decode_latent(open_model(graph), np.load(tmp_path / "trajectory.npy")[-1], scaling_factor=scale)
+    latents = replace(SD1.latents, scale=read_description(decoder).config["scaling_factor"])
+    decoded = decode_latent(open_model(graph), np.load(tmp_path / "trajectory.npy")[-1], latents=latents)
     assert drawn.std() > 5  # a picture, and not one colour
     assert psnr(np.asarray(wanted), drawn, peak=255) > 50
     assert psnr(drawn, decoded, peak=255) > 50

@@ -9,22 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from axbake.checkpoints.containers import files_of, open_container
-from axbake.checkpoints.description import describe_checkpoint
-from axbake.checkpoints.embeddings import list_embeddings
-from axbake.checkpoints.importing import convert_checkpoint, import_checkpoint
-from axbake.checkpoints.parts import find_family, find_part, read_part_tensor
-from axbake.checkpoints.weights import read_sampling
-from axbake.drawing.distance import psnr
+from axbake.checkpoints.conversion import convert_checkpoint
+from axbake.checkpoints.finding import find_family, find_network, read_found_tensor
+from axbake.distance import psnr
 from axbake.drawing.prompts import load_tokenizer, text_encoding
 from axbake.drawing.schedule import derive_schedule
-from axbake.families import COMPONENTS
-from axbake.graphs.export import export_onnx
+from axbake.families import FAMILIES
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import embed_prompt
 from axbake.runtime.sampler import denoiser, initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
+from axbake.weights.embeddings import list_embeddings
+from axbake.weights.files import read_sampling
 from tests import tiny
-from tests.unit.conftest import pipeline_of, tensors_of
+from tests.unit.conftest import describe, export_part, import_part, pipeline_of
 
 MIN_PSNR = 60  # dB; float32 on both sides
 PROMPT, SIZE = "a rocket!", (64, 96)  # height × width
@@ -59,30 +57,32 @@ def reading_of(tmp_path_factory):
 
     @functools.cache
     def imported(family):
-        place = tmp_path_factory.mktemp(family)
+        place, (encoder,) = tmp_path_factory.mktemp(family), FAMILIES[family].text_encoders
         checkpoint = tiny.save(made(family), place / "model.safetensors")
-        import_checkpoint(checkpoint, component="text_encoder", weights=place / "text_encoder.safetensors")
+        import_part(checkpoint, component=encoder.name, weights=place / "text_encoder.safetensors")
         list_embeddings(place / "text_encoder.safetensors", [], names=[], listing=place / "embeddings.json")
-        encode, tokenizer = text_encoding(place / "text_encoder.safetensors"), load_tokenizer(place / "embeddings.json")
-        return lambda prompt: embed_prompt(encode, tokenizer, prompt, chunks=1)
+        encode = text_encoding(place / "text_encoder.safetensors", encoder.build)
+        tokenizer = load_tokenizer(place / "embeddings.json")
+        return lambda prompt: embed_prompt([encode], tokenizer, prompt, chunks=1)
 
     return imported
 
 
 def taken_apart(checkpoint):
-    """Family and config of a checkpoint, and its tensors by component, in memory."""
+    """Family and networks of a checkpoint, and its tensors by component, in memory."""
     container = open_container(checkpoint)
-    family = find_family(container)
-    parts = {component: find_part(container, family, component) for component in COMPONENTS}
+    family = find_family(container, FAMILIES)
+    found = {component.name: find_network(container, component, family.latents) for component in family.components}
     tensors = {
-        component: {name: read_part_tensor(container, part, name) for name in part.sources}
-        for component, part in parts.items()
+        component: {name: read_found_tensor(container, network, name) for name in network.origins}
+        for component, network in found.items()
     }
-    return family, parts, tensors
+    return family, found, tensors
 
 
 def assert_same(networks, tensors, dtype):
-    for component in COMPONENTS:
+    assert set(tensors) == set(FAMILIES[networks.family].names)
+    for component in tensors:
         wanted = networks.component(component).state_dict()
         found = tensors[component]
         assert set(found) == {name.removeprefix("text_model.") for name in wanted}
@@ -96,17 +96,17 @@ def test_every_layout_and_precision_gives_the_original(variant, layout, tmp_path
     for dtype in tiny.PRECISIONS.values():
         networks = made(variant, dtype)
 
-        family, parts, tensors = taken_apart(tiny.save(networks, tmp_path / "model.safetensors", layout=layout))
+        family, found, tensors = taken_apart(tiny.save(networks, tmp_path / "model.safetensors", layout=layout))
 
         assert family.name == networks.family
         assert_same(networks, tensors, dtype)
-        assert parts["vae_decoder"].config["scaling_factor"] == networks.vae.config.scaling_factor
-        unet = parts["unet"].config
+        assert found["vae_decoder"].config["scaling_factor"] == networks.vae.config.scaling_factor
+        unet = found["unet"].config
         for name in ("block_out_channels", "attention_head_dim", "mid_block_type", "use_linear_projection"):
             own = networks.unet.config[name]
             own = list(own) if isinstance(own, tuple) else own
             assert unet[name] in (own, own[0] if isinstance(own, list) and len(set(own)) == 1 else own), name
-        assert parts["text_encoder"].config["hidden_act"] == networks.text_encoder.config.hidden_act
+        assert found["text_encoder"].config["hidden_act"] == networks.text_encoder.config.hidden_act
 
 
 @pytest.mark.parametrize(("variant", "container"), CASES)
@@ -117,13 +117,7 @@ def test_every_container_gives_the_original(variant, container, tmp_path):
     convert_checkpoint(files_of(place), checkpoint=tmp_path / "checkpoint.safetensors")
     family, _, tensors = taken_apart(tmp_path / "checkpoint.safetensors")
     description = tmp_path / "checkpoint.json"
-    describe_checkpoint(
-        tmp_path / "checkpoint.safetensors",
-        tmp_path / "checkpoint.safetensors",
-        sha256="0" * 64,
-        vae_sha256="",
-        description=description,
-    )
+    describe(tmp_path / "checkpoint.safetensors", description, family=family)
 
     assert family.name == networks.family
     assert_same(networks, tensors, torch.float16)
@@ -148,13 +142,14 @@ def test_eight_bits_become_fp16(variant, kind, scaled, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(stored, path, metadata=tiny.metadata(networks))
 
-    import_checkpoint(path, component="unet", weights=tmp_path / "unet.safetensors")
-    describe_checkpoint(path, path, sha256="0" * 64, vae_sha256="", description=tmp_path / "checkpoint.json")
+    family = FAMILIES[networks.family]
+    import_part(path, component="unet", weights=tmp_path / "unet.safetensors")
+    describe(path, tmp_path / "checkpoint.json")
 
-    sources = find_part(open_container(path), find_family(open_container(path)), "unet").sources
+    origins = find_network(open_container(path), family.denoiser, family.latents).origins
     for name, tensor in load_file(tmp_path / "unet.safetensors").items():
         assert tensor.dtype == torch.float16
-        assert torch.equal(tensor, wanted[sources[name].name]), name
+        assert torch.equal(tensor, wanted[origins[name].name]), name
     said = json.loads((tmp_path / "checkpoint.json").read_text())
     assert kind in said["components"]["unet"]["stored"]
     assert said["components"]["unet"]["precision"] == ["F16"]
@@ -168,13 +163,19 @@ def test_what_is_exported_draws_what_diffusers_draws(variant, reading_of, tmp_pa
     checkpoint = tiny.save(networks, tmp_path / "model.safetensors", layout="converted")
     height, width = SIZE
     weights, graph = tmp_path / "unet.safetensors", tmp_path / "unet.onnx"
-    import_checkpoint(checkpoint, component="unet", weights=weights)
-    export_onnx(weights, graph=graph, tensors=tensors_of(graph), height=height, width=width)
+    import_part(checkpoint, component="unet", weights=weights)
+    family = FAMILIES[networks.family]
+    export_part(weights, graph, family=family, height=height, width=width)
     steps = read_sampling(weights).steps or 3
     guidance = 1 if networks.steps else 5.0
     scheduler = "lcm" if variant == "lcm" else "euler"
     derive_schedule(
-        scheduler=scheduler, steps=steps, guidance_scale=guidance, unet=weights, schedule=tmp_path / "schedule.npz"
+        scheduler=scheduler,
+        steps=steps,
+        guidance_scale=guidance,
+        rows=family.denoiser.rows,
+        denoiser=weights,
+        schedule=tmp_path / "schedule.npz",
     )
 
     # Of one seed, so the text encoders of a family's variants are the same.

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoints.weights import read_shapes, read_tensor, tensor_bytes, write_tensors
+from axbake.checkpoints.writing import tensor_bytes, write_tensors
+from axbake.weights.files import read_shapes, read_tensor
 
 TENSORS = {
     "b.half": torch.arange(6, dtype=torch.float16).reshape(2, 3) / 3,

@@ -17,28 +17,30 @@ wildcard_constraints:
 rule write_bundle:
     """Lay out a model as one on-board program loads it."""
     input:
-        settings=settings(
-            "write_bundle",
-            step(
-                "axbake.bundles.writing.write_bundle",
-                values=lambda model, wildcards: {
-                    "layout": wildcards.layout,
-                    "picture": model.picture,
-                    "components": model.family.components,
-                    "latents": model.family.latents,
-                    "conditioning": model.family.conditioning,
-                },
-                row=["program", "source"],
-                tools=["torch", "diffusers", "numpy", "jinja2", "pyyaml"],
-                data=CARRIED,
-                cached=False,
+        files(
+            settings=settings(
+                "write_bundle",
+                step(
+                    "axbake.bundles.writing.write_bundle",
+                    values=lambda model, wildcards: {
+                        "layout": wildcards.layout,
+                        "picture": model.picture,
+                        "components": model.family.components,
+                        "latents": model.family.latents,
+                        "conditioning": model.family.conditioning,
+                    },
+                    row=["program", "source"],
+                    tools=["torch", "diffusers", "numpy", "jinja2", "pyyaml"],
+                    data=CARRIED,
+                    cached=False,
+                ),
+                part="layout",
             ),
-            part="layout",
+            models="results/{model}/{graph}.axmodel",
+            records="results/{model}/build/{graph}.json",
+            denoiser="results/{model}/weights/{denoiser}.safetensors",
         ),
-        models=of_graphs("results/{model}/{graph}.axmodel"),
-        records=of_graphs("results/{model}/build/{graph}.json"),
         checkpoint="results/{model}/checkpoint.json",
-        denoiser=of_role("results/{model}/weights/{component}.safetensors", DENOISER),
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
     output:

@@ -5,27 +5,31 @@
 rule record_trajectories:
     """Draw the latents of all calibration prompts, and keep what the denoiser saw."""
     input:
-        settings=settings(
-            "record_trajectories",
-            step(
-                "axbake.calibration.trajectories.record_trajectories",
-                values=lambda model, _: {
-                    "builds": {one.name: one.build for one in [*model.family.text_encoders, model.family.denoiser]},
-                    "with_rows": model.family.denoiser.with_rows,
-                    "conditioning": model.family.conditioning,
-                    "latents": model.family.latents,
-                    "prompts": model.row["calibration_prompts"],
-                    "seed": model.entry("calibration/seed"),
-                    # Decided here, so that it stands in the job's settings.
-                    "precision": chosen_precision(model.entry("calibration/recorded_in")),
-                },
-                row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
-                tools=[*TORCH, "tokenizers", "numpy"],
-                data=["resources/clip"],
+        files(
+            settings=settings(
+                "record_trajectories",
+                step(
+                    "axbake.calibration.trajectories.record_trajectories",
+                    values=lambda model, _: {
+                        "builds": {
+                            one.name: one.build for one in [*model.family.text_encoders, model.family.denoiser]
+                        },
+                        "with_rows": model.family.denoiser.with_rows,
+                        "conditioning": model.family.conditioning,
+                        "latents": model.family.latents,
+                        "prompts": model.row["calibration_prompts"],
+                        "seed": model.entry("calibration/seed"),
+                        # Decided here, so that it stands in the job's settings.
+                        "precision": chosen_precision(model.entry("calibration/recorded_in")),
+                    },
+                    row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
+                    tools=[*TORCH, "tokenizers", "numpy"],
+                    data=["resources/clip"],
+                ),
             ),
+            text_encoders="results/{model}/weights/{text}.safetensors",
+            denoiser="results/{model}/weights/{denoiser}.safetensors",
         ),
-        text_encoders=of_components("results/{model}/weights/{component}.safetensors", TEXT),
-        denoiser=of_role("results/{model}/weights/{component}.safetensors", DENOISER),
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
     output:
@@ -54,8 +58,8 @@ for family in IN_TABLE:
             f"calibrate_denoiser_of_{family.name}"
         input:
             settings=settings("calibrate_denoiser", more=calibrate_denoiser_steps),
-            graphs=of_graphs("results/{model}/onnx/{graph}.onnx", component=family.denoiser.name),
-            tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data", component=family.denoiser.name),
+            graphs=[f"results/{{model}}/onnx/{graph}.onnx" for graph in addresses(family.denoiser)],
+            tensors=[f"results/{{model}}/onnx/{graph}.onnx.data" for graph in addresses(family.denoiser)],
             trajectories="results/{model}/calibration/trajectories.npz",
             schedule="results/{model}/schedule.npz",
         output:
@@ -85,7 +89,7 @@ for family in IN_TABLE:
             f"calibrate_vae_of_{family.name}"
         input:
             settings=settings("calibrate_vae", more=lambda model, wildcards: calibrate_vae_steps(model)),
-            encoder=of_role("results/{model}/weights/{component}.safetensors", ENCODER),
+            encoder=f"results/{{model}}/weights/{family.of_role(ENCODER).name}.safetensors",
         output:
             pictures="results/{model}/calibration/pictures.npy",
             latents="results/{model}/calibration/latents.npy",

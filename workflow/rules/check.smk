@@ -6,21 +6,23 @@
 rule check_compiled:
     """Compare a component's compiled models with their float graphs."""
     input:
-        settings=settings(
-            "check_compiled",
-            step(
-                "axbake.toolchain.compiled.check_compiled",
-                of="component",
-                values=lambda model, wildcards: check_settings(model, model.component(wildcards.component)),
-                means=launch,
-                tools=["numpy", "onnx", "onnxruntime", "pillow"],
+        files(
+            settings=settings(
+                "check_compiled",
+                step(
+                    "axbake.toolchain.compiled.check_compiled",
+                    of="component",
+                    values=lambda model, wildcards: check_settings(model, model.component(wildcards.component)),
+                    means=launch,
+                    tools=["numpy", "onnx", "onnxruntime", "pillow"],
+                ),
+                part="component",
             ),
-            part="component",
+            axmodels="results/{model}/{graph}.axmodel",
+            graphs="results/{model}/onnx/{graph}.onnx",
+            tensors="results/{model}/onnx/{graph}.onnx.data",
+            archives="results/{model}/calibration/{graph}.tar",
         ),
-        axmodels=of_graphs("results/{model}/{graph}.axmodel"),
-        graphs=of_graphs("results/{model}/onnx/{graph}.onnx"),
-        tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data"),
-        archives=of_graphs("results/{model}/calibration/{graph}.tar"),
     output:
         check="results/{model}/check/{component}.json",
     log:
@@ -43,19 +45,21 @@ rule check_compiled:
 rule judge:
     """Compare what was measured of a model with what config wants."""
     input:
-        settings=settings(
-            "judge",
-            step(
-                "axbake.judging.judge",
-                values=lambda model, _: {
-                    "min_psnr": model.entries_of("parity/min_psnr"),
-                    "min_sqnr": model.entries_of("compiled/min_sqnr"),
-                },
-                cached=False,
+        files(
+            settings=settings(
+                "judge",
+                step(
+                    "axbake.judging.judge",
+                    values=lambda model, _: {
+                        "min_psnr": model.entries_of("parity/min_psnr"),
+                        "min_sqnr": model.entries_of("compiled/min_sqnr"),
+                    },
+                    cached=False,
+                ),
             ),
+            parities="results/{model}/parity/{component}.json",
+            checks="results/{model}/check/{component}.json",
         ),
-        parities=of_components("results/{model}/parity/{component}.json"),
-        checks=of_components("results/{model}/check/{component}.json"),
     output:
         verdict="results/{model}/verdict.json",
     log:

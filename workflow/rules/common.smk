@@ -1,5 +1,6 @@
 # Takes config/config.yaml and the table of models. Checks both, and makes what rules share: MODELS, and the settings files of jobs.
 
+import inspect
 import os
 import re
 from dataclasses import replace
@@ -15,8 +16,8 @@ from axbake.families import FAMILIES
 from axbake.host import chosen_precision
 from axbake.jobs.code import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
-from axbake.model import Model
-from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses, as_files
+from axbake.model import Model, family_of
+from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
 from axbake.sources import COLUMNS
 from axbake.table import check_config, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch
@@ -64,37 +65,63 @@ def model_of(wildcards):
 
 def with_model(function):
     """Input function that gives what *function* makes of a job's model and wildcards."""
-    return lambda wildcards: told(function, model_of(wildcards), wildcards)
+    return with_signature(lambda wildcards: told(function, model_of(wildcards), wildcards))
 
 
-def of_graphs(*patterns, component=None, roles=ROLES):
-    """Input function: *patterns*, in which {graph} stands for the address of each graph of the job's component, or of the model's
-    components of *roles*."""
-
-    def paths(model, wildcards):
-        name = component or wildcards.get("component")
-        graphs = (
-            addresses(model.component(name)) if name else [one for one in model.graphs if model.roles[one] in roles]
-        )
-        return [pattern.format(model=model.name, graph=graph) for graph in graphs for pattern in patterns]
-
-    return with_model(paths)
+def with_signature(function):
+    """*function*, whose parameters are found at once: Snakemake asks for them a hundred times a model."""
+    function.__signature__ = inspect.signature(function)
+    return function
 
 
-def of_components(pattern, *roles):
-    """Input function: *pattern*, in which {component} stands for each component, of *roles* or of all."""
-
-    def paths(model, wildcards):
-        family = model.family
-        found = [one for role in roles for one in ([*family.text_encoders] if role == TEXT else [family.of_role(role)])]
-        return [pattern.format(model=model.name, component=one.name) for one in found or family.components]
-
-    return with_model(paths)
+def graphs_of(family, *roles):
+    """Addresses of all graphs of a family's components, of *roles* or of all."""
+    return [graph for one in family.components if one.role in (roles or ROLES) for graph in addresses(one)]
 
 
-def of_role(pattern, role):
-    """Input function: *pattern*, in which {component} stands for the one component of *role*."""
-    return with_model(lambda model, _: pattern.format(model=model.name, component=model.family.of_role(role).name))
+ALL = {"graph": graphs_of, "latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
+ALL |= {"component": lambda family: family.names, TEXT: lambda family: [one.name for one in family.text_encoders]}
+ONE = {role: lambda family, role=role: family.of_role(role).name for role in (DENOISER, ENCODER, DECODER)}
+PLACES = (
+    {}
+)  # (family, component or None, patterns) -> by name, pattern or patterns with {model} alone; filled in as rules ask
+
+
+def files(settings=None, **patterns):
+    """Input function: a job's settings file, and files by name.
+
+    In a pattern {graph} stands for each graph of the model, or of the job's component, {latent_graph} for each that has a part in
+    drawing a latent, {component} for each component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component
+    of that role.
+    """
+
+    def by_name(model, wildcards):
+        place = model.family.name, wildcards.get("component"), id(patterns)
+        if place not in PLACES:
+            PLACES[place] = {name: expanded(pattern, *place[:2]) for name, pattern in patterns.items()}
+        found = {
+            name: (
+                [one.format(model=model.name) for one in places]
+                if isinstance(places, list)
+                else places.format(model=model.name)
+            )
+            for name, places in PLACES[place].items()
+        }
+        return ({"settings": settings(wildcards)} if settings else {}) | found
+
+    return unpack(with_model(by_name))
+
+
+def expanded(pattern, family, component):
+    """*pattern* with the components and graphs of a family; a list where it stands for several files."""
+    family, kept = FAMILIES[family], {"model": "{model}"}
+    for name, value in ONE.items():
+        pattern = pattern.replace(f"{{{name}}}", value(family))
+    for name, values in ALL.items():
+        if f"{{{name}}}" in pattern:
+            mine = addresses(family.component(component)) if component and name == "graph" else values(family)
+            return [pattern.format(**kept, **{name: value}) for value in mine]
+    return pattern
 
 
 def more_each_time(amount):
@@ -106,7 +133,7 @@ def more_each_time(amount):
     def resource(wildcards, attempt):
         return amount * attempt
 
-    return resource
+    return with_signature(resource)
 
 
 def step(function, *, of=None, values=None, row=(), means=None, sources=None, tools=(), data=(), names=None, **how):

@@ -11,7 +11,7 @@ rule convert_checkpoint:
             "convert_checkpoint",
             step(
                 "axbake.checkpoints.conversion.convert_checkpoint",
-                values=lambda model, wildcards: recipe_settings(model),
+                values=recipe_settings,
                 tools=["torch", "sd-mecha"],
                 sources=lambda model, wildcards: {"source": model.sources.brought_digest(wildcards.column)},
             ),
@@ -74,19 +74,21 @@ for family in IN_TABLE:
 rule write_single_file:
     """Write a model as one fp16 safetensors file of LDM names, for stable-diffusion.cpp and web UIs."""
     input:
-        settings=settings(
-            "write_single_file",
-            step(
-                "axbake.weights.single_file.write_single_file",
-                values=lambda model, _: {
-                    "components": [as_files(one) for one in model.family.components],
-                    "title": model.family.title,
-                    "specification": model.family.specification,
-                },
-                tools=["torch"],
+        files(
+            settings=settings(
+                "write_single_file",
+                step(
+                    "axbake.weights.single_file.write_single_file",
+                    values=lambda model, _: {
+                        "components": list(model.family.as_files.values()),
+                        "title": model.family.title,
+                        "specification": model.family.specification,
+                    },
+                    tools=["torch"],
+                ),
             ),
+            weights="results/{model}/weights/{component}.safetensors",
         ),
-        weights=of_components("results/{model}/weights/{component}.safetensors"),
     output:
         single_file="results/{model}/single_file.safetensors",
     log:

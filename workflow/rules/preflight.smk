@@ -5,23 +5,25 @@
 rule preflight:
     """Check the graphs of a model against what is known of Pulsar2, this host and the card."""
     input:
-        settings=settings(
-            "preflight",
-            step(
-                "axbake.preflight.verdict.preflight",
-                values=lambda model, _: {
-                    "model": model.name,
-                    "toolchain": config["toolchain"],
-                    "addresses": model.graphs,
-                    "roles": model.roles,
-                },
-                tools=["onnx"],
-                data=["resources/ax650"],
-                cached=False,  # it looks at this host
+        files(
+            settings=settings(
+                "preflight",
+                step(
+                    "axbake.preflight.verdict.preflight",
+                    values=lambda model, _: {
+                        "model": model.name,
+                        "toolchain": config["toolchain"],
+                        "addresses": model.graphs,
+                        "roles": model.roles,
+                    },
+                    tools=["onnx"],
+                    data=["resources/ax650"],
+                    cached=False,  # it looks at this host
+                ),
             ),
+            graphs="results/{model}/onnx/{graph}.onnx",
+            tensors="results/{model}/onnx/{graph}.onnx.data",
         ),
-        graphs=of_graphs("results/{model}/onnx/{graph}.onnx"),
-        tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data"),
     output:
         verdict="results/{model}/preflight.json",
     log:

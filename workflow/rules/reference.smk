@@ -4,23 +4,25 @@
 rule draw_reference:
     """Draw the reference picture with diffusers, in float32."""
     input:
-        settings=settings(
-            "draw_reference",
-            step(
-                "axbake.drawing.reference.draw_reference",
-                values=lambda model, _: {
-                    "picture": model.picture,
-                    "builds": model.builds,
-                    "pipeline": model.family.process.pipeline,
-                    "conditioning": model.family.conditioning,
-                },
-                tools=[*TORCH, "tokenizers", "numpy", "pillow"],
-                data=["resources/clip"],
+        files(
+            settings=settings(
+                "draw_reference",
+                step(
+                    "axbake.drawing.reference.draw_reference",
+                    values=lambda model, _: {
+                        "picture": model.picture,
+                        "builds": model.builds,
+                        "pipeline": model.family.process.pipeline,
+                        "conditioning": model.family.conditioning,
+                    },
+                    tools=[*TORCH, "tokenizers", "numpy", "pillow"],
+                    data=["resources/clip"],
+                ),
             ),
+            text_encoders="results/{model}/weights/{text}.safetensors",
+            denoiser="results/{model}/weights/{denoiser}.safetensors",
+            decoder="results/{model}/weights/{decoder}.safetensors",
         ),
-        text_encoders=of_components("results/{model}/weights/{component}.safetensors", TEXT),
-        denoiser=of_role("results/{model}/weights/{component}.safetensors", DENOISER),
-        decoder=of_role("results/{model}/weights/{component}.safetensors", DECODER),
         embeddings="results/{model}/embeddings.json",
     output:
         image="results/{model}/reference/image.png",

@@ -5,20 +5,27 @@
 rule write_report:
     """Write the page of a model."""
     input:
-        settings=settings(
-            "write_report",
-            step(
-                "axbake.pages.report.write_report",
-                values=lambda model, _: {
-                    "model": model.name,
-                    "loras": model.lora_strengths,
-                    "addresses": model.graphs,
-                    "components": list(model.family.names),
-                },
-                tools=["jinja2", "numpy", "pillow"],
-                data=["axbake/pages"],
-                cached=False,
+        files(
+            settings=settings(
+                "write_report",
+                step(
+                    "axbake.pages.report.write_report",
+                    values=lambda model, _: {
+                        "model": model.name,
+                        "loras": model.lora_strengths,
+                        "addresses": model.graphs,
+                        "components": list(model.family.names),
+                        "logs": logs_of(model),
+                    },
+                    tools=["jinja2", "numpy", "pillow"],
+                    data=["axbake/pages"],
+                    cached=False,
+                ),
             ),
+            calibration="results/{model}/calibration/{denoiser}.json",
+            parities="results/{model}/parity/{component}.json",
+            records="results/{model}/build/{graph}.json",
+            checks="results/{model}/check/{component}.json",
         ),
         checkpoint="results/{model}/checkpoint.json",
         drawn="results/{model}/reference/settings.json",
@@ -28,13 +35,8 @@ rule write_report:
         distance="results/{model}/simulation/distance.json",
         attribution="results/{model}/simulation/attribution.json",
         held_out="results/{model}/simulation/held_out.json",
-        calibration=of_role("results/{model}/calibration/{component}.json", DENOISER),
         preflight="results/{model}/preflight.json",
         verdict="results/{model}/verdict.json",
-        parities=of_components("results/{model}/parity/{component}.json"),
-        records=of_graphs("results/{model}/build/{graph}.json"),
-        checks=of_components("results/{model}/check/{component}.json"),
-        logs=with_model(logs_of),
     output:
         page=report(
             "results/{model}/report.html",

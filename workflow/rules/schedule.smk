@@ -4,16 +4,18 @@
 rule derive_schedule:
     """Write timesteps, time embedding rows and update coefficients of the row's scheduler."""
     input:
-        settings=settings(
-            "derive_schedule",
-            step(
-                "axbake.drawing.schedule.derive_schedule",
-                values=lambda model, _: {"rows": model.family.denoiser.rows},
-                row=["scheduler", "steps", "guidance_scale"],
-                tools=["torch", "diffusers", "numpy"],
+        files(
+            settings=settings(
+                "derive_schedule",
+                step(
+                    "axbake.drawing.schedule.derive_schedule",
+                    values=lambda model, _: {"rows": model.family.denoiser.rows},
+                    row=["scheduler", "steps", "guidance_scale"],
+                    tools=["torch", "diffusers", "numpy"],
+                ),
             ),
+            denoiser="results/{model}/weights/{denoiser}.safetensors",
         ),
-        denoiser=of_role("results/{model}/weights/{component}.safetensors", DENOISER),
     output:
         schedule="results/{model}/schedule.npz",
     log:

@@ -5,20 +5,22 @@
 rule simulate:
     """Draw the reference's picture with the compiled models, and with one of them at a time."""
     input:
-        settings=settings("simulate", more=simulate_steps),
+        files(
+            settings=settings("simulate", more=simulate_steps),
+            models=f"{EMULATED}/{{graph}}.axmodel",
+            graphs="results/{model}/onnx/{graph}.onnx",
+            tensors="results/{model}/onnx/{graph}.onnx.data",
+            seen_graphs="results/{model}/onnx/{latent_graph}.onnx",
+            seen_tensors="results/{model}/onnx/{latent_graph}.onnx.data",
+            encoder_weights="results/{model}/weights/{encoder}.safetensors",
+            ranges="results/{model}/calibration/{denoiser}.ranges.npz",
+            calibration="results/{model}/calibration/{denoiser}.json",
+        ),
         verdict="results/{model}/verdict.json",
-        models=of_graphs(f"{EMULATED}/{{graph}}.axmodel"),
-        graphs=of_graphs("results/{model}/onnx/{graph}.onnx"),
-        tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data"),
-        seen_graphs=of_graphs("results/{model}/onnx/{graph}.onnx", roles=(TEXT, DENOISER)),
-        seen_tensors=of_graphs("results/{model}/onnx/{graph}.onnx.data", roles=(TEXT, DENOISER)),
-        encoder_weights=of_role("results/{model}/weights/{component}.safetensors", ENCODER),
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
         reference="results/{model}/reference/image.png",
         trajectory="results/{model}/reference/trajectory.npy",
-        ranges=of_role("results/{model}/calibration/{component}.ranges.npz", DENOISER),
-        calibration=of_role("results/{model}/calibration/{component}.json", DENOISER),
     output:
         image="results/{model}/simulation/image.png",
         distance="results/{model}/simulation/distance.json",

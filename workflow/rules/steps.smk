@@ -5,53 +5,48 @@ ADVISED = set()  # models
 
 
 def import_steps(model, wildcards):
-    """One step a component, then the listing of embeddings and the description of the checkpoint."""
-    family, steps = model.family, []
-    for component in family.components:
-        steps.append(partial(import_step, component=component))
-    first = family.text_encoders[0].name
-    steps.append(
-        step(
-            "axbake.weights.embeddings.list_embeddings",
-            values=lambda model, _: {"names": model.sources.embedding_names},
-            tools=["safetensors", "torch"],
-            sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
-            names={"text_encoder": first},
-        )
+    """The description of the checkpoint, which refuses what cannot be imported; a step a component; the listing of embeddings."""
+    family = model.family
+    description = step(
+        "axbake.weights.description.describe_checkpoint",
+        values=described,
+        row=["prediction"],
+        tools=["safetensors", *TORCH],
+        data=family.resources,
+        sources=lambda model, _: {column: model.sources.file_digest(column_of(model, column)) for column in COLUMNS},
     )
-    steps.append(
-        step(
-            "axbake.weights.description.describe_checkpoint",
-            values=described,
-            row=["prediction"],
-            tools=["safetensors", *TORCH],
-            data=lambda model: model.family.resources,
-            sources=lambda model, _: {
-                column: model.sources.file_digest(column_of(model, column)) for column in COLUMNS
-            },
-        )
+    listing = step(
+        "axbake.weights.embeddings.list_embeddings",
+        values=lambda model, _: {"names": model.sources.embedding_names},
+        tools=["safetensors", "torch"],
+        sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
+        names={"text_encoder": family.text_encoders[0].name},
     )
-    return steps
+    return [description, *(partial(import_step, component=component) for component in family.components), listing]
 
 
 def import_step(model, wildcards, component):
     """The step that takes *component* out of its file."""
     family, column = model.family, model.sources.column_of(component)
     autoencoder = component.role in (ENCODER, DECODER)
-    given = {"component": as_files(component), "family": "" if autoencoder else family.name, "latents": family.latents}
+    given = {
+        "component": family.as_files[component.name],
+        "family": "" if autoencoder else family.name,
+        "latents": family.latents,
+    }
     sources = {"checkpoint": model.sources.file_digest(column)}
     names = {"checkpoint": column, "weights": component.name}
-    function = "import_component"
+    function = "axbake.weights.importing.import_component"
     if not autoencoder:
         given |= {"title": family.title, "strengths": model.strengths_of(component)}
         sources["loras"] = model.loras_digest(component)
         names["loras"] = f"{component.name}_loras"
     if component.role == TEXT:
-        function = "import_text_encoder"
+        function = "axbake.weights.importing.import_text_encoder"
         given |= {"clip_skip": model.row["clip_skip"], "shortened": family.clip_skip}
         sources["embeddings"] = model.sources.embeddings_digest
     elif component.role == DENOISER:
-        function = "import_denoiser"
+        function = "axbake.weights.importing.import_denoiser"
         given |= {
             "prediction": model.row["prediction"],
             "prediction_type": family.process.prediction_type,
@@ -59,7 +54,7 @@ def import_step(model, wildcards, component):
             "sampling": family.process.sampling,
         }
     return step(
-        f"axbake.weights.importing.{function}",
+        function,
         of=component.name,
         values=lambda model, _: given,
         tools=IMPORT_TOOLS,
@@ -75,8 +70,9 @@ def described(model, wildcards):
     return {
         "family": family.name,
         "title": family.title,
-        "components": [as_files(component) for component in family.components],
+        "components": list(family.as_files.values()),
         "latents": family.latents,
+        "fits": family.fits,
         "prediction_type": family.process.prediction_type,
         "sampling": family.process.sampling,
         "sha256": model.sources.digest(),
@@ -109,11 +105,13 @@ def embeddings_of(model, wildcards):
     return model.row["embeddings"]
 
 
-def recipe_settings(model):
-    """What a merge needs of the family; other forms are converted without."""
-    if not is_recipe(Path(model.row["checkpoint"])):
+def recipe_settings(model, wildcards):
+    """What a merge needs of its checkpoints' family; other forms are converted without."""
+    path = Path(model.row[wildcards.column])
+    if not is_recipe(path):
         return {}
-    return {"components": [as_files(one) for one in model.family.components], "latents": model.family.latents}
+    family = family_of(path)
+    return {"components": list(family.as_files.values()), "latents": family.latents}
 
 
 def export_steps(model, wildcards, component=None):
@@ -283,7 +281,7 @@ ONCE = ["weights", "reference", "schedule", "calibration/trajectories", "calibra
 LAST = ["verdict", "simulation", "preflight"]
 
 
-def logs_of(model, wildcards):
+def logs_of(model):
     """Logs of all jobs of a model but the report's own, in the order in which the page shows them."""
     family = model.family
     named = [f"{place}/{name}" for place in ("onnx", "check") for name in family.names]
