@@ -54,7 +54,7 @@ def test_every_step_is_of_the_job_that_it_is_said_to_be_of(baked):
     for log in logs.rglob("*.log"):
         for record in read_records(log):
             step = f"{record.step}/{record.component}" if record.component else record.step
-            assert job_of(step) == job_name(log.relative_to(logs)) or record.step == "hold_parity", step
+            assert job_of(step) == job_name(log.relative_to(logs)), step
 
 
 @pytest.mark.parametrize("edit", [e for e in FIRST_OF_EACH if e.what in FORETOLD], ids=lambda edit: edit.what)
