@@ -147,7 +147,11 @@ def _calibrate(
         graph, smoothed, before = result.graph, result.tensors, 1
         log.info("SmoothQuant: moved outliers of %d activations into the weights that read them", len(smoothed))
     calibration = calibrate(
-        graph, config.calibration_method, lambda: samples(found), lambda phase, done: show(before + phase, done)
+        graph,
+        config.calibration_method,
+        lambda: samples(found),
+        precision,
+        lambda phase, done: show(before + phase, done),
     )
     return graph, smoothed, calibration
 

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 
 from axbake.emulator.encoding import INTEGERS, is_extreme
 from axbake.emulator.graph import Graph, GraphError, opset, shapes
+from axbake.emulator.precision import Precision
 from axbake.emulator.ranges import Probe, bounds_of, float_activations, measured, record_ranges, sources
 
 Span = tuple[float, float]  # smallest and largest value
@@ -45,12 +46,17 @@ class Calibration:
 
 
 def calibrate(
-    graph: Graph, method: str, samples: Callable[[], Samples], on_sample: Callable[[int, int], None]
+    graph: Graph,
+    method: str,
+    samples: Callable[[], Samples],
+    precision: tuple[Precision, ...],
+    on_sample: Callable[[int, int], None],
 ) -> Calibration:
     """Run *graph* on all *samples*, once or twice, and find the range of each float activation.
 
     Args:
         method: MinMax, Percentile or MSE.
+        precision: of each node: MSE looks a second time at what is encoded in 8 bits, if anything is.
         on_sample: gets the number of the pass, 1 or 2, and of the samples that are done in it.
     """
     match method:
@@ -58,7 +64,8 @@ def calibrate(
             return _percentile(graph, samples(), lambda done: on_sample(1, done))
         case "MSE":
             observed = record_ranges(graph, samples(), on_sample=lambda done: on_sample(1, done)).overall()
-            return _least_squares(graph, samples(), observed, lambda done: on_sample(2, done))
+            narrow = _eight_bits(graph, precision)
+            return _least_squares(graph, samples(), observed, narrow, lambda done: on_sample(2, done))
         case _:
             return Calibration(record_ranges(graph, samples(), on_sample=lambda done: on_sample(1, done)).overall())
 
@@ -118,18 +125,32 @@ def _tails_of(name: str, elements: int) -> Probe:
     return Probe(tuple(nodes), tuple(outputs), constants)
 
 
+def _eight_bits(graph: Graph, precision: tuple[Precision, ...]) -> set[str]:
+    """Tensors that a node takes or gives in 8 bits."""
+    found: set[str] = set()
+    for node, types in zip(graph.nodes, precision, strict=True):
+        found |= {*node.input} if types.data_type in ("U8", "S8") else set()
+        found |= {*node.output} if types.output_data_type in ("U8", "S8") else set()
+    return found
+
+
 def _least_squares(
-    graph: Graph, samples: Samples, observed: Mapping[str, Span], on_sample: Callable[[int], None]
+    graph: Graph,
+    samples: Samples,
+    observed: Mapping[str, Span],
+    narrow: set[str],
+    on_sample: Callable[[int], None],
 ) -> Calibration:
     if opset(graph) < HISTOGRAM_OPSET:
         raise GraphError(
             f"calibration_method MSE: the model is of opset {opset(graph)}, wanted {HISTOGRAM_OPSET} or later; export it again"
         )
     same = sources(graph)
+    seen = {same.get(name, name) for name in narrow}
     spans = {
         name: (min(low, 0.0), max(high, 0.0))
         for name, (low, high) in observed.items()
-        if name not in same and not is_extreme(low, high) and _has_width((low, high))
+        if name in seen and not is_extreme(low, high) and _has_width((low, high))
     }
     if not spans:
         return Calibration(observed)
@@ -181,24 +202,32 @@ def least_error(histogram: np.ndarray, low: float, high: float) -> Span:
     """
     width, places = (high - low) / BINS, np.arange(BINS)
     counts = histogram.astype(np.float64)
+    starts = np.arange(0, BINS, STRIDE)
+    starts = starts[starts * width + low <= 0]
+    moments = [_sums(counts * places**power) for power in range(3)]
     best = (np.inf, 0, BINS)
     for step in range(1, BINS // LEVELS + 1):
-        inside = [
-            np.concatenate(([0.0], np.cumsum(counts * _rounding((places - shift) % step, step) ** 2)))
-            for shift in range(step)
-        ]
-        for start in range(0, BINS, STRIDE):
-            end = start + LEVELS * step
-            if start * width + low > 0 or end > BINS + LEVELS:
-                break
-            last = min(end, BINS - 1)
-            below, above = start - places[:start] - 0.5, places[last + 1 :] - end + 0.5
-            shift = start % step
-            error = inside[shift][last + 1] - inside[shift][start]
-            error += counts[:start] @ below**2 + counts[last + 1 :] @ above**2
-            best = min(best, (error, start, end))
-    _, start, end = best
-    return start * width + low, end * width + low
+        start = starts[starts + LEVELS * step <= BINS + LEVELS]
+        end = start + LEVELS * step
+        last = np.minimum(end, BINS - 1) + 1
+        inside = np.array([_sums(counts * _rounding((places - shift) % step, step) ** 2) for shift in range(step)])
+        error = inside[start % step, last] - inside[start % step, start]
+        error += _squares([sums[start] for sums in moments], start - 0.5)
+        error += _squares([sums[-1] - sums[last] for sums in moments], end - 0.5)
+        least = int(error.argmin())
+        best = min(best, (float(error[least]), int(start[least]), int(end[least])))
+    _, first, beyond = best
+    return first * width + low, beyond * width + low
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Sum of the first n of *values*, for n from 0."""
+    return np.concatenate(([0.0], np.cumsum(values)))
+
+
+def _squares(moments: list[np.ndarray], center: np.ndarray) -> np.ndarray:
+    """Sum of (place - center)² over values of which the sums of 1, place and place² are *moments*."""
+    return moments[2] - 2 * center * moments[1] + center**2 * moments[0]
 
 
 def _rounding(places: np.ndarray, step: int) -> np.ndarray:

@@ -12,6 +12,7 @@ integer type among them. A reader in FP32 changes nothing: the documentation has
 `output_data_type`, although its reader is.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ from axbake.emulator.graph import Graph
 from axbake.emulator.roles import consumers, only_moves
 
 ATTRIBUTES = ("data_type", "output_data_type", "weight_data_type")
+OWN_NAME = re.compile(r"op_\d+:")  # `op_173:onnx.Mul_1`, of published configurations
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
@@ -94,6 +96,8 @@ def _unknown_names(graph: Graph, rule: LayerRule) -> Iterable[str]:
 
 def _near(name: str, known: tuple[str, ...]) -> str:
     """The nearest known name, but never the list of all: graphs have thousands."""
+    if OWN_NAME.match(name):
+        return "; Pulsar2's front end gives such names to operators that it merges, and the emulator has the ONNX graph's alone"
     hint = nearest(name, known)
     return hint if "did you mean" in hint else ""
 

@@ -10,6 +10,7 @@ from onnx import helper
 from axbake.emulator.__main__ import main
 from axbake.emulator.calibration import BINS, Calibration, calibrate, least_error
 from axbake.emulator.graph import GraphError, load_graph
+from axbake.emulator.precision import Precision
 from tests.unit.test_emulator import U16, build, config, outputs, record, rounded, save, save_samples, sqnr
 
 U8 = [U16[0] | {"data_type": "U8"}]
@@ -41,8 +42,10 @@ def observed(path, samples):
     return {name: [run[name] for run in runs] for name in runs[0]}
 
 
-def found(directory, samples, method):
-    return calibrate(load_graph(directory / "net.onnx"), method, lambda: samples, lambda phase, done: None)
+def found(directory, samples, method, data_type="U8"):
+    graph = load_graph(directory / "net.onnx")
+    precision = tuple(Precision(data_type, data_type, "S8") for _ in graph.nodes)
+    return calibrate(graph, method, lambda: samples, precision, lambda phase, done: None)
 
 
 def test_minmax_takes_what_was_observed(net):
@@ -157,10 +160,12 @@ def test_outliers_cost_less_where_they_are_clipped(net):
     assert typical["Percentile"] < 0.6 * typical["MinMax"]  # at the price of the few that are clipped
 
 
-def test_sixteen_bits_of_least_squares_are_those_of_minmax(net):
-    directory, _ = net
+def test_sixteen_bits_of_least_squares_are_those_of_minmax(net, capsys):
+    directory, samples = net
     plain = build(directory, layers=U16).read_bytes()
     assert build(directory, layers=U16, quant={"calibration_method": "MSE"}).read_bytes() == plain
+    assert "Phase 2" not in capsys.readouterr().out
+    assert found(directory, samples, "MSE", "U16").clipped == {}
 
 
 def test_a_tensor_that_is_nearly_always_zero_keeps_what_was_observed(tmp_path):
@@ -200,6 +205,6 @@ def test_an_early_opset_has_no_histogram(net):
 
 
 def test_both_passes_show_how_far_they_are(net, capsys):
-    build(net[0], quant={"calibration_method": "MSE"})
+    build(net[0], layers=U8, quant={"calibration_method": "MSE"})
     log = capsys.readouterr().out
     assert "Calibration Progress(Phase 1): 100%" in log and "Calibration Progress(Phase 2):  33%" in log

@@ -16,6 +16,7 @@ from axbake.emulator.config import (
     BuildConfig,
     NotEmulatedError,
     Pulsar2ConfigError,
+    Smoothing,
     _plain,
     build_config,
     check_input_names,
@@ -220,6 +221,25 @@ def test_what_changes_nothing_is_accepted_and_named():
     assert all(note.endswith("accepted, without effect on an emulated model") for note in config.notes)
 
 
+def test_a_configuration_as_axera_publishes_them_is_accepted():
+    """Of fields that many published ones have, and of the documentation's example for normalisation outside of the model."""
+    quant = {
+        **{"calibration_method": "MinMax", "precision_analysis": True, "precision_analysis_method": "EndToEnd"},
+        **{"conv_bias_data_type": "FP32", "enable_smooth_quant": True, "disable_auto_refine_scale": True},
+        **{"transformer_opt_level": 0, "highest_mix_precision": False, "check": 1},
+    }
+    processor = {
+        **{"tensor_name": "DEFAULT", "tensor_format": "BGR", "tensor_layout": "NCHW", "src_format": "BGR"},
+        **{"src_dtype": "FP32", "src_layout": "NCHW", "csc_mode": "NoCSC", "mean": [0, 0, 0], "std": [1, 1, 1]},
+    }
+    compiler = {"check": 3, "check_mode": "CheckOutput", "check_cosine_simularity": 0.9, "enable_slice_mode": False}
+    outputs = [{"tensor_name": "DEFAULT"}]
+    config = build_config(
+        values(quant=quant, compiler=compiler, input_processors=[processor], output_processors=outputs)
+    )
+    assert config.smoothing == Smoothing(threshold=0.2, strength=0.6) and config.conv_bias_data_type == "FP32"
+
+
 @pytest.mark.parametrize(
     ("mean", "std", "notes"), [([0], [1], 0), ([0, 0, 0], [1, 1, 1], 0), ([127.5], [127.5], 2), ([], [255], 1)]
 )
@@ -385,6 +405,7 @@ def graph(tmp_path):
     ("layer", "message"),
     [
         ({"layer_name": "secnd"}, "the graph has no layer `secnd`; did you mean `second`?"),
+        ({"layer_name": "op_17:onnx.Sin_0"}, "no layer `op_17:onnx.Sin_0`; Pulsar2's front end gives such names"),
         ({"op_type": "Silu"}, "`Silu` is no ONNX operator; Pulsar2 would pass over it in silence"),
         ({"start_tensor_names": ["x"], "end_tensor_names": ["b"]}, "the graph has no tensor `b`"),
         ({"op_type": "Conv", "data_type": "FP32"}, "layer `second`: data_type FP32 is not possible for Conv"),
