@@ -209,7 +209,7 @@ def _listed(lines: list[str]) -> str:
 
 
 def _refuse(address: CivitaiAddress, version: Version, model: dict[str, Any]) -> None:
-    """Raise if the site says that the version cannot be had or baked, before a byte of it is downloaded."""
+    """Raise if the site says that the version cannot be downloaded or baked, before a byte of it is downloaded."""
     kind = version.kind or answers.text(model.get("type"))
     if kind not in ("Checkpoint", ""):
         raise NotBakeable(f"{address.text}: a {kind}; the column checkpoint takes a checkpoint")

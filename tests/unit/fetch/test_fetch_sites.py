@@ -463,6 +463,14 @@ def test_an_error_in_the_files_place_is_called_one_whatever_the_pin(pinned, site
     assert left() == []
 
 
+def test_a_note_of_another_digest_is_no_note_of_this_download(sites, get):
+    digest = sites.publish(weights())
+    note = get(AIR, digest).path.with_name(f"{digest}.safetensors.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"sha256": "../../x"}))
+
+    assert get(AIR, digest).record["sha256"] == digest
+
+
 @pytest.mark.parametrize("record", ["[" * 100_000, "[]", "null", '"x"', "{", "\x00"])
 def test_a_damaged_note_beside_a_download_is_written_anew(record, sites, get):
     digest = sites.publish(weights())
