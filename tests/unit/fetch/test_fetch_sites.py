@@ -96,7 +96,7 @@ def test_a_download_that_was_damaged_is_downloaded_anew(sites, get):
     [
         ({"baseModel": "SDXL 1.0"}, NotBakeable, "base model is SDXL 1.0"),
         ({"model": {"type": "LORA"}}, NotBakeable, "a LORA"),
-        ({"usageControl": "Generation"}, AccessRefused, "lets nobody download"),
+        ({"usageControl": "Generation"}, AccessRefused, "does not let it be downloaded"),
         (
             {"files": [], "model": {"type": "Checkpoint", "mode": "Archived"}},
             NotThere,
