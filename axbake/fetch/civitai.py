@@ -209,7 +209,7 @@ def _listed(lines: list[str]) -> str:
 
 
 def _refuse(address: CivitaiAddress, version: Version, model: dict[str, Any]) -> None:
-    """Raise if the site says that the version cannot be had or baked, before a byte of it is downloaded."""
+    """Raise if the site says that the version cannot be downloaded or baked, before a byte of it is downloaded."""
     kind = version.kind or answers.text(model.get("type"))
     if kind not in ("Checkpoint", ""):
         raise NotBakeable(f"{address.text}: a {kind}; the column checkpoint takes a checkpoint")
@@ -219,7 +219,7 @@ def _refuse(address: CivitaiAddress, version: Version, model: dict[str, Any]) ->
             " Nothing was downloaded. If Civitai is wrong, download the file yourself and give its path."
         )
     if version.usage not in ("Download", ""):
-        raise AccessRefused(f"{address.text}: its author lets nobody download it (usageControl {version.usage})")
+        raise AccessRefused(f"{address.text}: its author does not let it be downloaded (usageControl {version.usage})")
     if not version.files:
         mode = version.mode or answers.text(model.get("mode"))
         raise NotThere(f"{address.text}: version {version.id} has no files{_mode(mode)}.")

@@ -116,7 +116,9 @@ def _kept(source: Address, pin: str, directory: Path) -> Fetched | None:
             record = json.loads(file.read(MOST_RECORD))
     except (OSError, ValueError, RecursionError):  # none, or a damaged one
         return None
-    if not isinstance(record, dict) or record.get("source") != source.text or not is_whole(path):
+    if not isinstance(record, dict) or (record.get("source"), record.get("sha256")) != (source.text, pin):
+        return None
+    if not is_whole(path):
         return None
     logger.info("%s is here already: %s", record.get("file_name", source.text), path)
     return Fetched(path, pin, record)

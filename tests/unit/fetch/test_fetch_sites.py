@@ -96,7 +96,7 @@ def test_a_download_that_was_damaged_is_downloaded_anew(sites, get):
     [
         ({"baseModel": "SDXL 1.0"}, NotBakeable, "base model is SDXL 1.0"),
         ({"model": {"type": "LORA"}}, NotBakeable, "a LORA"),
-        ({"usageControl": "Generation"}, AccessRefused, "lets nobody download"),
+        ({"usageControl": "Generation"}, AccessRefused, "does not let it be downloaded"),
         (
             {"files": [], "model": {"type": "Checkpoint", "mode": "Archived"}},
             NotThere,
@@ -461,6 +461,14 @@ def test_an_error_in_the_files_place_is_called_one_whatever_the_pin(pinned, site
     with pytest.raises(NotAFile, match="an error of the site, and not a file: Unauthorized: log in first"):
         get(sites.url(), "0" * 64 if pinned else "")
     assert left() == []
+
+
+def test_a_note_of_another_digest_is_no_note_of_this_download(sites, get):
+    digest = sites.publish(weights())
+    note = get(AIR, digest).path.with_name(f"{digest}.safetensors.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"sha256": "../../x"}))
+
+    assert get(AIR, digest).record["sha256"] == digest
 
 
 @pytest.mark.parametrize("record", ["[" * 100_000, "[]", "null", '"x"', "{", "\x00"])
