@@ -32,7 +32,7 @@ from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
 from axbake.families.others import recognise
-from axbake.users_files import is_file, shown
+from axbake.users_files import kind_of, shown
 
 MODEL_FACTS = ("made_by", "hardware", "npu_mode")  # of a compiled model
 
@@ -47,8 +47,10 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
         `bakeable` and `why` always; the rest as far as the file tells it.
     """
     said: dict[str, Any] = {"path": str(path)}
+    if not (kind := kind_of(path)):
+        return said | {"bakeable": False, "why": f"{shown(path, 400)}: no such file or folder. Correct the path."}
     try:
-        if is_file(path) and form_of_file(path).name == AXMODEL:
+        if kind == "a file" and form_of_file(path).name == AXMODEL:
             return said | _compiled(path)
         files = files_of(path)
         said |= {"bytes": sum(file.stat().st_size for file in files), "container": form_of(path)}

@@ -25,12 +25,12 @@ from axbake.checkpoints.writing import tensor_bytes, write_tensors
 from axbake.users_files import UnreadableFile, open_file, shown
 
 # Checkpoints of 2,600 tensors have 0.4 MB of instructions.
-MOST_INSTRUCTION_BYTES = 8_000_000
+MOST_INSTRUCTION_BYTES = 4_000_000
 # Beyond the file's own size: a pickle of a few bytes can ask for a text or a tensor of any size, or unpack to one, and would take
 # the whole machine's memory. Address space is what the system limits; mapped files count, so the file's size is added.
 MEMORY_BYTES = 1_500_000_000
 # Of computing, once torch is there. A file of 8 GB takes 20; a few bytes can make a key whose hash takes years.
-SECONDS, SECONDS_PER_GB = 10, 10
+SECONDS, SECONDS_PER_GB = 3, 10
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py: first of the pickles in files before torch 1.6
 
 REBUILD = {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter", "parameter_with_state")}

@@ -574,15 +574,17 @@ class Reader:
             str(self.directory),
             *(["--fenced"] if self.fenced else []),
         ]
-        process = subprocess.Popen(
+        self.ready = False
+        return subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        assert process.stdout and process.stdout.readline() == "ready\n"
-        return process
 
     def read(self, case: Case) -> dict:
         """What `tests.hostile.reading` answers; of a process that ends or takes too long, that."""
         assert self.process.stdin and self.process.stdout
+        if not self.ready:
+            assert self.process.stdout.readline() == "ready\n"
+            self.ready = True
         started = time.monotonic()
         self.process.stdin.write(json.dumps([case.reader, str(case.path)]) + "\n")
         self.process.stdin.flush()
@@ -623,9 +625,9 @@ def faults(case: Case, answer: dict, mark: Path) -> Iterator[str]:
 
 def attack(inputs: int, seed: int, directory: Path, *, tell: Callable[[str], None] = print) -> Counter:
     """Read *inputs* files; kind and outcome -> how many, and of faults, each told, the same."""
+    readers = {fenced: Reader(directory, fenced=fenced) for fenced in (False, True)}
     draw, whole = random.Random(seed), material(directory)
     counts: Counter = Counter()
-    readers = {fenced: Reader(directory, fenced=fenced) for fenced in (False, True)}
     mark = directory / "ran"
     try:
         for number in range(inputs):

@@ -1,6 +1,7 @@
 """Damaged and malicious files: an error of ours each or a valid read, never code run, never a traceback, never much memory."""
 
 import builtins
+import contextlib
 import io
 import json
 import os
@@ -8,22 +9,37 @@ import pickle
 import random
 import subprocess
 import sys
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, open_container
+from axbake import users_files
+from axbake.checkpoints import recipes
+from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, form_of, open_container
+from axbake.checkpoints.embeddings import EmbeddingError, read_embedding
 from axbake.checkpoints.finding import find_family, find_network, read_network
-from axbake.checkpoints.pickles import UnsafeCheckpoint, convert_pickle
+from axbake.checkpoints.pickles import UnsafeCheckpoint, convert_pickle, names_of
 from axbake.checkpoints.prediction import read_sidecar
+from axbake.checkpoints.recipes import read_recipe
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
+from axbake.families.others import recognise
 from axbake.inspect import inspect_checkpoint
+from axbake.loras.files import read_lora
+from axbake.loras.fusing import Fusion
+from axbake.loras.rows import lora_faults, row_loras, unknown_marks
+from axbake.toolchain.axmodel import read_axmodel
+from axbake.users_files import load_json, load_yaml
 from tests import tiny
+from tests.hostile import files as hostile
+from tests.hostile.files import Payload, joined, split, spoilt_bytes, zipped
 
 ROOT = Path(__file__).parents[2]
+HOSTILE = 120  # inputs of the short attack
 SAFETENSORS, NETWORKS, PICKLES, YAMLS, CONFIGS = 800, 60, 900, 400, 200  # mutations of each kind
 STRANGE = [
     -1,
@@ -48,36 +64,6 @@ STRANGE = [
 ]
 MOST_MEMORY = 2**31  # bytes
 SOURCES = ["[]", "{", '{"configs": 3}', '{"configs": {"unet": 3, "vae": {"scaling_factor": "x"}}}']
-
-
-def split(content):
-    """Header and tensors of a safetensors file."""
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]), content[8 + length :]
-
-
-def joined(header, tensors):
-    text = (header if isinstance(header, str) else json.dumps(header)).encode()
-    return len(text).to_bytes(8, "little") + text + tensors
-
-
-def spoilt_bytes(draw, content):
-    """*content* with bytes changed, cut off, put in or doubled."""
-    content = bytearray(content)
-    where = draw.randrange(min(len(content), draw.choice([16, 256, 4096, len(content)])))
-    kind = draw.randrange(5)
-    if kind == 0:
-        for _ in range(draw.randrange(1, 9)):
-            content[draw.randrange(len(content))] = draw.randrange(256)
-    elif kind == 1:
-        del content[where:]
-    elif kind == 2:
-        del content[where : where + draw.randrange(1, 100)]
-    elif kind == 3:
-        content[where:where] = draw.randbytes(draw.randrange(1, 100))
-    else:
-        content[where] = draw.randrange(256)
-    return bytes(content)
 
 
 def spoilt_header(draw, content):
@@ -263,25 +249,6 @@ def test_an_index_that_names_files_elsewhere_is_refused(name, tmp_path):
         files_of(folder)
 
 
-class Payload:
-    """Pickled, it asks for *function* to be called."""
-
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self):
-        return self.function, self.arguments
-
-
-def zipped(instructions):
-    """Instructions in an archive as torch.save writes it."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", instructions)
-        archive.writestr("archive/version", "3\n")
-    return file.getvalue()
-
-
 def legacy(content):
     file = io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=False)
@@ -419,3 +386,230 @@ def test_spoilt_pickles_are_read_or_refused(tmp_path):
     assert len(answers) == PICKLES and all(answer["text"] for answer in refused)
     assert PICKLES / 3 < len(refused) < PICKLES
     assert memory < MOST_MEMORY
+
+
+def test_files_of_every_kind_that_strangers_made_are_read_or_refused_in_a_sentence(tmp_path):
+    """A short run of `python -m tests.hostile.files`."""
+    told = []
+
+    counts = hostile.attack(HOSTILE, 7, tmp_path, tell=told.append)
+
+    assert told == []
+    assert counts["all", "faults"] == 0
+    kinds = {kind for kind, _ in counts} - {"all"}
+    assert len(kinds) == len(hostile.MAKERS)
+    assert sum(counts[kind, "read"] for kind in kinds) > HOSTILE / 20
+    assert sum(counts[kind, "refused"] for kind in kinds) > HOSTILE / 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (hostile.doubling(60), "took more than 3 s of computing"),
+        (zipped(hostile.doubling(60)), "took more than 3 s of computing"),
+        (b"\x80\x02" + b"N0" * 5_000_000 + b"N.", "more than 4000000 bytes of instructions|took more than 3 s"),
+    ],
+    ids=["a key whose hash never ends", "the same in an archive", "megabytes of instructions"],
+)
+def test_pickles_that_never_end_are_ended(content, said, tmp_path):
+    path = tmp_path / "word.pt"
+    path.write_bytes(content)
+    started = time.monotonic()
+
+    with pytest.raises(EmbeddingError, match=said):
+        read_embedding(path)
+
+    assert time.monotonic() - started < 60  # a busy machine is slower than the limit of 3 s of computing
+
+
+@pytest.mark.parametrize(
+    "read", [inspect_checkpoint, files_of, form_of, read_lora, read_embedding, read_recipe, read_sidecar]
+)
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop", "long name", "nul"])
+def test_what_is_no_file_is_refused_unread(kind, read, tmp_path):
+    path = tmp_path / "model.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        path = tmp_path / {"long name": "a" * 300 + ".yaml", "nul": "a\x00b.yaml"}[kind]
+
+    with contextlib.suppress(AxbakeError):
+        said = read(path)
+        assert said == "" or said == [path] or said["bakeable"] is False
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe", "itself", "large"])
+def test_a_folders_config_that_is_no_file_is_refused_unread(target, tmp_path):
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model")
+    config = folder / "vae" / "config.json"
+    config.unlink()
+    if target == "pipe":
+        os.mkfifo(config)
+    elif target == "large":
+        config.write_text("{" + " " * 2_000_000 + "}")
+    else:
+        config.symlink_to(config if target == "itself" else target)
+
+    with pytest.raises(UnreadableCheckpoint, match=r"vae/config\.json: "):
+        files_of(folder)
+
+
+def operations(work):
+    """How many of Python's instructions *work* takes, and how much memory at most."""
+    count = 0
+
+    def within(frame, event, argument):
+        nonlocal count
+        count += event == "opcode"
+        return within
+
+    def enter(frame, event, argument):
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return within
+
+    tracemalloc.start()
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        with contextlib.suppress(AxbakeError, ValueError):
+            work()
+    finally:
+        sys.settrace(before)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return count, peak
+
+
+def entries(count, name="t{}.weight"):
+    """A safetensors header of so many tensors of no axes."""
+    header = {name.format(n): {"dtype": "F16", "shape": [], "data_offsets": [2 * n, 2 * n + 2]} for n in range(count)}
+    return joined(header, bytes(2 * count))
+
+
+def written(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def peft_lora(count, path):
+    """A LoRA of so many modules, whose metadata has as many alphas."""
+    patterns = {f"block.{n}": 1 for n in range(count)}
+    header, tensors = split(entries(count, "unet.down_blocks.0.resnets.{}.conv1.lora_A.weight"))
+    told = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": patterns})}
+    return written(path, joined({"__metadata__": told} | header, tensors))
+
+
+def fused(path):
+    Fusion("unet", {f"down_blocks.0.resnets.{n}.conv1.weight": (1,) for n in range(9)}, [(path, 1.0)], width=32)
+
+
+def steps(count, **changes):
+    step = {"method": "weighted_sum", "a": "a", "b": "b", "alpha": 0.5}
+    told = [step | {"name": f"s{n}"} | changes for n in range(count)]
+    return json.dumps({"checkpoints": {name: {"path": "x", "sha256": "0" * 10} for name in "ab"}, "steps": told})
+
+
+def marked(count):
+    cell = ", ".join(f"l{n}.safetensors" for n in range(count))
+    prompt = " ".join(f"<lora:l{n}:0.5> <lora:x{n}>" for n in range(count))
+    row = {"loras": cell, "prompt": prompt, "negative_prompt": prompt, "calibration_prompts": []}
+    list(lora_faults(row))
+    list(unknown_marks(row | {"loras": row_loras(cell, [prompt])}))
+
+
+#: What is read -> what reads an input of a size; it has to be refused or read in proportion to it
+GROWING = {
+    "JSON": lambda n, place: load_json(json.dumps([{"a": [1, "b"]}] * n)),
+    "a name that stands twice": lambda n, place: load_json("{" + "".join(f'"{k}": 1, ' for k in range(n)) + '"0": 1}'),
+    "YAML": lambda n, place: load_yaml("".join(f"- {{a: [b, {k}]}}\n" for k in range(n))),
+    "aliases": lambda n, place: load_yaml("a: &a [x]\nb: [" + "*a, " * n + "]"),
+    "aliases of aliases": lambda n, place: load_yaml(
+        "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]\n" for k in range(1, n))
+    ),
+    "merge keys": lambda n, place: load_yaml(
+        "a0: &a0 {x: 1}\n" + "".join(f"a{k}: &a{k} {{<<: [*a{k - 1}, *a{k - 1}]}}\n" for k in range(1, n))
+    ),
+    "a header": lambda n, place: open_container(written(place / "x.safetensors", entries(n))),
+    "kinds of files": lambda n, place: recognise({f"a.b.{k}.c.weight": (1,) for k in range(n)}),
+    "a LoRA": lambda n, place: read_lora(
+        written(place / "x.safetensors", entries(n, "unet.down_blocks.{}.lora_A.weight"))
+    ),
+    "a LoRA's alphas": lambda n, place: fused(peft_lora(n, place / "x.safetensors")),
+    "marks in prompts": lambda n, place: marked(n),
+    "a recipe": lambda n, place: read_recipe(written(place / "r.yaml", steps(n))),
+    "faults of a recipe": lambda n, place: read_recipe(written(place / "r.yaml", steps(n, a="z", x=[1]))),
+    "a pickle": lambda n, place: names_of(written(place / "x.pt", b"\x80\x02" + b"N0" * n + b"N.")),
+    "shards": lambda n, place: files_of(sharded(place, n)),
+    "an axmodel": lambda n, place: read_axmodel(written(place / "x.axmodel", b"\x08\x0a" + b"\x18\x01" * n)),
+}
+
+
+def sharded(place, count):
+    folder = place / "model"
+    if not folder.exists():
+        tiny.save_folder(tiny.bk_sdm_tiny(), folder, shard="1MB")
+    (index,) = (folder / "unet").glob("*.index.json")
+    index.write_text(json.dumps({"weight_map": {f"w{n}": f"{n}.safetensors" for n in range(count)}}))
+    return folder
+
+
+@pytest.mark.parametrize("what", GROWING)
+def test_work_grows_no_faster_than_what_is_read(what, tmp_path):
+    """Counted, and not timed: Python's instructions, and memory, of an input and of one of twice the size."""
+    read = GROWING[what]
+    with contextlib.suppress(AxbakeError, ValueError):
+        read(2, tmp_path)  # what is made once
+    size = 30 if "recipe" in what else 60  # jsonschema takes long
+
+    (some, memory), (twice, double) = (operations(lambda n=n: read(n, tmp_path)) for n in (size, 2 * size))
+
+    assert twice < 2.3 * some
+    assert double < 2.3 * memory + 50_000
+
+
+class Counted(str):
+    """A text that counts how often it is compared: the loops of C that Python's instructions do not show."""
+
+    compared = 0
+
+    def __eq__(self, other):
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda n: users_files._without_doubles([(Counted(f"{k}"), 1) for k in (*range(n), n - 1)]),
+        lambda n: list(
+            recipes._step_faults(
+                {
+                    "checkpoints": {Counted(f"c{k}"): {} for k in range(n)},
+                    "steps": [
+                        {"method": "weighted_sum", "a": Counted(f"c{k}"), "b": Counted("z"), "alpha": 1}
+                        for k in range(n)
+                    ],
+                }
+            )
+        ),
+        lambda n: list(
+            lora_faults({"loras": ", ".join(f"{k}.safetensors" for k in range(n)), "prompt": "", "negative_prompt": ""})
+        ),
+    ],
+    ids=["names of a JSON", "names of a recipe", "names of LoRAs"],
+)
+def test_names_are_not_compared_with_all_others(work):
+    found = []
+    for count in (100, 200):
+        Counted.compared = 0
+        with contextlib.suppress(ValueError):
+            work(count)
+        found.append(Counted.compared)
+
+    assert found[1] <= 2.4 * found[0] + 50
