@@ -8,10 +8,11 @@ from typing import Any
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
 from axbake.drawing.parts import Drawn, Part
+from axbake.emulator.config import Pulsar2ConfigError
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
-from axbake.jobs.values import encode, functions_of
+from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora, lcm_advice, unknown_marks
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
@@ -21,6 +22,10 @@ from axbake.table import loras_sha256
 from axbake.toolchain.build_config import Build, build_config, read_own_fields
 
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
+
+
+#: What was made of a graph and the user's fields: a thousand rows ask for few different ones
+_CONFIGS: dict[str, dict[str, Any]] = {}
 
 
 class MissingFamily(AxbakeError):
@@ -169,10 +174,28 @@ class Model:
         """Pulsar2's config of a graph.
 
         Raises:
-            ConfigError: the user's fields cannot be used.
+            Pulsar2ConfigError: the user's fields cannot be used, of this graph or of another; says all that is wrong.
         """
-        build = self.build(component, number)
-        return build_config(build, read_own_fields(build, self.entry_of("pulsar2", component)))
+        return self._pulsar2_configs[addresses(component)[number]]
+
+    @cached_property
+    def _pulsar2_configs(self) -> dict[str, dict[str, Any]]:
+        """The same of all graphs, by address."""
+        found: dict[str, dict[str, Any]] = {}
+        faults: dict[str, None] = {}  # each once, though several graphs have it
+        for component in self.family.components:
+            for number, graph in enumerate(addresses(component)):
+                build, said = self.build(component, number), self.entry_of("pulsar2", component)
+                asked = repr((build, said))
+                try:
+                    if asked not in _CONFIGS:
+                        _CONFIGS[asked] = build_config(build, read_own_fields(build, said))
+                    found[graph] = _CONFIGS[asked]
+                except Pulsar2ConfigError as error:
+                    faults |= dict.fromkeys(str(error).splitlines())
+        if faults:
+            raise Pulsar2ConfigError("\n".join(faults))
+        return found
 
     def loras_of(self, component: Component) -> list[Lora]:
         """LoRAs that change *component*, in their order; one that changes the UNet alone is none of the text encoder's."""
@@ -245,5 +268,5 @@ def _functions() -> list[str]:
     return [
         name
         for family in FAMILIES.values()
-        for name in functions_of(encode({"fits": family.fits, "namings": family.denoiser.files.namings}))
+        for name in encode({"fits": family.fits, "namings": family.denoiser.files.namings})[1]
     ]

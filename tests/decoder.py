@@ -1,5 +1,6 @@
 """A VAE decoder of one convolution, and its compile: for tests of what starts, reads and judges the compiler."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from axbake.calibration.tars import calibrate_vae_decoder
-from axbake.toolchain.build_config import configure_build
+from axbake.calibration.tars import calibrate_decoder
+from axbake.networks.autoencoder import VAE_DECODER
+from axbake.toolchain.build_config import build_config
+from axbake.toolchain.compiled import check_compiled
 from axbake.toolchain.pulsar2 import compile_model
+from tests.builds import COLUMNS, build_of
 
 LAUNCH = {"version": "4.2", "minutes": 0, "image": "", "network": "none", "user": "root", "options": []}
-CHIP = {"target_hardware": "AX650", "npu_mode": "NPU3"}
 
 
 def write_inputs(directory: Path) -> dict[str, Path]:
@@ -32,8 +35,14 @@ def write_inputs(directory: Path) -> dict[str, Path]:
     beside = {"save_as_external_data": True, "location": names["tensors"], "size_threshold": 0}
     onnx.save(model, paths["graph"], **beside)
     np.save(directory / "latents.npy", generator.standard_normal((3, 1, 4, 8, 8)).astype(np.float32))
-    calibrate_vae_decoder(directory / "latents.npy", archive=paths["archive"])
+    pack_latents(directory / "latents.npy", paths["archive"])
     return paths
+
+
+def pack_latents(latents: Path, archive: Path) -> None:
+    """Pack *latents* as the decoder's calibration samples."""
+    (piece,) = VAE_DECODER.graphs
+    calibrate_decoder(latents, piece=piece, columns=COLUMNS, archive=archive)
 
 
 def compile_decoder(
@@ -44,15 +53,40 @@ def compile_decoder(
     precision: str = "U16",
     fields: dict[str, Any] | None = None,
     **launch: Any,
-) -> dict[str, Path]:
-    """Compile the decoder in *directory*; the model, its record and its config, by the names that jobs call them."""
+) -> dict[str, Any]:
+    """Compile the decoder in *directory*; paths of the model and its record, and its config, by the names that jobs call them."""
     (directory / "made").mkdir(exist_ok=True)
-    config = directory / "vae_decoder.config.json"
-    configure_build(component="vae_decoder", precision=precision, **CHIP, fields=fields or {}, config=config)
     made = {"axmodel": directory / "made" / "vae_decoder.axmodel", "record": directory / "made" / "vae_decoder.json"}
-    how = {"compiler": compiler(toolchain), "launch": LAUNCH | {"toolchain": toolchain} | launch}
-    compile_model(**inputs, config=config, **how, **made)
+    config = build_config(build_of(VAE_DECODER, precision=precision), fields or {})
+    compile_model(
+        **inputs,
+        component=VAE_DECODER.name,
+        role=VAE_DECODER.role,
+        config=config,
+        compiler=compiler(toolchain),
+        launch=LAUNCH | {"toolchain": toolchain} | launch,
+        **made,
+    )
     return made | {"config": config}
+
+
+def check_decoder(
+    made: dict[str, Any], inputs: dict[str, Path], toolchain: str, directory: Path, *, samples: int = 2
+) -> dict[str, Any]:
+    """How far a compiled decoder is from its graph, as the check of it says; it is written in *directory*."""
+    check_compiled(
+        [made["axmodel"]],
+        [inputs["graph"]],
+        [inputs["tensors"]],
+        [inputs["archive"]],
+        component=VAE_DECODER.name,
+        configs=[made["config"]],
+        samples=samples,
+        compiler=compiler(toolchain),
+        launch=LAUNCH | {"toolchain": toolchain},
+        check=directory / "check.json",
+    )
+    return json.loads((directory / "check.json").read_text())
 
 
 def compiler(toolchain: str) -> dict[str, str]:

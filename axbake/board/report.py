@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -52,9 +53,14 @@ def write_board_report(
         simulated=json.loads(simulated.read_text()),
         distances=apart,
         plot=plot_of_steps(found["drawings"][str(found["settings"]["steps"])]["seconds_of_each_step"]),
-        parts=list(found["models"]),
+        parts=parts_of(found["models"]),
     )
     page.write_text(html, encoding="utf-8")
+
+
+def parts_of(models: Iterable[str]) -> list[str]:
+    """Rows of the table of *models*, by their addresses: before those of a component of several graphs, the component."""
+    return list(dict.fromkeys(row for address in models for row in (address.partition("/")[0], address)))
 
 
 def distances(wanted: Path, drawn: Path) -> dict[str, float]:
@@ -67,7 +73,7 @@ def distances(wanted: Path, drawn: Path) -> dict[str, float]:
 
 def plot_of_steps(pictures: list[list[float]]) -> dict:
     """Places in a plot of `WIDTH` × `HEIGHT` of the seconds of each step of each picture; the axis of seconds begins at 0."""
-    slowest = max(seconds for steps in pictures for seconds in steps)
+    slowest = max(seconds for steps in pictures for seconds in steps) or 1.0
     count = max(map(len, pictures))
     decade = 10.0 ** np.floor(np.log10(slowest))
     top = next(

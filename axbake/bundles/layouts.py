@@ -61,7 +61,8 @@ class Layout:
         ]
         several = [role for role in self.models if list(components.values()).count(role) != 1]
         missed += [
-            f"{', '.join(graph for graph, its in components.items() if its == role)}: wanted one graph" for role in several
+            f"{', '.join(graph for graph, its in components.items() if its == role)}: wanted one graph"
+            for role in several
         ]
         if missed:
             raise LayoutError(

@@ -85,7 +85,7 @@ def write_bundle(
     files = {graph: plan.models.get(role, f"{graph}.axmodel") for graph, role in roles.items() if _takes(plan, role)}
     made_by = dict(zip(roles, map(_read_json, records), strict=True))
     names = list(_read_json(embeddings)["embeddings"])
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "layout": layout,
         "model": picture.model,
@@ -119,10 +119,10 @@ def write_bundle(
         for name, data in more.items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).write_bytes(data)
-        content["files"] = _digests(made)
+        digests = content["files"] = _digests(made)
         manifest.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _replace_all(made, manifest.parent.parent, private=manifest.parent)
-    logger.info("%s files, %.0f MB", len(content["files"]), sum(f["bytes"] for f in content["files"].values()) / 1e6)
+    logger.info("%s files, %.0f MB", len(digests), sum(file["bytes"] for file in digests.values()) / 1e6)
 
 
 def _takes(plan: Layout, role: str) -> bool:
@@ -178,10 +178,16 @@ def _write_schedules(directory: Path, denoiser: Path, rows: Callable[..., Any], 
     directory.mkdir()
     if read_sampling(denoiser).steps is not None:
         return
-    how = {"scheduler": picture.scheduler, "guidance_scale": picture.guidance_scale, "rows": rows, "denoiser": denoiser}
     for steps in sorted({*MORE_STEPS} - {picture.steps}):
         try:
-            derive_schedule(**how, steps=steps, schedule=directory / f"{picture.scheduler}-{steps}.npz")
+            derive_schedule(
+                scheduler=picture.scheduler,
+                steps=steps,
+                guidance_scale=picture.guidance_scale,
+                rows=rows,
+                denoiser=denoiser,
+                schedule=directory / f"{picture.scheduler}-{steps}.npz",
+            )
         except (ScheduleError, SamplingError) as error:
             logger.info("no schedule of %d steps: %s", steps, error)
 

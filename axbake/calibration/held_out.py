@@ -42,7 +42,8 @@ def check_calibration(
     Nothing is drawn again: the float denoiser is observed on the reference's latents, at up to `STEPS` steps from first to last.
 
     Args:
-        graphs, tensors: float graphs of all components in the order of *drawn*, and the files of their weights beside them.
+        graphs, tensors: float graphs of the components in *drawn*, which are text encoders and denoiser, and the files of their
+            weights beside them.
         embeddings: `embeddings.json`.
         trajectory: `reference/trajectory.npy`.
         ranges: `calibration/{component}.ranges.npz` of the denoiser.
@@ -67,7 +68,9 @@ def check_calibration(
     scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
     samples = [observed.taken.feed(scaled[step], text, steps.time(step)) for step in seen for text in embeds]
-    found = observe_chain(files[denoiser], lambda: iter(samples), len(samples), what="checking:")
+    found = observe_chain(
+        files[denoiser], lambda: iter(samples), len(samples), beside=held_out.parent, what="checking:"
+    )
     content = {
         "component": denoiser,
         "prompt": picture.prompt,

@@ -26,7 +26,6 @@ from axbake.drawing.prompts import load_tokenizer
 from axbake.errors import AxbakeError
 from axbake.networks.component import Graph as Piece
 from axbake.runtime.prompt import chunk_prompt
-from axbake.weights.files import read_description
 
 logger = logging.getLogger(__name__)
 WORST = 10  # tensors that a record names
@@ -155,16 +154,13 @@ def _coverage(covered: Shares, chosen: list[int], by_coverage: list[int]) -> dic
     }
 
 
-def calibrate_decoder(
-    latents: Path, encoder: Path, *, piece: Piece, columns: Mapping[str, Any], archive: Path
-) -> None:
+def calibrate_decoder(latents: Path, *, piece: Piece, columns: Mapping[str, Any], archive: Path) -> None:
     """Pack *latents*, an .npy of (N, 1, C, h, w) float32 (`pictures.encode_pictures`), into a `NumpyObject` archive.
 
     Args:
-        encoder: weights of the same autoencoder, which say what it is.
         piece, columns: the decoder's graph, and the columns that its interface asks for: they say what its input is called.
     """
-    (name,) = piece.interface(read_description(encoder).config, **columns).inputs
+    (name,) = piece.inputs(**columns)
     arrays = enumerate(np.load(latents))
     _write_archive(archive, ((f"{archive.stem}_{n:04d}.npy", _npy_object({name: latent})) for n, latent in arrays))
 

@@ -59,7 +59,9 @@ def record_trajectories(
     """
     steps = load_schedule(schedule)
     tokenizer = load_tokenizer(embeddings)
-    encodes = [text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)]
+    encodes = [
+        text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)
+    ]
     embed = prompt_embedding(encodes, tokenizer, chunks=prompt_chunks, conditioning=conditioning)
     negative = embed(negative_prompt)
     network = networks.load(denoiser, builds[read_description(denoiser).component], dtype=PRECISIONS[precision])

@@ -68,8 +68,7 @@ def attribute_error(
         logger.info("attributing: %d of %d: %s", len(found) + 1, len(drawing_ones) + 1, what)
 
     def drawn_with(files: Mapping[str, Sequence[Path]]) -> Drawing:
-        parts = {"latents": scaled, "conditioning": drawn.conditioning}
-        return draw(drawn.open(files), tokenizer, steps, picture, **parts)
+        return draw(drawn.open(files), tokenizer, steps, picture, latents=scaled, conditioning=drawn.conditioning)
 
     def distance_of(drawing: Drawing) -> dict[str, float | None]:
         return _distance(wanted, drawing.image, round(psnr(latent, drawing.latents[-1]), 2))

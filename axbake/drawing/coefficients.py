@@ -17,7 +17,7 @@ Start = Callable[[], SchedulerMixin]
 
 
 class ScheduleError(AxbakeError):
-    """A scheduler cannot be written as a schedule of so many steps, or the model has no time embedding as expected."""
+    """A scheduler cannot be written as a schedule of so many steps."""
 
 
 class _Probing(TorchFunctionMode):

@@ -53,18 +53,21 @@ def draw_reference(
     """Draw the reference picture; the same settings give the same picture.
 
     Args:
-        text_encoders, denoiser, decoder: `weights/{component}.safetensors`; text encoders in the order of *conditioning*.
+        text_encoders, denoiser, decoder: `weights/{component}.safetensors`; text encoders as *conditioning* has them.
         embeddings: `embeddings.json`.
-        picture: its seed is of torch's CPU generator, as people who use diffusers give it; the clip skip is what the text encoders
-            were imported with.
+        picture: its seed is of torch's CPU generator, as people who use diffusers give it; the clip skip is what the text
+            encoders were imported with.
         builds, pipeline, conditioning: of the family.
         image: PNG to write, with its settings in the form that web UIs read.
         trajectory: .npy to write: (N, 1, C, h, w) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
     """
-    how = {"scheduler": picture.scheduler, "steps": picture.steps, "guidance_scale": picture.guidance_scale}
-    read_sampling(denoiser).check(**how)
-    encodes = [text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)]
+    read_sampling(denoiser).check(
+        scheduler=picture.scheduler, steps=picture.steps, guidance_scale=picture.guidance_scale
+    )
+    encodes = [
+        text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)
+    ]
     tokenizer = load_tokenizer(embeddings)
     embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=conditioning)
     drawing = load_pipeline(denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler)

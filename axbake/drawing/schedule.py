@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -112,8 +111,8 @@ def derive_schedule(
         denoiser: its `weights/{component}.safetensors`.
 
     Raises:
-        ScheduleError: diffusers refuses the number of steps, the scheduler is not linear, or tensors are missing.
-        SamplingError: the UNet was not made for such a way of drawing.
+        ScheduleError: diffusers refuses the number of steps, or the scheduler is not linear.
+        SamplingError: the denoiser was not made for such a way of drawing. And the errors of *rows*.
     """
     sampling = read_sampling(denoiser)
     sampling.check(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)

@@ -12,8 +12,8 @@ def describe_chain(graphs: Sequence[Path], *, component: str, chain: Path) -> No
     """Write the order of *graphs*, and what each takes and gives.
 
     Args:
-        chain: JSON to write: `graphs`, in the order in which they run: file of the compiled model, `inputs` and `outputs` with type,
-            shape and bytes; `between`: bytes that cross each cut.
+        chain: JSON to write: `graphs`, in the order in which they run: file of the compiled model, `inputs` and `outputs` with
+            type, shape and bytes; `between`: bytes that cross each cut.
     """
     entries = []
     for path in graphs:

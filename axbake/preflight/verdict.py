@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from axbake.errors import AxbakeError
 from axbake.preflight.estimate import (
@@ -83,13 +84,20 @@ def graph_findings(component: str, graph: Graph, toolchain: str, found: Estimate
 
 
 def check_build(
-    component: str, role: str, graph: Path, archive: Path, config: Path, *, toolchain: str, place: Path
+    component: str,
+    role: str,
+    graph: Path,
+    archive: Path,
+    config: Mapping[str, Any],
+    *,
+    toolchain: str,
+    place: Path,
 ) -> None:
     """Check all that one compile needs, its samples included; the log gets the table.
 
     Args:
         archive: calibration samples.
-        config: Pulsar2's, JSON.
+        config: Pulsar2's.
         place: directory in which it is to be compiled.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from axbake.emulator.config import ConfigError, read_config
+from axbake.emulator.config import Pulsar2ConfigError, read_config
 from axbake.emulator.fields import MESSAGES, ROOT, combination_problems, problems
 from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
 
@@ -90,7 +90,7 @@ def read_own_fields(build: Build, said: Mapping[str, Any]) -> dict[str, Any]:
         said: config.yaml's `pulsar2/{component}`.
 
     Raises:
-        ConfigError: lists every field that is unknown, misplaced, of a wrong value, axbake's own, or known not to work.
+        Pulsar2ConfigError: lists every field that is unknown, misplaced, of a wrong value, axbake's own, or known not to work.
     """
     place = f"pulsar2/{build.component}"
     fields = {name: value for name, value in said.items() if name != BASE}
@@ -99,19 +99,19 @@ def read_own_fields(build: Build, said: Mapping[str, Any]) -> dict[str, Any]:
     if said.get(BASE):
         try:
             base = read_config(Path(said[BASE]))
-        except ConfigError as error:
-            raise ConfigError(f"{place}/{BASE}: {error}") from error
+        except Pulsar2ConfigError as error:
+            raise Pulsar2ConfigError(f"{place}/{BASE}: {error}") from error
         faults += _documented_faults(said[BASE], base) or _other_build(said[BASE], base, build.target_hardware)
         base = _without_own(base)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Pulsar2ConfigError("\n".join(faults))
     merged = _laid_over(base, fields)
     whole = build_config(build, merged)
     faults = [f"{place}: {fault}" for fault in combination_problems(whole)]
     faults += _calibration_faults(place, build, merged)
     faults += [f"{place}/{fault}" for fault in _useless(merged)]
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Pulsar2ConfigError("\n".join(faults))
     return merged
 
 

@@ -49,7 +49,7 @@ def check_compiled(
     launch: dict[str, Any],
     check: Path,
 ) -> None:
-    """Run compiled models by `pulsar2 run`, or the emulator's, and graphs by ONNX Runtime on the same samples; write how far they are.
+    """Run compiled models by `pulsar2 run`, or the emulator's, and graphs by ONNX Runtime on the same samples, and compare.
 
     Where a component has several graphs, each is run on the samples that it was calibrated with, and all one after the other.
 
@@ -78,7 +78,9 @@ def check_compiled(
             found = _run(axmodel, graph, config, feeds, how, check.parent)
             each[graph.stem] = _distances(results, found)
             known = known or [{} for _ in feeds]
-            passed = [feed | {n: v for n, v in made.items() if n in feed} for feed, made in zip(feeds, known, strict=True)]
+            passed = [
+                feed | {n: v for n, v in made.items() if n in feed} for feed, made in zip(feeds, known, strict=True)
+            ]
             if any(made.keys() & feed.keys() for feed, made in zip(feeds, known, strict=True)):
                 found = _run(axmodel, graph, config, passed, how, check.parent)
             known = [made | result for made, result in zip(known, found, strict=True)]

@@ -56,14 +56,14 @@ def compile_model(
         CompileError: Pulsar2 failed: what of, its own words and what to try; or its model is not what was asked for.
     """
     how = Launch(**launch)
+    for doubt in doubts(config):
+        logger.warning("%s: %s", component, doubt)
+    check_build(component, role, graph, archive, config, toolchain=how.toolchain, place=axmodel.parent)
+    version = how.check()
     place = axmodel.parent / "pulsar2"
     place.mkdir()
     settings = place / f"{axmodel.stem}.config.json"
     settings.write_text(json.dumps(config, indent=2) + "\n")
-    for doubt in doubts(config):
-        logger.warning("%s: %s", component, doubt)
-    check_build(component, role, graph, archive, settings, toolchain=how.toolchain, place=axmodel.parent)
-    version = how.check()
     for path in (graph, tensors, archive):
         link_or_copy(path, place / path.name)
     command = ["build", "--input", graph.name, "--config", settings.name, "--output_dir", WRITABLE]

@@ -6,24 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from axbake.calibration.tars import calibrate_text_encoder, calibrate_vae_decoder
+from axbake.calibration.tars import calibrate_text_encoder
+from axbake.distance import psnr
 from axbake.drawing.attribution import attribute_error
-from axbake.drawing.distance import psnr
-from axbake.drawing.reference import draw_reference
-from axbake.toolchain.build_config import configure_build
-from axbake.toolchain.pulsar2 import compile_model
-from tests.decoder import LAUNCH
+from axbake.networks.component import ENCODER
+from tests.decoder import pack_latents
 from tests.unit.conftest import tensors_of
+from tests.unit.jobs import draw_picture, emulate
 
 PARTS = ("text_encoder", "unet", "vae_decoder")
-DRAWING = {
-    "prompt": "a rocket, in the night",
-    "negative_prompt": "",
-    "guidance_scale": 5,
-    "seed": 9,
-    "height": 64,
-    "width": 64,
-}
+DRAWING = {"prompt": "a rocket, in the night", "negative_prompt": "", "guidance_scale": 5, "seed": 9}
 SIMULATED = {"latent_psnr_db": 31.0, "image_psnr_db": 30.0, "image_ssim": 0.9}
 
 
@@ -31,58 +23,29 @@ SIMULATED = {"latent_psnr_db": 31.0, "image_psnr_db": 30.0, "image_ssim": 0.9}
 def reference(model, tmp_path_factory):
     directory = tmp_path_factory.mktemp("reference")
     model.schedule(directory / "schedule.npz", scheduler="euler", steps=4)
-    draw_reference(
-        **{part: model.weights[part] for part in PARTS},
-        **DRAWING,
-        model="tiny",
-        embeddings=model.embeddings,
-        clip_skip=1,
-        prompt_chunks=1,
-        scheduler="euler",
-        steps=4,
-        image=directory / "image.png",
-        trajectory=directory / "trajectory.npy",
-        settings=directory / "settings.json",
-    )
+    draw_picture(model, model.picture(**DRAWING), directory)
     (directory / "distance.json").write_text(json.dumps(SIMULATED | {"vae_encoder_psnr_db": 40.0}))
     return directory
 
 
 def attribute(model, graph_of, reference, directory, **compiled):
-    graphs = {part: graph_of(part) for part in PARTS}
+    graphs = {part: graph_of(part) for part in model.family.names}
     attribute_error(
-        **graphs | compiled,
-        **{f"float_{part}": graph for part, graph in graphs.items()},
-        **{f"float_{part}_tensors": tensors_of(graph) for part, graph in graphs.items()},
-        weights=model.weights["vae_decoder"],
+        models=list((graphs | compiled).values()),
+        graphs=list(graphs.values()),
+        tensors=[tensors_of(graph) for graph in graphs.values()],
+        encoder_weights=model.weights[model.family.of_role(ENCODER).name],
         schedule=reference / "schedule.npz",
         embeddings=model.embeddings,
         trajectory=reference / "trajectory.npy",
         distance=reference / "distance.json",
-        **DRAWING,
+        picture=model.picture(**DRAWING),
+        drawn=model.drawn,
+        latents=model.family.latents,
         attribution=directory / "attribution.json",
         float_image=directory / "float.png",
     )
     return json.loads((directory / "attribution.json").read_text())
-
-
-def compiled(graph_of, part, directory):
-    """The tiny model's *part* in U8, its calibration archive being in *directory*."""
-    made = {name: directory / f"{part}.{name}" for name in ("config.json", "axmodel", "record.json")}
-    configure_build(
-        component=part, precision="U8", target_hardware="AX650", npu_mode="NPU3", config=made["config.json"]
-    )
-    compile_model(
-        graph_of(part),
-        tensors_of(graph_of(part)),
-        directory / f"{part}.tar",
-        made["config.json"],
-        compiler={},
-        launch=LAUNCH | {"toolchain": "emulator"},
-        axmodel=made["axmodel"],
-        record=made["record.json"],
-    )
-    return made["axmodel"]
 
 
 def test_graphs_that_are_not_quantised_have_no_error_and_the_whole_is_the_simulations(
@@ -105,8 +68,11 @@ def test_graphs_that_are_not_quantised_have_no_error_and_the_whole_is_the_simula
 def test_the_error_is_that_of_the_part_that_is_quantised(model, graph_of, reference, tmp_path, caplog):
     calibrate_text_encoder(model.embeddings, prompts=["slice of pizza"], archive=tmp_path / "text_encoder.tar")
     np.save(tmp_path / "latents.npy", np.load(reference / "trajectory.npy")[-1:] / 0.18215)
-    calibrate_vae_decoder(tmp_path / "latents.npy", archive=tmp_path / "vae_decoder.tar")
-    parts = {part: compiled(graph_of, part, tmp_path) for part in ("text_encoder", "vae_decoder")}
+    pack_latents(tmp_path / "latents.npy", tmp_path / "vae_decoder.tar")
+    parts = {
+        part: emulate(model.family.component(part), graph_of(part), tmp_path / f"{part}.tar", tmp_path, precision="U8")
+        for part in ("text_encoder", "vae_decoder")
+    }
 
     with caplog.at_level("INFO", "axbake.drawing.attribution"):
         found = attribute(model, graph_of, reference, tmp_path, **parts)["quantised"]

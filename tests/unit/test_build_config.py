@@ -1,41 +1,45 @@
 """Pulsar2's configs: what axbake sets, what users may set over it, and what is refused with the place where it belongs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from axbake.emulator.config import ConfigError, build_config, merged
+from axbake.emulator.config import Pulsar2ConfigError, merged
+from axbake.emulator.config import build_config as read_build
 from axbake.emulator.fields import MESSAGES
-from axbake.families import COMPONENTS
-from axbake.toolchain.build_config import configure_build, doubts, read_builds, read_own_fields
+from axbake.families import FAMILIES
+from axbake.model import Model
+from axbake.networks.component import ROLES
+from axbake.toolchain.build_config import build_config, doubts, read_own_fields
 from docs.make_pulsar2 import PAGE, page
+from tests.builds import CHIP, COLUMNS, build_of
 from tests.double.arguments import MESSAGES as DOCUMENTED
 from tests.double.arguments import check
 
-CHIP = {"target_hardware": "AX650", "npu_mode": "NPU3"}
+SD1 = FAMILIES["sd1"]
+UNET = build_of(SD1.denoiser)
 PRECISIONS = ["U8", "U16", "S16"]
 
 
-def configured(directory, component, precision="U16", **fields):
-    """The config of *component*, as read from its file."""
-    config = directory / f"{component}.config.json"
-    own = read_own_fields(component, fields, **CHIP)
-    configure_build(component=component, precision=precision, **CHIP, fields=own, config=config)
-    return json.loads(config.read_text())
+def configured(component, precision="U16", **fields):
+    """The config of Stable Diffusion 1.x' *component*, as JSON holds it."""
+    build = build_of(SD1.component(component), precision=precision)
+    return json.loads(json.dumps(build_config(build, read_own_fields(build, fields))))
 
 
-def refusal(component="unet", **fields):
-    with pytest.raises(ConfigError) as caught:
-        read_own_fields(component, fields, **CHIP)
+def refusal(**fields):
+    with pytest.raises(Pulsar2ConfigError) as caught:
+        read_own_fields(UNET, fields)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_the_config_of_every_component_is_one_that_the_compiler_takes(component, precision, tmp_path):
-    values = configured(tmp_path, component, precision)
-    built = build_config(merged(values, {"input": "graph.onnx", "output_dir": "out"}))
+@pytest.mark.parametrize("component", SD1.names)
+def test_the_config_of_every_component_is_one_that_the_compiler_takes(component, precision):
+    values = configured(component, precision)
+    built = read_build(merged(values, {"input": "graph.onnx", "output_dir": "out"}))
 
     check(values | {"input": "graph.onnx", "output_dir": "out"})  # by the double's own table
     assert (built.target_hardware, built.npu_mode) == ("AX650", "NPU3")
@@ -46,12 +50,11 @@ def test_the_config_of_every_component_is_one_that_the_compiler_takes(component,
     assert calibration.dataset == Path(f"{component}.tar")
     assert calibration.size == -1
     assert values["quant"]["calibration_method"] == "MinMax"
-    assert str(tmp_path) not in json.dumps(values)
 
 
-def test_the_formats_are_those_of_the_archives_and_of_the_programs_on_boards(tmp_path):
+def test_the_formats_are_those_of_the_archives_and_of_the_programs_on_boards():
     places = {"input": "g.onnx", "output_dir": "out"}
-    built = {name: build_config(merged(configured(tmp_path, name), places)) for name in COMPONENTS}
+    built = {name: read_build(merged(configured(name), places)) for name in SD1.names}
 
     assert {name: config.inputs[0].format for name, config in built.items()} == {
         "text_encoder": "Numpy",
@@ -67,18 +70,20 @@ def test_the_formats_are_those_of_the_archives_and_of_the_programs_on_boards(tmp
     assert not built["unet"].processors and not built["vae_decoder"].processors
 
 
-def test_the_same_settings_give_the_same_bytes(tmp_path):
-    (tmp_path / "other").mkdir()
-    configured(tmp_path, "unet")
-    configured(tmp_path / "other", "unet")
-
-    assert (tmp_path / "unet.config.json").read_bytes() == (tmp_path / "other" / "unet.config.json").read_bytes()
+def test_the_same_graph_of_another_component_has_the_same_config():
+    """So models of two families share a build."""
+    assert build_config(UNET, {}) == build_config(replace(UNET, component="painter"), {})
 
 
-def test_fields_of_the_users_go_over_axbakes_and_precision_stays_for_the_rest(tmp_path):
+def test_a_graph_of_several_is_calibrated_with_an_archive_of_its_own():
+    (entry,) = build_config(replace(UNET, name="down"), {})["quant"]["input_configs"]
+
+    assert entry["calibration_dataset"] == "down.tar"
+
+
+def test_fields_of_the_users_go_over_axbakes_and_precision_stays_for_the_rest():
     softmax = {"op_types": ["Softmax"], "data_type": "FP32"}
     values = configured(
-        tmp_path,
         "unet",
         npu_mode="NPU1",
         onnx_opt={"enable_onnxsim": True},
@@ -114,7 +119,7 @@ def test_a_file_of_the_users_is_a_base_with_its_comments_and_without_what_axbake
     file = tmp_path / "mine.json"
     file.write_text(OWN_FILE)
 
-    values = configured(tmp_path, "unet", base=str(file), quant={"calibration_method": "KL"})
+    values = configured("unet", base=str(file), quant={"calibration_method": "KL"})
 
     assert values["npu_mode"] == "NPU2"
     assert (values["quant"]["calibration_method"], values["quant"]["transformer_opt_level"]) == ("KL", 1)
@@ -128,9 +133,7 @@ def test_comments_of_a_users_file_decide_nothing(tmp_path):
     first.write_text(OWN_FILE)
     second.write_text(OWN_FILE.replace("what we use everywhere", "another word").replace("  ", "    "))
 
-    assert read_own_fields("unet", {"base": str(first)}, **CHIP) == read_own_fields(
-        "unet", {"base": str(second)}, **CHIP
-    )
+    assert read_own_fields(UNET, {"base": str(first)}) == read_own_fields(UNET, {"base": str(second)})
 
 
 @pytest.mark.parametrize(
@@ -168,11 +171,28 @@ def test_a_file_for_another_chip_is_refused(tmp_path):
     assert "target_hardware: AX620E, and this build's is AX650" in refusal(base=str(file))
 
 
-def test_the_faults_of_all_components_are_told_at_once():
-    with pytest.raises(ConfigError) as caught:
-        read_builds({"unet": {"qant": {}}, "vae_decoder": {"compilr": {}}}, **CHIP)
+def model_with(**pulsar2):
+    """A model of Stable Diffusion 1.x whose config says so of Pulsar2's fields."""
+    row = {"model": "tiny", "checkpoint": "https://huggingface.co/a/b/resolve/main/c.safetensors", "family": "sd1"}
+    config = CHIP | {"fetch": {"allow_unpinned": True}, "precision": dict.fromkeys(ROLES, "U16")}
+    return Model(row | COLUMNS, config | {"pulsar2": {role: {} for role in ROLES} | pulsar2})
 
-    assert "pulsar2/unet: qant" in str(caught.value) and "pulsar2/vae_decoder: compilr" in str(caught.value)
+
+def test_the_faults_of_all_components_are_told_at_once_where_config_has_them():
+    model = model_with(denoiser={"qant": {}}, vae_decoder={"compilr": {}})
+
+    with pytest.raises(Pulsar2ConfigError) as caught:
+        model.pulsar2_config(SD1.component("text_encoder"), 0)
+
+    # By role, and by name.
+    assert str(caught.value).startswith("pulsar2/denoiser: qant: BuildConfig has no such field")
+    assert "pulsar2/vae_decoder: compilr: BuildConfig has no such field" in str(caught.value)
+
+
+def test_a_components_own_fields_go_before_those_of_its_role():
+    model = model_with(denoiser={"compiler": {"check": 1}}, unet={"compiler": {"check": 3}})
+
+    assert model.pulsar2_config(SD1.denoiser, 0)["compiler"] == {"check": 3}
 
 
 @pytest.mark.parametrize(
@@ -184,11 +204,9 @@ def test_the_faults_of_all_components_are_told_at_once():
         ({"device": "cuda:0"}, "container/options"),
     ],
 )
-def test_what_may_fail_is_said_before_it_does(quant, words, tmp_path, caplog):
-    configured(tmp_path, "unet", quant=quant)
-
-    assert any(words in message for message in caplog.messages)
-    assert not doubts(configured(tmp_path, "unet"))
+def test_what_may_fail_is_doubted(quant, words):
+    assert any(words in sentence for sentence in doubts(configured("unet", quant=quant)))
+    assert not doubts(configured("unet"))
 
 
 def test_the_emulators_table_of_fields_and_the_doubles_are_one():
@@ -218,10 +236,8 @@ def test_the_page_lists_all_fields():
     assert "| `quant/layer_configs[]/op_types[]` |" in PAGE.read_text()
 
 
-def test_a_unet_that_takes_the_timestep_is_compiled_for_whole_ones(tmp_path):
-    found = {}
-    for program in ("axera", "euler"):
-        configure_build(component="unet", precision="U16", **CHIP, program=program, config=tmp_path / "config.json")
-        found[program] = json.loads((tmp_path / "config.json").read_text()).get("input_processors")
+def test_a_unet_that_takes_the_timestep_is_compiled_for_whole_ones():
+    builds = {program: build_of(SD1.denoiser, program=program) for program in ("axera", "euler")}
+    found = {program: build_config(build, {}).get("input_processors") for program, build in builds.items()}
 
     assert found == {"axera": None, "euler": [{"tensor_name": "t", "src_dtype": "S32"}]}

@@ -16,32 +16,29 @@ import pytest
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from axbake.calibration.observation import observe_unet, read_observed
-from axbake.calibration.tars import (
-    CalibrationError,
-    calibrate_text_encoder,
-    calibrate_unet,
-    calibrate_vae_decoder,
-    calibrate_vae_encoder,
-    stratified,
-)
-from axbake.calibration.trajectories import _denoising, record_trajectories
-from axbake.calibration.unet_samples import load_unet_samples
-from axbake.checkpoints.components import load
-from axbake.checkpoints.weights import read_description
+from axbake.calibration.denoiser_samples import load_samples
+from axbake.calibration.observation import read_observed
+from axbake.calibration.tars import CalibrationError, calibrate_encoder, calibrate_text_encoder, stratified
+from axbake.calibration.trajectories import _denoising
 from axbake.drawing.prompts import CLIP
-from axbake.graphs.interface import TIME_INPUT, interface
+from axbake.networks.unet import TIME_INPUT
 from axbake.npz import npz_bytes
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
-from tests.unit.conftest import tensors_of
+from axbake.weights.files import read_description
+from axbake.weights.networks import load
+from tests.builds import COLUMNS
+from tests.decoder import pack_latents
+from tests.unit.conftest import SD1, tensors_of
+from tests.unit.jobs import calibrate, observe
+from tests.unit.jobs import record as record_prompts
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["slice of pizza", "rocket", "penguin"]
 NEGATIVE = "blurry, low quality"
 SEED, STEPS, GUIDANCE = 5, 4, 7.0
-HEIGHT, WIDTH = 64, 64
+HEIGHT, WIDTH = COLUMNS["height"], COLUMNS["width"]
 
 
 def counts(numbers):
@@ -89,37 +86,13 @@ def test_more_samples_than_there_are_is_an_error_that_counts_them():
     assert "calibration/samples: 49, but 3 prompts × 8 steps × 2 branches give 48" in str(caught.value)
 
 
-def record(model, graph, directory, *, scheduler, negative_prompt=NEGATIVE, guidance_scale=GUIDANCE):
+def record(model, graph, directory, *, scheduler, negative_prompt=NEGATIVE):
     """schedule.npz, trajectories.npz and ranges.npz, of the UNet's *graph*, in *directory*."""
-    model.schedule(directory / "schedule.npz", scheduler=scheduler, steps=STEPS)
-    record_trajectories(
-        text_encoder=model.weights["text_encoder"],
-        unet=model.weights["unet"],
-        schedule=directory / "schedule.npz",
-        embeddings=model.embeddings,
-        prompts=PROMPTS,
-        negative_prompt=negative_prompt,
-        guidance_scale=guidance_scale,
-        height=HEIGHT,
-        width=WIDTH,
-        seed=SEED,
-        precision="float32",
-        prompt_chunks=1,
-        trajectories=directory / "trajectories.npz",
-    )
-    observe(graph, directory, guidance_scale=guidance_scale)
+    schedule = model.schedule(directory / "schedule.npz", scheduler=scheduler, steps=STEPS)
+    how = {"negative_prompt": negative_prompt, "guidance_scale": GUIDANCE, "height": HEIGHT, "width": WIDTH}
+    record_prompts(model, schedule, directory / "trajectories.npz", prompts=PROMPTS, seed=SEED, **how)
+    observe([graph], directory, guidance_scale=GUIDANCE)
     return directory
-
-
-def observe(graph, directory, *, guidance_scale=GUIDANCE):
-    observe_unet(
-        graph,
-        tensors_of(graph),
-        directory / "trajectories.npz",
-        directory / "schedule.npz",
-        guidance_scale=guidance_scale,
-        ranges=directory / "ranges.npz",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -127,22 +100,20 @@ def recorded(model, graph_of, tmp_path_factory):
     return record(model, graph_of("unet"), tmp_path_factory.mktemp("recorded"), scheduler="euler")
 
 
-def pack_unet(recorded, archive, *, samples=8, selection="coverage"):
-    calibrate_unet(
-        recorded / "trajectories.npz",
-        recorded / "schedule.npz",
-        recorded / "ranges.npz",
-        samples=samples,
-        selection=selection,
-        archive=archive,
-        record=archive.with_suffix(".json"),
-    )
-    return archive
+@pytest.fixture(scope="session")
+def pack_unet(graph_of):
+    """A function that packs what was recorded of the UNet; the archive."""
+
+    def pack(recorded, archive, **how):
+        calibrate(SD1.denoiser, [graph_of("unet")], recorded, [archive], **how)
+        return archive
+
+    return pack
 
 
 def said_of(archive):
     """What its record says."""
-    return json.loads(archive.with_suffix(".json").read_text())
+    return json.loads(archive.with_name("unet.json").read_text())
 
 
 def contents(archive, *, pickled=False):
@@ -166,12 +137,13 @@ def shapes(sample):
 
 def wanted_shapes(model, component):
     config = read_description(model.weights[component]).config
-    face = interface(component, config, height=HEIGHT, width=WIDTH)
+    part = model.family.component(component)
+    face = part.graphs[0].interface(config, **{name: COLUMNS[name] for name in part.columns})
     return {name: (tensor.shape, tensor.dtype) for name, tensor in face.inputs.items()}
 
 
 @pytest.mark.parametrize("selection", ["coverage", "stratified", "first"])
-def test_unet_samples_have_the_names_shapes_and_types_of_the_graph(model, recorded, selection, tmp_path):
+def test_unet_samples_have_the_names_shapes_and_types_of_the_graph(pack_unet, model, recorded, selection, tmp_path):
     found = dicts(pack_unet(recorded, tmp_path / "unet.tar", selection=selection))
 
     assert list(found) == [f"unet_{number:04d}.npy" for number in range(8)]
@@ -182,7 +154,8 @@ def fed_to_the_unet(model, directory):
     """What the sampler gives the UNet when it draws the calibration prompts, as bytes."""
     fed = set()
     arrays, schedule = np.load(directory / "trajectories.npz"), load_schedule(directory / "schedule.npz")
-    denoise = _denoising(load(model.weights["unet"]))
+    denoiser = model.family.denoiser
+    denoise = _denoising(load(model.weights["unet"], denoiser.build), denoiser.with_rows)
 
     def watched(latent, time, texts):
         fed.update((latent.tobytes(), time.row.tobytes(), text.tobytes()) for text in texts)
@@ -204,7 +177,7 @@ def fed_to_the_unet(model, directory):
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m_karras"])
 def test_unet_samples_are_what_the_sampler_feeds_it_and_the_empty_prompt_once_a_step(
-    model, graph_of, scheduler, tmp_path
+    pack_unet, model, graph_of, scheduler, tmp_path
 ):
     """dpmpp_2m_karras does not run the model in its last step, so no sample may be of it."""
     fed = fed_to_the_unet(model, record(model, graph_of("unet"), tmp_path, scheduler=scheduler))
@@ -221,7 +194,7 @@ def test_unet_samples_are_what_the_sampler_feeds_it_and_the_empty_prompt_once_a_
     assert len({row for _, row, _ in added}) == len(added) == steps
 
 
-def test_an_empty_negative_prompt_is_the_empty_prompt_and_nothing_is_added(model, graph_of, tmp_path):
+def test_an_empty_negative_prompt_is_the_empty_prompt_and_nothing_is_added(pack_unet, model, graph_of, tmp_path):
     record(model, graph_of("unet"), tmp_path, scheduler="euler", negative_prompt="")
     pack_unet(tmp_path, tmp_path / "unet.tar", samples=24)
 
@@ -230,11 +203,11 @@ def test_an_empty_negative_prompt_is_the_empty_prompt_and_nothing_is_added(model
         pack_unet(tmp_path, tmp_path / "more.tar", samples=25)
 
 
-def test_without_guidance_no_sample_is_of_the_negative_prompt(recorded, graph_of, tmp_path):
+def test_without_guidance_no_sample_is_of_the_negative_prompt(pack_unet, recorded, graph_of, tmp_path):
     negative = np.load(recorded / "trajectories.npz")["negative_embeds"]
     for name in ("trajectories.npz", "schedule.npz"):
         shutil.copy(recorded / name, tmp_path)
-    observe(graph_of("unet"), tmp_path, guidance_scale=1)
+    observe([graph_of("unet")], tmp_path, guidance_scale=1)
 
     with_it = dicts(pack_unet(recorded, tmp_path / "with.tar", samples=28))
     without = dicts(pack_unet(tmp_path, tmp_path / "without.tar", samples=16))
@@ -244,7 +217,7 @@ def test_without_guidance_no_sample_is_of_the_negative_prompt(recorded, graph_of
 
 
 @pytest.mark.parametrize(("selection", "most"), [("coverage", 28), ("stratified", 24), ("first", 24)])
-def test_more_unet_samples_than_were_recorded_is_an_error_and_no_file(recorded, selection, most, tmp_path):
+def test_more_unet_samples_than_were_recorded_is_an_error_and_no_file(pack_unet, recorded, selection, most, tmp_path):
     with pytest.raises(CalibrationError, match="3 prompts × 4 steps × 2 branches give 24") as caught:
         pack_unet(recorded, tmp_path / "unet.tar", samples=most + 1, selection=selection)
 
@@ -252,7 +225,7 @@ def test_more_unet_samples_than_were_recorded_is_an_error_and_no_file(recorded, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_first_is_what_was_recorded_first(recorded, tmp_path):
+def test_first_is_what_was_recorded_first(pack_unet, recorded, tmp_path):
     """As published: one prompt's two noisiest steps, in both branches."""
     found = list(dicts(pack_unet(recorded, tmp_path / "unet.tar", samples=4, selection="first")).values())
 
@@ -267,7 +240,7 @@ def test_first_is_what_was_recorded_first(recorded, tmp_path):
 
 
 @pytest.mark.parametrize("samples", [4, 5, 8, 28])
-def test_an_empty_prompt_a_longest_prompt_and_every_step_are_among_the_samples(recorded, samples, tmp_path):
+def test_an_empty_prompt_a_longest_prompt_and_every_step_are_among_the_samples(pack_unet, recorded, samples, tmp_path):
     said = said_of(pack_unet(recorded, tmp_path / "unet.tar", samples=samples))
 
     assert set(said["required"]) == {"an empty prompt", "a longest prompt", *(f"step {n}" for n in range(1, STEPS + 1))}
@@ -279,7 +252,7 @@ def test_an_empty_prompt_a_longest_prompt_and_every_step_are_among_the_samples(r
 
 
 def test_fewer_samples_than_required_are_chosen_by_coverage_alone_and_the_record_says_what_is_missing(
-    recorded, tmp_path
+    pack_unet, recorded, tmp_path
 ):
     said = said_of(pack_unet(recorded, tmp_path / "unet.tar", samples=2))
 
@@ -287,7 +260,7 @@ def test_fewer_samples_than_required_are_chosen_by_coverage_alone_and_the_record
     assert len(said["samples"]) == 2
 
 
-def test_the_record_counts_what_an_independent_look_at_the_ranges_counts(recorded, tmp_path):
+def test_the_record_counts_what_an_independent_look_at_the_ranges_counts(pack_unet, recorded, tmp_path):
     said = said_of(pack_unet(recorded, tmp_path / "unet.tar", samples=8))
 
     arrays = np.load(recorded / "ranges.npz")
@@ -305,7 +278,7 @@ def test_the_record_counts_what_an_independent_look_at_the_ranges_counts(recorde
     assert said["samples_for"]["99%"] <= said["samples_for"]["100%"]
 
 
-def test_coverage_covers_more_than_the_others(recorded, tmp_path):
+def test_coverage_covers_more_than_the_others(pack_unet, recorded, tmp_path):
     reached = {
         selection: said_of(pack_unet(recorded, tmp_path / f"{selection}.tar", selection=selection))["coverage"]
         for selection in ("coverage", "stratified", "first")
@@ -317,7 +290,7 @@ def test_coverage_covers_more_than_the_others(recorded, tmp_path):
 def test_ranges_are_those_of_the_samples_that_they_name(model, recorded, graph_of):
     """The inputs' own, which need no network to know, and the output's, by ONNX Runtime without the observer."""
     observed = read_observed(recorded / "ranges.npz")
-    samples = load_unet_samples(recorded / "trajectories.npz", recorded / "schedule.npz", [])
+    samples = load_samples(recorded / "trajectories.npz", recorded / "schedule.npz", observed.taken)
     network = open_model(graph_of("unet"))
 
     assert len(observed.samples) == 28
@@ -333,7 +306,7 @@ def test_observing_twice_gives_the_same_bytes_and_tells_how_far_it_is(recorded, 
     for name in ("trajectories.npz", "schedule.npz"):
         shutil.copy(recorded / name, tmp_path)
     with caplog.at_level(logging.INFO, "axbake"):
-        observe(graph_of("unet"), tmp_path)
+        observe([graph_of("unet")], tmp_path, guidance_scale=GUIDANCE)
 
     assert (tmp_path / "ranges.npz").read_bytes() == (recorded / "ranges.npz").read_bytes()
     assert "observing: 28 of 28" in caplog.messages
@@ -342,7 +315,7 @@ def test_observing_twice_gives_the_same_bytes_and_tells_how_far_it_is(recorded, 
 def test_decoder_samples_are_the_latents_they_are_made_of(model, tmp_path):
     latents = np.random.default_rng(0).normal(size=(3, 1, 4, HEIGHT // 8, WIDTH // 8)).astype(np.float32)
     np.save(tmp_path / "latents.npy", latents)
-    calibrate_vae_decoder(tmp_path / "latents.npy", archive=tmp_path / "vae_decoder.tar")
+    pack_latents(tmp_path / "latents.npy", tmp_path / "vae_decoder.tar")
 
     found = dicts(tmp_path / "vae_decoder.tar")
     assert list(found) == [f"vae_decoder_{number:04d}.npy" for number in range(3)]
@@ -353,7 +326,7 @@ def test_decoder_samples_are_the_latents_they_are_made_of(model, tmp_path):
 def test_encoder_samples_are_the_pictures_to_the_pixel(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
     np.save(tmp_path / "pictures.npy", pictures)
-    calibrate_vae_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
+    calibrate_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
 
     with tarfile.open(tmp_path / "vae_encoder.tar") as tar:
         images = [Image.open(io.BytesIO(tar.extractfile(member).read())) for member in tar.getmembers()]
@@ -381,12 +354,12 @@ def test_text_samples_are_the_chunks_of_the_prompts_each_once_and_embeddings(tmp
 
 
 @pytest.fixture
-def archives(model, recorded, tmp_path):
+def archives(pack_unet, model, recorded, tmp_path):
     """One archive of each component."""
     np.save(tmp_path / "pictures.npy", np.zeros((2, 64, 64, 3), np.uint8))
-    calibrate_vae_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
+    calibrate_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
     np.save(tmp_path / "latents.npy", np.zeros((2, 1, 4, 8, 8), np.float32))
-    calibrate_vae_decoder(tmp_path / "latents.npy", archive=tmp_path / "vae_decoder.tar")
+    pack_latents(tmp_path / "latents.npy", tmp_path / "vae_decoder.tar")
     calibrate_text_encoder(model.embeddings, prompts=PROMPTS, archive=tmp_path / "text_encoder.tar")
     pack_unet(recorded, tmp_path / "unet.tar")
     return sorted(tmp_path.glob("*.tar"))
@@ -401,18 +374,21 @@ def test_archives_hold_files_alone_without_times_and_owners(archives):
                 assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
 
 
-def test_the_same_samples_give_the_same_bytes_in_another_process(model, recorded, archives, tmp_path):
+def test_the_same_samples_give_the_same_bytes_in_another_process(recorded, graph_of, archives, tmp_path):
     command = (
-        "import sys; from pathlib import Path; from axbake.calibration.tars import calibrate_unet\n"
-        "trajectories, schedule, ranges, archive, record = map(Path, sys.argv[1:])\n"
-        "calibrate_unet(trajectories, schedule, ranges, samples=8, selection='coverage', archive=archive, record=record)"
+        "import sys; from pathlib import Path; from axbake.calibration.tars import calibrate_denoiser\n"
+        "graph, tensors, trajectories, schedule, ranges, archive, record = map(Path, sys.argv[1:])\n"
+        "how = {'component': 'unet', 'samples': 8, 'selection': 'coverage', 'archives': [archive], 'record': record}\n"
+        "calibrate_denoiser([graph], [tensors], trajectories, schedule, ranges, **how)"
     )
-    inputs = [recorded / f"{name}.npz" for name in ("trajectories", "schedule", "ranges")]
-    outputs = [tmp_path / "again.tar", tmp_path / "again.json"]
+    inputs = [graph_of("unet"), tensors_of(graph_of("unet"))]
+    inputs += [recorded / f"{name}.npz" for name in ("trajectories", "schedule", "ranges")]
+    (tmp_path / "again").mkdir()
+    outputs = [tmp_path / "again" / "unet.tar", tmp_path / "again" / "unet.json"]
     subprocess.run([sys.executable, "-c", command, *inputs, *outputs], cwd=ROOT, check=True)
 
     for again in outputs:
-        assert again.read_bytes() == (tmp_path / f"unet{again.suffix}").read_bytes()
+        assert again.read_bytes() == (tmp_path / again.name).read_bytes()
 
 
 def test_sample_dicts_name_no_module_that_only_one_generation_of_numpy_has(archives):
@@ -422,7 +398,7 @@ def test_sample_dicts_name_no_module_that_only_one_generation_of_numpy_has(archi
         assert b"numpy.core" not in content
 
 
-def test_latents_of_one_step_are_multiplied_as_that_step_wants(recorded, tmp_path):
+def test_latents_of_one_step_are_multiplied_as_that_step_wants(pack_unet, recorded, tmp_path):
     """Euler scales its input; a sample taken unscaled would calibrate the UNet for values that it never sees."""
     arrays = dict(np.load(recorded / "trajectories.npz"))
     flat = tmp_path / "flat"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
-from axbake.drawing.distance import IDENTICAL, psnr, ssim
+from axbake.distance import IDENTICAL, cosine, psnr, sqnr, ssim
 
 RANDOM = np.random.default_rng(0)
 
@@ -56,3 +56,27 @@ def test_ssim_is_1_for_equal_pictures_and_falls_with_noise():
 
     assert ssim(picture, picture) == 1
     assert 1 > ssim(picture, near) > ssim(picture, far) > 0
+
+
+def test_sqnr_is_the_formula_and_counts_an_offset_as_error():
+    reference = np.array([3.0, -4.0])
+
+    # Power of the signal 12.5, of the error 0.25.
+    assert sqnr(reference, reference + 0.5) == pytest.approx(10 * math.log10(12.5 / 0.25))
+    assert sqnr(10 * reference, 10 * reference + 5) == pytest.approx(sqnr(reference, reference + 0.5))
+
+
+def test_sqnr_of_equal_silent_and_broken_tensors_is_a_number():
+    silent, signal = np.zeros(3), np.array([1.0, 2.0, 3.0])
+
+    assert sqnr(signal, signal) == sqnr(silent, silent) == IDENTICAL
+    assert sqnr(silent, signal) == -IDENTICAL
+    assert sqnr(signal, np.array([1.0, np.nan, 3.0])) == -IDENTICAL
+    assert sqnr(signal, np.array([1.0, np.inf, 3.0])) == -IDENTICAL
+
+
+def test_the_cosine_is_of_directions_alone():
+    assert cosine(np.array([1.0, 0.0]), np.array([1.0, 1.0])) == pytest.approx(math.sqrt(0.5))
+    assert cosine(np.array([[1.0], [2.0]]), np.array([[10.0], [20.0]])) == pytest.approx(1)
+    assert cosine(np.ones(2), -np.ones(2)) == pytest.approx(-1)
+    assert cosine(np.zeros(2), np.ones(2)) == cosine(np.ones(2), np.array([np.inf, 1])) == 0

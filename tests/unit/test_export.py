@@ -12,21 +12,21 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoints.importing import import_checkpoint
-from axbake.checkpoints.weights import read_description
-from axbake.drawing.distance import psnr
-from axbake.families import COMPONENTS
-from axbake.graphs.export import ExportError, export_onnx
-from axbake.graphs.interface import PROGRAMS, TIME_INPUT, interface
+from axbake.distance import psnr
+from axbake.graphs.export import ExportError
+from axbake.graphs.programs import PROGRAMS
+from axbake.networks.unet import TIME_INPUT
+from axbake.weights.files import read_description
 from tests import tiny
-from tests.unit.conftest import tensors_of
+from tests.builds import COLUMNS
+from tests.unit.conftest import SD1, export_part, family_in, import_part
 
 ROOT = Path(__file__).parents[2]
 MIN_PSNR = 80  # dB; float32 on both sides
 SIZES = [(64, 64), (64, 96)]  # height × width
 TRACES_OF_TORCH = {"Dropout", "If", "Loop", "Shape", "Trilu", "Range", "Identity", "ConstantOfShape", "NonZero"}
 
-everywhere = pytest.mark.parametrize("component", COMPONENTS)
+everywhere = pytest.mark.parametrize("component", SD1.names)
 
 
 def run(graph, *inputs):
@@ -59,7 +59,7 @@ def seeded_run(networks, component, height, width):
 
 @pytest.mark.parametrize(
     ("component", "height", "width"),
-    [("text_encoder", 64, 64), *((name, *size) for name in COMPONENTS[1:] for size in SIZES)],
+    [("text_encoder", 64, 64), *((name, *size) for name in SD1.names[1:] for size in SIZES)],
 )
 def test_the_graph_computes_what_the_network_does(model, graph_of, component, height, width):
     inputs, wanted = seeded_run(model.networks, component, height, width)
@@ -72,20 +72,25 @@ def test_the_graph_computes_what_the_network_does(model, graph_of, component, he
 )
 def test_graphs_of_networks_that_stable_diffusion_1_has_not_compute_what_they_do(build, component, tmp_path):
     networks = build()
-    weights, graph = tmp_path / "weights.safetensors", tmp_path / "graph.onnx"
-    import_checkpoint(tiny.save(networks, tmp_path / "model.safetensors"), component=component, weights=weights)
-    size = {} if component == "text_encoder" else {"height": 64, "width": 96}
-    export_onnx(weights, graph=graph, tensors=tensors_of(graph), **size)
+    weights, checkpoint = tmp_path / "weights.safetensors", tiny.save(networks, tmp_path / "model.safetensors")
+    import_part(checkpoint, component=component, weights=weights)
+    graph = export_part(weights, tmp_path / "graph.onnx", family=family_in(checkpoint), height=64, width=96)
     inputs, wanted = seeded_run(networks, component, 64, 96)
 
     assert psnr(wanted.numpy(), run(graph, *inputs)) > MIN_PSNR
 
 
+def face_of(model, component, **columns):
+    """What the graph of a component of Stable Diffusion 1.x takes and gives."""
+    (piece,), config = SD1.component(component).graphs, read_description(model.weights[component]).config
+    given = {name: value for name, value in (COLUMNS | columns).items() if name in SD1.component(component).columns}
+    return piece.interface(config, **given)
+
+
 @everywhere
 def test_inputs_and_output_are_those_of_the_interface(model, graph_of, component):
     graph = onnx.load(graph_of(component, 64, 96), load_external_data=False).graph
-    config = read_description(model.weights[component]).config
-    face = interface(component, config, height=64, width=96)
+    face = face_of(model, component, height=64, width=96)
 
     def shape(value):
         return tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
@@ -93,7 +98,7 @@ def test_inputs_and_output_are_those_of_the_interface(model, graph_of, component
     kinds = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
     found = [(value.name, shape(value), kinds[value.type.tensor_type.elem_type]) for value in graph.input]
     assert found == [(name, tensor.shape, tensor.dtype) for name, tensor in face.inputs.items()]
-    assert [value.name for value in graph.output] == [face.output]
+    assert [value.name for value in graph.output] == list(face.outputs)
     _, wanted = seeded_run(model.networks, component, 64, 96)
     assert shape(graph.output[0]) == tuple(wanted.shape)
 
@@ -101,7 +106,7 @@ def test_inputs_and_output_are_those_of_the_interface(model, graph_of, component
 def test_the_names_are_those_of_published_programs(graph_of):
     names = {
         component: [value.name for value in onnx.load(graph_of(component), load_external_data=False).graph.input]
-        for component in COMPONENTS
+        for component in SD1.names
     }
 
     assert TIME_INPUT == "/down_blocks.0/resnets.0/act_1/Mul_output_0"
@@ -115,8 +120,11 @@ def test_the_names_are_those_of_published_programs(graph_of):
 
 def test_programs_differ_in_the_unets_and_the_vae_decoders_inputs(model):
     def inputs(component, program):
-        config = read_description(model.weights[component]).config
-        return list(interface(component, config, height=64, width=64, program=program).inputs)
+        face = face_of(model, component, program=program)
+        (piece,) = SD1.component(component).graphs
+        given = {name: COLUMNS[name] for name in SD1.component(component).columns} | {"program": program}
+        assert piece.inputs(**given) == {name: tensor.dtype for name, tensor in face.inputs.items()}
+        return list(face.inputs)
 
     assert {program: inputs("unet", program) for program in PROGRAMS} == {
         "axera": ["sample", "encoder_hidden_states", TIME_INPUT],
@@ -150,8 +158,7 @@ def test_nothing_of_this_machine_is_in_the_graph(graph_of, component):
 def test_another_directory_gives_the_same_bytes(model, graph_of, component, tmp_path):
     again = tmp_path / "elsewhere" / f"{component}.onnx"
     again.parent.mkdir()
-    size = {} if component == "text_encoder" else {"height": 64, "width": 64}
-    export_onnx(model.weights[component], graph=again, tensors=tensors_of(again), **size)
+    export_part(model.weights[component], again)
 
     for suffix in (".onnx", ".onnx.data"):
         assert again.with_suffix(suffix).read_bytes() == graph_of(component).with_suffix(suffix).read_bytes()
@@ -161,8 +168,10 @@ def test_another_process_and_directory_give_the_same_bytes_of_the_unet(model, gr
     again = tmp_path / "unet.onnx"
     command = (
         "import sys; from pathlib import Path; from axbake.graphs.export import export_onnx\n"
-        "graph = Path(sys.argv[2])\n"
-        "export_onnx(Path(sys.argv[1]), graph=graph, tensors=Path(f'{graph}.data'), height=64, width=64)"
+        "from axbake.families.sd1 import FAMILY\n"
+        "weights, graph, (piece,) = Path(sys.argv[1]), Path(sys.argv[2]), FAMILY.denoiser.graphs\n"
+        f"how = {{'build': FAMILY.denoiser.build, 'piece': piece, 'columns': {COLUMNS!r}}}\n"
+        "export_onnx(weights, **how, graph=graph, tensors=Path(f'{graph}.data'))"
     )
     subprocess.run([sys.executable, "-c", command, model.weights["unet"], again], cwd=ROOT, check=True)
 
@@ -234,5 +243,4 @@ def test_a_network_that_has_more_weights_than_the_file_is_refused(model, tmp_pat
     save_file(tensors, weights, metadata=read_description(model.weights["vae_decoder"]).as_metadata())
 
     with pytest.raises(ExportError, match=r"decoder\.conv_out\.bias"):
-        graph = tmp_path / "graph.onnx"
-        export_onnx(weights, graph=graph, tensors=tensors_of(graph), height=64, width=64)
+        export_part(weights, tmp_path / "graph.onnx")

@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 
 from axbake.calibration.held_out import check_calibration, compare
-from axbake.calibration.observation import observe_unet
-from axbake.calibration.tars import calibrate_unet
-from axbake.calibration.trajectories import record_trajectories
-from axbake.drawing.reference import draw_reference
 from axbake.emulator.ranges import Ranges
 from tests.unit.conftest import tensors_of
+from tests.unit.jobs import calibrate, draw_picture, observe, record
 
 PROMPTS = ["slice of pizza", "penguin"]
 DRAWING = {"negative_prompt": "blurry", "guidance_scale": 5, "seed": 9}
-SIZE = {"height": 64, "width": 64}
 
 
 def ranges(low, high):
@@ -53,65 +49,30 @@ def test_a_tensor_that_calibration_saw_only_as_0_is_clipped_wholly():
 def calibrated(model, graph_of, tmp_path_factory):
     """Everything that the check takes but the reference, for 8 samples of the tiny model."""
     directory = tmp_path_factory.mktemp("calibrated")
-    model.schedule(directory / "schedule.npz", scheduler="euler", steps=4)
-    record_trajectories(
-        text_encoder=model.weights["text_encoder"],
-        unet=model.weights["unet"],
-        schedule=directory / "schedule.npz",
-        embeddings=model.embeddings,
-        precision="float32",
-        prompt_chunks=1,
-        prompts=PROMPTS,
-        **DRAWING,
-        **SIZE,
-        trajectories=directory / "trajectories.npz",
-    )
-    recorded = [directory / "trajectories.npz", directory / "schedule.npz"]
-    graph = graph_of("unet")
-    observe_unet(graph, tensors_of(graph), *recorded, guidance_scale=5, ranges=directory / "ranges.npz")
-    calibrate_unet(
-        *recorded,
-        directory / "ranges.npz",
-        samples=8,
-        selection="coverage",
-        archive=directory / "unet.tar",
-        record=directory / "unet.json",
-    )
+    schedule = model.schedule(directory / "schedule.npz", scheduler="euler", steps=4)
+    record(model, schedule, directory / "trajectories.npz", prompts=PROMPTS, **DRAWING)
+    graphs = [graph_of("unet")]
+    observe(graphs, directory, guidance_scale=5)
+    calibrate(model.family.denoiser, graphs, directory, [directory / "unet.tar"], samples=8)
     return directory
 
 
 def check(model, graph_of, calibrated, directory, *, prompt, **changed):
-    drawing = DRAWING | changed
-    draw_reference(
-        **{name: model.weights[name] for name in ("text_encoder", "unet", "vae_decoder")},
-        **drawing,
-        **SIZE,
-        model="tiny",
-        prompt=prompt,
-        embeddings=model.embeddings,
-        clip_skip=1,
-        prompt_chunks=1,
-        scheduler="euler",
-        steps=4,
-        image=directory / "image.png",
-        trajectory=directory / "trajectory.npy",
-        settings=directory / "settings.json",
-    )
+    picture = model.picture(prompt=prompt, scheduler="euler", steps=4, **DRAWING | changed)
+    draw_picture(model, picture, directory)
+    graphs = [graph_of(name) for name in model.family.names]
     check_calibration(
-        graph=graph_of("unet"),
-        tensors=tensors_of(graph_of("unet")),
-        text_encoder=graph_of("text_encoder"),
-        text_encoder_tensors=tensors_of(graph_of("text_encoder")),
+        graphs=graphs,
+        tensors=[tensors_of(graph) for graph in graphs],
         schedule=calibrated / "schedule.npz",
         embeddings=model.embeddings,
-        prompt_chunks=1,
         trajectory=directory / "trajectory.npy",
         ranges=calibrated / "ranges.npz",
         calibration=calibrated / "unet.json",
-        prompt=prompt,
-        **drawing,
+        picture=picture,
         prompts=PROMPTS,
-        record=directory / "check.json",
+        drawn=model.drawn,
+        held_out=directory / "check.json",
     )
     return json.loads((directory / "check.json").read_text())
 

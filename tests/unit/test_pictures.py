@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from axbake.calibration.pictures import LEAVES, NOISE, draw_pictures, encode_pictures
-from axbake.drawing.distance import psnr
+from axbake.distance import psnr
+from axbake.networks.component import ENCODER
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,9 @@ def test_the_extremes_are_there_and_leaves_are_neither_flat_nor_noise(pictures):
 
 
 def test_latents_are_the_means_that_diffusers_gives(model, pictures, tmp_path):
-    encode_pictures(pictures, model.weights["vae_encoder"], latents=tmp_path / "latents.npy")
+    encoder = model.family.of_role(ENCODER)
+    of = {"build": encoder.build, "channels": model.family.latents.channels}
+    encode_pictures(pictures, model.weights[encoder.name], **of, latents=tmp_path / "latents.npy")
 
     found = np.load(tmp_path / "latents.npy")
     assert found.shape == (len(np.load(pictures)) + len(NOISE), 1, 4, 8, 12)

@@ -10,18 +10,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from axbake.calibration.tars import calibrate_vae_decoder
-from axbake.families import COMPONENTS
+from axbake.families import FAMILIES
+from axbake.networks.autoencoder import VAE_DECODER
+from axbake.networks.component import DENOISER, ROLES
 from axbake.preflight import estimate as estimates
 from axbake.preflight.findings import Finding, named, show
 from axbake.preflight.graph import PROTOBUF_LIMIT, UnreadableGraph, read_graph
 from axbake.preflight.operators import check_operators, known_operators
 from axbake.preflight.structure import check_structure
 from axbake.preflight.verdict import PreflightError, check_build, preflight
-from axbake.toolchain.build_config import configure_build
 from axbake.toolchain.pulsar2 import compile_model
-from tests.decoder import LAUNCH
+from tests.builds import config_of
+from tests.decoder import LAUNCH, pack_latents
 
+SD1 = FAMILIES["sd1"]
 FLOAT = TensorProto.FLOAT
 
 
@@ -276,29 +278,35 @@ def test_every_operator_of_the_list_is_one_of_onnx_or_of_axera():
     assert set(known_operators()["operators"]) - of_onnx <= of_axera | {"Gelu", "Swish"}
 
 
+def preflight_of(graphs, directory, *, toolchain):
+    """The verdict on *graphs*, one a component of Stable Diffusion 1.x, written in *directory*."""
+    roles = {component.name: component.role for component in SD1.components}
+    of = {"model": "m", "addresses": list(SD1.names), "roles": roles, "tensors": []}
+    preflight(**of, toolchain=toolchain, graphs=graphs, verdict=directory / "preflight.json")
+    return json.loads((directory / "preflight.json").read_text())
+
+
 def test_all_findings_of_a_model_are_told_at_once_and_nothing_is_written(tmp_path):
-    graphs = [saved(tmp_path, SOUND, name) for name in COMPONENTS]
+    graphs = [saved(tmp_path, SOUND, name) for name in SD1.names]
     saved(tmp_path, BROKEN["cubic interpolation"][0], "unet")
     (tmp_path / "text_encoder.onnx").write_bytes(b"nothing of the kind")
-    verdict = tmp_path / "preflight.json"
 
     with pytest.raises(PreflightError) as raised:
-        preflight(model="m", toolchain="emulator", graphs=graphs, tensors=[], verdict=verdict)
+        preflight_of(graphs, tmp_path, toolchain="emulator")
 
     assert "unet" in str(raised.value) and "Resize: mode is cubic" in str(raised.value)
     assert "text_encoder.onnx: is no ONNX graph" in str(raised.value)
     assert "Nothing is compiled until the errors are gone" in str(raised.value)
-    assert not verdict.exists()
+    assert not (tmp_path / "preflight.json").exists()
 
 
 def test_the_verdict_holds_findings_and_estimates_with_their_basis(tmp_path, caplog):
-    graphs = [saved(tmp_path, SOUND, name) for name in COMPONENTS]
+    graphs = [saved(tmp_path, SOUND, name) for name in SD1.names]
     caplog.set_level("INFO")
 
-    preflight(model="m", toolchain="native", graphs=graphs, tensors=[], verdict=tmp_path / "preflight.json")
+    said = preflight_of(graphs, tmp_path, toolchain="native")
 
-    said = json.loads((tmp_path / "preflight.json").read_text())
-    assert set(said["components"]) == set(COMPONENTS)
+    assert set(said["components"]) == set(SD1.names)
     assert said["components"]["unet"]["operators"] == {"Conv": 1}
     unet = next(f for f in said["findings"] if (f["component"], f["check"]) == ("unet", "estimate"))
     assert "68 min published of SD 1.5's UNet at 480 × 320" in unet["text"]
@@ -308,15 +316,16 @@ def test_the_verdict_holds_findings_and_estimates_with_their_basis(tmp_path, cap
 
 def test_the_published_models_are_estimated_as_published(tmp_path, monkeypatch):
     graph = read_graph(saved(tmp_path, SOUND))
-    for name, card in estimates.ON_CARD.items():
+    assert set(estimates.ON_CARD) == set(estimates.EMULATED) == set(estimates.PUBLISHED) == set(ROLES)
+    for role, card in estimates.ON_CARD.items():
         monkeypatch.setattr(type(graph), "quantised_bytes", card.quantised_bytes)
         monkeypatch.setattr(estimates, "volume", lambda shape, card=card: card.first_input)
-        assert estimates.estimate(name, graph, "emulator").cmm_mb == pytest.approx(card.cmm_mb)
+        assert estimates.estimate(role, graph, "emulator").cmm_mb == pytest.approx(card.cmm_mb)
 
 
 def test_a_host_with_too_little_is_told_so(tmp_path):
     graph = read_graph(saved(tmp_path, SOUND))
-    found = estimates.estimate("unet", graph, "emulator")
+    found = estimates.estimate(DENOISER, graph, "emulator")
 
     def levels(memory, free):
         return [f.level for f in estimates.check_host("unet", graph, found, memory=memory, free=free)]
@@ -347,22 +356,17 @@ def archive_of(path, **members):
     return path
 
 
-@pytest.fixture
-def config(tmp_path):
-    """Pulsar2's config of a VAE decoder."""
-    path = tmp_path / "config.json"
-    how = {"precision": "U16", "target_hardware": "AX650", "npu_mode": "NPU3"}
-    configure_build(component="vae_decoder", **how, config=path)
-    return path
+CONFIG = config_of(VAE_DECODER)
 
 
 @pytest.fixture
-def build(config, tmp_path):
+def build(tmp_path):
     """A function that checks a build with samples of its own making; the graph takes what a VAE decoder does."""
     graph = saved(tmp_path, SOUND)
 
     def check(archive):
-        check_build("vae_decoder", graph, archive, config, toolchain="emulator", place=tmp_path)
+        of = VAE_DECODER.name, VAE_DECODER.role
+        check_build(*of, graph, archive, CONFIG, toolchain="emulator", place=tmp_path)
 
     return check
 
@@ -390,7 +394,7 @@ def test_samples_that_do_not_fit_the_graph_stop_the_compile(build, tmp_path, wha
 def test_samples_of_our_own_fit(build, tmp_path):
     latents = tmp_path / "latents.npy"
     np.save(latents, np.ones((2, 1, 4, 8, 8), np.float32))
-    calibrate_vae_decoder(latents, archive=tmp_path / "vae_decoder.tar")
+    pack_latents(latents, tmp_path / "vae_decoder.tar")
 
     build(tmp_path / "vae_decoder.tar")
 
@@ -400,7 +404,7 @@ def test_no_samples_at_all_stop_the_compile(build, tmp_path):
         build(tmp_path / "nowhere.tar")
 
 
-def test_a_graph_with_an_error_is_not_given_to_the_compiler(config, tmp_path):
+def test_a_graph_with_an_error_is_not_given_to_the_compiler(tmp_path):
     archive = archive_of(tmp_path / "vae_decoder.tar", good={"x": np.ones((1, 4, 8, 8), np.float32)})
     broken = saved(tmp_path, BROKEN["cubic interpolation"][0])
 
@@ -409,7 +413,9 @@ def test_a_graph_with_an_error_is_not_given_to_the_compiler(config, tmp_path):
             broken,
             tmp_path / "none.data",
             archive,
-            config,
+            component=VAE_DECODER.name,
+            role=VAE_DECODER.role,
+            config=CONFIG,
             compiler={},
             launch=LAUNCH | {"toolchain": "no such toolchain"},  # it is not even looked for
             axmodel=tmp_path / "vae_decoder.axmodel",

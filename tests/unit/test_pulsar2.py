@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from axbake.judging import CompiledTooFar, judge
 from axbake.toolchain.axmodel import read_axmodel
-from axbake.toolchain.compiled import CompiledError, check_compiled
 from axbake.toolchain.engines import REFUSALS
 from axbake.toolchain.launch import Launch, WrongToolchain
 from axbake.toolchain.pulsar2 import CompileError
-from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
+from tests.decoder import LAUNCH, check_decoder, compile_decoder, write_inputs
 from tests.double.failures import KILLED, RAISED, SPOILT
 
 ROOT = Path(__file__).parents[2]
@@ -142,36 +142,38 @@ def test_a_field_that_pulsar2_does_not_know_is_told_with_its_own_words(double, i
         compile_decoder(tmp_path, inputs, "native", fields={"quant": {"qualiti": 1}})
 
 
-def check(made, inputs, toolchain, directory, **how):
-    """What the check of a compiled decoder leaves."""
-    record = directory / "check.json"
-    settings = {"samples": 2, "min_sqnr": 40, "compiler": compiler(toolchain)} | how
-    paths = {"axmodel": made["axmodel"], "config": made["config"], "check": record}
-    check_compiled(**inputs, **paths, **settings, launch=LAUNCH | {"toolchain": toolchain})
-    return json.loads(record.read_text())
-
-
 @pytest.mark.parametrize("toolchain", ["emulator", "native"])
 def test_a_compiled_model_is_run_against_its_float_graph(double, inputs, toolchain, tmp_path):
     made = compile_decoder(tmp_path, inputs, toolchain)
 
-    said = check(made, inputs, toolchain, tmp_path)
+    said = check_decoder(made, inputs, toolchain, tmp_path)
 
     assert (said["component"], said["emulated"], said["samples"]) == ("vae_decoder", toolchain == "emulator", 2)
     (distance,) = said["outputs"].values()
     assert 40 < distance["sqnr_db"] < 150  # S8 weights: near, and not the float graph itself
     assert distance["cosine"] > 0.9999
-    assert "outputs" not in check(made, inputs, toolchain, tmp_path, samples=0)
+    assert "graphs" not in said  # there is one, and its outputs are said already
+    assert "outputs" not in check_decoder(made, inputs, toolchain, tmp_path, samples=0)
 
 
-def test_a_compiled_model_too_far_from_its_graph_is_refused_with_what_to_try(inputs, tmp_path):
+def test_a_compiled_model_too_far_from_its_graph_is_measured_and_then_refused_with_what_to_try(inputs, tmp_path):
     made = compile_decoder(tmp_path, inputs, "emulator", precision="U8")
+    check_decoder(made, inputs, "emulator", tmp_path)
+    verdict = tmp_path / "verdict.json"
 
-    with pytest.raises(CompiledError) as caught:
-        check(made, inputs, "emulator", tmp_path, min_sqnr=60)
+    with pytest.raises(CompiledTooFar) as caught:
+        judge([], [tmp_path / "check.json"], min_psnr={}, min_sqnr={"vae_decoder": 60}, verdict=verdict)
 
     assert re.search(
         r"SQNR of sample [\d.]+ dB, below the 60 dB of config compiled/min_sqnr/vae_decoder", str(caught.value)
     )
     assert "precision/vae_decoder: U16" in str(caught.value)
-    assert not (tmp_path / "check.json").exists()
+    assert not verdict.exists()
+
+
+def test_what_may_fail_is_said_before_the_build_begins(inputs, tmp_path, caplog):
+    compile_decoder(tmp_path, inputs, "emulator", fields={"quant": {"device": "cuda:0"}})
+
+    doubts = [record for record in caplog.records if record.levelname == "WARNING" and "cuda:0" in record.message]
+    assert [record.name for record in doubts] == ["axbake.toolchain.pulsar2"]
+    assert doubts[0].message.startswith("vae_decoder: quant/device cuda:0: a container sees no GPU")

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from axbake.drawing.distance import psnr
-from axbake.drawing.reference import draw_reference
+from axbake.distance import psnr
 from axbake.drawing.schedule import SCHEDULERS
+from axbake.runtime.values import Picture
+from tests.unit.jobs import draw_picture
 
 SETTINGS = {
     "model": "tiny",
@@ -29,17 +30,8 @@ SETTINGS = {
 def draw(model, directory, **changed):
     """The files that *SETTINGS* with *changed* give: picture, latents, settings."""
     directory.mkdir()
-    image, trajectory, settings = (directory / name for name in ("image.png", "trajectory.npy", "settings.json"))
-    weights = {name: model.weights[name] for name in ("text_encoder", "unet", "vae_decoder")}
-    draw_reference(
-        **weights,
-        embeddings=model.embeddings,
-        **{"prompt_chunks": 1} | SETTINGS | changed,
-        image=image,
-        trajectory=trajectory,
-        settings=settings,
-    )
-    return image, trajectory, settings
+    draw_picture(model, Picture(**SETTINGS | changed), directory)
+    return tuple(directory / name for name in ("image.png", "trajectory.npy", "settings.json"))
 
 
 @pytest.mark.parametrize(("family", "scheduler"), [*(("sd1", name) for name in SCHEDULERS), ("sd2", "unipc")])

@@ -15,7 +15,6 @@ from diffusers import (
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoints.weights import Description, Sampling
 from axbake.drawing import schedule as schedules
 from axbake.drawing.schedule import (
     SCHEDULERS,
@@ -24,12 +23,14 @@ from axbake.drawing.schedule import (
     build_scheduler,
     derive_schedule,
     scheduler_arrays,
-    time_embedding,
 )
+from axbake.networks.sampling import Sampling
+from axbake.networks.unet import TimeEmbeddingError, time_rows
 from axbake.npz import npz_bytes
 from axbake.runtime.errors import BundleError
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import Schedule, initial_latent, load_schedule, sample
+from axbake.weights.files import Description
 
 SHAPE = (1, 4, 8, 8)
 STEPS = [1, 2, 4, 10, 20, 30, 50]
@@ -179,7 +180,7 @@ def test_time_rows_are_what_the_residual_blocks_of_the_unet_take(unet, weights, 
     save_file(rounded, weights)
     timesteps = np.array([999, 500.5, 1, 0], dtype=np.float32)
 
-    rows = time_embedding(weights, timesteps, guidance_scale=7)
+    rows = time_rows(weights, timesteps, guidance_scale=7)
 
     with torch.no_grad():
         embedding = type(unet.time_embedding)(4, 16)
@@ -195,9 +196,14 @@ def test_time_rows_are_what_the_residual_blocks_of_the_unet_take(unet, weights, 
     np.testing.assert_allclose(rows, expected.numpy(), atol=1e-6)
 
 
+def derive(weights, path, **how):
+    """Write to *path* the schedule of the UNet of *weights*."""
+    derive_schedule(**how, guidance_scale=7, rows=time_rows, denoiser=weights, schedule=path)
+
+
 def test_a_schedule_is_read_back_as_it_was_derived(weights, tmp_path):
     path = tmp_path / "schedule.npz"
-    derive_schedule(scheduler="euler", steps=4, guidance_scale=7, unet=weights, schedule=path)
+    derive(weights, path, scheduler="euler", steps=4)
 
     schedule = load_schedule(path)
 
@@ -231,7 +237,7 @@ def test_a_step_uses_nothing_of_later_steps():
 
 def test_the_same_schedule_has_the_same_bytes(weights, tmp_path):
     for name in ("one.npz", "two.npz"):
-        derive_schedule(scheduler="lcm", steps=4, guidance_scale=7, unet=weights, schedule=tmp_path / name)
+        derive(weights, tmp_path / name, scheduler="lcm", steps=4)
 
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
     a, b = np.arange(3), np.ones((), dtype=bool)
@@ -288,7 +294,7 @@ def test_a_unet_distilled_for_lcm_is_told_the_guidance_scale_in_its_rows(guidanc
     embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
     timesteps = torch.tensor([999.0, 1.0])
 
-    rows = time_embedding(weights, timesteps.numpy(), guidance_scale=guidance_scale)
+    rows = time_rows(weights, timesteps.numpy(), guidance_scale=guidance_scale)
 
     sines = Timesteps(4, flip_sin_to_cos=True, downscale_freq_shift=0)(timesteps)
     with torch.inference_mode():
@@ -299,8 +305,8 @@ def test_a_unet_distilled_for_lcm_is_told_the_guidance_scale_in_its_rows(guidanc
 def test_weights_of_another_component_are_refused(tmp_path):
     save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "vae.safetensors")
 
-    with pytest.raises(ScheduleError, match="time_embedding has no tensors"):
-        time_embedding(tmp_path / "vae.safetensors", np.zeros(1, dtype=np.float32), guidance_scale=7)
+    with pytest.raises(TimeEmbeddingError, match="time_embedding has no tensors"):
+        time_rows(tmp_path / "vae.safetensors", np.zeros(1, dtype=np.float32), guidance_scale=7)
 
 
 def test_a_unet_that_takes_timesteps_is_given_whole_ones():
@@ -310,12 +316,12 @@ def test_a_unet_that_takes_timesteps_is_given_whole_ones():
     assert ours.time(1).value((1,)).dtype == np.int32
     assert ours.time(1).value((1,)) == ours.timesteps[1]
     assert (ours.time(1).value((1, 1)) == ours.time_embedding[1:2]).all()
-    with pytest.raises(BundleError, match=r"timestep 998\.5: the UNet takes whole ones"):
+    with pytest.raises(BundleError, match=r"timestep 998\.5: the denoiser takes whole ones"):
         between.time(0).value((1,))
 
 
 def test_a_schedule_file_without_its_later_beginnings_is_refused(tmp_path, weights):
-    derive_schedule(scheduler="euler", steps=3, guidance_scale=7, unet=weights, schedule=tmp_path / "schedule.npz")
+    derive(weights, tmp_path / "schedule.npz", scheduler="euler", steps=3)
     arrays = dict(np.load(tmp_path / "schedule.npz"))
     np.savez(tmp_path / "cut.npz", **arrays | {"late_coefficients": arrays["late_coefficients"][1:]})
 

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from axbake.calibration.trajectories import record_trajectories
-from axbake.drawing.distance import psnr
+from axbake.distance import psnr
+from tests.unit.jobs import record
 
 PROMPTS = ["slice of pizza", "a rocket, in the night"]
 NEGATIVE = "blurry"
 SEED, STEPS, GUIDANCE = 11, 4, 5.0
 HEIGHT, WIDTH = 64, 96
+DRAWING = {"negative_prompt": NEGATIVE, "guidance_scale": GUIDANCE, "height": HEIGHT, "width": WIDTH, "seed": SEED}
 MIN_PSNR = 60  # dB
 
 
@@ -18,22 +19,7 @@ MIN_PSNR = 60  # dB
 def recorded(request, model, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     schedule = model.schedule(directory / "schedule.npz", scheduler=request.param, steps=STEPS)
-    record_trajectories(
-        text_encoder=model.weights["text_encoder"],
-        unet=model.weights["unet"],
-        schedule=schedule,
-        embeddings=model.embeddings,
-        prompts=PROMPTS,
-        negative_prompt=NEGATIVE,
-        guidance_scale=GUIDANCE,
-        height=HEIGHT,
-        width=WIDTH,
-        seed=SEED,
-        precision="float32",
-        prompt_chunks=1,
-        trajectories=directory / "trajectories.npz",
-    )
-    return request.param, directory / "trajectories.npz"
+    return request.param, record(model, schedule, directory / "trajectories.npz", prompts=PROMPTS, **DRAWING)
 
 
 def test_latents_are_those_of_diffusers_for_the_same_seeds_and_prompts(recorded, model):
@@ -68,22 +54,11 @@ def test_latents_are_those_of_diffusers_for_the_same_seeds_and_prompts(recorded,
 
 def test_latents_in_bfloat16_are_near_those_in_float32(recorded, model, tmp_path):
     scheduler, path = recorded
-    record_trajectories(
-        text_encoder=model.weights["text_encoder"],
-        unet=model.weights["unet"],
-        schedule=model.schedule(tmp_path / "schedule.npz", scheduler=scheduler, steps=STEPS),
-        prompts=PROMPTS,
-        negative_prompt=NEGATIVE,
-        guidance_scale=GUIDANCE,
-        height=HEIGHT,
-        width=WIDTH,
-        seed=SEED,
-        precision="bfloat16",
-        embeddings=model.embeddings,
-        prompt_chunks=1,
-        trajectories=tmp_path / "trajectories.npz",
+    schedule = model.schedule(tmp_path / "schedule.npz", scheduler=scheduler, steps=STEPS)
+    half = record(
+        model, schedule, tmp_path / "trajectories.npz", prompts=PROMPTS, **DRAWING | {"precision": "bfloat16"}
     )
-    wanted, found = np.load(path), np.load(tmp_path / "trajectories.npz")
+    wanted, found = np.load(path), np.load(half)
 
     assert 30 < psnr(wanted["latents"], found["latents"]) < MIN_PSNR  # near, and not the same arithmetic
     assert found["latents"].dtype == np.float32
@@ -102,21 +77,8 @@ def test_embeddings_are_those_of_diffusers(recorded, model):
 def test_without_guidance_the_negative_prompt_does_not_count(model, tmp_path):
     latents = []
     for negative in ("", "blurry"):
-        record_trajectories(
-            text_encoder=model.weights["text_encoder"],
-            unet=model.weights["unet"],
-            schedule=model.schedule(tmp_path / "schedule.npz", steps=2),
-            embeddings=model.embeddings,
-            prompts=PROMPTS[:1],
-            negative_prompt=negative,
-            guidance_scale=1,
-            height=64,
-            width=64,
-            seed=0,
-            precision="float32",
-            prompt_chunks=1,
-            trajectories=tmp_path / "trajectories.npz",
-        )
-        latents.append(np.load(tmp_path / "trajectories.npz")["latents"])
+        schedule = model.schedule(tmp_path / "schedule.npz", steps=2)
+        how = {"prompts": PROMPTS[:1], "negative_prompt": negative, "guidance_scale": 1}
+        latents.append(np.load(record(model, schedule, tmp_path / "trajectories.npz", **how))["latents"])
 
     assert np.array_equal(*latents)

@@ -1,0 +1,122 @@
+"""Work of the workflow's jobs on a tiny model, called as its rules call it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from axbake.calibration.observation import observe_denoiser
+from axbake.calibration.tars import calibrate_denoiser
+from axbake.calibration.trajectories import record_trajectories
+from axbake.drawing.reference import draw_reference
+from axbake.networks.component import DECODER, Component
+from axbake.runtime.values import Picture
+from axbake.toolchain.pulsar2 import compile_model
+from tests.builds import config_of
+from tests.decoder import LAUNCH, compiler
+from tests.unit.conftest import TinyModel, tensors_of
+
+GUIDANCE = 5
+
+
+def text_encoders_of(model: TinyModel) -> list[Path]:
+    """Weights of its text encoders, in the order in which their tokens are joined."""
+    return [model.weights[name] for name in model.family.conditioning.encoders]
+
+
+def record(model: TinyModel, schedule: Path, trajectories: Path, *, prompts: list[str], **how: Any) -> Path:
+    """Record what *model* sees with *prompts*: 64 × 64 pixels, float32, guided, but for what *how* says; *trajectories*."""
+    usual: dict[str, Any] = {"negative_prompt": "", "guidance_scale": GUIDANCE, "height": 64, "width": 64, "seed": 9}
+    usual |= {"precision": "float32", "prompt_chunks": 1}
+    denoiser = model.family.denoiser
+    assert denoiser.with_rows
+    record_trajectories(
+        text_encoders=text_encoders_of(model),
+        denoiser=model.weights[denoiser.name],
+        schedule=schedule,
+        embeddings=model.embeddings,
+        builds=model.builds,
+        with_rows=denoiser.with_rows,
+        conditioning=model.family.conditioning,
+        latents=model.family.latents,
+        prompts=prompts,
+        trajectories=trajectories,
+        **usual | how,
+    )
+    return trajectories
+
+
+def draw_picture(model: TinyModel, picture: Picture, directory: Path) -> Path:
+    """Draw the reference: `image.png`, `trajectory.npy` and `settings.json` in *directory*."""
+    family = model.family
+    draw_reference(
+        text_encoders=text_encoders_of(model),
+        denoiser=model.weights[family.denoiser.name],
+        decoder=model.weights[family.of_role(DECODER).name],
+        embeddings=model.embeddings,
+        picture=picture,
+        builds=model.builds,
+        pipeline=family.process.pipeline,
+        conditioning=family.conditioning,
+        image=directory / "image.png",
+        trajectory=directory / "trajectory.npy",
+        settings=directory / "settings.json",
+    )
+    return directory
+
+
+def observe(graphs: Sequence[Path], directory: Path, *, guidance_scale: float = GUIDANCE) -> Path:
+    """Observe a denoiser's *graphs* on `trajectories.npz` and `schedule.npz` of *directory*; `ranges.npz` there."""
+    observe_denoiser(
+        graphs,
+        [tensors_of(graph) for graph in graphs],
+        directory / "trajectories.npz",
+        directory / "schedule.npz",
+        guidance_scale=guidance_scale,
+        ranges=directory / "ranges.npz",
+    )
+    return directory / "ranges.npz"
+
+
+def calibrate(
+    component: Component,
+    graphs: Sequence[Path],
+    directory: Path,
+    archives: Sequence[Path],
+    *,
+    samples: int = 8,
+    selection: str = "coverage",
+) -> Path:
+    """Pack what was observed in *directory* into *archives*; the record, beside the first."""
+    said = archives[0].with_name(f"{component.name}.json")
+    calibrate_denoiser(
+        graphs,
+        [tensors_of(graph) for graph in graphs],
+        directory / "trajectories.npz",
+        directory / "schedule.npz",
+        directory / "ranges.npz",
+        component=component.name,
+        samples=samples,
+        selection=selection,
+        archives=archives,
+        record=said,
+    )
+    return said
+
+
+def emulate(
+    component: Component, graph: Path, archive: Path, directory: Path, *, number: int = 0, precision: str = "U16"
+) -> Path:
+    """Compile a component's graph *number* with the emulator; the model, in *directory*, with its record beside it."""
+    made = {"axmodel": directory / f"{graph.stem}.axmodel", "record": directory / f"{graph.stem}.json"}
+    compile_model(
+        graph,
+        tensors_of(graph),
+        archive,
+        component=graph.stem,
+        role=component.role,
+        config=config_of(component, number, precision=precision),
+        compiler=compiler("emulator"),
+        launch=LAUNCH | {"toolchain": "emulator"},
+        **made,
+    )
+    return made["axmodel"]
