@@ -205,8 +205,8 @@ def test_another_process_writes_the_same_bytes(model, tmp_path):
     )
     other = tmp_path / "weights.safetensors"
     component = as_files(SD1.component("vae_encoder"))
-    settings = json.dumps(encode({"component": component, "family": "", "latents": SD1.latents}))  # as a job has them
-    subprocess.run([sys.executable, "-c", command, model.checkpoint, other, settings], cwd=ROOT, check=True)
+    settings, _ = encode({"component": component, "family": "", "latents": SD1.latents})  # as a job has them
+    subprocess.run([sys.executable, "-c", command, model.checkpoint, other, json.dumps(settings)], cwd=ROOT, check=True)
 
     assert other.read_bytes() == model.weights["vae_encoder"].read_bytes()
 
