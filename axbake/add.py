@@ -119,7 +119,7 @@ def add_model(address: str, name: str | None) -> str:
         raise NoRow(f"{table} has this file already, as {', '.join(told)}. For another row of it give a --name.")
     name = name or free_name(fetched.record, set(rows))
     pinned = pinned_address(source, fetched.record)
-    cells = row_cells(name, pinned, fetched, said.get("steps"), said.get("family"))
+    cells = row_cells(name, pinned, fetched, family=said["family"], steps=said["steps"])
 
     def append(header: list[str], lines: list[list[str]]) -> None:
         header += [column for column in cells if column not in header]
@@ -167,25 +167,22 @@ def free_name(record: dict[str, Any], taken: set[str]) -> str:
     )
 
 
-def row_cells(
-    name: str, address: str, fetched: Fetched, steps: int | None, family: str | None = None
-) -> dict[str, str]:
+def row_cells(name: str, address: str, fetched: Fetched, *, family: str, steps: int | None) -> dict[str, str]:
     """Cells of the new row by column.
 
     Args:
+        family: that the file is of.
         steps: that a distilled UNet is made for, if its file says so.
-        family: that the file is of; a column of tables whose schema knows it.
     """
     record = fetched.record
     base_model = str(record.get("base_model"))
-    cells = {"model": name, "checkpoint": address, "sha256": fetched.sha256, "source": source_note(record)}
+    cells = {"model": name, "checkpoint": address, "sha256": fetched.sha256, "family": family}
+    cells["source"] = source_note(record)
     cells |= PICTURE | DISTILLED.get(base_model, {})
     cells |= {"steps": str(steps), "guidance_scale": "1"} if steps else {}
     cells |= {"height": "768", "width": "768"} if base_model.endswith(" 768") else {}  # SD 2.0 768, SD 2.1 768
     if words := trained_words(record):
         cells["prompt"] = f"{words}, {PICTURE['prompt']}"
-    if family and "family" in read_schema(MODELS_SCHEMA)["properties"]:
-        cells["family"] = family
     return {column: " ".join(cell.split()) for column, cell in cells.items()}
 
 

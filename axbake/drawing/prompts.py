@@ -17,7 +17,7 @@ CLIP = Path(__file__).parents[2] / "resources" / "clip"
 
 
 def load_tokenizer(embeddings: Path) -> ClipTokenizer:
-    """CLIP's tokenizer with the names and the padding of an `embeddings.json` (`axbake.checkpoints.embeddings`)."""
+    """CLIP's tokenizer with the names and the padding of an `embeddings.json` (`axbake.weights.embeddings`)."""
     return clip_tokenizer.load_tokenizer(CLIP, embeddings)
 
 

@@ -4,12 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from axbake import add
-from axbake.add import PICTURE, edit_table, free_name, licence_note, main, read_table, row_cells, trained_words
+from axbake.add import PICTURE, SCHEMAS, edit_table, free_name, licence_note, main, read_table, row_cells, trained_words
+from axbake.families import FAMILIES
 from axbake.fetch.sources import parse_source
 from axbake.fetch.store import Fetched
+from axbake.model import Model
+from axbake.table import check_config
 from tests.services.model_sites import model_sites
 
 ROOT = Path(__file__).parents[2]
@@ -39,12 +41,15 @@ def sites(hosts, tmp_path, monkeypatch):
 
 def test_a_link_becomes_a_row_with_pin_prompt_and_terms(sites, model, capsys):
     digest = sites.publish(model.checkpoint.read_bytes())
-    before = TABLE.read_bytes()
+    header, *rows = TABLE.read_bytes().splitlines(keepends=True)
 
     assert main([PAGE]) == 0
 
-    assert TABLE.read_bytes().startswith(before)  # other rows are as they were
+    found = TABLE.read_bytes().splitlines(keepends=True)
+    assert found[0] == header.removesuffix(b"\n") + b"\tfamily\n"  # a column that the table did not have
+    assert found[1:-1] == rows  # as they were
     row = read_table(TABLE)["tiny-mix-v4.0"]
+    assert row["family"] == "sd1"  # which the workflow has to know before the file is there
     assert row["checkpoint"] == AIR  # the page alone would mean the latest version, whichever that will be
     assert row["sha256"] == digest
     assert row["source"] == (
@@ -75,7 +80,7 @@ def test_a_distilled_model_gets_its_sampler(sites, model):
 @pytest.mark.parametrize(("base", "steps", "wanted"), [("SD 2.1 768", None, (768, 20, 7)), ("SD 1.5", 1, (512, 1, 1))])
 def test_size_and_steps_are_those_that_the_model_was_made_for(base, steps, wanted, sites):
     fetched = Fetched(Path("x"), "0" * 64, {"base_model": base})
-    cells = row_cells("some", AIR, fetched, steps)
+    cells = row_cells("some", AIR, fetched, family="sd1", steps=steps)
     edit_table(TABLE, lambda header, lines: lines.append([cells.get(column, "") for column in header]))
 
     row = read_table(TABLE)["some"]
@@ -83,23 +88,17 @@ def test_size_and_steps_are_those_that_the_model_was_made_for(base, steps, wante
     assert row["height"] == row["width"]
 
 
-def test_the_family_is_written_where_the_schema_knows_that_column(sites, model, tmp_path, monkeypatch):
-    sites.publish(model.checkpoint.read_bytes())
-    before = TABLE.read_text()
-    assert main([AIR, "--name", "plain"]) == 0
-    assert "family" not in TABLE.read_text().splitlines()[0]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_family_is_read_from_the_file_and_the_workflow_takes_it_from_the_row(family, sites, model_of):
+    sites.publish(model_of(family).checkpoint.read_bytes())
 
-    TABLE.write_text(before)
-    schema = yaml.safe_load(add.MODELS_SCHEMA.read_text(encoding="utf-8"))
-    schema["properties"]["family"] = {"type": "string", "default": ""}
-    monkeypatch.setattr(add, "MODELS_SCHEMA", tmp_path / "models.schema.yaml")
-    add.MODELS_SCHEMA.write_text(yaml.safe_dump(schema))
-    assert main([AIR, "--name", "known"]) == 0
+    assert main([AIR, "--name", "new"]) == 0
 
     rows = read_table(TABLE)
-    assert rows["known"]["family"] == "sd1"
+    assert rows["new"]["family"] == family
     assert rows["demo"]["family"] == ""
-    assert TABLE.read_text().splitlines()[1:-1] == before.splitlines()[1:]
+    found = Model(rows["new"], check_config({}, schema=SCHEMAS / "config.schema.yaml", source="", components=()))
+    assert found.family is FAMILIES[family]
 
 
 @pytest.mark.parametrize(

@@ -205,8 +205,8 @@ def test_another_process_writes_the_same_bytes(model, tmp_path):
     )
     other = tmp_path / "weights.safetensors"
     component = as_files(SD1.component("vae_encoder"))
-    settings = json.dumps(encode({"component": component, "family": "", "latents": SD1.latents}))  # as a job has them
-    subprocess.run([sys.executable, "-c", command, model.checkpoint, other, settings], cwd=ROOT, check=True)
+    settings, _ = encode({"component": component, "family": "", "latents": SD1.latents})  # as a job has them
+    subprocess.run([sys.executable, "-c", command, model.checkpoint, other, json.dumps(settings)], cwd=ROOT, check=True)
 
     assert other.read_bytes() == model.weights["vae_encoder"].read_bytes()
 
@@ -390,7 +390,8 @@ def test_a_file_of_the_moving_average_alone_gives_the_unet_it_is_of(variant, tmp
     ]
 
 
-@pytest.mark.parametrize(("layout", "said"), [("ldm", "sd2"), ("diffusers", "sd1"), ("diffusers", "sd2")])
+@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
+@pytest.mark.parametrize("said", tiny.FAMILIES)
 def test_a_file_of_another_family_than_the_table_says_is_refused(layout, said, tmp_path):
     networks = tiny.FAMILIES[{"sd1": "sd2", "sd2": "sd1"}[said]]()
     path = tiny.save(networks, tmp_path / "fetched.safetensors", layout=layout)
