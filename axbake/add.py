@@ -10,14 +10,16 @@ from typing import Any
 
 import yaml
 
+from axbake.cache.errors import writing
 from axbake.cache.locks import lock
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.fetch.errors import BadSource, NotBakeable
-from axbake.fetch.sources import CivitaiSource, parse_source
+from axbake.fetch.sources import Address, CivitaiAddress, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
 from axbake.jobs.identity import ROOT
-from axbake.table import check_config, read_models, read_schema
+from axbake.printable import one_line, printable
+from axbake.table import ProjectConfigError, check_config, read_models, read_schema
 
 SCHEMAS = ROOT / "workflow" / "schemas"
 MODELS_SCHEMA = SCHEMAS / "models.schema.yaml"
@@ -31,6 +33,7 @@ PICTURE = {
     "negative_prompt": "lowres, blurry, bad anatomy, watermark",
     "calibration_prompts": "config/prompts/people.txt",
 }
+MOST_WORDS = 200  # characters of trained words that go into the prompt
 # Of a distilled model, as its base model at Civitai says; https://huggingface.co/latent-consistency/lcm-lora-sdv1-5
 DISTILLED = {"SD 1.5 LCM": {"scheduler": "lcm", "steps": "4", "guidance_scale": "1"}}
 
@@ -41,7 +44,10 @@ class NoRow(AxbakeError):
 
 def table_path() -> Path:
     """The table that the project's config names."""
-    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8")) if CONFIG.is_file() else {}
+    try:
+        config = yaml.safe_load(CONFIG.read_text(encoding="utf-8")) if CONFIG.is_file() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ProjectConfigError(f"{CONFIG}: cannot be read: {one_line(str(error), 500)}") from None
     components = {name for family in FAMILIES.values() for name in family.names}
     schema = SCHEMAS / "config.schema.yaml"
     return Path(check_config(config or {}, schema=schema, source=str(CONFIG), components=components)["models"])
@@ -58,18 +64,21 @@ def edit_table(path: Path, edit: Callable[[list[str], list[list[str]]], None]) -
     Lines that *edit* leaves alone stay as they are, byte for byte.
 
     Args:
-        edit: gets the header, and the cells of each line after it; changes both in place.
+        edit: gets the names of the header, to which it may add, and the cells of each line after it; changes both in place.
 
     Raises:
-        TableError, NoRow: nothing was written.
+        TableError, NoRow, NotWritten: nothing was written.
     """
-    with lock(path.with_name(f".{path.name}.lock"), about=f"edit of {path}"):
+    with writing(path), lock(path.with_name(f".{path.name}.lock"), about=f"edit of {path}"):
         text = path.read_bytes().decode("utf-8")
         ending = "\r\n" if "\r\n" in text else "\n"
         lines = [line.removesuffix("\r").split("\t") for line in text.removesuffix("\n").split("\n")]
-        header, rows = lines[0], lines[1:]
+        first = next((number for number, cells in enumerate(lines) if "model" in map(_column, cells)), 0)
+        named, rows = lines[first], lines[first + 1 :]
+        header = list(map(_column, named))
+        known = len(header)
         edit(header, rows)
-        new = ending.join("\t".join(cells) for cells in [header, *rows]) + ending
+        new = ending.join("\t".join(cells) for cells in [*lines[:first], [*named, *header[known:]], *rows]) + ending
         beside = path.with_name(f".{path.name}.new")
         try:
             beside.write_bytes(new.encode())
@@ -77,6 +86,11 @@ def edit_table(path: Path, edit: Callable[[list[str], list[list[str]]], None]) -
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _column(cell: str) -> str:
+    """Name of a column, as spreadsheets write it or not."""
+    return cell.strip('\ufeff" ')
 
 
 def add_model(address: str, name: str | None) -> str:
@@ -90,11 +104,12 @@ def add_model(address: str, name: str | None) -> str:
     """
     source = parse_source(address)
     if source is None:
-        raise BadSource(f"{address!r}: a path. Write its row into the table yourself; what is fetched are addresses.")
+        raise BadSource(f"{address!r}: a path. Write its row into the table yourself; only addresses are fetched.")
     table = table_path()
     rows = read_table(table)
     if name and not re.fullmatch(form := read_schema(MODELS_SCHEMA)["properties"]["model"]["pattern"], name):
-        raise NoRow(f"--name {name!r} has not the form {form}")
+        form = form.replace("(?!\\n)", "")  # says that no line break follows
+        raise NoRow(f"--name {name!r} does not match {form}")
     if name in rows:
         raise NoRow(f"{table} has a row {name} already. Take another --name.")
     fetched = fetch(source, "")
@@ -103,7 +118,8 @@ def add_model(address: str, name: str | None) -> str:
     if told and not name:
         raise NoRow(f"{table} has this file already, as {', '.join(told)}. For another row of it give a --name.")
     name = name or free_name(fetched.record, set(rows))
-    cells = row_cells(name, pinned_address(address, source, fetched.record), fetched, said.get("steps"))
+    pinned = pinned_address(source, fetched.record)
+    cells = row_cells(name, pinned, fetched, said.get("steps"), said.get("family"))
 
     def append(header: list[str], lines: list[list[str]]) -> None:
         header += [column for column in cells if column not in header]
@@ -117,7 +133,7 @@ def add_model(address: str, name: str | None) -> str:
 
 
 def check_bakeable(path: Path) -> dict[str, Any]:
-    """What the checkpoint *path* is, as `axbake.inspect` tells it.
+    """What the checkpoint *path* is, as `axbake.inspect` says it.
 
     Raises:
         NotBakeable
@@ -130,11 +146,15 @@ def check_bakeable(path: Path) -> dict[str, Any]:
     return said
 
 
-def pinned_address(address: str, source: Any, record: dict[str, Any]) -> str:
-    """*address*; of Civitai's models the AIR of the version that was fetched, since an address may mean the latest."""
-    if isinstance(source, CivitaiSource) and not source.version and record.get("air"):
-        return str(record["air"])
-    return address
+def pinned_address(source: Address, record: dict[str, Any]) -> str:
+    """The address; of Civitai's models that of the version that was fetched, since an address may mean the latest."""
+    if not isinstance(source, CivitaiAddress) or source.version is not None:
+        return source.text
+    if record.get("air"):
+        file = f"+{source.file}" if source.file is not None else ""
+        return f"{record['air']}{file}{'.ckpt' if source.pickled else ''}"
+    page = record["page"] + (f"&fileId={source.file}" if source.file is not None else "")
+    return f"{page}&format=PickleTensor" if source.pickled else page
 
 
 def free_name(record: dict[str, Any], taken: set[str]) -> str:
@@ -147,11 +167,14 @@ def free_name(record: dict[str, Any], taken: set[str]) -> str:
     )
 
 
-def row_cells(name: str, address: str, fetched: Fetched, steps: int | None) -> dict[str, str]:
+def row_cells(
+    name: str, address: str, fetched: Fetched, steps: int | None, family: str | None = None
+) -> dict[str, str]:
     """Cells of the new row by column.
 
     Args:
-        steps: that a distilled UNet is made for, if its file tells it.
+        steps: that a distilled UNet is made for, if its file says so.
+        family: that the file is of; a column of tables whose schema knows it.
     """
     record = fetched.record
     base_model = str(record.get("base_model"))
@@ -159,9 +182,18 @@ def row_cells(name: str, address: str, fetched: Fetched, steps: int | None) -> d
     cells |= PICTURE | DISTILLED.get(base_model, {})
     cells |= {"steps": str(steps), "guidance_scale": "1"} if steps else {}
     cells |= {"height": "768", "width": "768"} if base_model.endswith(" 768") else {}  # SD 2.0 768, SD 2.1 768
-    if words := [str(word).strip(", ") for word in record.get("trained_words", [])]:
-        cells["prompt"] = f"{', '.join(words)}, {PICTURE['prompt']}"
+    if words := trained_words(record):
+        cells["prompt"] = f"{words}, {PICTURE['prompt']}"
+    if family and "family" in read_schema(MODELS_SCHEMA)["properties"]:
+        cells["family"] = family
     return {column: " ".join(cell.split()) for column, cell in cells.items()}
+
+
+def trained_words(record: dict[str, Any]) -> str:
+    """What the model was trained to draw for, as its page says, separated by commas; what a prompt would apply is left out."""
+    words = [re.sub(r"<[^<>]*>", "", str(word)).strip('=+-@, "') for word in record.get("trained_words", [])]
+    text = ", ".join(filter(None, words))
+    return text if len(text) <= MOST_WORDS else text[:MOST_WORDS].rpartition(",")[0]
 
 
 def source_note(record: dict[str, Any]) -> str:
@@ -208,9 +240,9 @@ def pin_model(name: str) -> str:
     def write(header: list[str], lines: list[list[str]]) -> None:
         if "sha256" not in header:
             header.append("sha256")
-        column = header.index("sha256")
+        column, models = header.index("sha256"), header.index("model")
         for line in lines:
-            if line[header.index("model")].strip() == name:
+            if len(line) > models and _column(line[models]) == name:
                 line += [""] * (column + 1 - len(line))
                 line[column] = sha256
 
@@ -237,8 +269,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         name = add_model(options.address, options.name)
     except AxbakeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted; the table is as it was, and what has been downloaded is kept.", file=sys.stderr)
+        return 130  # as shells have it: 128 + SIGINT
     print(f"{table_path()} has a row {name} now. Its size and prompts are a beginning; edit them as you like. Then:")
     print(f"  snakemake --cores 4 results/{name}/report.html")
     return 0

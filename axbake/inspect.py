@@ -15,9 +15,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoints.containers import Container, files_of, form_of
+from axbake.checkpoints.containers import (
+    Container,
+    added_words,
+    files_of,
+    form_of,
+    scan_folder,
+)
 from axbake.checkpoints.conversion import open_unconverted
 from axbake.checkpoints.finding import averaged_namings, find_family, has_network, read_network, use_average
+from axbake.checkpoints.forms import AXMODEL, form_of_file
 from axbake.checkpoints.prediction import decide_sampling, gather_evidence, read_sidecar, reasons
 from axbake.checkpoints.refusals import check_channels
 from axbake.digest import file_sha256, files_sha256, remembered_sha256
@@ -25,6 +32,9 @@ from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
 from axbake.families.others import recognise
+from axbake.users_files import is_file, shown
+
+MODEL_FACTS = ("made_by", "hardware", "npu_mode")  # of a compiled model
 
 
 def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
@@ -38,6 +48,8 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
     """
     said: dict[str, Any] = {"path": str(path)}
     try:
+        if is_file(path) and form_of_file(path).name == AXMODEL:
+            return said | _compiled(path)
         files = files_of(path)
         said |= {"bytes": sum(file.stat().st_size for file in files), "container": form_of(path)}
         said |= _hashes(files, hashing=hashing)
@@ -45,8 +57,12 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
             names = ", ".join(str(file) for file in files[1:])
             return said | {"kind": "a recipe of a merge", "bakeable": True, "why": f"It merges {names}; look at those."}
         container = use_average(open_unconverted(path), averaged_namings(one.denoiser for one in FAMILIES.values()))
-    except (AxbakeError, OSError) as error:
+    except AxbakeError as error:
         return said | {"bakeable": False, "why": str(error)}
+    except OSError as error:
+        return said | {"bakeable": False, "why": f"{shown(path, 400)}: {error.strerror}. Correct the path."}
+    if said["container"] == "diffusers folder" and (words := added_words(scan_folder(path))):
+        said["words_not_read"] = words
     said |= {"tensors": len(container.tensors), "stored": _precisions(container.tensors.values())}
     if other := recognise(container.shapes):
         return said | {"kind": other.kind, "bakeable": False, "why": other.sentence}
@@ -90,6 +106,28 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
     if said["container"] != "safetensors":
         how += "; it becomes safetensors first, once"
     return said | {"bakeable": True, "why": f"{how[:1].upper()}{how[1:]}. The import compares every tensor's shape."}
+
+
+def _compiled(path: Path) -> dict[str, Any]:
+    """What a compiled model says of itself."""
+    from axbake.toolchain.axmodel import read_axmodel  # here, since who looks at checkpoints does without onnx
+
+    model = read_axmodel(path)
+    chip = (
+        f"{model.hardware or 'a chip that it does not name'}, {model.npu_mode or 'an NPU mode that it does not name'}"
+    )
+    return {
+        "bytes": path.stat().st_size,
+        "container": AXMODEL,
+        "kind": "a compiled model",
+        "made_by": " ".join(filter(None, [model.producer, model.version, model.commit])),
+        "hardware": model.hardware,
+        "npu_mode": model.npu_mode,
+        "inputs": {name: str(value) for name, value in model.inputs.items()},
+        "outputs": {name: str(value) for name, value in model.outputs.items()},
+        "bakeable": False,
+        "why": f"It is compiled already, for {chip}. To bake, give the checkpoint that it was made from.",
+    }
 
 
 def _prediction(container: Container, family: Family, config: dict, path: Path, faults: list[str]) -> dict[str, Any]:
@@ -137,6 +175,11 @@ def lines(said: dict[str, Any]) -> list[str]:
     title = f"{said.get('title', '')}, {said['variant']}" if "variant" in said else said.get("title", "")
     rows = [("file", ": ".join(filter(None, [said["path"], ", ".join(facts)])))]
     rows += [("is", f"{said['kind']}{': ' + title if title else ''}")] if "kind" in said else []
+    rows += [(name.replace("_", " "), said[name] or "not said") for name in MODEL_FACTS if name in said]
+    for name in ("inputs", "outputs"):
+        rows += (
+            [(name, "; ".join(f"{tensor}: {value}" for tensor, value in said[name].items()))] if name in said else []
+        )
     if "prediction_why" in said:
         rows.append(("predicts", f"{said['prediction_type'] or 'not said'}: {'; '.join(said['prediction_why'])}"))
     rows += [("steps", f"{said['steps']}, without guidance")] if said.get("steps") else []
@@ -148,9 +191,11 @@ def lines(said: dict[str, Any]) -> list[str]:
         more = f", {part['layers']} layers of {part['width']}" if "layers" in part else ""
         rows.append((component, f"{size}{more}; {part['names']}"))
     rows += [("EMA", said["ema"])] if said.get("ema") else []
+    if "words_not_read" in said:
+        rows.append(("not read", f"words that its tokenizer adds to CLIP's: {', '.join(said['words_not_read'])}"))
     rows += [(name, said[name]) for name in ("sha256", "autov2") if name in said]
     rows.append(("bake", f"{'yes' if said['bakeable'] else 'no'}. {said['why']}"))
-    return [f"{name:13} {text}" for name, text in rows]
+    return [f"{name:13} {shown(text, 4000)}" for name, text in rows]
 
 
 def main() -> int:
@@ -162,6 +207,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--hash", action="store_true", help="compute SHA-256 and AutoV2 if they are not remembered")
     arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path may be in any encoding
     said = inspect_checkpoint(arguments.file, hashing=arguments.hash)
     print(json.dumps(said, indent=1, ensure_ascii=False) if arguments.json else "\n".join(lines(said)))
     return 0 if said["bakeable"] else 1

@@ -8,11 +8,11 @@ from typing import Any
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
 from axbake.drawing.parts import Drawn, Part
-from axbake.emulator.config import ConfigError
+from axbake.emulator.config import Pulsar2ConfigError
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
-from axbake.jobs.values import encode, functions_of
+from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora, lcm_advice, unknown_marks
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
@@ -22,6 +22,10 @@ from axbake.table import loras_sha256
 from axbake.toolchain.build_config import Build, build_config, read_own_fields
 
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
+
+
+#: What was made of a graph and the user's fields: a thousand rows ask for few different ones
+_CONFIGS: dict[str, dict[str, Any]] = {}
 
 
 class MissingFamily(AxbakeError):
@@ -170,7 +174,7 @@ class Model:
         """Pulsar2's config of a graph.
 
         Raises:
-            ConfigError: the user's fields cannot be used, of this graph or of another; says all that is wrong.
+            Pulsar2ConfigError: the user's fields cannot be used, of this graph or of another; says all that is wrong.
         """
         return self._pulsar2_configs[addresses(component)[number]]
 
@@ -181,13 +185,16 @@ class Model:
         faults: dict[str, None] = {}  # each once, though several graphs have it
         for component in self.family.components:
             for number, graph in enumerate(addresses(component)):
-                build = self.build(component, number)
+                build, said = self.build(component, number), self.entry_of("pulsar2", component)
+                asked = repr((build, said))
                 try:
-                    found[graph] = build_config(build, read_own_fields(build, self.entry_of("pulsar2", component)))
-                except ConfigError as error:
+                    if asked not in _CONFIGS:
+                        _CONFIGS[asked] = build_config(build, read_own_fields(build, said))
+                    found[graph] = _CONFIGS[asked]
+                except Pulsar2ConfigError as error:
                     faults |= dict.fromkeys(str(error).splitlines())
         if faults:
-            raise ConfigError("\n".join(faults))
+            raise Pulsar2ConfigError("\n".join(faults))
         return found
 
     def loras_of(self, component: Component) -> list[Lora]:
@@ -261,5 +268,5 @@ def _functions() -> list[str]:
     return [
         name
         for family in FAMILIES.values()
-        for name in functions_of(encode({"fits": family.fits, "namings": family.denoiser.files.namings}))
+        for name in encode({"fits": family.fits, "namings": family.denoiser.files.namings})[1]
     ]

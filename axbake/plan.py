@@ -77,7 +77,7 @@ def pending_jobs(arguments: list[str]) -> list[Job]:
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            parser, options = parse_args([*arguments, "--dry-run", "--nolock"])
+            parser, options = parse_args(["--dry-run", "--nolock", *arguments])
             done = args_to_api(options, parser)
     except SystemExit as error:
         raise PlanError(f"{_words(said)}\n{error}".strip()) from error
@@ -98,7 +98,10 @@ def _job(job: Any) -> Job | None:
     if "settings" not in inputs:
         return None
     (settings,) = inputs.pop("settings")
-    of = next((job.wildcards_dict[name] for name in ("graph", "component", "layout", "column") if name in job.wildcards_dict), None)
+    of = next(
+        (job.wildcards_dict[name] for name in ("graph", "component", "layout", "column") if name in job.wildcards_dict),
+        None,
+    )
     return Job(job.rule.name, "/".join(filter(None, [job.rule.name, of])), inputs, named_files(job.output), settings)
 
 
@@ -156,14 +159,16 @@ class Planner:
     def _fetch(self, job: Job, settings: dict) -> Verdict:
         """The verdict on a download; what the table's whole digest tells of it is known from now on."""
         if len(settings["sha256"]) == 64:
-            self.digests |= {path: settings["sha256"] for path in job.outputs["checkpoint"]}
+            self.digests |= dict.fromkeys(job.outputs["checkpoint"], settings["sha256"])
         return Verdict(job, "fetch", job.name, f"from {settings['source']}", None)
 
     def _unknown_inputs(self, job: Job, step: Step, reads: Files) -> list[str]:
         """Jobs that must be built before the content of what *step* reads is known; this one, where a step before must be."""
         read = [path for path in made_here(step, reads) if path in self.maker]
         verdicts = {path: None if self.maker[path] is job else self.judge(self.maker[path]) for path in read}
-        return list(dict.fromkeys(v.name if v else job.name for path, v in verdicts.items() if path not in self.digests))
+        return list(
+            dict.fromkeys(v.name if v else job.name for path, v in verdicts.items() if path not in self.digests)
+        )
 
     def _last_time(self, key: Key) -> float | None:
         """Seconds that the newest build of the same step and component took."""

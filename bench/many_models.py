@@ -47,7 +47,7 @@ def lay_out(directory: Path, models: int) -> list[str | Path]:
     """axbake's project of *models* rows in *directory*; its command."""
     (directory / "checkpoints").mkdir(parents=True)
     (directory / "config").symlink_to(ROOT / "config")
-    (directory / ROW["checkpoint"]).write_bytes(b"\x02\0\0\0\0\0\0\0{}")  # the shortest safetensors file
+    (directory / ROW["checkpoint"]).symlink_to(ROOT / "resources" / "demo" / "emoji-sd.safetensors")
     table = directory / "many.tsv"
     rows = (["model", *ROW, "seed"], *([f"m{number:04}", *ROW.values(), str(number)] for number in range(models)))
     table.write_text("".join("\t".join(row) + "\n" for row in rows))
@@ -78,10 +78,11 @@ def dry_run(command: list[str | Path], directory: Path, *targets: str) -> tuple[
 
 
 def outputs(command: list[str | Path], directory: Path) -> list[Path]:
-    """Every output of every job of axbake's that a run would start."""
+    """Every output of every job of axbake's that a run would start, and the logs that another job reads."""
     code = (
         "import sys; from axbake.plan import pending_jobs\n"
-        "for job in pending_jobs(sys.argv[1:]): print(*job.outputs, sep='\\t')"
+        "for job in pending_jobs(sys.argv[1:]):\n"
+        "    for files in [*job.outputs.values(), job.inputs.get('logs', [])]: print(*files, sep='\\t')"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "AXBAKE_CACHE": str(directory / "cache")}
     arguments = [sys.executable, "-c", code, *command[1:]]
@@ -90,10 +91,12 @@ def outputs(command: list[str | Path], directory: Path) -> list[Path]:
 
 
 def write(products: Iterable[Path]) -> None:
-    """Make empty files of *products*."""
+    """Make empty files of *products*, of one age, so that none is older than what it was made from."""
+    now = time.time()
     for path in products:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+        os.utime(path, (now, now))
 
 
 def line(name: str, scratch: tuple, one: tuple, nothing: tuple, jobs: int) -> str:

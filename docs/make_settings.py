@@ -24,7 +24,8 @@ def allowed(entry: dict) -> str:
     if "multipleOf" in entry:
         words.append(f"a multiple of {entry['multipleOf']}")
     if "pattern" in entry:
-        words.append(f"`{entry['pattern'].replace('|', chr(92) + '|')}`")
+        pattern = entry["pattern"].replace("(?!\\n)", "")  # for a machine: no line break at the end
+        words.append(f"`{pattern.replace('|', chr(92) + '|')}`")
     return ", ".join(words)
 
 

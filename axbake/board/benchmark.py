@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import logging
+import math
 import re
 import statistics
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from axbake.board.errors import BusyCard, FailedOnBoard, MissingProgram, NotEnou
 from axbake.board.inspection import RUN_MODEL, card_of, check, check_programs, read_state
 from axbake.board.measurement import BUSY, WARMUP, pretty_name, script, steps_of
 from axbake.board.tools import DeviceTimes, State, read_run_model
+from axbake.printable import one_line
 
 logger = logging.getLogger(__name__)
 DEPLOYMENT = "results/{}/board/deployment.json"  # without it the bundle is copied anew
@@ -70,12 +72,9 @@ def benchmark_board(
     check(board, sections, "picture", "the benchmark ended before its last command")
     models = {name: model_times(board, sections[f"model:{name}"], repeats) for name in bundle.models}
     drawings = {number: timings(board, bundle, sections[f"timings:{number}"]) for number in steps_of(bundle)}
-    states = {
-        name.removeprefix("state:"): read_state(board, told)
-        for name, told in sections.items()
-        if name.startswith("state:")
-    }
-    picture = _picture(board, sections["picture"])
+    moments = ["start", *bundle.models, *map(str, steps_of(bundle))]
+    states = {moment: read_state(board, sections[f"state:{moment}"]) for moment in moments}
+    picture = _picture(board, sections["picture"], bundle.manifest["settings"])
     image.write_bytes(picture)
     content = {
         "ran_on": "board",
@@ -118,7 +117,7 @@ def check_section(board: Board, bundle: Bundle, section: Section, *, python: str
         check_programs(board, section)
     if step == "card" and section.status == BUSY:
         raise BusyCard(f"{board.name}: another benchmark has held card {board.device} all the time; run again later.")
-    if step == "packages" and (missing := _packages(section).get("missing")):
+    if step == "packages" and (missing := _packages(section)["missing"]):
         raise MissingProgram(
             f"{board.name}: {python} lacks {', '.join(missing)}. Install there, in a virtual environment that board/python in"
             f" config names: `{python} -m pip install -r {place}/requirements.txt`; axengine is a wheel of github"
@@ -165,9 +164,16 @@ def check_card(board: Board, bundle: Bundle, state: State) -> None:
 
 
 def _packages(section: Section) -> dict:
-    """Versions of the board's packages, and which are missing; empty if its Python did not come to say so."""
+    """Versions of the board's packages, and which are missing; both empty if its Python did not come to say so."""
     found = re.search(r"^packages: (.+)$", section.text, re.MULTILINE)
-    return json.loads(found[1]) if found else {}
+    try:
+        said = json.loads(found[1]) if found else {"versions": {}, "missing": []}
+        versions = {one_line(name): one_line(version) for name, version in said["versions"].items()}
+        return {"versions": versions, "missing": [one_line(name) for name in said["missing"]]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UnreadableOutput(
+            f"the board's Python printed {one_line(found[0] if found else '')!r} of its packages"
+        ) from None
 
 
 def model_times(board: Board, section: Section, repeats: int) -> DeviceTimes:
@@ -180,11 +186,15 @@ def timings(board: Board, bundle: Bundle, section: Section) -> dict:
     try:
         found = json.loads(section.text)
         if found["emulated"] or found["runtime"] == "onnxruntime":
-            raise FailedOnBoard(f"{board.name}: txt2img.py ran on {found['runtime']}, and not on the card.")
+            raise FailedOnBoard(f"{board.name}: txt2img.py ran on {one_line(found['runtime'])}, and not on the card.")
         drawing_summary(found, bundle, {})
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableOutput(f"txt2img.py's timings have not the form of docs/bundles.md: {error!r}") from error
-    return found
+        host = {name: one_line(found["host"][name]) for name in ("machine", "system", "python")}
+        cores = int(_quantity(found["host"]["cores"]))
+        packages = {one_line(name): one_line(version) for name, version in found["host"]["packages"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = one_line(repr(error), 300)
+        raise UnreadableOutput(f"txt2img.py's timings do not have the form of docs/bundles.md: {why}") from error
+    return found | {"host": host | {"cores": cores, "packages": packages}}
 
 
 def drawing_summary(found: dict, bundle: Bundle, models: dict[str, DeviceTimes]) -> dict:
@@ -198,14 +208,14 @@ def drawing_summary(found: dict, bundle: Bundle, models: dict[str, DeviceTimes])
     runs = {name: [run for picture in drawn for run in picture["runs"][name]] for name in bundle.drawing}
     return {
         "pictures": len(drawn),
-        "load_seconds": found["load_seconds"],
+        "load_seconds": {one_line(name): _quantity(seconds) for name, seconds in found["load_seconds"].items()},
         "text_embedding_seconds": spread([picture["text_embedding_seconds"] for picture in drawn]),
         "step_seconds": spread([step for picture in drawn for step in picture["step_seconds"]]),
         "decode_seconds": spread([picture["decode_seconds"] for picture in drawn]),
         "total_seconds": spread([picture["total_seconds"] for picture in drawn]),
-        "program_seconds": found["total_seconds"],
+        "program_seconds": _quantity(found["total_seconds"]),
         "seconds_of_each_step": [picture["step_seconds"] for picture in drawn],
-        "run_ms": {name: spread([1000 * run for run in of_model]) for name, of_model in runs.items()},
+        "run_ms": {name: spread([1000 * _quantity(run) for run in of_model]) for name, of_model in runs.items()},
         "beside_device_ms": {
             name: round(1000 * statistics.median(runs[name]) - sum(models[one].typical_ms for one in addresses), 3)
             for name, addresses in bundle.drawing.items()
@@ -215,17 +225,40 @@ def drawing_summary(found: dict, bundle: Bundle, models: dict[str, DeviceTimes])
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and range of *values*."""
+    """Median and range of *values*.
+
+    Raises:
+        ValueError, TypeError: there are none, or they are not quantities.
+    """
+    values = [_quantity(value) for value in values]
     found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return {name: round(value, 6) for name, value in found.items()} | {"count": len(values)}
 
 
-def _picture(board: Board, section: Section) -> bytes:
+def _quantity(value: float) -> float:
+    """*value* if it is a number of seconds or milliseconds, or a count: finite, and not negative."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{one_line(repr(value), 40)} is not a number")
+    if not 0 <= value < 1e12 or not math.isfinite(value):
+        raise ValueError(f"{one_line(repr(value), 40)} is not a time")
+    return value
+
+
+def _picture(board: Board, section: Section, settings: dict) -> bytes:
+    """The PNG in *section*, of the size in *settings*: a picture of another may fill the memory of who opens it."""
+    wanted = settings["width"], settings["height"]
     try:
         picture = base64.b64decode("".join(section.text.split()), validate=True)
-        Image.open(io.BytesIO(picture)).verify()
-    except (binascii.Error, OSError, SyntaxError) as error:
-        raise UnreadableOutput(f"{board.name}: what txt2img.py drew is no PNG ({error}).") from error
+        with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
+            found = image.size
+            if found == wanted:
+                image.verify()
+    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableOutput(f"{board.name}: what txt2img.py drew is not a PNG ({one_line(str(error))}).") from error
+    if found != wanted:
+        raise UnreadableOutput(
+            f"{board.name}: what txt2img.py drew is {found[0]} x {found[1]} pixels; wanted {wanted[0]} x {wanted[1]}."
+        )
     return picture
 
 

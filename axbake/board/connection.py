@@ -2,15 +2,16 @@
 
 import contextlib
 import logging
+import os
 import re
 import secrets
 import shlex
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import IO
 
 from axbake.board.errors import (
     BoardError,
@@ -19,13 +20,18 @@ from axbake.board.errors import (
     LoginRefused,
     MissingProgram,
     Unreachable,
+    UnreadableOutput,
     WrongHostKey,
 )
+from axbake.printable import one_line, printable
 
 logger = logging.getLogger(__name__)
 BEAT = 10  # seconds between two signs of life that the board is sent
 DEAF = 60  # seconds without one after which the board ends what it was asked to do
 PATIENCE = 3600  # seconds that a program on the board may say nothing; waiting for a busy card counts
+MOST_LINE = 4_000_000  # characters; the longest line is JSON of a hundred pictures' times
+MOST_TEXT = 64_000_000  # characters of all that a script prints; most of it is a picture
+LAST_WORDS = 65_536  # bytes of what is kept of errors
 
 # What the user's ssh config may not change: nobody is there to be asked, an unknown host key is an error and not a question, and
 # forwardings meant for a person's session would only fail or leak here.
@@ -109,6 +115,15 @@ class Section:
     status: int
 
 
+class Sections(dict[str, Section]):
+    """Sections by name; one that the board did not send is an error in words."""
+
+    def __missing__(self, name: str) -> Section:
+        raise UnreadableOutput(
+            f"the board ended its script without the section {name!r}; run again, and see this job's log"
+        )
+
+
 def _no_word(section: str, line: str | None) -> None:
     pass
 
@@ -123,7 +138,7 @@ def run_script(
     *,
     tell: Callable[[str, str | None], None] = _no_word,
     judge: Callable[[Section], None] = _no_judgement,
-) -> dict[str, Section]:
+) -> Sections:
     """Let the board's sh run *body*, and give what its sections printed, by name.
 
     Args:
@@ -137,34 +152,36 @@ def run_script(
         WrongHostKey, LoginRefused, Unreachable, MissingProgram: nothing was run.
         ConnectionLost: the script did not come to its end.
         BoardSilent: no word for `PATIENCE` seconds.
+        UnreadableOutput: a line or a text longer than any that is known, or not as the script would have printed it.
     """
     token = f"axbake-{secrets.token_hex(8)}"
     script = FRAME.format(deaf=DEAF, token=token, body=body)
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        try:
-            process = subprocess.Popen(
-                [*board.ssh, "--", board.host, "sh -s"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-            )
-        except FileNotFoundError as error:
-            raise MissingProgram("ssh is not on the PATH; install OpenSSH's client.") from error
-        with process, _alive(process, script) as heard:
-            reader = _Reader(token, tell, judge)
-            assert process.stdout
-            for line in process.stdout:
-                heard.at = time.monotonic()
-                reader.take(line)
-            process.stdout.close()
-            process.wait()
-        errors.seek(0)
-        said = errors.read().strip()
+    errors = LastWords()
+    try:
+        process = subprocess.Popen(
+            [*board.ssh, "--", board.host, "sh -s"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors.descriptor,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise MissingProgram("ssh is not on the PATH; install OpenSSH's client.") from error
+    finally:
+        errors.handed_over()
+    with process, _alive(process, script) as heard:
+        reader = _Reader(token, tell, judge)
+        assert process.stdout
+        for line in _lines(board, process.stdout):
+            heard.at = time.monotonic()
+            reader.take(line)
+        process.stdout.close()
+        process.wait()
+    said = errors.text()
     if said:
-        logger.debug("ssh %s: %s", board.name, said)
+        logger.debug("ssh %s: %s", board.name, printable(said))
     if reader.done:
         return reader.sections
     if heard.gave_up:
@@ -182,7 +199,8 @@ def ssh_error(board: Board, said: str, *, begun: bool, where: str = "") -> Board
         begun: whether the board had answered.
         where: what it was at.
     """
-    words = " ".join(line.strip() for line in said.splitlines() if line.strip("@ \r\n")) or "no word"
+    lines = [line.strip() for line in said.splitlines() if line.strip("@ \r\n")]
+    words = one_line(" ".join(lines), 1500) or "it says no more"
     login = shlex.join([*_plain_ssh(board), board.host])
     if re.search(r"Host key verification failed|HOST IDENTIFICATION HAS CHANGED|No \S+ host key is known", said):
         return WrongHostKey(
@@ -210,11 +228,53 @@ def _plain_ssh(board: Board) -> list[str]:
     return ["ssh", *user, *(["-p", str(board.port)] if board.port else [])]
 
 
+def _lines(board: Board, stream: IO[str]) -> Iterator[str]:
+    """Lines of what *board* prints, as long as they are no longer, and all together no more, than a script's can be."""
+    left = MOST_TEXT
+    while line := stream.readline(MOST_LINE):
+        left -= len(line)
+        if (len(line) == MOST_LINE and line[-1] != "\n") or left < 0:
+            what = "more" if left < 0 else "a line of more"
+            most = MOST_TEXT if left < 0 else MOST_LINE
+            raise UnreadableOutput(
+                f"{board.name} printed {what} than {most / 1e6:.0f} MB, beginning {one_line(line, 100)!r}; none of its programs"
+                " prints so much. What ran there was ended."
+            )
+        yield line
+
+
+class LastWords:
+    """The last `LAST_WORDS` bytes that a process writes to *descriptor*, however much that is.
+
+    A pipe that is not read to its end: a connection that ssh keeps for later (ControlPersist) holds it open.
+    """
+
+    def __init__(self) -> None:
+        self._pipe, self.descriptor = os.pipe()
+        self._kept = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def handed_over(self) -> None:
+        """The process has the descriptor, or there is no process."""
+        os.close(self.descriptor)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while piece := os.read(self._pipe, 1 << 16):
+            self._kept = (self._kept + piece)[-LAST_WORDS:]
+        os.close(self._pipe)
+
+    def text(self) -> str:
+        """What was written last; to be asked when the process has ended."""
+        self._thread.join(2)
+        return self._kept.decode("utf-8", "replace").strip()
+
+
 class _Reader:
     """Sections of a script, put together from the lines that it prints."""
 
     def __init__(self, token: str, tell: Callable[[str, str | None], None], judge: Callable[[Section], None]) -> None:
-        self.sections: dict[str, Section] = {}
+        self.sections = Sections()
         self.begun = self.done = False
         self._mark, self._tell, self._judge = f"@{token} ", tell, judge
         self._name, self._lines = "", list[str]()
@@ -228,15 +288,17 @@ class _Reader:
         if not line.startswith(self._mark):
             self._lines.append(line)
             if self._name:
-                logger.debug("%s: %s", self._name, line.rstrip())
+                logger.debug("%s: %s", self._name, printable(line.rstrip()))
                 self._tell(self._name, line.rstrip())
             return
         self.begun = True
         word, _, rest = line.removeprefix(self._mark).rstrip("\n").partition(" ")
         if word == "begin":
-            self._name, self._lines = rest, []
-            self._tell(rest, None)
+            self._name, self._lines = one_line(rest), []
+            self._tell(self._name, None)
         elif word == "end":
+            if not re.fullmatch("[0-9]{1,3}", rest):
+                raise UnreadableOutput(f"a command's status is {one_line(rest)!r}; wanted a number. Run again.")
             section = Section(self._name, "".join(self._lines).removesuffix("\n"), int(rest))
             self.sections[self._name] = section
             self._name = ""

@@ -3,15 +3,17 @@
 import json
 import logging
 import re
+import secrets
 import shlex
 import subprocess
 import tempfile
 from pathlib import Path
 
 from axbake.board.bundle import Bundle, read_bundle, refuse_emulated
-from axbake.board.connection import Board, run_script, ssh_error
+from axbake.board.connection import Board, LastWords, run_script, ssh_error
 from axbake.board.errors import ConnectionLost, FailedOnBoard, MissingProgram, NoSpace, NotEnoughCmm
 from axbake.board.inspection import Inspection, card_of, check, inspect_board
+from axbake.printable import printable
 from axbake.runtime.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -121,33 +123,44 @@ def transfer(board: Board, bundle: Bundle, found: Inspection) -> None:
     aside = f"{board.directory}/.incoming/{bundle.model}"
     # Only what the manifest lists: beside it may lie what a killed job left.
     command = ["rsync", "--files-from=-", "--copy-links", "--checksum", "--chmod=u+w", "--partial-dir=.partial"]
+    command.append("--protect-args")  # the board's shell does not see the paths
     if any(path.startswith(f"{board.directory}/{bundle.model}/") for path in found.files):
         command.append(f"--link-dest=../../{bundle.model}")
     command += ["--timeout=300", "--no-inc-recursive", "--info=progress2", f"--rsh={shlex.join(board.ssh)}"]
-    command += [f"--rsync-path=mkdir -p {aside} && rsync", f"{bundle.directory}/", f"{board.host}:{aside}/"]
+    command += [f"--rsync-path=mkdir -p -- {shlex.quote(aside)} && rsync", "--"]
+    command += [f"{bundle.directory}/", f"{board.host}:{aside}/"]
     tell = progress("copied, in %:")
-    with tempfile.TemporaryFile("w+") as names, tempfile.TemporaryFile("w+", errors="replace") as errors:
+    errors = LastWords()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as names:
         names.writelines(f"{name}\n" for name in bundle.files)
         names.seek(0)
         try:
             process = subprocess.Popen(
-                command, stdin=names, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
+                command,
+                stdin=names,
+                stdout=subprocess.PIPE,
+                stderr=errors.descriptor,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
             )
         except FileNotFoundError as error:
             raise MissingProgram("rsync is not on this host's PATH; install it (apt install rsync).") from error
+        finally:
+            errors.handed_over()
         with process:
             assert process.stdout
             try:
-                for line in process.stdout:  # parted by carriage returns, which end lines too
-                    if counted := re.search(r"\s(\d+)%\s", line):
+                # Separated by carriage returns, which end lines too; of a longer line pieces will do.
+                while line := process.stdout.readline(4096):
+                    if counted := re.search(r"\s(\d{1,3})%\s", line):
                         tell(int(counted[1]), 100)
             except BaseException:
                 process.terminate()
                 raise
-        errors.seek(0)
-        said = errors.read().strip()
+    said = errors.text()
     if said:
-        logger.debug("rsync: %s", said)
+        logger.debug("rsync: %s", printable(said))
     if process.returncode:
         raise _transfer_error(board, process.returncode, said)
 
@@ -170,21 +183,22 @@ def place(board: Board, bundle: Bundle, found: Inspection) -> None:
     aside, there = shlex.quote(f".incoming/{bundle.model}"), shlex.quote(bundle.model)
     gone = shlex.join(obsolete(bundle, found))
     names = "".join(f"{name}\n" for name in bundle.files)  # the manifest is the last
+    end = f"END-{secrets.token_hex(8)}"  # which no file is called
     body = f"""
 cd {shlex.quote(board.directory)} || exit
 compare() {{ cd {aside} && sha256sum --quiet --check - && find . -type f -exec sync {{}} + && cd ../..; }}
-section compare compare <<'SUMS' || exit
-{sums}SUMS
+section compare compare <<'{end}' || exit
+{sums}{end}
 place() {{
-  mkdir -p {there} && (cd {there} && rm -f manifest.json {gone}) || return
+  mkdir -p {there} && (cd {there} && rm -f -- manifest.json {gone}) || return
   while IFS= read -r name; do
     mkdir -p "$(dirname {there}/"$name")" || return
     [ {aside}/"$name" -ef {there}/"$name" ] || mv -f {aside}/"$name" {there}/"$name" || return  # rsync links what is the same
   done
   rm -rf {aside}
 }}
-section place place <<'NAMES'
-{names}NAMES
+section place place <<'{end}'
+{names}{end}
 """
     sections = run_script(board, body)
     check(board, sections, "compare", "files did not arrive as they were sent; run again")
@@ -195,6 +209,8 @@ def obsolete(bundle: Bundle, found: Inspection) -> list[str]:
     """Files that the bundle there lists and this one has no more."""
     try:
         listed = json.loads(found.manifest)["files"]
-    except (ValueError, KeyError, TypeError):  # no manifest there, or half of one
+    except (ValueError, KeyError, TypeError, RecursionError):  # no manifest there, or half of one
         return []
-    return sorted(name for name in listed if name not in bundle.files and not name.startswith("/") and ".." not in name)
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, dict) else []
+    good = [name for name in names if name.isprintable() and not name.startswith("/") and ".." not in name]
+    return sorted(name for name in good if name and name not in bundle.files)

@@ -1,10 +1,14 @@
 """What can go wrong on the way to a board, and on it."""
 
 from axbake.errors import AxbakeError
+from axbake.printable import printable
 
 
 class BoardError(AxbakeError):
     """What all errors of boards have in common."""
+
+    def __init__(self, text: str):
+        super().__init__(printable(text))  # it may quote a board
 
 
 class WrongHostKey(BoardError):

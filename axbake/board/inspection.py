@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from axbake.board.connection import Board, Section, run_script
 from axbake.board.errors import FailedOnBoard, MissingProgram, NoSuchCard, UnreadableOutput
-from axbake.board.tools import Card, State, known_code, read_chip, read_smi
+from axbake.board.tools import MOST_TABLE, Card, State, known_code, read_chip, read_smi
+from axbake.printable import one_line
 
 logger = logging.getLogger(__name__)
 RUN_MODEL = {"card": "axcl_run_model", "soc": "ax_run_model"}
@@ -121,9 +122,10 @@ def _missing_text(board: Board, missing: list[str]) -> str:
 
 
 def _free_bytes(section: Section) -> int:
-    found = re.search(r"^\S.*?\s(\d+)\s+(\d+)\s+(-?\d+)\s+\d+%", section.text, re.MULTILINE)
+    figures = r"^\S.*?\s(\d{1,18})\s+(\d{1,18})\s+(-?\d{1,18})\s+\d+%"
+    found = re.search(figures, section.text[:MOST_TABLE], re.MULTILINE)
     if section.status or found is None:
-        raise UnreadableOutput(f"df -Pk printed: {section.text.strip()[:300]!r}; wanted blocks, used and available.")
+        raise UnreadableOutput(f"df -Pk printed: {one_line(section.text, 300)!r}; wanted blocks, used and available.")
     return int(found[3]) * 1024
 
 
@@ -134,5 +136,5 @@ def _digests(text: str, *places: str) -> dict[str, str]:
 
 
 def _last_words(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " / ".join(lines[-3:])[:500] or "no word of why"
+    lines = [line.strip() for line in text[-MOST_TABLE:].splitlines() if line.strip()]
+    return one_line(" / ".join(lines[-3:]), 500) or "it does not say why"

@@ -6,6 +6,7 @@ import shlex
 from axbake.board.bundle import Bundle
 from axbake.board.connection import Board
 from axbake.board.inspection import RUN_MODEL, STATE, programs_section
+from axbake.printable import one_line
 
 WARMUP = 3  # runs of a model before it is measured
 LOCK_PATIENCE = 3000  # seconds to wait for another benchmark on the same card
@@ -110,5 +111,5 @@ def _run_model(board: Board, file: str, repeats: int) -> list[str]:
 def pretty_name(text: str) -> str:
     """The board's own name, as its device tree has it, and its system's, of what the section `board` printed."""
     system = re.search(r'^PRETTY_NAME="?(.*?)"?$', text, re.MULTILINE)
-    model = text.partition("\0")[0].strip() if "\0" in text else ""
-    return ", ".join(filter(None, [model, system[1] if system else ""])) or "unknown"
+    model = text.partition("\0")[0] if "\0" in text else ""
+    return ", ".join(filter(None, [one_line(model), one_line(system[1]) if system else ""])) or "unknown"

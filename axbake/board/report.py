@@ -73,7 +73,7 @@ def distances(wanted: Path, drawn: Path) -> dict[str, float]:
 
 def plot_of_steps(pictures: list[list[float]]) -> dict:
     """Places in a plot of `WIDTH` × `HEIGHT` of the seconds of each step of each picture; the axis of seconds begins at 0."""
-    slowest = max(seconds for steps in pictures for seconds in steps)
+    slowest = max(seconds for steps in pictures for seconds in steps) or 1.0
     count = max(map(len, pictures))
     decade = 10.0 ** np.floor(np.log10(slowest))
     top = next(

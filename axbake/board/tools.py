@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 
 from axbake.board.errors import MissingDriver, UnreadableOutput
+from axbake.printable import one_line
 
+MOST_TABLE = 16_000  # characters of what these programs print; a card with a hundred processes has 10,000
 # Codes of the AXCL runtime -> what they mean, and what to do
 CODES = {
     "0x8030010b": (
@@ -22,15 +24,15 @@ CODES = {
 }
 NUMBER = r"(\d+(?:\.\d+)?)"
 CARD = re.compile(
-    r"^\|\s+(?P<index>\d+)\s+(?P<name>\S+)\s+(?P<firmware>\S+)\s+\|\s+(?P<bus>[0-9a-fA-F]+:[0-9a-fA-F:.]+)\s+\|"
+    r"^\|\s+(?P<index>\d{1,9})\s+(?P<name>\S+)\s+(?P<firmware>\S+)\s+\|\s+(?P<bus>[0-9a-fA-F]+:[0-9a-fA-F:.]+)\s+\|"
     r"\s+(?P<memory_used>\d+) MiB /\s*(?P<memory>\d+) MiB \|\s*\n"
-    r"\|\s+\S+\s+(?P<temperature>-?\d+)C\s+\S+ / \S+\s+\|\s+(?P<cpu>\d+)%\s+(?P<npu>\d+)%\s+\|"
-    r"\s+(?P<cmm_used>\d+) MiB /\s*(?P<cmm>\d+) MiB \|",
+    r"\|\s+\S+\s+(?P<temperature>-?\d{1,9})C\s+\S+ / \S+\s+\|\s+(?P<cpu>\d+)%\s+(?P<npu>\d+)%\s+\|"
+    r"\s+(?P<cmm_used>\d{1,15}) MiB /\s*(?P<cmm>\d{1,15}) MiB \|",
     re.MULTILINE,
 )
 TITLE = re.compile(r"AXCL-SMI\s+(?P<smi>\S+)\s+Driver\s+(?P<driver>\S+)")
-CHIP = re.compile(r"total size=(?P<total>\d+)KB\(.*?used=(?P<used>\d+)KB\(.*?remain=\d+KB")
-PROCESS = re.compile(r"^\|\s+(\d+)\s+(\d+)\s+(\S.*?)\s+(\d+) KiB \|", re.MULTILINE)
+CHIP = re.compile(r"total size=(?P<total>\d{1,15})KB\(.*?used=(?P<used>\d{1,15})KB\(.*?remain=\d+KB")
+PROCESS = re.compile(r"^\|\s+(\d{1,9})\s+(\d{1,18})\s+(\S.*?)\s+(\d+) KiB \|", re.MULTILINE)
 RULE = re.compile(r"^\s*-{20,}\s*$", re.MULTILINE)
 
 
@@ -98,6 +100,7 @@ def read_smi(text: str) -> State:
         MissingDriver: it could not reach a card.
         UnreadableOutput: it is not the table that it is known to print.
     """
+    _bounded("axcl-smi", text)
     if meant := known_code(text):
         raise MissingDriver(f"axcl-smi: {meant}")
     title = TITLE.search(text)
@@ -128,13 +131,14 @@ def read_chip(text: str) -> State:
         MissingDriver: there is no such file.
         UnreadableOutput: its contents have another form.
     """
+    _bounded("cat of mem_cmm_info and thermal_zone0", text)
     if "mem_cmm_info: No such file" in text:
         raise MissingDriver(
             "there is no /proc/ax_proc/mem_cmm_info: AXERA's kernel modules are not loaded, or this is no board of an AX650. For"
             " a card over PCIe set board/kind: card."
         )
     memory = CHIP.search(text)
-    temperature = re.search(r"^(-?\d+)$", text, re.MULTILINE)  # thousandths of °C
+    temperature = re.search(r"^(-?\d{1,9})$", text, re.MULTILINE)  # thousandths of °C
     if memory is None or temperature is None:
         raise UnreadableOutput(
             _unreadable("cat of mem_cmm_info and thermal_zone0", "a total size, used, remain, and °C", text)
@@ -153,15 +157,21 @@ def read_run_model(text: str, *, program: str, repeat: int) -> DeviceTimes:
     Raises:
         UnreadableOutput: something that it is known to print is not there, or the figures contradict each other.
     """
+    _bounded(program, text)
     parts = RULE.split(text)
-    fields = dict(re.findall(r"^[ \t]*([A-Za-z0-9 ]+?):[ \t]+(\S.*?)[ \t\r]*$", parts[0], re.MULTILINE))
+    named = (line.partition(":") for line in parts[0].splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in named if value[:1] in (" ", "\t") and value.strip()}
     ms = {name: float(value) for name, value in re.findall(rf"(\w+%?)\s*=\s*{NUMBER} ms", "".join(parts[1:2]))}
     wanted = ["min", "max", "avg", *(["median", "5%", "90%", "95%", "99%"] if repeat >= 100 else [])]
     missing = [name for name in ("type", "warmup", "repeat", "pulsar2 ver", "cmm size") if name not in fields]
     missing += [f"{name} = … ms" for name in wanted if name not in ms]
-    cmm = re.fullmatch(r"(\d+) Bytes", fields.get("cmm size", ""))
+    cmm = re.fullmatch(r"(\d{1,15}) Bytes", fields.get("cmm size", ""))
     counts = {name: fields.get(name, "") for name in ("warmup", "repeat")}
-    missing += [f"a number at {name}" for name, value in counts.items() if name in fields and not value.isdigit()]
+    missing += [
+        f"a number at {name}"
+        for name, value in counts.items()
+        if name in fields and not re.fullmatch("[0-9]{1,9}", value)
+    ]
     if missing or cmm is None:
         raise UnreadableOutput(_unreadable(program, ", ".join(missing) or "«cmm size: … Bytes»", text))
     if int(counts["repeat"]) != repeat or not ms["min"] <= ms["avg"] <= ms["max"]:
@@ -176,10 +186,16 @@ def read_run_model(text: str, *, program: str, repeat: int) -> DeviceTimes:
     )
 
 
+def _bounded(program: str, text: str) -> None:
+    """Raise UnreadableOutput if *text* is longer than anything that *program* prints."""
+    if len(text) > MOST_TABLE:
+        raise UnreadableOutput(_unreadable(program, f"at most {MOST_TABLE} characters, and not {len(text)}", text))
+
+
 def _unreadable(program: str, wanted: str, text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = " / ".join(lines[:3]) or "nothing"
+    lines = [line.strip() for line in text[:MOST_TABLE].splitlines() if line.strip()]
+    said = one_line(" / ".join(lines[:3]), 300) or "nothing"
     return (
-        f"{program} printed: {said[:300]}; wanted {wanted}. The whole output is in this job's log. Another version of"
+        f"{program} printed: {said}; wanted {wanted}. The whole output is in this job's log. Another version of"
         f" {program} may print another form: please report it with the log."
     )

@@ -119,10 +119,10 @@ def write_bundle(
         for name, data in more.items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).write_bytes(data)
-        content["files"] = _digests(made)
+        digests = content["files"] = _digests(made)
         manifest.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _replace_all(made, manifest.parent.parent, private=manifest.parent)
-    logger.info("%s files, %.0f MB", len(content["files"]), sum(f["bytes"] for f in content["files"].values()) / 1e6)
+    logger.info("%s files, %.0f MB", len(digests), sum(file["bytes"] for file in digests.values()) / 1e6)
 
 
 def _takes(plan: Layout, role: str) -> bool:

@@ -16,7 +16,9 @@ An entry is written last. So whatever is killed, whenever, leaves nothing or gar
 on the clocks of two machines.
 """
 
-from axbake.cache.key import Key, explain
-from axbake.cache.store import Cache, Entry, Outcome, cache_directory
+from axbake.cache.entry import Entry
+from axbake.cache.key import Key
+from axbake.cache.reasons import explain
+from axbake.cache.store import Cache, Outcome, cache_directory
 
 __all__ = ["Cache", "Entry", "Key", "Outcome", "cache_directory", "explain"]

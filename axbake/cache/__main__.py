@@ -4,9 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from axbake.cache.errors import readable
+from axbake.cache.errors import KeepUnreadable, printable, readable
 from axbake.cache.garbage import DAYS, Usage, remove_garbage, usage
 from axbake.cache.store import Cache, cache_directory
+from axbake.digest import is_sha256
 from axbake.errors import AxbakeError
 
 
@@ -27,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not cache.directory.is_dir():
         print(f"{cache.directory}: there is no build cache yet")
         return 0
-    used = _lines(options.keep)
     try:
+        used = _digests(options.keep)
         if options.command == "remove" and options.yes:
             _show(cache, remove_garbage(cache, used, days=options.days), "removed")
             return 0
@@ -43,10 +44,25 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _lines(path: Path | None) -> list[str]:
+def _digests(path: Path | None) -> list[str]:
+    """The keys in a file of --keep.
+
+    Raises:
+        KeepUnreadable
+    """
     if path is None:
         return []
-    return (sys.stdin.read() if str(path) == "-" else path.read_text()).split()
+    try:
+        keys = (sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")).split()
+    except (OSError, ValueError) as error:
+        raise KeepUnreadable(
+            f"{path}: {error}. --keep takes a file of keys, one a line. Nothing was removed."
+        ) from error
+    if wrong := [key for key in keys if not is_sha256(key)]:
+        raise KeepUnreadable(
+            f"{path}: {printable(wrong[0], 80)!r} is not a key, which has 64 hex digits. Nothing was removed."
+        )
+    return keys
 
 
 def _show(cache: Cache, found: Usage, what: str) -> None:
@@ -60,7 +76,7 @@ def _show(cache: Cache, found: Usage, what: str) -> None:
         print(f"{title:<50}{readable(size):>12}")
     for one in found.garbage:
         place = one.path.relative_to(cache.directory) if one.path.is_relative_to(cache.directory) else one.path
-        print(f"    {one.what:<46}{readable(one.size):>12}  {place}")
+        print(f"    {one.what:<46}{readable(one.size):>12}  {printable(str(place))}")
 
 
 if __name__ == "__main__":

@@ -34,28 +34,47 @@ class Overtaken(AxbakeError):
     """Another job has put its result where this one's belongs."""
 
 
+class KeepUnreadable(AxbakeError):
+    """The file of keys to keep cannot be read, or is no file of keys."""
+
+
+class Damaged(Exception):
+    """What lies in the cache is not what axbake wrote there; says what it is. For the cache alone, which sets it aside."""
+
+
 def trouble(error: OSError, path: Path) -> str:
     """*error* in our words: where, what, and how much room there is."""
-    place = Path(error.filename2 or error.filename or path)
-    there = next(parent for parent in [place.absolute(), *place.absolute().parents] if parent.exists())
+    named = error.filename2 or error.filename
+    place = Path(os.fsdecode(named)) if isinstance(named, (str, bytes)) else path
+    what = os.strerror(error.errno or 0)
     if error.errno in FULL:
-        quota = " under this user's quota" if error.errno == errno.EDQUOT else ""
-        return f"{place}: no space left{quota}, {readable(shutil.disk_usage(there).free)} free on its file system"
-    return (
-        f"{place}: {os.strerror(error.errno or 0)}, {readable(shutil.disk_usage(there).free)} free on its file system"
-    )
+        what = "no space left" + (" under this user's quota" if error.errno == errno.EDQUOT else "")
+    parents = [place.absolute(), *place.absolute().parents]
+    there = next(parent for parent in parents if os.path.exists(parent))  # noqa: PTH110, which raises where it may not look
+    with contextlib.suppress(OSError):
+        what += f", {readable(shutil.disk_usage(there).free)} free on its file system"
+    return f"{place}: {what}"
+
+
+def printable(text: str, longest: int = 400) -> str:
+    """*text* that somebody else wrote, for a screen: one line, without control characters, and not longer than that."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[: longest + 1])
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What is written here is a result: a full disk or a lacking permission becomes `NotWritten`."""
+    """What is written here is a result: a full disk, a lacking permission, a directory in its place becomes `NotWritten`."""
     try:
         yield
     except OSError as error:
-        if error.errno in FULL | REFUSED:
-            hint = "Make room, or keep the results on another disk" if error.errno in FULL else "Make it writable"
-            raise NotWritten(f"{trouble(error, path)}. {hint}, and run again.") from error
-        raise
+        if error.errno in FULL:
+            hint = "Make room, or keep the results on another disk"
+        elif error.errno in REFUSED:
+            hint = "Make it writable"
+        else:
+            hint = "See what is there"
+        raise NotWritten(f"{trouble(error, path)}. {hint}, and run again.") from error
 
 
 def readable(size: float) -> str:

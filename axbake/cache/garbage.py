@@ -1,15 +1,34 @@
 """What the build cache holds, what of it nobody needs, and its removal."""
 
-import contextlib
+import logging
 import os
+import re
+import stat
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from axbake.cache import private
+from axbake.cache.blobs import NOTE
+from axbake.cache.entry import Blob, Entry, OtherFormat
+from axbake.cache.errors import CacheUnusable, Damaged, printable, trouble
 from axbake.cache.locks import abandoned, lock
-from axbake.cache.store import Cache, Entry
+from axbake.cache.records import LONGEST
+from axbake.cache.store import ENTRY, Cache
+from axbake.cache.tree import Tree
+from axbake.digest import SHA256
 
+logger = logging.getLogger(__name__)
+#: What the directories of a cache hold: how many levels down, and what it is called there
+FORMS = {
+    "entries": (3, ENTRY),
+    "blobs": (2, SHA256),
+    "verified": (1, re.compile(r"\d+\.json")),
+    "placed": (1, NOTE),
+    "locks": (1, SHA256),
+    "running": (1, private.ANNOUNCEMENT),
+}
 DAYS = 7  # an entry that was made or used since is kept
 
 
@@ -49,84 +68,137 @@ def usage(cache: Cache, used: Collection[str] = (), *, days: float = DAYS, named
         days: how long ago «lately» begins.
         named: digests of keys that may go although they were used lately.
     """
-    entries = {path: _read(path) for path in sorted(cache.directory.glob("entries/*/*/[!.]*.json"))}
-    blobs = {path: path.stat() for path in sorted(cache.directory.glob("blobs/*/[!.]*"))}
+    tree = cache.tree
+    found = {name: list(_files(tree, name)) for name in FORMS}
+    garbage = [Garbage(path, what, tree.size(path)) for files in found.values() for path, _, what in files if what]
+    garbage += [Garbage(path, "damaged", tree.size(path)) for path, _ in tree.contents(tree.aside)]
+    garbage += [Garbage(path, "damaged", tree.size(path)) for path in _in_place_of_directories(tree)]
+    right = {name: {path: state for path, state, what in files if not what} for name, files in found.items()}
+    blobs = right["blobs"]
     linked = {path for path, state in blobs.items() if state.st_nlink > 1}
-    in_use = linked | {cache.blobs.path(blob) for _, blob in cache.blobs.placed() if blob}
-    going = {}
+    in_use = linked | {cache.blobs.path(blob) for _, blob in cache.blobs.placed() if isinstance(blob, Blob)}
     kept: set[Path] = set()
     names: dict[Path, str] = {}
-    for path, entry in entries.items():
-        contents = {cache.blobs.path(blob) for blob in entry.outputs.values()} if entry else set()
-        names |= dict.fromkeys(contents, entry.key.name if entry else "")
-        lately = path.stat().st_mtime > time.time() - days * 86400 and path.stem not in named
-        if entry and (
-            path.stem in used or contents & in_use or lately or _is_held(cache.directory / "locks" / path.stem)
+    going: list[Garbage] = []
+    for path, state in right["entries"].items():
+        entry = _read(tree, path)
+        if isinstance(entry, OtherFormat):
+            kept |= {cache.blobs.directory / "blobs" / name[:2] / name for name in entry.digests}
+            continue
+        contents = {cache.blobs.path(blob) for blob in entry.outputs.values()} if isinstance(entry, Entry) else set()
+        name = entry.key.name if isinstance(entry, Entry) else ""
+        names |= dict.fromkeys(contents, name)
+        lately = state.st_mtime > time.time() - days * 86400 and path.stem not in named
+        if isinstance(entry, Entry) and (
+            path.stem in used or contents & in_use or lately or _is_held(tree, tree.top / "locks" / path.stem)
         ):
             kept |= contents
         else:
-            going[path] = entry.key.name if entry else "damaged entry"
-    garbage = [
-        Garbage(path, f"entry of {name}" if entries[path] else name, _on_disk(path)) for path, name in going.items()
-    ]
-    garbage += [
-        Garbage(path, names.get(path, "blob of no build"), _on_disk(path))
-        for path in blobs
+            going.append(Garbage(path, f"entry of {name}" if name else "damaged entry", tree.size(path)))
+    going += [
+        Garbage(path, names.get(path, "blob of no build"), _on_disk(state))
+        for path, state in blobs.items()
         if path not in kept and path not in in_use
     ]
-    garbage += [Garbage(path, "damaged", _on_disk(path)) for path in sorted(cache.directory.glob("damaged/*"))]
-    garbage += [Garbage(path, "half-written", _on_disk(path)) for path in _half_written(cache)]
-    garbage += [Garbage(path, "of a killed job", _on_disk(path)) for path in cache.leftovers()]
-    size = sum(_on_disk(path) for path in blobs)
-    return Usage(len(entries), len(blobs), size, sum(_on_disk(path) for path in linked), garbage)
+    going += [
+        Garbage(path, "damaged", tree.size(path)) for path, blob in cache.blobs.placed() if isinstance(blob, Damaged)
+    ]
+    going += garbage
+    going += [Garbage(path, "of a killed job", size) for path, size in private.leftovers(tree)]
+    size = sum(map(_on_disk, blobs.values()))
+    return Usage(len(right["entries"]), len(blobs), size, sum(_on_disk(blobs[path]) for path in linked), going)
 
 
 def remove_garbage(
     cache: Cache, used: Collection[str] = (), *, days: float = DAYS, named: Collection[str] = ()
 ) -> Usage:
-    """Remove what `usage` with the same arguments calls garbage, while no job stores or places; gives what it found."""
-    with lock(cache.directory / "lock", about="removing garbage"):
-        found = usage(cache, used, days=days, named=named)
-        cache.remove_leftovers()
-        # Entries stand first, so that one that stays has its blobs whenever this is killed.
-        for one in found.garbage:
-            if one.path.is_relative_to(cache.directory):
-                one.path.unlink(missing_ok=True)
-        for path in cache.directory.glob("locks/*"):
-            with abandoned(path) as note:
-                if note is not None:
-                    path.unlink()
-        for path, blob in cache.blobs.placed():
-            if blob is None:
-                path.unlink(missing_ok=True)
-        inodes = {path.stat().st_ino for path in cache.directory.glob("blobs/*/*")}
-        for path in cache.directory.glob("verified/*.json"):
-            if path.stem.isdigit() and int(path.stem) not in inodes:
-                path.unlink(missing_ok=True)
+    """Remove what `usage` with the same arguments calls garbage, while no job stores or places; gives what it found.
+
+    Raises:
+        CacheUnusable: it cannot be written to.
+    """
+    tree = cache.tree
+    try:
+        with lock(tree.top / "lock", about="removing garbage", tree=tree):
+            found = usage(cache, used, days=days, named=named)
+            private.remove_leftovers(tree)
+            # Entries stand first, so that one that stays has its blobs whenever this is killed.
+            for one in found.garbage:
+                if one.path.is_relative_to(tree.top):
+                    _remove(tree, one.path)
+            _remove_notes(cache)
+    except OSError as error:
+        raise CacheUnusable(f"{trouble(error, tree.top)}. Nothing can be removed there.") from error
     return found
 
 
-def _read(path: Path) -> Entry | None:
-    with contextlib.suppress(ValueError):
-        return Entry.read(path)
-    return None
+def _remove_notes(cache: Cache) -> None:
+    """Remove locks that killed jobs left, and notes of what is no longer there."""
+    tree = cache.tree
+    for path, _, what in _files(tree, "locks"):
+        if not what:
+            with tree.opened(path.parent) as directory, abandoned(directory, path.name) as note:
+                if note is not None:
+                    _remove(tree, path)
+    for path, blob in cache.blobs.placed():
+        if blob is None:
+            _remove(tree, path)
+    numbers = {state.st_ino for _, state, what in _files(tree, "blobs") if not what}
+    for path, _, what in _files(tree, "verified"):
+        if not what and int(path.stem) not in numbers:
+            _remove(tree, path)
 
 
-def _half_written(cache: Cache) -> Iterator[Path]:
-    for place in ("blobs/*/.*", "entries/*/*/.*", "verified/.*", "placed/.*"):
-        yield from sorted(cache.directory.glob(place))
+def _remove(tree: Tree, path: Path) -> None:
+    try:
+        tree.remove(path)
+    except OSError as error:  # another user's
+        logger.warning("%s: %s; it stays", printable(str(path)), os.strerror(error.errno or 0))
 
 
-def _is_held(path: Path) -> bool:
-    if not path.exists():
+def _files(tree: Tree, name: str) -> Iterator[tuple[Path, os.stat_result, str]]:
+    """What is in one of the cache's directories, with what is wrong with it; empty if it is a file of the right form."""
+    levels, form = FORMS[name]
+    directories = [tree.top / name]
+    for level in range(levels):
+        inner = []
+        for directory in directories:
+            for path, state in tree.contents(directory):
+                if path.name.startswith("."):
+                    yield path, state, "half-written"
+                elif level < levels - 1 and stat.S_ISDIR(state.st_mode):
+                    inner.append(path)
+                else:
+                    fits = level == levels - 1 and stat.S_ISREG(state.st_mode) and form.fullmatch(path.name)
+                    if name == "blobs" and path.name[:2] != path.parent.name:
+                        fits = None
+                    yield path, state, "" if fits else "damaged"
+        directories = inner
+
+
+def _in_place_of_directories(tree: Tree) -> Iterator[Path]:
+    """What has the name of one of the cache's directories, and is none."""
+    for path, state in tree.contents(tree.top):
+        if path.name in {*FORMS, tree.aside.name} and not stat.S_ISDIR(state.st_mode):
+            yield path
+
+
+def _read(tree: Tree, path: Path) -> Entry | Damaged | OSError:
+    try:
+        return Entry.parse(tree.read(path, longest=LONGEST), path)
+    except (Damaged, OSError) as error:
+        return error
+
+
+def _is_held(tree: Tree, path: Path) -> bool:
+    """Whether somebody holds the lock *path*."""
+    try:
+        tree.state(path)
+        with tree.opened(path.parent) as directory, abandoned(directory, path.name) as note:
+            return note is None
+    except OSError:
         return False
-    with abandoned(path) as note:
-        return note is None and path.exists()
 
 
-def _on_disk(path: Path) -> int:
-    if path.is_dir():
-        return sum(_on_disk(inner) for inner in path.iterdir())
-    with contextlib.suppress(FileNotFoundError):
-        return os.lstat(path).st_blocks * 512
-    return 0
+def _on_disk(state: os.stat_result) -> int:
+    return state.st_blocks * 512

@@ -5,20 +5,23 @@ import errno
 import json
 import logging
 import os
+import re
 import resource
-import shutil
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from axbake.cache.blobs import Blob, Blobs, make_directory, make_writable, mode_of
+from axbake.cache import private
+from axbake.cache.blobs import Blobs, make_writable
+from axbake.cache.entry import Blob, Entry, OtherFormat
 from axbake.cache.errors import (
     ELSEWHERE,
     FULL,
-    REFUSED,
     CacheUnusable,
+    Damaged,
     InputChanged,
     NoResult,
     NotWritten,
@@ -27,43 +30,16 @@ from axbake.cache.errors import (
     trouble,
     writing,
 )
-from axbake.cache.files import refresh, sync, write
-from axbake.cache.key import Key, explain, made_any
-from axbake.cache.locks import HOST, abandoned, lock, now
+from axbake.cache.files import sync
+from axbake.cache.key import Key
+from axbake.cache.locks import lock, now
+from axbake.cache.reasons import explain, made_any
+from axbake.cache.records import LONGEST
+from axbake.cache.tree import ABSENT, Tree, names_in
 
 logger = logging.getLogger(__name__)
-PRIVATE = ".axbake-"  # in the name of each private directory
+ENTRY = re.compile(r"[0-9a-f]{64}\.json")
 Paths = dict[str, Path]  # by output or input
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A build that is stored."""
-
-    key: Key
-    outputs: dict[str, Blob]
-    seconds: float  # wall time of the build
-    peak_memory: float  # GiB, of the building process or of the largest program it ran
-    created: str  # UTC, ISO 8601
-
-    @classmethod
-    def read(cls, path: Path) -> "Entry":
-        """The entry in the file *path*.
-
-        Raises:
-            ValueError: it is not whole, or not the entry of that name.
-            FileNotFoundError: there is none.
-        """
-        content = json.loads(path.read_text(encoding="utf-8"))
-        try:
-            key = Key(**content.pop("key"))
-            outputs = {name: Blob(**blob) for name, blob in content.pop("outputs").items()}
-            entry = cls(key=key, outputs=outputs, **content)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not an entry: {error}") from error
-        if key.digest != path.stem or outputs.keys() != key.outputs.keys():
-            raise ValueError(f"it is the entry of {key.digest}")
-        return entry
 
 
 @dataclass(frozen=True)
@@ -84,11 +60,15 @@ def cache_directory(configured: str | None) -> Path:
 
 
 class Cache:
-    """The build cache in a directory, which is made when a job first needs it."""
+    """The build cache in a directory, which is made when a job first needs it.
+
+    Others may write there too: what is damaged in it is set aside with a warning, and counts as not there.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
-        self.blobs = Blobs(self.directory)
+        self.tree = Tree(self.directory)
+        self.blobs = Blobs(self.tree)
         self.sha256 = self.blobs.sha256
 
     def find(self, key: Key) -> Entry | None:
@@ -97,37 +77,92 @@ class Cache:
         Raises:
             CacheUnusable: it may not be read.
         """
-        try:
-            entry = Entry.read(self.entry_path(key))
-            whole = all(self.blobs.path(blob).stat().st_size == blob.size for blob in entry.outputs.values())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
-        except OSError as error:
-            raise CacheUnusable(f"{trouble(error, self.directory)}. It is in the build cache; {ELSEWHERE}.") from error
-        return entry if whole else None
+        entry = self._entry(self.entry_path(key))
+        return entry if entry and all(map(self.blobs.is_there, entry.outputs.values())) else None
 
     def entries(self, step: str = "*", component: str | None = "*") -> Iterator[Entry]:
         """Builds that are stored and readable: all, or those of a step and component."""
-        for path in sorted(self.directory.glob(f"entries/{step}/{component or '-'}/[!.]*.json")):
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                yield Entry.read(path)
+        for path, directory in self._files(step, component):
+            if entry := self._entry(path, directory):
+                yield entry
 
     def newest(self, step: str, component: str | None) -> Entry | None:
         """The build of a step and component that was stored or placed last; None if there is none."""
-        paths = self.directory.glob(f"entries/{step}/{component or '-'}/[!.]*.json")
-        for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                return Entry.read(path)
+        files = self.tree.contents(self.directory / "entries" / step / (component or "-"))
+        for path, _ in sorted(files, key=lambda file: file[1].st_mtime, reverse=True):
+            if ENTRY.fullmatch(path.name) and (entry := self._entry(path)):
+                return entry
         return None
 
     def makers(self, contents: set[str]) -> Iterator[Entry]:
         """Builds that made one of *contents*, by SHA-256."""
-        for path in self.directory.glob("entries/*/*/[!.]*.json"):
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                text = path.read_text(encoding="utf-8")
-                # Ten times as fast as parsing them all.
-                if any(content in text for content in contents) and made_any(entry := Entry.read(path), contents):
+        wanted = [content.encode() for content in contents]
+        for path, directory in self._files("*", "*"):
+            text = self._read(path, directory)
+            # Ten times as fast as parsing them all.
+            if text and any(content in text for content in wanted):
+                entry = self._parsed(path, text)
+                if entry and made_any(entry, contents):
                     yield entry
+
+    def _files(self, step: str, component: str | None) -> Iterator[tuple[Path, int]]:
+        """Files that should be entries, each with the open directory it is in: all, or those of a step and component."""
+        for above in self._directories(self.directory / "entries", step):
+            for directory in self._directories(above, component or "-"):
+                with contextlib.ExitStack() as held:
+                    try:
+                        opened = held.enter_context(self.tree.opened(directory))
+                        names = names_in(opened)
+                    except OSError:
+                        continue
+                    for name in names:
+                        if ENTRY.fullmatch(name):
+                            yield directory / name, opened
+
+    def _directories(self, above: Path, name: str) -> list[Path]:
+        if name != "*":
+            return [above / name]
+        return [path for path, state in self.tree.contents(above) if stat.S_ISDIR(state.st_mode)]
+
+    def _entry(self, path: Path, directory: int | None = None) -> Entry | None:
+        """The entry in a file; None if there is none, or a damaged one, which is then set aside.
+
+        Args:
+            directory: that it is in, if that is open.
+
+        Raises:
+            CacheUnusable: the cache may not be read.
+        """
+        text = self._read(path, directory)
+        return None if text is None else self._parsed(path, text)
+
+    def _read(self, path: Path, directory: int | None = None) -> bytes | None:
+        try:
+            return self.tree.read(path, longest=LONGEST, directory=directory)
+        except ABSENT:
+            return None
+        except Damaged as error:
+            self._damaged(path, error)
+        except OSError as error:
+            if not os.access(self.directory, os.R_OK | os.X_OK):
+                raise CacheUnusable(f"{trouble(error, path)}. It is in the build cache; {ELSEWHERE}.") from error
+            self._damaged(path, Damaged(os.strerror(error.errno or 0)))
+        return None
+
+    def _parsed(self, path: Path, text: bytes) -> Entry | None:
+        try:
+            return Entry.parse(text, path)
+        except OtherFormat as error:
+            logger.debug("%s: %s", path, error)
+        except Damaged as error:
+            self._damaged(path, error)
+        return None
+
+    def _damaged(self, path: Path, error: Damaged) -> None:
+        step, component = path.parts[-3:-1]
+        name = step if component == "-" else f"{step}/{component}"
+        aside = "; set aside" if self.tree.set_aside(path) else ""
+        logger.warning("%s: damaged entry of %s (%s)%s", path, name, error, aside)
 
     def why(self, key: Key) -> str:
         """Why *key* is not stored: what is new in it."""
@@ -161,50 +196,24 @@ class Cache:
             raise ValueError(f"{key.name}: places are named {names}, the key says {key.outputs}; each name once")
         self._prepare(key)
         with self.unswept(key.name):
-            entry = self._whole(key)
-            if entry:
-                return self._fetch(entry, places)
+            if outcome := self._fetch(key, places):
+                return outcome
         with contextlib.ExitStack() as held:
             stores = self._hold(held, key)
             if stores:
-                refresh(self.entry_path(key).parent)
+                self.tree.refresh(self.entry_path(key).parent)
                 with self.unswept(key.name):
-                    entry = self._whole(key, repair=True)
-                    if entry:
-                        return self._fetch(entry, places)
-                self.remove_leftovers()
+                    if outcome := self._fetch(key, places, repair=True):
+                        return outcome
+                private.remove_leftovers(self.tree)
             return self._build(key, places, build, inputs=inputs or {}, stores=stores)
-
-    def leftovers(self) -> list[Path]:
-        """Private directories of killed owners, as far as this machine sees them."""
-        return [directory for _, _, directory in self._of_the_dead() if _is_private(directory)]
-
-    def remove_leftovers(self) -> None:
-        """Remove the private directories of killed owners, as far as this machine sees them and may."""
-        for announcement, note, directory in self._of_the_dead():
-            elsewhere = note and note["host"] != HOST and not directory.parent.is_dir()
-            if _is_private(directory):
-                logger.info("%s: removing what %s left, who is dead", directory, note["owner"])
-                shutil.rmtree(directory, ignore_errors=True)
-            if not elsewhere and not _is_private(directory):
-                announcement.unlink(missing_ok=True)
-
-    def _of_the_dead(self) -> Iterator[tuple[Path, dict, Path]]:
-        """Announcements of killed owners: file, what it says, private directory. Locked until the next is asked for."""
-        for path in sorted((self.directory / "running").glob("[!.]*.json")):
-            with contextlib.suppress(PermissionError), abandoned(path) as note:
-                if note is not None:
-                    yield path, note, Path(note.get("directory", os.devnull))
 
     @contextlib.contextmanager
     def unswept(self, about: str) -> Iterator[None]:
         """Nobody removes garbage meanwhile. Where the cache cannot be written to, nobody can anyway."""
         with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(lock(self.directory / "lock", about=about, shared=True))
-            except OSError as error:
-                if error.errno not in FULL | REFUSED:
-                    raise
+            with contextlib.suppress(OSError):
+                held.enter_context(lock(self.directory / "lock", about=about, shared=True, tree=self.tree))
             yield
 
     def _prepare(self, key: Key) -> None:
@@ -214,73 +223,75 @@ class Cache:
             raise CacheUnusable(
                 f"{trouble(error, self.directory)}. It was to be the build cache; {ELSEWHERE}."
             ) from error
-        with contextlib.suppress(OSError):  # a cache that is full or read-only can still be read
-            for name in ("locks", "running", "verified", "placed", "damaged", "blobs"):
-                make_directory(self.directory / name, within=self.directory)
-            make_directory(self.entry_path(key).parent, within=self.directory)
+        for name in ("damaged", "locks", "running", "verified", "placed", "blobs"):
+            with contextlib.suppress(OSError):  # a cache that is full or read-only can still be read
+                self.tree.make(self.directory / name)
+        with contextlib.suppress(OSError):
+            self.tree.make(self.entry_path(key).parent)
 
     def _hold(self, held: contextlib.ExitStack, key: Key) -> bool:
         """Whether *held* got the lock of *key*; if not, the cache cannot be written to, and that is said."""
         try:
-            held.enter_context(lock(self.directory / "locks" / key.digest, about=key.name))
+            held.enter_context(lock(self.directory / "locks" / key.digest, about=key.name, tree=self.tree))
             return True
         except OSError as error:
-            if error.errno not in FULL | REFUSED | {errno.ENOENT}:
-                raise
             logger.warning(
                 "%s: %s. The result will NOT BE STORED; %s.", key.name, trouble(error, self.directory), ELSEWHERE
             )
             return False
 
-    def _whole(self, key: Key, *, repair: bool = False) -> Entry | None:
-        """The stored build of *key*, if all its content is there and right.
+    def _whole(self, key: Key, *, repair: bool) -> Entry | None:
+        """The stored build of *key*, if all its content is there and right, as far as `Blobs.damage` knows."""
+        entry = self._entry(self.entry_path(key))
+        if not entry:
+            return None
+        damage = {blob: what for blob in entry.outputs.values() if (what := self.blobs.damage(blob))}
+        if repair:
+            for blob, what in damage.items():
+                self._damaged_blob(key, blob, what)
+        return None if damage else entry
+
+    def _damaged_blob(self, key: Key, blob: Blob, what: str) -> None:
+        path = self.blobs.path(blob)
+        logger.warning("%s: damaged blob of %s (%s); building again", path, key.name, what)
+        self.tree.set_aside(path)
+
+    def _fetch(self, key: Key, places: Paths, *, repair: bool = False) -> Outcome | None:
+        """Put the stored result of *key* at *places*, if there is one that is whole.
 
         Args:
             repair: move away what is damaged; only with the key's lock held.
         """
-        path = self.entry_path(key)
-        try:
-            entry = Entry.read(path)
-            damage = {blob: what for blob in entry.outputs.values() if (what := self.blobs.damage(blob))}
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            if repair:
-                logger.warning("%s: damaged entry of %s (%s); building again", path, key.name, error)
-                self.blobs.set_aside(path)
-            return None
-        except OSError as error:
-            raise CacheUnusable(f"{trouble(error, path)}. It is in the build cache; {ELSEWHERE}.") from error
-        if damage and repair:
-            for blob, what in damage.items():
-                logger.warning("%s: damaged blob of %s (%s); building again", self.blobs.path(blob), key.name, what)
-                self.blobs.set_aside(self.blobs.path(blob))
-        return None if damage else entry
-
-    def _fetch(self, entry: Entry, places: Paths) -> Outcome:
         started = time.monotonic()
-        with self._private_directory(entry.key, places) as paths:
+        entry = self._whole(key, repair=repair)
+        if not entry:
+            return None
+        first, ways = next(iter(places.values())), Counter[str]()
+        with self._private_directory(key, places) as paths, writing(first):
             before = _occupants(places)
-            with writing(next(iter(places.values()))):
-                ways = Counter(self.blobs.place(blob, paths[name]) for name, blob in entry.outputs.items())
-                _publish(paths, places, before)
+            for name, blob in entry.outputs.items():
+                try:
+                    ways[self.blobs.place(blob, paths[name])] += 1
+                except Damaged as error:
+                    if repair:
+                        self._damaged_blob(key, blob, str(error))
+                    return None
+            _publish(paths, places, before)
         self.blobs.note_places(entry.outputs, places)
-        with contextlib.suppress(OSError):
-            os.utime(self.entry_path(entry.key))  # last use, for whoever removes garbage
+        with contextlib.suppress(OSError, Damaged):
+            self.tree.touch(self.entry_path(key))  # last use, for whoever removes garbage
         size = readable(sum(blob.size for blob in entry.outputs.values()))
         how = ", ".join(f"{count} by {way}" for way, count in sorted(ways.items()))
         reason = f"stored {entry.created}, built in {entry.seconds:.0f} s"
         seconds = time.monotonic() - started
-        logger.info(
-            "%s: from the build cache (%s): %s placed in %.1f s, %s", entry.key.name, reason, size, seconds, how
-        )
+        logger.info("%s: from the build cache (%s): %s placed in %.1f s, %s", key.name, reason, size, seconds, how)
         return Outcome(True, entry, reason)
 
     def _build(
         self, key: Key, places: Paths, build: Callable[[Paths], None], *, inputs: Paths, stores: bool
     ) -> Outcome:
         reason = self.why(key)
-        logger.info("building: %s", reason)
+        logger.info("building %s: %s", key.name, reason)
         contents = {name: self.sha256(path) for name, path in inputs.items()}
         with self._private_directory(key, places) as made:
             before = _occupants(places)
@@ -311,8 +322,10 @@ class Cache:
         try:
             outputs = {name: self.blobs.keep(path) for name, path in made.items()}
             entry = Entry(key, outputs, round(seconds, 1), round(peak_memory, 2), now())
-            text = json.dumps(asdict(entry), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-            write(self.entry_path(key), text, mode=mode_of(self.directory) & 0o666)
+            text = json.dumps(entry.record(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+            if len(text.encode()) > LONGEST:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.entry_path(key)))
+            self.tree.write(self.entry_path(key), text)
             return entry
         except OSError as error:
             logger.warning(
@@ -327,30 +340,21 @@ class Cache:
     def _settle(self, made: Path, blob: Blob | None) -> None:
         """Make *made* ready for its place: it shares the disk with its *blob*, is on disk, and writable."""
         if blob:
-            kept = self.blobs.path(blob).stat()
-            own = made.stat()
-            if kept.st_dev == own.st_dev and not os.path.samestat(kept, own):
-                made.unlink()
-                self.blobs.place(blob, made)
+            # The blob was read just now, but nobody knows who can write to another user's.
+            with contextlib.suppress(OSError, Damaged):
+                kept, own = self.tree.state(self.blobs.path(blob)), made.stat()
+                if not os.path.samestat(kept, own) and (kept.st_dev, kept.st_uid) == (own.st_dev, own.st_uid):
+                    beside = made.with_name(f".{made.name}.shared")
+                    if self.blobs.place(blob, beside) != "copy":
+                        beside.replace(made)
         sync(made)
-        make_writable(made)
+        make_writable(made, shared=made.stat().st_nlink > 1)
 
     @contextlib.contextmanager
     def _private_directory(self, key: Key, places: Paths) -> Iterator[Paths]:
-        """Paths of the outputs in a new directory beside the first place, announced to whoever may have to clean up."""
-        first = next(iter(places.values()))
-        directory = first.with_name(f".{first.name}{PRIVATE}{os.urandom(4).hex()}")
-        announcement = self.directory / "running" / f"{os.urandom(8).hex()}.json"
-        with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError):  # a cache that cannot be written to, which was said
-                held.enter_context(lock(announcement, about=key.name, directory=str(directory.absolute())))
-            with writing(directory):
-                first.parent.mkdir(parents=True, exist_ok=True)
-                directory.mkdir()
-            try:
-                yield {name: directory / place.name for name, place in places.items()}
-            finally:
-                shutil.rmtree(directory, ignore_errors=True)
+        """Paths of the outputs in a new directory beside the first place."""
+        with private.private_directory(self.tree, next(iter(places.values())), about=key.name) as directory:
+            yield {name: directory / place.name for name, place in places.items()}
 
 
 def _run(key: Key, build: Callable[[Paths], None], made: Paths) -> None:
@@ -365,10 +369,6 @@ def _run(key: Key, build: Callable[[Paths], None], made: Paths) -> None:
     missing = [path.name for path in made.values() if path.is_symlink() or not path.is_file()]
     if missing:
         raise NoResult(f"{key.name}: ended well, but made no file {', '.join(missing)}.")
-
-
-def _is_private(directory: Path) -> bool:
-    return PRIVATE in directory.name and directory.is_dir()
 
 
 def _occupants(places: Paths) -> dict[str, int | None]:

@@ -42,7 +42,8 @@ def check_calibration(
     Nothing is drawn again: the float denoiser is observed on the reference's latents, at up to `STEPS` steps from first to last.
 
     Args:
-        graphs, tensors: float graphs of all components in the order of *drawn*, and the files of their weights beside them.
+        graphs, tensors: float graphs of the components in *drawn*, which are text encoders and denoiser, and the files of their
+            weights beside them.
         embeddings: `embeddings.json`.
         trajectory: `reference/trajectory.npy`.
         ranges: `calibration/{component}.ranges.npz` of the denoiser.

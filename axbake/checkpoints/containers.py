@@ -3,21 +3,36 @@
 Only headers are read, so a look at a checkpoint of any size takes milliseconds; and nothing here runs what a file asks for.
 """
 
-import json
+import itertools
+import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from axbake.checkpoints.forms import PICKLE, SAFETENSORS, form_of_file
 from axbake.checkpoints.recipes import is_recipe, read_recipe
 from axbake.errors import AxbakeError
+from axbake.users_files import (
+    MOST_JSON_BYTES,
+    UNPRINTABLE,
+    UnreadableFile,
+    is_file,
+    kind_of,
+    load_json,
+    open_file,
+    read_json,
+    shown,
+)
 
+logger = logging.getLogger(__name__)
 # A checkpoint's header is 0.1 to 0.3 MB for 1,000 to 2,600 tensors. A file that claims more is damaged, or wants our memory.
 MOST_HEADER_BYTES = 16_000_000
 MOST_TENSORS = 100_000
 MOST_AXES = 8
-MOST_CONFIG_BYTES = 1_000_000  # of a JSON or YAML beside the weights
+MOST_NAME = 500  # characters of a tensor's name; the longest of networks have 150
 #: Type of a tensor in safetensors' name -> bits of one value. Sub-byte types exist; no checkpoint that axbake bakes has them.
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "C64": 64}
@@ -26,6 +41,8 @@ CONVERTED = "axbake.source"  # entry in the metadata of what `convert_checkpoint
 #: Folder of a diffusers model -> stem of its weights' file name
 FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 SCHEDULER = "scheduler"
+TOKENIZER, ADDED_TOKENS = "tokenizer", ("added_tokens.json", "tokenizer_config.json")
+VOCABULARY = 49408  # words and parts of words that CLIP knows
 PIPELINE, NETWORK = "model_index.json", "config.json"  # in the folder of a whole model; in that of one of its networks
 # Of several copies of one network the first of these is taken: whole precision, then half. Others by name alone.
 VARIANTS = ("", "fp16", "bf16")
@@ -66,9 +83,12 @@ class Container:
         """The bytes of tensor *name*, little endian."""
         stored = self.tensors[name]
         content = bytearray(stored.end - stored.start)
-        with stored.path.open("rb") as file:
-            file.seek(stored.start)
-            read = file.readinto(content)  # and not `read`, which would need the memory twice
+        try:
+            with open_file(stored.path) as file:
+                file.seek(stored.start)
+                read = file.readinto(content)  # type: ignore[attr-defined]  # `read` would need the memory twice
+        except UnreadableFile as error:
+            raise UnreadableCheckpoint(str(error)) from None
         if read != len(content):
             raise UnreadableCheckpoint(f"{stored.path}: ends inside the tensor {name}; it changed while it was read.")
         return content
@@ -89,55 +109,47 @@ class Container:
         return flat.to(kinds[stored.dtype]).reshape(stored.shape)
 
 
+def all_finite(tensor: Any) -> bool:
+    """Whether all numbers of a torch tensor are finite; a piece at a time, as a whole check takes several times its memory."""
+    import torch
+
+    return all(bool(torch.isfinite(piece).all()) for piece in tensor.reshape(-1).split(1 << 20))
+
+
 def form_of(path: Path) -> str:
-    """What kind of container *path* is, by its first bytes: safetensors, pickle, diffusers folder; a recipe by its ending.
+    """What kind of container *path* is, by its content: safetensors, pickle, diffusers folder; a recipe by its ending.
 
     Raises:
         UnreadableCheckpoint: nothing there, or another kind; says which where it can be told.
     """
-    if path.is_dir():
-        if any((path / index).is_file() for index in (PIPELINE, NETWORK)):
+    kind = kind_of(path)
+    if kind == "a folder":
+        if any(is_file(path / index) for index in (PIPELINE, NETWORK)):
             return "diffusers folder"
         raise UnreadableCheckpoint(
             f"{path}: a folder without {PIPELINE} and {NETWORK}. Wanted a diffusers folder of a whole pipeline, or of an"
             " autoencoder, or one file."
         )
-    start = _start(path)
+    if kind != "a file":
+        raise _missing(path, kind)
+    try:
+        form = form_of_file(path)
+    except UnreadableFile as error:
+        raise UnreadableCheckpoint(str(error)) from None
+    if form.name in (SAFETENSORS, PICKLE):
+        return form.name
     if is_recipe(path):
         return "recipe"
-    if len(start) > 8 and start[8:9] == b"{":
-        return "safetensors"
-    # A zip archive as torch.save writes it, a pickle of protocol 2 to 5, or what older ones begin with.
-    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"):
-        return "pickle"
-    if path.suffix in (".ckpt", ".pt", ".pth", ".bin") and start and start[:4] != b"GGUF":
-        return "pickle"
-    raise UnreadableCheckpoint(f"{path}: {_size(path)} bytes that are {_another_kind(start)}")
+    raise UnreadableCheckpoint(f"{path}: {path.stat().st_size} bytes that are {form.words}. {form.advice}")
 
 
-def _start(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError as error:
-        raise UnreadableCheckpoint(
-            f"{path}: {_size(path)} bytes that are no whole safetensors file ({error.strerror}). Correct the path."
-        ) from error
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _another_kind(start: bytes) -> str:
-    if start[:4] == b"GGUF":
-        return "a GGUF file, whose weights are quantised in blocks. axbake bakes the safetensors file that it was made from."
-    if start.lstrip()[:1] == b"<":
-        return (
-            "no whole safetensors file but a web page, which a download needs a login for. Download it again and compare"
-            " its SHA-256 with the page it is from."
-        )
-    return "no whole safetensors file. Download it again and compare its SHA-256 with the page it is from."
+def _missing(path: Path, kind: str) -> UnreadableCheckpoint:
+    """The error of a path that is not one of a file or folder."""
+    if kind:
+        return UnreadableCheckpoint(f"{shown(path, 400)}: {kind}. Wanted a file, or a diffusers folder.")
+    return UnreadableCheckpoint(
+        f"{shown(path, 400)}: 0 bytes that are no whole safetensors file: no such file. Correct the path."
+    )
 
 
 def open_container(path: Path) -> Container:
@@ -164,7 +176,7 @@ def open_safetensors(path: Path) -> Container:
     Raises:
         UnreadableCheckpoint
     """
-    size, start = _size(path), _start(path)
+    size = path.stat().st_size if is_file(path) else 0
 
     def refusal(why: str) -> UnreadableCheckpoint:
         return UnreadableCheckpoint(
@@ -172,18 +184,21 @@ def open_safetensors(path: Path) -> Container:
             " with the page it is from."
         )
 
-    length = int.from_bytes(start[:8], "little")
-    if len(start) < 8 or length > size - 8:
-        raise refusal(f"its header ends at byte {length + 8}" if len(start) >= 8 else "too short for a header")
-    if length > MOST_HEADER_BYTES:
-        raise refusal(f"a header of {length} bytes; at most {MOST_HEADER_BYTES}")
-    with path.open("rb") as file:
-        file.seek(8)
-        text = file.read(length)
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_doubles, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise refusal(f"header: {str(error)[:200]}") from None
+        with open_file(path) as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > size - 8:
+                raise refusal(f"its header ends at byte {length + 8}" if len(start) == 8 else "too short for a header")
+            if length > MOST_HEADER_BYTES:
+                raise refusal(f"a header of {length} bytes; at most {MOST_HEADER_BYTES}")
+            text = file.read(length)
+    except UnreadableFile as error:
+        raise UnreadableCheckpoint(str(error)) from None
+    try:
+        header = load_json(text.decode("utf-8"))
+    except ValueError as error:
+        raise refusal(f"header: {shown(error, 200)}") from None
     if not isinstance(header, dict):
         raise refusal("its header is no JSON object")
     metadata = header.pop("__metadata__", {})
@@ -193,6 +208,7 @@ def open_safetensors(path: Path) -> Container:
         raise refusal(f"{len(header)} tensors; at most {MOST_TENSORS}")
     tensors, end = {}, 0
     try:
+        check_names(header)
         for name, entry in header.items():
             tensors[name] = _stored(name, entry, path, 8 + length)
         for name, stored in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
@@ -203,25 +219,17 @@ def open_safetensors(path: Path) -> Container:
         raise refusal(str(error)) from None
     if 8 + length + end != size:
         raise refusal(f"its tensors end at byte {8 + length + end}")
-    said = _json_object(metadata.get(CONVERTED, "{}"))
-    configs = said.get("configs")
-    told = (
-        {name: config for name, config in configs.items() if isinstance(config, dict)}
-        if isinstance(configs, dict)
-        else {}
-    )
-    return Container(path, "safetensors", tensors, metadata, told, said)
+    said = _said_of_source(metadata.get(CONVERTED, "{}"))
+    return Container(path, "safetensors", tensors, metadata, said.get("configs", {}), said)
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict:
-    if len({name for name, _ in pairs}) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice")
-    return dict(pairs)
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError unless *names* can be a network's: not too long for a message, and printable."""
+    for name in names:
+        if len(name) > MOST_NAME:
+            raise ValueError(f"a tensor's name of {len(name)} characters ({shown(name, 40)}); at most {MOST_NAME}")
+        if UNPRINTABLE.search(name):
+            raise ValueError(f"a tensor's name with control characters ({shown(name)})")
 
 
 def _whole(value: Any) -> bool:
@@ -231,27 +239,36 @@ def _whole(value: Any) -> bool:
 def _stored(name: str, entry: Any, path: Path, base: int) -> Stored:
     """A tensor's entry in a safetensors header, checked; ValueError says what is wrong with it."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{name[:200]}: wanted dtype, shape and data_offsets")
+        raise ValueError(f"{name}: wanted dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise ValueError(f"{name[:200]}: type {str(dtype)[:40]} is unknown; known: {', '.join(BITS)}")
+        raise ValueError(f"{name}: type {shown(dtype, 40)} is unknown; known: {', '.join(BITS)}")
     if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(_whole, shape)):
-        raise ValueError(f"{name[:200]}: {str(shape)[:80]} is no shape of {MOST_AXES} axes at most")
+        raise ValueError(f"{name}: {shown(shape, 80)} is no shape of {MOST_AXES} axes at most")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
-        raise ValueError(f"{name[:200]}: data_offsets {str(offsets)[:80]} are no two numbers")
+        raise ValueError(f"{name}: data_offsets {shown(offsets, 80)} are no two numbers")
     start, end = offsets
     if end - start != math.prod(shape) * BITS[dtype] // 8:
-        raise ValueError(f"{name[:200]}: {end - start} bytes for shape {shape} of {dtype}")
+        raise ValueError(f"{name}: {end - start} bytes for shape {shape} of {dtype}")
     return Stored(dtype, tuple(shape), path, base + start, base + end)
 
 
-def _json_object(text: str) -> dict:
-    """The JSON object *text*; an empty one if it is none, since anybody can write metadata."""
+def _said_of_source(text: str) -> dict[str, Any]:
+    """What `convert_checkpoint` wrote into a file's metadata; without what it would not have written, as anybody can."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        said = load_json(text)
+    except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
+    wanted: dict[str, type] = {"form": str, "bytes": int, "configs": dict, "left_out": list, "leftovers": list}
+    told = {
+        name: said[name] for name, kind in wanted.items() if isinstance(said, dict) and type(said.get(name)) is kind
+    }
+    for name in ("left_out", "leftovers"):
+        if name in told:
+            told[name] = [entry for entry in told[name] if isinstance(entry, str)]
+    if "configs" in told:
+        told["configs"] = {name: config for name, config in told["configs"].items() if isinstance(config, dict)}
+    return told
 
 
 def _read_json(path: Path) -> dict:
@@ -261,14 +278,12 @@ def _read_json(path: Path) -> dict:
         UnreadableCheckpoint: not there, too large, or no JSON object.
     """
     try:
-        if path.stat().st_size > MOST_CONFIG_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes; at most {MOST_CONFIG_BYTES}")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("no JSON object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnreadableCheckpoint(f"{path}: {error}. Wanted a JSON object, as diffusers writes it.") from None
+        value = read_json(path)
+    except UnreadableFile as error:
+        raise UnreadableCheckpoint(f"{error} Wanted a JSON object, as diffusers writes it.") from None
+    if not isinstance(value, dict):
+        raise UnreadableCheckpoint(f"{path}: no JSON object. Wanted one, as diffusers writes it.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -278,6 +293,7 @@ class Folder:
     configs: dict[str, Path]  # folder -> config
     weights: dict[str, list[Path]]  # folder -> its file, or its shards
     indexes: list[Path]  # that name the shards
+    tokenizer: list[Path] = field(default_factory=list)  # that name words which were added to CLIP's
 
 
 def scan_folder(path: Path) -> Folder:
@@ -288,28 +304,43 @@ def scan_folder(path: Path) -> Folder:
     Raises:
         UnreadableCheckpoint: a network is missing; lists what the folder has.
     """
-    if not (path / PIPELINE).is_file():
+    if not is_file(path / PIPELINE):
         return _scan_autoencoder(path)
     index = _read_json(path / PIPELINE)
     configs, weights, indexes = {}, {}, []
     for folder, stem in FOLDERS.items():
         place = path / folder
-        if not place.is_dir():
+        if kind_of(place) != "a folder":
             raise UnreadableCheckpoint(
-                f"{path}: no folder {folder}; its {PIPELINE} is of a {str(index.get('_class_name'))[:80]}. Wanted"
+                f"{path}: no folder {folder}; its {PIPELINE} is of a {shown(index.get('_class_name'), 80)}. Wanted"
                 f" {', '.join(FOLDERS)}, as Stable Diffusion 1.x and 2.x have them."
             )
-        configs[folder] = place / NETWORK
+        configs[folder] = _config_in(place, NETWORK)
         weights[folder], index_of = _weights_of(place, stem)
         indexes += index_of
-    if (path / SCHEDULER / "scheduler_config.json").is_file():
-        configs[SCHEDULER] = path / SCHEDULER / "scheduler_config.json"
-    return Folder(configs, weights, indexes)
+    if is_file(path / SCHEDULER / "scheduler_config.json"):
+        configs[SCHEDULER] = _config_in(path / SCHEDULER, "scheduler_config.json")
+    tokenizer = [path / TOKENIZER / name for name in ADDED_TOKENS if is_file(path / TOKENIZER / name)]
+    return Folder(configs, weights, indexes, tokenizer)
+
+
+def _config_in(place: Path, name: str) -> Path:
+    """The config of a network in the folder *place*, after checking that reading it will end."""
+    config = place / name
+    if not is_file(config):
+        raise UnreadableCheckpoint(
+            f"{config}: {kind_of(config) or 'not there'}. Wanted a file, as diffusers writes it."
+        )
+    if (size := config.stat().st_size) > MOST_JSON_BYTES:
+        raise UnreadableCheckpoint(
+            f"{config}: {size} bytes; at most {MOST_JSON_BYTES}. Wanted a config as diffusers writes it."
+        )
+    return config
 
 
 def _scan_autoencoder(path: Path) -> Folder:
     """The same of a folder that holds an autoencoder alone."""
-    kind = str(_read_json(path / NETWORK).get("_class_name"))[:80]
+    kind = shown(_read_json(_config_in(path, NETWORK)).get("_class_name"), 80)
     if not kind.startswith("Autoencoder"):
         raise UnreadableCheckpoint(
             f"{path}: no {PIPELINE}, and its {NETWORK} is of {kind}. Wanted a diffusers folder of a whole pipeline, or of an"
@@ -325,16 +356,25 @@ def _weights_of(place: Path, stem: str) -> tuple[list[Path], list[Path]]:
     for name, kind in ((stem, "safetensors"), (pickled, "bin")):
         for variant in VARIANTS:
             marked = f".{variant}" if variant else ""
-            if (file := place / f"{name}{marked}.{kind}").is_file():
+            if is_file(file := place / f"{name}{marked}.{kind}"):
                 return [file], []
             # diffusers has written both orders: model.fp16.safetensors.index.json and model.safetensors.index.fp16.json.
             for index in (f"{name}{marked}.{kind}.index.json", f"{name}.{kind}.index{marked}.json"):
-                if (place / index).is_file():
-                    return _shards(place / index), [place / index]
-    found = sorted(file.name for file in place.iterdir())[:20]
+                if is_file(place / index):
+                    return _shards(_config_in(place, index)), [place / index]
     raise UnreadableCheckpoint(
-        f"{place}: no {stem}.safetensors, nor one of {', '.join(filter(None, VARIANTS))}; there are {', '.join(found)}."
+        f"{place}: no {stem}.safetensors, nor one of {', '.join(filter(None, VARIANTS))}; there are"
+        f" {_listing(place) or 'no files'}."
     )
+
+
+def _listing(place: Path) -> str:
+    """Names of some files in a folder, for messages."""
+    try:
+        found = sorted(shown(file.name, 80) for file in itertools.islice(place.iterdir(), 1000))
+    except OSError as error:
+        return error.strerror or "none that can be listed"
+    return ", ".join(found[:20])
 
 
 def _shards(index: Path) -> list[Path]:
@@ -342,11 +382,12 @@ def _shards(index: Path) -> list[Path]:
     names = (
         set(table.values()) if isinstance(table, dict) and all(isinstance(n, str) for n in table.values()) else set()
     )
-    if not names or any(Path(name).name != name for name in names):
+    if not names or any(Path(name).name != name or name == ".." for name in names):
         raise UnreadableCheckpoint(f"{index}: weight_map does not name files beside it.")
-    missing = sorted(name for name in names if not (index.parent / name).is_file())
+    missing = sorted(name for name in names if not is_file(index.parent / name))
     if missing:
-        raise UnreadableCheckpoint(f"{index}: shards are missing: {', '.join(missing[:8])}. Download the folder again.")
+        listed = ", ".join(shown(name, 80) for name in missing[:8])
+        raise UnreadableCheckpoint(f"{index}: shards are missing: {listed}. Download the folder again.")
     return [index.parent / name for name in sorted(names)]
 
 
@@ -354,15 +395,22 @@ def files_of(path: Path) -> list[Path]:
     """Files that make up the checkpoint *path*, the first of which is itself, or of a folder model_index.json or config.json.
 
     Others are those of the folder that are read, or the checkpoints that a recipe merges.
+
+    Raises:
+        UnreadableCheckpoint: a device or a pipe, or a folder of no form that axbake reads.
+        RecipeError: a recipe that cannot be used.
     """
-    if path.is_file() and is_recipe(path):
+    kind = kind_of(path)
+    if kind not in ("", "a file", "a folder"):
+        raise _missing(path, kind)
+    if kind == "a file" and is_recipe(path):
         return [path, *read_recipe(path).checkpoints.values()]
-    if not path.is_dir():
+    if kind != "a folder":
         return [path]
     form_of(path)
     folder = scan_folder(path)
     files = {*folder.configs.values(), *folder.indexes, *(file for files in folder.weights.values() for file in files)}
-    first = path / PIPELINE if (path / PIPELINE).is_file() else path / NETWORK
+    first = path / PIPELINE if is_file(path / PIPELINE) else path / NETWORK
     return [first, *sorted(files - {first})]
 
 
@@ -384,12 +432,44 @@ def _open_folder(path: Path) -> Container:
             if doubles := set(part) & set(tensors):
                 raise UnreadableCheckpoint(f"{file}: {sorted(doubles)[0]} is in another shard too.")
             tensors |= part
-    return Container(path, "diffusers folder", tensors, {}, read_configs(folder))
+    return Container(path, "diffusers folder", tensors, {}, _configs(folder))
 
 
 def read_configs(folder: Folder) -> dict[str, dict]:
-    """Each network's config.json, and the scheduler's, by the name of its folder."""
+    """Each network's config.json, and the scheduler's, by the name of its folder.
+
+    Words that were added to the tokenizer are not read; a warning names them.
+    """
+    if words := added_words(folder):
+        logger.warning(
+            "%s has words that were added to CLIP's: %s. Prompts do not know them: their letters are read as words. Save their"
+            " vectors as textual-inversion embeddings, and name the files in the column embeddings.",
+            folder.tokenizer[0].parent,
+            shown(", ".join(words), 200),
+        )
+    return _configs(folder)
+
+
+def _configs(folder: Folder) -> dict[str, dict]:
     return {name: _read_json(file) for name, file in folder.configs.items()}
+
+
+def added_words(folder: Folder) -> list[str]:
+    """Words that a folder's tokenizer has and CLIP's vocabulary has not, as textual inversion adds them.
+
+    Raises:
+        UnreadableCheckpoint: a file of the tokenizer is no table.
+    """
+    words: dict[str, None] = {}
+    for path in folder.tokenizer:
+        said = _read_json(path)
+        decoder = said.get("added_tokens_decoder")  # of transformers from 4.34 on: number -> what it stands for
+        entries = decoder.items() if isinstance(decoder, dict) else [(number, word) for word, number in said.items()]
+        for number, word in entries:
+            word = word.get("content") if isinstance(word, dict) else word
+            if isinstance(word, str) and re.fullmatch(r"\d{1,9}", str(number)) and int(number) >= VOCABULARY:
+                words[word] = None
+    return list(words)
 
 
 def place_of(files: list[Path]) -> Path:

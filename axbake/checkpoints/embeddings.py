@@ -1,18 +1,29 @@
-"""Files of textual-inversion embeddings.
+"""Files of textual-inversion embeddings: `.safetensors`, or pickles (`.pt`, `.bin`), by their content and not by their name."""
 
-They come as `.safetensors`, or as `.pt` and `.bin`, which are read as data alone: nothing in them is run.
-"""
-
-import pickle
+import contextlib
+import math
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from axbake.checkpoints.containers import (
+    Container,
+    Stored,
+    UnreadableCheckpoint,
+    all_finite,
+    form_of,
+    open_safetensors,
+)
+from axbake.checkpoints.forms import PICKLE, SAFETENSORS
+from axbake.checkpoints.pickles import UnsafeCheckpoint, convert_pickle
 from axbake.errors import AxbakeError
 
-VOCABULARY = 49408  # CLIP's: rows of a token table before those of embeddings
-# What torch raises on files that are no pickle, end early, or ask for more than tensors.
-DAMAGE = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError)
+BUNDLE = re.compile(r"bundle_emb\.(?P<name>[^.]+)\.(?P<inside>.+)")  # in LoRAs, as AUTOMATIC1111 reads them
+MOST_VALUES = 10_000_000  # of one embedding; 75 vectors of SDXL's text encoder have 96,000
+LARGEST = 65504  # that fp16 holds, in which token tables are stored
+FLOATS = ("F32", "F16", "BF16", "F64")
+WANTED = "wanted a textual-inversion embedding: string_to_param, emb_params, or one tensor of (vectors, width)."
 
 
 class EmbeddingError(AxbakeError):
@@ -20,46 +31,80 @@ class EmbeddingError(AxbakeError):
 
 
 def read_embedding(path: Path) -> Any:
-    """The vectors of a textual-inversion embedding, torch's (N, W).
+    """The vectors of a textual-inversion embedding, torch's (N, W); of a LoRA that bundles several, one after the other.
 
-    Forms: AUTOMATIC1111's (`string_to_param` in `.pt`, `emb_params` in `.safetensors`) and diffusers' (one tensor under the
-    embedding's own name).
+    Forms: AUTOMATIC1111's (`string_to_param` in pickles, `emb_params` in safetensors, `bundle_emb.NAME.` in LoRAs) and
+    diffusers' (one tensor under the embedding's own name).
 
     Raises:
-        EmbeddingError: another form, or a file that asks for code to be run.
+        EmbeddingError: another form, a file that asks for code to be run, or numbers that no token table can hold.
     """
     import torch  # here, since a model without embeddings does without
 
-    content = _read_file(path)
-    if isinstance(content, dict) and "string_to_param" in content:
-        content = content["string_to_param"]
-    items = list(content.items()) if isinstance(content, dict | torch.nn.ParameterDict) else []
-    names = [str(name) for name, _ in items]
-    if {"clip_g", "clip_l"} & set(names):
+    vectors = list(read_embeddings(path).values())
+    if len({part.shape[1] for part in vectors}) > 1:
         raise EmbeddingError(
-            f"{path}: an embedding for Stable Diffusion XL ({', '.join(names)}); wanted one for the model's."
+            f"{path}: its embeddings have vectors of different widths. They are not of one text encoder."
         )
-    if len(items) != 1 or not isinstance(items[0][1], torch.Tensor) or items[0][1].ndim not in (1, 2):
+    return torch.cat(vectors)
+
+
+def read_embeddings(path: Path) -> dict[str, Any]:
+    """Vectors of each embedding in *path*, torch's (N, W), by its own name; an empty one: it is called as its file is."""
+    with contextlib.ExitStack() as stack:
+        try:
+            container = _opened(path, stack)
+            found = _sorted(path, container)
+            return {name: _vectors(path, container, tensor) for name, tensor in found.items()}
+        except UnsafeCheckpoint as error:
+            raise EmbeddingError(
+                f"{path}: asks for {error.asked}, which was not run. Wanted an embedding; get it as .safetensors."
+            ) from None
+        except UnreadableCheckpoint as error:
+            raise EmbeddingError(f"{error} Wanted a textual-inversion embedding.") from None
+
+
+def _opened(path: Path, stack: contextlib.ExitStack) -> Container:
+    """The tensors of *path*, whatever form it has."""
+    form = form_of(path)
+    if form == SAFETENSORS:
+        return open_safetensors(path)
+    if form != PICKLE:
+        raise EmbeddingError(f"{path}: a {form}; {WANTED}")
+    made = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "embedding.safetensors"
+    convert_pickle(path, made)
+    return open_safetensors(made)
+
+
+def _sorted(path: Path, container: Container) -> dict[str, str]:
+    """Own name of each embedding in a file -> its tensor; `_read` says what an empty one is."""
+    names = list(container.tensors)
+    bundled = {name: match for name in names if (match := BUNDLE.fullmatch(name))}
+    inside = [match["inside"].rpartition(".")[2] for match in bundled.values()]
+    if {"clip_g", "clip_l"} & {*names, *inside}:
         raise EmbeddingError(
-            f"{path}: holds {', '.join(names[:5]) or 'no tensors by name'}; wanted a textual-inversion embedding:"
-            " string_to_param, emb_params, or one tensor of (vectors, width)."
+            f"{path}: an embedding for Stable Diffusion XL ({', '.join(names[:5])}); wanted one for the model's."
         )
-    vectors = items[0][1].detach()
+    if bundled:
+        found = {match["name"]: name for name, match in bundled.items()}
+        if len(found) < len(bundled):
+            raise EmbeddingError(f"{path}: bundles {', '.join(list(bundled)[:5])}; {WANTED}")
+        return found
+    if len(names) != 1:
+        raise EmbeddingError(f"{path}: holds {', '.join(names[:5]) or 'no tensors by name'}; {WANTED}")
+    return {"": names[0]}
+
+
+def _vectors(path: Path, container: Container, name: str) -> Any:
+    """The tensor *name* as vectors (N, W), after checking that a token table can hold them."""
+    stored: Stored = container.tensors[name]
+    if len(stored.shape) not in (1, 2) or not 0 < math.prod(stored.shape) <= MOST_VALUES:
+        raise EmbeddingError(f"{path}: holds {name}; {WANTED} Its shape is {list(stored.shape)}.")
+    if stored.dtype not in FLOATS:
+        raise EmbeddingError(f"{path}: {name} is of type {stored.dtype}, wanted one of {', '.join(FLOATS)}.")
+    vectors = container.read(name)
+    if not all_finite(vectors) or float(vectors.abs().max()) > LARGEST:
+        raise EmbeddingError(
+            f"{path}: {name} holds values that are not finite, or beyond {LARGEST}, which fp16 cannot hold. The file is damaged."
+        )
     return vectors if vectors.ndim == 2 else vectors[None]
-
-
-def _read_file(path: Path) -> Any:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # The original textual inversion saves torch's own ParameterDict, which holds tensors and nothing else.
-        with torch.serialization.safe_globals([torch.nn.ParameterDict]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, *DAMAGE) as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"asks for {asked[1]}, which was not run" if asked else f"cannot be read ({type(error).__name__})"
-        raise EmbeddingError(f"{path}: {why}. Wanted a textual-inversion embedding; get it as .safetensors.") from error

@@ -12,6 +12,7 @@ import json
 import os
 import pickletools
 import resource
+import signal
 import subprocess
 import sys
 import zipfile
@@ -19,15 +20,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from axbake.checkpoints.containers import MOST_TENSORS, UnreadableCheckpoint
+from axbake.checkpoints.containers import MOST_AXES, MOST_TENSORS, UnreadableCheckpoint, check_names
 from axbake.checkpoints.writing import tensor_bytes, write_tensors
+from axbake.users_files import UnreadableFile, open_file, shown
 
 # Checkpoints of 2,600 tensors have 0.4 MB of instructions.
-MOST_INSTRUCTION_BYTES = 64_000_000
+MOST_INSTRUCTION_BYTES = 8_000_000
 # Beyond the file's own size: a pickle of a few bytes can ask for a text or a tensor of any size, or unpack to one, and would take
 # the whole machine's memory. Address space is what the system limits; mapped files count, so the file's size is added.
-MEMORY_BYTES = 2_000_000_000
-SECONDS = 600  # of computing; a file of 8 GB takes 20
+MEMORY_BYTES = 1_500_000_000
+# Of computing, once torch is there. A file of 8 GB takes 20; a few bytes can make a key whose hash takes years.
+SECONDS, SECONDS_PER_GB = 10, 10
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py: first of the pickles in files before torch 1.6
 
 REBUILD = {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter", "parameter_with_state")}
@@ -46,6 +49,10 @@ ALLOWED |= {
     "torch.serialization._get_layout",
 }
 ALLOWED |= {"collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.complex", "_codecs.encode"}
+PARAMETERS = "torch.nn.modules.container.ParameterDict"
+ALLOWED |= {PARAMETERS}
+#: Entries of what trainers save, in which the table of tensors is
+WRAPPERS = ("state_dict", "model", "module", "params_ema", "string_to_param")
 #: What trainers leave beside the weights. A file may name it, and gets an object that does nothing in its place.
 LEFTOVERS = {
     "numpy.core.multiarray.scalar",
@@ -78,6 +85,10 @@ LEFTOVERS = {
 class UnsafeCheckpoint(UnreadableCheckpoint):
     """The pickle names what weights have no need of."""
 
+    def __init__(self, text: str, asked: str = "") -> None:
+        super().__init__(text)
+        self.asked = asked  # what it names, for messages
+
 
 def convert_pickle(source: Path, target: Path | None) -> dict:
     """Write the tensors of the pickle *source* as safetensors to *target*, in a process of its own.
@@ -91,8 +102,13 @@ def convert_pickle(source: Path, target: Path | None) -> dict:
 
     Raises:
         UnsafeCheckpoint: it names anything but tensors and a trainer's harmless leftovers; says what.
-        UnreadableCheckpoint: no whole pickle, no tensors in it, or it wants more memory than its size explains.
+        UnreadableCheckpoint: no whole pickle, no tensors in it, or it wants more memory or time than its size explains.
     """
+    try:
+        with open_file(source) as file:
+            size = os.fstat(file.fileno()).st_size
+    except UnreadableFile as error:
+        raise UnreadableCheckpoint(str(error)) from None
     # -P: nothing that lies in the working directory is imported.
     command = [
         sys.executable,
@@ -104,17 +120,28 @@ def convert_pickle(source: Path, target: Path | None) -> dict:
     ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
+    if done.returncode == -signal.SIGXCPU:
+        raise UnreadableCheckpoint(
+            f"{source}: reading it took more than {_seconds(size)} s of computing, which weights of its size do not. It may be"
+            " an attack. Take the safetensors file of the model."
+        )
     try:
         answer = json.loads(done.stdout)
     except ValueError:
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
         raise UnreadableCheckpoint(
-            f"{source}: reading it ended its process with {ended}: {done.stderr.strip()[-300:]}. It wants more than"
-            f" {MEMORY_BYTES / 1e9:g} GB beyond its size, or is damaged. Take the safetensors file of the model."
+            f"{source}: reading it ended its process with {ended}: {shown(done.stderr.strip()[-300:], 300)}. It wants more"
+            f" than {MEMORY_BYTES / 1e9:g} GB beyond its size, or is damaged. Take the safetensors file of the model."
         ) from None
+    return taken(answer)
+
+
+def taken(answer: dict) -> dict:
+    """*answer* of the process; an error that it tells of is raised."""
+    if answer.get("error") == UnsafeCheckpoint.__name__:
+        raise UnsafeCheckpoint(answer["text"], answer["asked"])
     if "error" in answer:
-        kinds = {kind.__name__: kind for kind in (UnsafeCheckpoint, UnreadableCheckpoint)}
-        raise kinds[answer["error"]](answer["text"])
+        raise UnreadableCheckpoint(answer["text"])
     return answer
 
 
@@ -125,7 +152,7 @@ def names_of(source: Path) -> set[str]:
         UnreadableCheckpoint: its instructions cannot be followed.
     """
     names: set[str] = set()
-    with source.open("rb") as file:
+    with open_file(source) as file:
         if file.read(4) == b"PK\x03\x04":
             names.update(_globals(io.BytesIO(_instructions(source))))
         else:
@@ -139,7 +166,7 @@ def names_of(source: Path) -> set[str]:
 
 
 def _is_legacy(source: Path) -> bool:
-    with source.open("rb") as file:
+    with open_file(source) as file:
         return LEGACY_MAGIC.to_bytes(10, "little") in file.read(32)
 
 
@@ -209,21 +236,31 @@ class Leftover(dict):
         pass
 
 
+class Parameters(dict):
+    """Stands for torch's ParameterDict, in which the first textual inversion keeps its vectors."""
+
+    def __setstate__(self, state: object) -> None:
+        kept = state.get("_parameters") if isinstance(state, dict) else None
+        self.update(kept if isinstance(kept, dict) else {})
+
+
 def _load(source: Path, leftovers: set[str]) -> Any:
     """What torch's restricted unpickler makes of *source*."""
     import torch
 
     stubs: list[Any] = [(type("Leftover", (Leftover,), {}), name) for name in sorted(leftovers)]
-    with torch.serialization.safe_globals(stubs):
-        mapped = zipfile.is_zipfile(source)  # values are then read when they are written, one tensor at a time
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    with torch.serialization.safe_globals([*stubs, (Parameters, PARAMETERS)]), open_file(source) as file:
+        # By another name, since torch takes a file for safetensors where its name ends so.
+        place = f"/proc/self/fd/{file.fileno()}"
+        mapped = zipfile.is_zipfile(place)  # values are then read when they are written, one tensor at a time
+        return torch.load(place, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _unwrapped(loaded: Any) -> Mapping:
     """The table of tensors inside what trainers wrap around it."""
     seen = 0
     while isinstance(loaded, Mapping) and seen < 8:
-        inner = [loaded[name] for name in ("state_dict", "model", "module", "params_ema") if name in loaded]
+        inner = [loaded[name] for name in WRAPPERS if name in loaded]
         inner = [value for value in inner if isinstance(value, Mapping)]
         if not inner and len(loaded) == 1 and isinstance(next(iter(loaded.values())), Mapping):
             inner = list(loaded.values())
@@ -239,34 +276,41 @@ def _convert(source: Path, target: Path | None) -> dict:
 
     try:
         names = names_of(source)
-    except (ValueError, IndexError, KeyError, EOFError, OverflowError, UnicodeDecodeError, AttributeError) as error:
-        raise UnreadableCheckpoint(
-            f"{source}: {source.stat().st_size} bytes that are no whole pickle ({str(error)[:200]}). Download it again"
-            " and compare its SHA-256 with the page it is from."
-        ) from None
+    except (ValueError, IndexError, KeyError, EOFError, OverflowError, AttributeError) as error:
+        raise _damaged(source, "pickle", shown(error, 200)) from None
     if strange := sorted(names - ALLOWED - LEFTOVERS):
+        asked = f"{', '.join(shown(name, 100) for name in strange[:8])}{' …' if len(strange) > 8 else ''}"
         raise UnsafeCheckpoint(
-            f"{source}: asks for {', '.join(name[:100] for name in strange[:8])}{' …' if len(strange) > 8 else ''}, which"
-            " weights have no need of. It was not run, and may be an attack. Take the safetensors file of the model."
+            f"{source}: asks for {asked}, which weights have no need of. It was not run, and may be an attack. Take the"
+            " safetensors file of the model.",
+            asked,
         )
     try:
         table = _unwrapped(_load(source, names & LEFTOVERS))
+        tensors = {n: value for n, value in table.items() if isinstance(value, torch.Tensor) and isinstance(n, str)}
+        kinds = _kinds(source, tensors)
+        check_names(tensors)
+    except (MemoryError, UnreadableCheckpoint):
+        raise
     except Exception as error:  # a damaged pickle makes torch's reader fail in any way there is
-        raise UnreadableCheckpoint(
-            f"{source}: {source.stat().st_size} bytes that are no whole pickle of tensors"
-            f" ({type(error).__name__}: {str(error)[:200]}). Download it again and compare its SHA-256."
-        ) from None
-    tensors = {
-        name: value for name, value in table.items() if isinstance(value, torch.Tensor) and isinstance(name, str)
-    }
+        raise _damaged(source, "pickle of tensors", f"{type(error).__name__}: {shown(error, 200)}") from None
     if not tensors or len(tensors) > MOST_TENSORS:
         raise UnreadableCheckpoint(f"{source}: {len(tensors)} tensors; wanted 1 to {MOST_TENSORS}: weights by name.")
-    kinds = _kinds(source, tensors)
     shapes = {name: (kinds[name], tuple(tensor.shape)) for name, tensor in tensors.items()}
     if target:
-        write_tensors(target, shapes, lambda name: tensor_bytes(tensors[name].detach()), metadata={"format": "pt"})
-    left_out = sorted(str(name)[:100] for name in table if name not in tensors)
+        try:
+            write_tensors(target, shapes, lambda name: tensor_bytes(tensors[name].detach()), metadata={"format": "pt"})
+        except OSError as error:
+            raise UnreadableCheckpoint(f"{source}: {target} cannot be written: {error.strerror}.") from None
+    left_out = sorted(shown(name, 100) for name in table if name not in tensors)
     return {"tensors": shapes, "left_out": left_out[:20], "leftovers": sorted(names & LEFTOVERS)}
+
+
+def _damaged(source: Path, what: str, why: str) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(
+        f"{source}: {source.stat().st_size} bytes that are no whole {what} ({why}). Download it again and compare its SHA-256"
+        " with the page it is from."
+    )
 
 
 def _kinds(source: Path, tensors: Mapping[str, Any]) -> dict[str, str]:
@@ -285,10 +329,12 @@ def _kinds(source: Path, tensors: Mapping[str, Any]) -> dict[str, str]:
     faults, total = [], 0
     for name, tensor in tensors.items():
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-        if not plain or tensor.dtype not in names:
-            faults.append(f"{name[:100]}: {tensor.dtype}, {tensor.layout}, on {tensor.device}")
+        if not plain or tensor.dtype not in names or tensor.ndim > MOST_AXES:
+            faults.append(
+                f"{shown(name, 100)}: {tensor.dtype}, {tensor.layout}, on {tensor.device}, {tensor.ndim} axes"
+            )
         elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            faults.append(f"{name[:100]}: shape {tuple(tensor.shape)}, of which less is stored")
+            faults.append(f"{shown(name, 100)}: shape {tuple(tensor.shape)}, of which less is stored")
         total += tensor.numel() * tensor.element_size()
     if total > 2 * source.stat().st_size + 1_000_000:
         faults.append(f"{total} bytes of tensors in a file of {source.stat().st_size}")
@@ -298,29 +344,43 @@ def _kinds(source: Path, tensors: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _limit_process(file_bytes: int) -> None:
-    """Bound the memory and the time of this process, which reads what nobody has checked."""
+    """Bound the memory of this process, which reads what nobody has checked."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + 2 * file_bytes + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+
+
+def _seconds(file_bytes: int) -> int:
+    """How long a pickle of so many bytes may be computed with."""
+    return SECONDS + SECONDS_PER_GB * file_bytes // 10**9
+
+
+def _limit_seconds(file_bytes: int) -> None:
+    """Bound the time that this process may compute from here on."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = int(used.ru_utime + used.ru_stime) + 1 + _seconds(file_bytes)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 5))
 
 
 def main(source: Path, target: Path | None) -> dict:
     """Convert in this process, and give `convert_pickle`'s answer as it is printed."""
     try:
         return _convert(source, target)
-    except UnreadableCheckpoint as error:
-        return {"error": type(error).__name__, "text": str(error)}
+    except UnsafeCheckpoint as error:
+        return {"error": type(error).__name__, "text": str(error), "asked": error.asked}
+    except (UnreadableCheckpoint, UnreadableFile) as error:
+        return {"error": UnreadableCheckpoint.__name__, "text": str(error)}
     except MemoryError:
         return {
-            "error": "UnreadableCheckpoint",
+            "error": UnreadableCheckpoint.__name__,
             "text": f"{source}: wants more than {MEMORY_BYTES / 1e9:g} GB of memory beyond its size. It is no checkpoint.",
         }
 
 
 if __name__ == "__main__":
-    import torch  # before the limit, which counts from here
+    import torch  # before the limits, which count from here
 
     torch.set_num_threads(1)
     _limit_process(Path(sys.argv[1]).stat().st_size)
+    _limit_seconds(Path(sys.argv[1]).stat().st_size)
     print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)))

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from axbake.checkpoints.containers import MOST_CONFIG_BYTES, SCHEDULER, Container
+from axbake.checkpoints.containers import SCHEDULER, Container
 from axbake.errors import AxbakeError
 from axbake.networks.sampling import Sampling
 from axbake.runtime.values import Latents
+from axbake.users_files import UnreadableFile, is_file, kind_of, read_yaml, shown
 
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 WORDS = {"epsilon": EPSILON, "eps": EPSILON, "v": VELOCITY, "v_prediction": VELOCITY}
 TERMINAL = 1e-6  # share of the signal in the last step, below which a schedule ends in pure noise
-# What PyYAML raises besides its own error on dates that are none, numbers that are none, tables as keys, and endless nesting.
-YAML_FAULTS = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
 PROBED = 8  # latent pixels a side of the probe's input
 ROUNDING = 1e-2  # relative; a schedule stored in bfloat16 is off by 4e-3
 
@@ -56,17 +54,16 @@ def read_sidecar(checkpoint: Path) -> str:
     Raises:
         UnreadableSidecar: too large or no YAML; says where.
     """
+    if kind_of(checkpoint) == "a folder":
+        return ""
     path = checkpoint.with_suffix(".yaml")
-    if not path.is_file() or checkpoint.is_dir() or path == checkpoint:  # the last is a recipe
+    if not is_file(path) or path == checkpoint:  # the last is a recipe
         return ""
     try:
-        if path.stat().st_size > MOST_CONFIG_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes; at most {MOST_CONFIG_BYTES}")
-        # Pure Python and safe: it makes texts, numbers, lists and tables only.
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, *YAML_FAULTS) as error:
+        config = read_yaml(path)
+    except UnreadableFile as error:
         raise UnreadableSidecar(
-            f"{path}: {str(error)[:300]}. Wanted the LDM config of {checkpoint.name} in YAML; take it away if it is not that."
+            f"{error} Wanted the LDM config of {checkpoint.name} in YAML; take it away if it is not that."
         ) from None
     model = _inside(config, "model", "params")
     if not isinstance(model, dict):
@@ -77,7 +74,7 @@ def read_sidecar(checkpoint: Path) -> str:
     stated = model.get("parameterization", "eps")
     if not isinstance(stated, str) or stated not in WORDS:
         raise UnreadableSidecar(
-            f"{path}: parameterization {str(stated)[:80]!r}; wanted eps or v, which axbake's samplers know."
+            f"{path}: parameterization {shown(stated, 80)!r}; wanted eps or v, which axbake's samplers know."
         )
     return WORDS[stated]
 
@@ -111,8 +108,8 @@ def gather_evidence(container: Container, *, sidecar: str) -> Evidence:
     if sidecar:
         types["the YAML beside it"] = sidecar
     scheduler = container.configs.get(SCHEDULER, {})
-    if scheduler.get("prediction_type") in WORDS:
-        types["scheduler_config.json"] = WORDS[scheduler["prediction_type"]]
+    if (kind := scheduler.get("prediction_type")) in list(WORDS):  # a list, since JSON may have any value here
+        types["scheduler_config.json"] = WORDS[kind]
     if scheduler.get("rescale_betas_zero_snr") is True:
         zero.append("scheduler_config.json says that the schedule ends in pure noise")
     if "alphas_cumprod" in container.tensors and container.format != "pickle":

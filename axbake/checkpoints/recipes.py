@@ -1,32 +1,26 @@
 """Recipes: YAML files that name a merge of several checkpoints. `axbake.checkpoints.merging` does what they say."""
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import yaml
 
 from axbake.digest import file_sha256
 from axbake.errors import AxbakeError
+from axbake.users_files import UnreadableFile, is_file, kind_of, read_yaml, shown
 
 SUFFIXES = (".yaml", ".yml")
 SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "recipe.schema.yaml"
-MOST_BYTES = 1_000_000  # of a recipe
 MOST_ALPHA = 10.0
+MOST_FAULTS = 20  # in a message
+MOST_MERGES = 100  # of a recipe, where a step that several others use counts each time
 UNET_BLOCKS = ("M00", *(f"{side}{number:02}" for side in ("IN", "OUT") for number in range(12)))
 #: Names of the parts of a model that have a share of their own: those of SuperMerger, and two of its base's parts
 BLOCKS = ("BASE", *UNET_BLOCKS, "text_encoder", "vae")
-FAULTS = (
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-)  # PyYAML's, besides its own
 
 
 class RecipeError(AxbakeError):
@@ -68,13 +62,16 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: lists what cannot be used, with its place.
     """
-    content = _load(path)
-    schema = yaml.safe_load(SCHEMA.read_text())
-    faults = [
-        f"{'/'.join(map(str, error.absolute_path)) or 'recipe'}: {error.message[:200]}"
+    try:
+        content = read_yaml(path)
+    except UnreadableFile as error:
+        raise RecipeError(f"{error} Wanted a recipe of a merge in YAML.") from None
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    faults = _listed(
+        f"{shown('/'.join(map(str, error.absolute_path)) or 'recipe')}: {shown(error.message, 200)}"
         for error in jsonschema.Draft202012Validator(schema).iter_errors(content)
-    ]
-    faults = faults or [*_step_faults(content), *_file_faults(content["checkpoints"])]
+    )
+    faults = faults or _listed(itertools.chain(_step_faults(content), _file_faults(content["checkpoints"])))
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise RecipeError(f"{path}: this recipe cannot be used:\n{listed}\nSee docs/loras-and-merges.md.")
@@ -91,18 +88,18 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(path, {name: Path(entry["path"]) for name, entry in content["checkpoints"].items()}, steps)
 
 
-def _load(path: Path) -> Any:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes; at most {MOST_BYTES}")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, *FAULTS) as error:
-        raise RecipeError(f"{path}: {str(error)[:300]}. Wanted a recipe of a merge in YAML.") from None
+def _listed(faults: Iterator[str]) -> list[str]:
+    """The first of *faults*, each short; what comes behind them is not computed."""
+    found = [shown(fault, 400) for fault in itertools.islice(faults, MOST_FAULTS + 1)]
+    return [*found[:MOST_FAULTS], "and more"] if len(found) > MOST_FAULTS else found
 
 
 def _step_faults(content: dict) -> Iterator[str]:
-    known = list(content["checkpoints"])
+    merges = dict.fromkeys(
+        content["checkpoints"], 0
+    )  # name -> merges that lead to it, one that is used twice counted twice
     used = set()
+    last = content["steps"][-1].get("name")
     for number, step in enumerate(content["steps"], start=1):
         place = f"steps/{number}"
         given = [name for name in "abc" if name in step]
@@ -110,32 +107,46 @@ def _step_faults(content: dict) -> Iterator[str]:
         if given != wanted:
             yield f"{place}: {step['method']} of {', '.join(given)}; wanted {', '.join(wanted)}"
         yield from (
-            f"{place}/{name}: {step[name]!r} is none of {', '.join(known)}" for name in given if step[name] not in known
+            f"{place}/{name}: {shown(step[name])!r} is none of {_few(merges)}"
+            for name in given
+            if step[name] not in merges
         )
         used |= {step[name] for name in given}
         for block, alpha in {"alpha": step["alpha"], **step.get("blocks", {})}.items():
             if block != "alpha" and block not in BLOCKS:
-                yield f"{place}/blocks/{block}: none of {', '.join(BLOCKS)}"
+                yield f"{place}/blocks/{shown(block)}: none of {', '.join(BLOCKS)}"
             if isinstance(alpha, bool) or not abs(alpha) <= MOST_ALPHA:
-                yield f"{place}/{block}: {alpha}, wanted a number from -{MOST_ALPHA:g} to {MOST_ALPHA:g}"
+                yield f"{place}/{shown(block)}: {shown(alpha)}, wanted a number from -{MOST_ALPHA:g} to {MOST_ALPHA:g}"
+        count = 1 + sum(merges.get(step[name], 0) for name in given)
+        if count > MOST_MERGES:
+            yield (
+                f"{place}: steps that use a step before them several times make {MOST_MERGES} merges and more of it."
+                " Write the merge with fewer steps"
+            )
+            return
         if name := step.get("name"):
-            if name in known:
-                yield f"{place}/name: {name!r} stands twice"
-            known.append(name)
-    unused = [name for name in known if name not in used and name != content["steps"][-1].get("name")]
-    if unused:
-        yield f"no step uses {', '.join(unused)}"
+            if name in merges:
+                yield f"{place}/name: {shown(name)!r} stands twice"
+            merges[name] = count
+    if unused := [name for name in merges if name not in used and name != last]:
+        yield f"no step uses {_few(unused)}"
+
+
+def _few(names: Iterable[str]) -> str:
+    """Some of *names*, for a message."""
+    found = [shown(name, 40) for name in itertools.islice(names, 9)]
+    return ", ".join(found[:8]) + (" …" if len(found) > 8 else "")
 
 
 def _file_faults(checkpoints: dict) -> Iterator[str]:
     for name, entry in checkpoints.items():
-        path = Path(entry["path"])
+        path, place = Path(entry["path"]), f"checkpoints/{shown(name)}: {shown(entry['path'])}"
         if path.suffix != ".safetensors":
-            yield f"checkpoints/{name}: {path} is no .safetensors file; others cannot be merged"
-        elif not path.is_file():
-            yield f"checkpoints/{name}: {path} is not there"
+            yield f"{place} is no .safetensors file; others cannot be merged"
+        elif not is_file(path):
+            yield f"{place} is {kind_of(path) or 'not there'}"
         elif not (found := file_sha256(path)).startswith(entry["sha256"].lower()):
-            yield f"checkpoints/{name}: {path} has SHA-256 {found}, the recipe says {entry['sha256']}"
+            yield f"{place} has SHA-256 {found}, the recipe says {entry['sha256']}"
 
 
 def unet_block(name: str) -> str:

@@ -1,14 +1,53 @@
 """What a network's config may be: others are refused by name, before one is built."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
 from axbake.networks.component import Files
 from axbake.runtime.values import Latents
+from axbake.users_files import shown
 
 MOST_CHANNELS, MOST_LEVELS = 1 << 16, 16
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MOST_CHANNELS
+
+
+def _is_counts(value: Any) -> bool:
+    """One count for all levels, or one for each."""
+    return _is_count(value) or (
+        isinstance(value, list) and 0 < len(value) <= MOST_LEVELS and all(map(_is_count, value))
+    )
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 < value < 1
+
+
+UNET_ACTIVATIONS = ("swish", "silu", "mish", "gelu", "relu")  # diffusers' `activations.py`
+TEXT_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")  # of transformers' `ACT2FN`
+#: Entry of a config -> whether a value can be meant, and which can
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "attention_head_dim": (_is_counts, "a number above 0, or one for each level"),
+    "num_attention_heads": (_is_counts, "a number above 0, or one for each level"),
+    "norm_num_groups": (_is_count, "a number above 0"),
+    "norm_eps": (_is_share, "a number between 0 and 1"),
+    "layer_norm_eps": (_is_share, "a number between 0 and 1"),
+    "act_fn": (lambda value: value in list(UNET_ACTIVATIONS), f"one of {', '.join(UNET_ACTIVATIONS)}"),
+    "hidden_act": (lambda value: value in list(TEXT_ACTIVATIONS), f"one of {', '.join(TEXT_ACTIVATIONS)}"),
+    "flip_sin_to_cos": (lambda value: isinstance(value, bool), "true or false"),
+    "freq_shift": (lambda value: _is_number(value) and abs(value) < 1000, "a number"),
+    "scaling_factor": (lambda value: _is_number(value) and 0 < value < 1000, "a number above 0"),
+}
+ANYTHING = (lambda value: True, "anything")
 
 
 class UnknownFamily(AxbakeError):
@@ -20,15 +59,23 @@ class TensorMismatch(AxbakeError):
 
 
 def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
-    """Refuse a folder's config that speaks of a network of another make."""
+    """Refuse a folder's config that speaks of a network of another make, or says what cannot be meant.
+
+    Raises:
+        UnknownFamily: lists the entries.
+    """
     faults = [
-        f"{name}: {str(told[name])[:80]}, wanted {' or '.join(map(str, wanted))}"
+        f"{name}: {shown(told[name], 80)}, wanted {' or '.join(map(str, wanted))}"
         for name, wanted in files.without.items()
         if name in told and told[name] not in wanted
     ]
-    scale = told.get("scaling_factor", 1)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < 1000:
-        faults.append(f"scaling_factor: {str(scale)[:80]}, wanted a number above 0")
+    faults += [
+        f"{name}: {shown(told[name], 80)}, wanted {words}"
+        for name in files.told
+        if told.get(name) is not None
+        for fits, words in [VALUES.get(name, ANYTHING)]
+        if not fits(told[name])
+    ]
     if faults:
         raise UnknownFamily(
             f"{path}: {files.folder}/config.json: {'; '.join(faults)}. axbake has no export of such a network."
@@ -53,6 +100,9 @@ def check_limits(path: Path, component: str, config: dict) -> None:
         raise TensorMismatch(
             f"{path}: {component}: no network is so wide, so deep or so empty (up to {max(numbers)} channels, {deep} levels)."
         )
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    if width is not None and (type(heads) is not int or width % heads):
+        raise TensorMismatch(f"{path}: {component}: {width} channels cannot be shared by {heads} attention heads.")
 
 
 def check_channels(path: Path, config: dict, latents: Latents) -> None:

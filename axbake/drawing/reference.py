@@ -53,9 +53,9 @@ def draw_reference(
     """Draw the reference picture; the same settings give the same picture.
 
     Args:
-        text_encoders, denoiser, decoder: `weights/{component}.safetensors`; text encoders in the order of *conditioning*.
+        text_encoders, denoiser, decoder: `weights/{component}.safetensors`; text encoders as *conditioning* has them.
         embeddings: `embeddings.json`.
-        picture: its seed is of torch's CPU generator, as people who use diffusers give it; the clip skip is that which the text
+        picture: its seed is of torch's CPU generator, as people who use diffusers give it; the clip skip is what the text
             encoders were imported with.
         builds, pipeline, conditioning: of the family.
         image: PNG to write, with its settings in the form that web UIs read.

@@ -16,20 +16,22 @@ from onnx import TensorProto, helper
 
 from axbake import __version__
 from axbake.emulator import PRODUCER
+from axbake.emulator.calibration import Calibration, Span, calibrate
 from axbake.emulator.calibration_data import count_samples, per_channel, samples, sources
 from axbake.emulator.config import (
     BuildConfig,
     build_config,
     check_input_names,
+    check_input_shapes,
     entry_for,
     merged,
     read_config,
 )
 from axbake.emulator.fields import MESSAGES
 from axbake.emulator.graph import Graph, GraphError, TensorSpec, load_graph
-from axbake.emulator.precision import Precision, resolve_precision, unmatched_op_types
+from axbake.emulator.precision import Precision, idle_output_types, resolve_precision, unmatched_op_types
 from axbake.emulator.quantize import DOMAIN, Quantiser, Record
-from axbake.emulator.ranges import record_ranges
+from axbake.emulator.smoothing import smooth
 from axbake.emulator.writer import ModelWriter, written_beside
 
 log = logging.getLogger("axbake.emulator")
@@ -50,6 +52,7 @@ SOURCE_TYPES = {
     "FP16": TensorProto.FLOAT16,
     "FP32": TensorProto.FLOAT,
 }
+LAYOUTS = {"NHWC": (0, 2, 3, 1), "NCHW": (0, 3, 1, 2)}  # axes of the other one, in the order of this
 TYPE_NAMES = {number: name for name, number in SOURCE_TYPES.items()} | {
     TensorProto.INT64: "S64",
     TensorProto.BOOL: "BOOL",
@@ -94,20 +97,23 @@ def build(config_file: Path | None, flags: Mapping[str, Any]) -> None:
 
 def _build(config: BuildConfig) -> dict[str, Any]:
     """Build, and give what `build_context.json` says of it."""
-    for path in config.without_effect:
-        log.info("%s: accepted, without effect on an emulated model", path)
+    for note in config.notes:
+        log.info("%s", note)
     log.info("Building onnx")
     graph = load_graph(config.input, config.simplify)
     check_input_names(config, tuple(spec.name for spec in graph.inputs))
+    check_input_shapes(config, {spec.name: spec.shape for spec in graph.inputs})
     precision = resolve_precision(graph, config.layers)
     for kind in unmatched_op_types(graph, config.layers):
         log.info("quant.layer_configs: op_type %s matches no node of this model", kind)
-    ranges = _calibrate(config, graph)
+    for path in idle_output_types(graph, config.layers):
+        log.info("%s: without effect, since Pulsar2 takes it for Conv alone", path)
+    graph, smoothed, found = _calibrate(config, graph, precision)
     output = config.output_dir / config.output_name
-    outer, record = quantise_model(config, graph, ranges, precision, output)
+    outer, record = quantise_model(config, graph, found.observed, precision, output, found.clipped)
     log.info("Network Quantization Finished.")
     quant_dir = config.work_dir / "quant"
-    _write_json(quant_dir / "quant_axmodel.json", asdict(record))
+    _write_json(quant_dir / "quant_axmodel.json", asdict(record) | ({"smoothed": smoothed} if smoothed else {}))
     _report(record)
     log.info("quant.axmodel export success: %s", output)
     log.info("fuse 1 subgraph(s)")
@@ -126,23 +132,41 @@ def _build(config: BuildConfig) -> dict[str, Any]:
     }
 
 
-def _calibrate(config: BuildConfig, graph: Graph) -> dict[str, tuple[float, float]]:
+def _calibrate(
+    config: BuildConfig, graph: Graph, precision: tuple[Precision, ...]
+) -> tuple[Graph, Mapping[str, Any], Calibration]:
+    """The graph to quantise, which of its activations were smoothed, and the ranges of all."""
     found = sources(config, graph.inputs)
     total = count_samples(found)
     log.info("%d File(s) Loaded.", total)
     log.info("Quantization calibration will be executed on cpu")
-    return record_ranges(graph, samples(found), on_sample=_progress(total)).overall()
+    show, before = _progress(total), 0
+    smoothed: Mapping[str, Any] = {}
+    if config.smoothing:
+        result = smooth(graph, samples(found), precision, config.smoothing, lambda done: show(1, done))
+        graph, smoothed, before = result.graph, result.tensors, 1
+        log.info("SmoothQuant: moved outliers of %d activations into the weights that read them", len(smoothed))
+    calibration = calibrate(
+        graph, config.calibration_method, lambda: samples(found), lambda phase, done: show(before + phase, done)
+    )
+    return graph, smoothed, calibration
 
 
-def _progress(total: int) -> Callable[[int], None]:
-    """Logs lines of the form that Pulsar2's progress bar has."""
-    begun = time.monotonic()
+def _progress(total: int) -> Callable[[int, int], None]:
+    """Logs lines of the form that Pulsar2's progress bar has, for the number of a pass and of its samples that are done."""
+    current, begun = 1, time.monotonic()
+    last = begun
 
-    def show(done: int) -> None:
-        spent = time.monotonic() - begun
+    def show(phase: int, done: int) -> None:
+        nonlocal current, begun, last
+        if phase != current:
+            current, begun = phase, last
+        last = time.monotonic()
+        spent = last - begun
         left, bar = spent / done * (total - done), "█" * (10 * done // total)
         clock = f"{spent // 60:02.0f}:{spent % 60:02.0f}<{left // 60:02.0f}:{left % 60:02.0f}, {spent / done:5.2f}s/it"
-        log.info("Calibration Progress(Phase 1): %3d%%|%-10s| %d/%d [%s]", 100 * done // total, bar, done, total, clock)
+        share = 100 * done // total
+        log.info("Calibration Progress(Phase %d): %3d%%|%-10s| %d/%d [%s]", phase, share, bar, done, total, clock)
 
     return show
 
@@ -162,14 +186,20 @@ def _report(record: Record) -> None:
 def quantise_model(
     config: BuildConfig,
     graph: Graph,
-    ranges: Mapping[str, tuple[float, float]],
+    ranges: Mapping[str, Span],
     precision: tuple[Precision, ...],
     output: Path,
+    clipped: Mapping[tuple[str, int], Span] | None = None,
 ) -> tuple[onnx.GraphProto, Record]:
-    """Write the quantised *graph* to *output*; gives the written graph without its constants, and what was done."""
+    """Write the quantised *graph* to *output*; gives the written graph without its constants, and what was done.
+
+    Args:
+        ranges: of each float activation, as observed.
+        clipped: what a calibration method made narrower (`Calibration`).
+    """
     with tempfile.TemporaryFile(dir=config.work_dir) as spool, written_beside(output) as file:
         writer = ModelWriter(output, spool)
-        quantiser = Quantiser(graph, ranges, precision, config.conv_bias_data_type, writer)
+        quantiser = Quantiser(graph, Calibration(ranges, clipped or {}), precision, config.conv_bias_data_type, writer)
         inputs = [_run_time_input(config, spec, quantiser) for spec in graph.inputs]
         quantiser.run()
         inner = helper.make_graph(quantiser.nodes, graph.model.graph.name, inputs, list(graph.model.graph.output))
@@ -212,21 +242,31 @@ def _run_time_input(config: BuildConfig, spec: TensorSpec, quantiser: Quantiser)
         inner = quantiser.fresh(f"{spec.name}/cast")
         quantiser.nodes.append(helper.make_node("Cast", [name], [inner], to=own))
         name = inner
+    shape = spec.shape
+    if processor and processor.src_layout != processor.tensor_layout and len(shape) == 4:
+        # Only NCHW and NHWC are emulated, so each is made of the other.
+        order = LAYOUTS[processor.src_layout]
+        shape = tuple(shape[axis] for axis in order)
+        inner = quantiser.fresh(f"{spec.name}/transposed")
+        back = [order.index(axis) for axis in range(4)]
+        quantiser.nodes.append(helper.make_node("Transpose", [name], [inner], perm=back))
+        name = inner
     mean = (processor.mean if processor else None) or (calibration.mean if calibration else ())
     std = (processor.std if processor else None) or (calibration.std if calibration else ())
     if own == TensorProto.FLOAT:
-        name = _normalised(spec, name, mean, std, quantiser)
+        axis = 3 if processor and processor.tensor_layout == "NHWC" and len(spec.shape) == 4 else 1
+        name = _normalised(spec, name, mean, std, axis, quantiser)
     elif any(mean) or any(value != 1 for value in std):
         raise GraphError(f"{spec.name}: mean {list(mean)}, std {list(std)}: wanted none for an input of {spec.dtype}")
     if name != spec.name:
         quantiser.rename_input(spec.name, name)
-    return helper.make_tensor_value_info(spec.name, source, spec.shape)
+    return helper.make_tensor_value_info(spec.name, source, shape)
 
 
 def _normalised(
-    spec: TensorSpec, name: str, mean: tuple[float, ...], std: tuple[float, ...], quantiser: Quantiser
+    spec: TensorSpec, name: str, mean: tuple[float, ...], std: tuple[float, ...], axis: int, quantiser: Quantiser
 ) -> str:
-    """Add (x - mean) / std for each channel, the second axis; the result's name."""
+    """Add (x - mean) / std for each channel, along *axis*; the result's name."""
     for kind, values, resting in (("Sub", mean, 0.0), ("Div", std, 1.0)):
         if all(value == resting for value in values):
             continue
@@ -235,7 +275,7 @@ def _normalised(
                 f"{spec.name}: shape {list(spec.shape)} has no channels for mean {list(mean)}, std {list(std)}"
             )
         constant, inner = quantiser.fresh(f"{spec.name}/{kind.lower()}"), quantiser.fresh(f"{spec.name}/{kind}")
-        channels = per_channel(values, spec.shape[1], resting).reshape(1, -1, *(1 for _ in spec.shape[2:]))
+        channels = per_channel(values, spec.shape[axis], resting).reshape(1, -1, *(1 for _ in spec.shape[axis + 1 :]))
         quantiser.writer.add(constant, channels.astype(np.float32))
         quantiser.nodes.append(helper.make_node(kind, [name, constant], [inner]))
         name = inner

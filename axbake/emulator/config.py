@@ -1,19 +1,19 @@
 """The build configuration as the emulator takes it: read, checked against the documentation, made into data classes.
 
-What is documented but not emulated is refused by name as soon as it is set to anything but its default, except hints
-that cannot change the emulated result: those are listed in `BuildConfig.without_effect`, for the log.
+Each documented field is emulated, or cannot change what the emulator computes, or is refused with a reason. Of the second
+kind, those that are set are listed in `BuildConfig.notes`, for the log.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import json5
 
-from axbake.emulator.fields import MESSAGES, ROOT, Field, combination_problems, nearest, problems, settings
+from axbake.emulator.fields import MESSAGES, ROOT, Setting, combination_problems, nearest, problems, settings
 from axbake.errors import AxbakeError
 
 ALL = "DEFAULT"  # as a tensor name: every input without an entry of its own; as start and end tensor: the whole graph
@@ -25,11 +25,17 @@ EMULATED = {
     "work_dir",
     "target_hardware",
     "npu_mode",
+    "input_shapes",  # that are the graph's own: `check_input_shapes`
     "onnx_opt.enable_onnxsim",
+    "quant.calibration_method",  # but KL
     "quant.conv_bias_data_type",
+    "quant.enable_smooth_quant",
+    "quant.smooth_quant_threshold",
+    "quant.smooth_quant_strength",
     "input_processors.tensor_name",
     "input_processors.tensor_format",
-    "input_processors.src_format",
+    "input_processors.tensor_layout",
+    "input_processors.src_layout",
     "input_processors.src_dtype",
     "input_processors.mean",
     "input_processors.std",
@@ -37,7 +43,13 @@ EMULATED = {
     *(f"quant.layer_configs.{name}" for name in MESSAGES["LayerConfig"]),
 }
 
-# Checks, reports, schedules, devices: they decide how long a compile takes or what it tells, not what a model computes.
+_OF_THE_COMPILER = {
+    name for name in MESSAGES["CompilerConfig"] if MESSAGES["CompilerConfig"][name].kind not in MESSAGES
+}
+_OF_BATCHES = {"static_batch_sizes", "max_dynamic_batch_size"}
+_OF_SUBGRAPHS = {"start_tensor_names", "end_tensor_names"}
+
+# Checks, reports, schedules, devices: they decide how long a compile takes or what it says, not what a model computes.
 WITHOUT_EFFECT = {
     *(f"onnx_opt.{name}" for name in MESSAGES["OnnxOptimizeOption"] if name != "enable_onnxsim"),
     "quant.precision_analysis",
@@ -46,31 +58,84 @@ WITHOUT_EFFECT = {
     "quant.input_sample_dir",
     "quant.check",
     "quant.device",
+    # The emulator refines no scales, except where a bias would overflow (`axbake.emulator.encoding.widened_scales`).
+    "quant.disable_auto_refine_scale",
+    # 32 bits are finer than the float32 in which the emulator computes a LayerNormalization's scale.
+    "quant.ln_scale_data_type",
     # Parameters of methods that are refused themselves:
-    "quant.smooth_quant_threshold",
-    "quant.smooth_quant_strength",
     "quant.finetune_epochs",
     "quant.finetune_block_size",
     "quant.finetune_batch_size",
     "quant.finetune_lr",
-    *(
-        f"compiler.{name}"
-        for name in MESSAGES["CompilerConfig"]
-        if name not in ("static_batch_sizes", "start_tensor_names", "end_tensor_names")
-    ),
-    "debug.dump_frontend_graph",
-    # Belong to an output that keeps its dtype and layout, which are what is refused:
+    # Of a source in YUV alone, which is refused itself:
+    "input_processors.csc_mode",
+    "input_processors.csc_mat",
+    # Of a padding, which is refused itself:
+    "input_processors.padding_mode",
+    "input_processors.padding_constant_value",
+    # Of an output that keeps its dtype and order of axes, which are what is refused:
     "output_processors.tensor_name",
+    "output_processors.tensor_layout",
+    *(f"compiler.{name}" for name in _OF_THE_COMPILER - _OF_BATCHES - _OF_SUBGRAPHS),
+    *(f"compiler.sub_configs.{name}" for name in _OF_THE_COMPILER - _OF_BATCHES),
+    *(f"compiler.compiler_group_patterns.{name}" for name in ("type", "match_mode")),
+    *(f"compiler.compiler_group_patterns.nodes.{name}" for name in MESSAGES["Node"]),
+    "debug.dump_frontend_graph",
+}
+
+_PATCH = "it changes the graph; change it where it is exported"
+_BATCH = "its models have the graph's own batch size"
+REFUSED = {
+    "model_type": "it takes float32 ONNX models only",
+    "quant.highest_mix_precision": "which layers it makes finer is not documented",
+    "quant.refine_weight_threshold": "what becomes of weights below it is not documented; -1 turns it off",
+    "quant.transformer_opt_level": "what its levels change is not documented",
+    "quant.enable_easy_quant": "how it searches for scales is not documented",
+    "quant.disable_quant_optimization": "which operators are merged without it is not documented",
+    **{f"quant.enable_{method}": "it trains no weights" for method in ("brecq", "lsq", "adaround")},
+    "input_processors.src_format": "it does not convert from YUV or raw data",
+    "input_processors.src_extra_shapes.shape": "its models have one size",
+    "input_processors.padding": "its models take inputs of the graph's own size",
+    "input_processors.slicing": "its models take inputs of the graph's own size",
+    "input_processors.scale": "its models take an integer as the number that it is",
+    "input_processors.zeropoint": "its models take an integer as the number that it is",
+    "output_processors.dst_perm": "its models give outputs in the graph's own order of axes",
+    "output_processors.output_dtype": "its models give outputs of the graph's own type",
+    **{f"const_processors.{name}": _PATCH for name in MESSAGES["ConstProcessor"]},
+    **{f"{place}op_processors.{name}": _PATCH for place in ("", "quant_") for name in MESSAGES["OpProcessor"]},
+    **{f"compiler.{name}": "Pulsar2 takes it in compiler.sub_configs alone" for name in _OF_SUBGRAPHS},
+    **{f"compiler.{place}{name}": _BATCH for place in ("", "sub_configs.") for name in _OF_BATCHES},
+}
+
+# Values of emulated fields that are refused.
+REFUSED_VALUES = {
+    ("quant.calibration_method", "KL"): "it is for symmetric encodings, and activations are not encoded so",
+}
+
+# Values of refused fields that change nothing, so that they are accepted.
+HARMLESS: dict[str, Callable[[Setting], bool]] = {
+    "quant.refine_weight_threshold": lambda setting: setting.value in (-1, 0),
+    "input_processors.src_format": lambda setting: setting.value in ("BGR", "RGB", "GRAY"),
+    "input_processors.padding": lambda setting: not any(setting.value),
+    "input_processors.slicing": lambda setting: not any(setting.value),
+    "input_processors.scale": lambda setting: setting.value == 1 and not setting.siblings.get("zeropoint"),
+    "input_processors.zeropoint": lambda setting: not setting.siblings.get("scale"),
+    "output_processors.dst_perm": lambda setting: setting.value == sorted(setting.value),
+    **{
+        f"compiler.{place}{name}": lambda setting: setting.value in (1, [1])
+        for place in ("", "sub_configs.")
+        for name in _OF_BATCHES
+    },
 }
 
 HASH_COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|//[^\n]*|/\*.*?\*/)|\#""", re.DOTALL)
 
 
-class ConfigError(AxbakeError):
+class Pulsar2ConfigError(AxbakeError):
     """The configuration does not fit Pulsar2's documentation; the text lists every fault."""
 
 
-class NotEmulatedError(ConfigError):
+class NotEmulatedError(Pulsar2ConfigError):
     """The configuration asks for something that Pulsar2 does and the emulator does not."""
 
 
@@ -106,9 +171,19 @@ class InputProcessor:
 
     tensor_name: str  # or `DEFAULT`
     tensor_format: str  # BGR, RGB, GRAY
+    tensor_layout: str  # NCHW, NHWC: of the ONNX model's input
+    src_layout: str  # the same at run time
     src_dtype: str | None  # None: not said
     mean: tuple[float, ...] | None  # None: not said, hence as in the calibration
     std: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """How SmoothQuant moves outliers: `quant.smooth_quant_*`, or else the values of the documentation's complete example."""
+
+    threshold: float = 0.2  # 0 to 1; the larger, the more operators
+    strength: float = 0.6  # 0 to 1; the larger, the more of an outlier goes into the weights
 
 
 @dataclass(frozen=True)
@@ -122,11 +197,14 @@ class BuildConfig:
     target_hardware: str
     npu_mode: str
     simplify: bool
+    calibration_method: str  # MinMax, Percentile, MSE
     conv_bias_data_type: str  # S32, FP32
+    smoothing: Smoothing | None
     inputs: tuple[InputCalibration, ...]
     layers: tuple[LayerRule, ...]
     processors: tuple[InputProcessor, ...]
-    without_effect: tuple[str, ...]  # paths of set hints
+    input_shapes: Mapping[str, tuple[int, ...]]  # that the graph's inputs are to have; those not named: any
+    notes: tuple[str, ...]  # what is set and changes nothing: a sentence each
     values: Mapping[str, Any]  # as read, with the command line's flags merged in
 
 
@@ -142,13 +220,18 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); `--config` wants a JSON file") from error
+        raise Pulsar2ConfigError(f"{path}: cannot be read ({error}); `--config` wants a JSON file") from error
     try:
         values = json5.loads(HASH_COMMENT.sub(lambda match: match[1] or "//", text), allow_duplicate_keys=False)
     except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON: {error}") from error
+        raise Pulsar2ConfigError(f"{path}: is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds a {type(values).__name__}, wanted an object of {ROOT}")
+        raise Pulsar2ConfigError(f"{path}: holds a {type(values).__name__}, wanted an object of {ROOT}")
+    if "cfg" in values and "toolchain_version" in values:
+        raise Pulsar2ConfigError(
+            f"{path}: is the record that a build leaves (`build_context.json`), wanted a configuration; the one that this "
+            "build had is the object `cfg` in it: save that as a file of its own"
+        )
     return values
 
 
@@ -170,18 +253,13 @@ def build_config(values: Mapping[str, Any]) -> BuildConfig:
     """The configuration that *values* describe.
 
     Raises:
-        ConfigError: with all faults at once, if anything does not fit the documentation.
+        Pulsar2ConfigError: with all faults at once, if anything does not fit the documentation.
         NotEmulatedError: with all of them at once, if something is set that the emulator does not do.
     """
     faults = problems(values) or combination_problems(values) + _value_faults(values)
     if faults:
-        raise ConfigError("\n".join(faults))
-    refused = [
-        f"{path}: the emulator does not do {value!r}; leave it out or use the real Pulsar2"
-        for path, field, value in settings(values)
-        if not _is_emulated(path, field, value)
-    ]
-    refused += _colour_refusals(values)
+        raise Pulsar2ConfigError("\n".join(faults))
+    refused = [fault for setting in settings(values) if (fault := _refusal(setting))]
     if refused:
         raise NotEmulatedError("\n".join(refused))
     quant = values.get("quant", {})
@@ -194,30 +272,67 @@ def build_config(values: Mapping[str, Any]) -> BuildConfig:
         target_hardware=values.get("target_hardware", "AX650"),
         npu_mode=values.get("npu_mode", "NPU1"),
         simplify=bool(values.get("onnx_opt", {}).get("enable_onnxsim", False)),
+        calibration_method=quant.get("calibration_method", "MinMax"),
         conv_bias_data_type=quant.get("conv_bias_data_type", "S32"),
+        smoothing=_smoothing(quant) if quant.get("enable_smooth_quant") else None,
         inputs=tuple(_input_calibration(entry) for entry in quant["input_configs"]),
         layers=tuple(_layer_rule(index, entry) for index, entry in enumerate(quant.get("layer_configs", []))),
         processors=tuple(_processor(entry) for entry in values.get("input_processors", [])),
-        without_effect=tuple(
-            path for path, field, value in settings(values) if _is_hint(path) and value != field.resting
-        ),
+        input_shapes=_shapes(values.get("input_shapes", "")) or {},
+        notes=tuple(note for setting in settings(values) if (note := _note(setting))),
         values=values,
     )
 
 
+def _refusal(setting: Setting) -> str | None:
+    """Why the emulator does not do *setting*; None if it does, or if it changes nothing."""
+    path, said = _plain(setting.path), f"{setting.path}: the emulator does not do {setting.value!r}"
+    if not setting.is_set or path in WITHOUT_EFFECT:
+        return None
+    if setting.is_undocumented:
+        return f"{said}, which Pulsar2's documentation does not have; leave it out or use the real Pulsar2"
+    if path in EMULATED and not setting.field.repeated and (path, setting.value) in REFUSED_VALUES:
+        return f"{said}: {REFUSED_VALUES[path, setting.value]}; leave it out or use the real Pulsar2"
+    if path in EMULATED or (path in HARMLESS and HARMLESS[path](setting)):
+        return None
+    return f"{said}: {REFUSED[path]}; leave it out or use the real Pulsar2"
+
+
+def _note(setting: Setting) -> str | None:
+    """What to say once of a *setting* that is accepted and changes nothing."""
+    path, value, siblings = _plain(setting.path), setting.value, setting.siblings
+    if not setting.is_set:
+        return None
+    if path == "input_processors.src_format":
+        own = _tensor_format(siblings)
+        return f"{setting.path}: {value} is not made {own}: Pulsar2 swaps no channels" if value != own else None
+    if path in ("quant.input_configs.calibration_mean", "quant.input_configs.calibration_std"):
+        if siblings.get("calibration_format", "Image") == "Image" or set(value) <= {0 if path.endswith("mean") else 1}:
+            return None
+        return f"{setting.path}: samples are taken as they are; the compiled model's input is normalised by it"
+    if path.startswith("quant.smooth_quant_") and not siblings.get("enable_smooth_quant"):
+        return f"{setting.path}: accepted, without effect, since quant.enable_smooth_quant is not set"
+    if path in WITHOUT_EFFECT or path in HARMLESS:
+        return f"{setting.path}: accepted, without effect on an emulated model"
+    return None
+
+
 def _plain(path: str) -> str:
-    return re.sub(r"\[\d+\]", "", path)
+    """*path* without indices; a compiler's sub_configs within sub_configs, and their patterns, count as its own."""
+    plain = re.sub(r"\[\d+\]", "", path)
+    plain = re.sub(r"(sub_configs\.)+", "sub_configs.", plain)
+    return plain.replace("sub_configs.compiler_group_patterns.", "compiler_group_patterns.")
 
 
-def _is_hint(path: str) -> bool:
-    plain = _plain(path)
-    return plain in WITHOUT_EFFECT or plain.startswith(("compiler.sub_configs.", "compiler.compiler_group_patterns."))
-
-
-def _is_emulated(path: str, field: Field, value: object) -> bool:
-    if _plain(path) == "compiler.max_dynamic_batch_size":
-        return value in (0, 1)
-    return _plain(path) in EMULATED or _is_hint(path) or value == field.resting
+def _shapes(text: str) -> dict[str, tuple[int, ...]] | None:
+    """The shapes that `input_shapes` gives, by input; None if *text* is not of its form."""
+    found = {}
+    for part in filter(None, text.split(";")):
+        name, _, sizes = part.strip().rpartition(":")
+        if not name or not re.fullmatch(r"\d+(x\d+)*", sizes):
+            return None
+        found[name] = tuple(map(int, sizes.split("x")))
+    return found
 
 
 def _value_faults(values: Mapping[str, Any]) -> list[str]:
@@ -226,16 +341,14 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
     configs = values.get("quant", {}).get("input_configs", [])
     if not configs:
         faults.append("quant.input_configs: missing; a build wants calibration data for every input")
+    for name in ("smooth_quant_threshold", "smooth_quant_strength"):
+        value = values.get("quant", {}).get(name, 0)
+        if not 0 <= value <= 1:
+            faults.append(f"quant.{name}: found {value}, wanted 0 to 1")
     for index, entry in enumerate(configs):
         path, size = f"quant.input_configs[{index}]", entry.get("calibration_size", 32)
         if size != -1 and size < 1:
             faults.append(f"{path}.calibration_size: found {size}, wanted at least 1, or -1 for all samples")
-        normed = entry.get("calibration_mean") or entry.get("calibration_std")
-        if normed and entry.get("calibration_format", "Image") != "Image":
-            faults.append(
-                f"{path}: calibration_mean and calibration_std are documented for pictures; store arrays as the ONNX "
-                "input takes them, and set `input_processors.mean` and `.std` if the run time is to normalise"
-            )
         faults += _norm_faults(path, entry.get("calibration_mean"), entry.get("calibration_std"), "calibration_")
     for index, entry in enumerate(values.get("input_processors", [])):
         faults += _norm_faults(f"input_processors[{index}]", entry.get("mean"), entry.get("std"), "")
@@ -243,6 +356,9 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
         names = [entry["tensor_name"] for entry in entries]
         twice = sorted({name for name in names if names.count(name) > 1})
         faults += [f"{path}: two entries for `{name}`; keep one" for name in twice]
+    if _shapes(values.get("input_shapes", "")) is None:
+        found = values["input_shapes"]
+        faults.append(f"input_shapes: found {found!r}, wanted `name:1x3x224x224`, several joined by `;`")
     if "/" in values.get("output_name", "") or values.get("output_name") in (".", ".."):
         faults.append(
             f"output_name: found {values['output_name']!r}, wanted a file name; the directory is `output_dir`"
@@ -261,23 +377,15 @@ def _norm_faults(path: str, mean: list[float] | None, std: list[float] | None, p
     return faults
 
 
-def _colour_refusals(values: Mapping[str, Any]) -> list[str]:
-    """A run-time colour order other than the model's own would want a conversion inside the compiled model."""
-    refused = []
-    for index, entry in enumerate(values.get("input_processors", [])):
-        source, own = entry.get("src_format", "AutoColorSpace"), _tensor_format(entry)
-        if source not in ("AutoColorSpace", own):
-            refused.append(
-                f"input_processors[{index}].src_format: the emulator does not convert {source} to the model's {own}; "
-                "set src_format as tensor_format or use the real Pulsar2"
-            )
-    return refused
-
-
 def _tensor_format(entry: Mapping[str, Any]) -> str:
     """AutoColorSpace is BGR, as in the examples of Pulsar2's documentation."""
     found = entry.get("tensor_format", "AutoColorSpace")
     return "BGR" if found == "AutoColorSpace" else found
+
+
+def _smoothing(quant: Mapping[str, Any]) -> Smoothing:
+    said = {name: quant.get(f"smooth_quant_{name}") for name in ("threshold", "strength")}
+    return Smoothing(**{name: float(value) for name, value in said.items() if value is not None})
 
 
 def _input_calibration(entry: Mapping[str, Any]) -> InputCalibration:
@@ -311,6 +419,8 @@ def _processor(entry: Mapping[str, Any]) -> InputProcessor:
     return InputProcessor(
         tensor_name=entry["tensor_name"],
         tensor_format=_tensor_format(entry),
+        tensor_layout=entry.get("tensor_layout", "NCHW"),
+        src_layout=entry.get("src_layout", "NCHW"),
         src_dtype=entry.get("src_dtype"),
         mean=tuple(map(float, entry["mean"])) if entry.get("mean") else None,
         std=tuple(map(float, entry["std"])) if entry.get("std") else None,
@@ -324,7 +434,7 @@ def entry_for(entries: tuple[Entry, ...], name: str) -> Entry | None:
 
 
 def check_input_names(config: BuildConfig, inputs: tuple[str, ...]) -> None:
-    """Raise ConfigError unless every entry names an input of the model, and every input has calibration data."""
+    """Raise Pulsar2ConfigError unless every entry names an input of the model, and every input has calibration data."""
     entries = [("quant.input_configs", entry.tensor_name) for entry in config.inputs]
     entries += [("input_processors", entry.tensor_name) for entry in config.processors]
     faults = [
@@ -338,4 +448,25 @@ def check_input_names(config: BuildConfig, inputs: tuple[str, ...]) -> None:
         if entry_for(config.inputs, name) is None
     ]
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Pulsar2ConfigError("\n".join(faults))
+
+
+def check_input_shapes(config: BuildConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise an error unless `input_shapes` says what the graph's inputs have, *shapes*: the emulator resizes no graph."""
+    unknown = [name for name in config.input_shapes if name not in shapes]
+    if unknown:
+        raise Pulsar2ConfigError(
+            "\n".join(f"input_shapes: the model has no input `{name}`{nearest(name, shapes)}" for name in unknown)
+        )
+    differing = [
+        f"input_shapes: {name} is {_sizes(shapes[name])} in the graph, and is to be {_sizes(wanted)}: the emulator resizes "
+        "no graph; export it at that size, or leave input_shapes out"
+        for name, wanted in config.input_shapes.items()
+        if wanted != shapes[name]
+    ]
+    if differing:
+        raise NotEmulatedError("\n".join(differing))
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

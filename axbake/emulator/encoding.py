@@ -33,7 +33,7 @@ class Encoding:
     data_type: str
     scale: float  # a float32 value
     zero_point: int
-    low: float  # range observed
+    low: float  # calibrated range
     high: float
 
 

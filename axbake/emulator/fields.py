@@ -4,22 +4,30 @@ Source: AXERA-TECH/pulsar2-docs-en, `source/user_guides_config/config.md` and
 `source/user_guides_advanced/advanced_build_guides.md`, of Pulsar2 7.0 (2026-07-10); `input_processors.scale`,
 `.zeropoint` and `debug.dump_frontend_graph` stand in the text of the latter only. The tables say what Pulsar2 takes;
 which of it the emulator does stands in `config.py`.
+
+AXERA publishes more values, and fields, than that text: in the proto definitions of AXERA-TECH/pulsar2-docs
+(`config.rst`), in AXERA-TECH/Magnetar, which reads them out of Pulsar2's own image, and in the `cfg` of each
+`build_context.json` that Pulsar2 writes (for one, of Mojo24x7/SD1.5_AXM1-AX8850_Euler). What they do is not said, so they
+are no fault of a configuration, and `undocumented` names them.
 """
 
 import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
 
 TEXT, INTEGER, NUMBER, SWITCH, ENUM, STRUCT = "text", "integer", "number", "switch", "enum", "object"
-PYTHON_TYPES: dict[str, tuple[type, ...]] = {
-    TEXT: (str,),
-    INTEGER: (int,),
-    NUMBER: (int, float),
-    ENUM: (str,),
-    STRUCT: (dict,),
+# JSON Schema's name of each kind, and what a message calls it.
+TYPES = {
+    TEXT: ("string", "a text"),
+    INTEGER: ("integer", "an integer"),
+    NUMBER: ("number", "a number"),
+    SWITCH: ("boolean", "true or false"),
+    STRUCT: ("object", "an object"),
 }
-WANTED = {TEXT: "a text", INTEGER: "an integer", NUMBER: "a number", SWITCH: "true or false", STRUCT: "an object"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Field:
 
     kind: str
     options: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()  # more values of an enum, which AXERA publishes and the documentation does not list
     default: object = None  # None: the documentation names no value, or one that is taken from another field
     repeated: bool = False
     required: bool = False
@@ -41,17 +50,46 @@ class Field:
 DATA_TYPES = ("U8", "S8", "U16", "S16", "FP32")
 ROOT = "BuildConfig"
 
+# The enums as they are published. Where the documentation lists a few of their values for a field, the rest is `published`.
+ALL_TYPES = ("DefaultDataType", "U8", "S8", "U16", "S16", "U32", "S32", "U64", "S64", "FP16", "FP32", "BF16", "NVFP4")
+ALL_COLOURS = (
+    *("AutoColorSpace", "GRAY", "BGR", "RGB", "RGBA", "RAW"),
+    *("YUV420SP", "YVU420SP", "YUYV422", "UYVY422"),
+)
+ALL_LAYOUTS = ("DefaultLayout", "NHWC", "NCHW")
+
+
+def _enum(every: tuple[str, ...], *listed: str, default: str | None = None) -> Field:
+    """An enum of *every* value, of which the documentation lists *listed*."""
+    return Field(
+        ENUM, options=listed, published=tuple(value for value in every if value not in listed), default=default
+    )
+
+
 MESSAGES: dict[str, dict[str, Field]] = {
     "BuildConfig": {
         "input": Field(TEXT, required=True),
         "output_dir": Field(TEXT, required=True),
         "output_name": Field(TEXT, default="compiled.axmodel"),
         "work_dir": Field(TEXT),
-        "model_type": Field(ENUM, options=("ONNX", "QuantAxModel", "QuantONNX"), default="ONNX"),
-        "target_hardware": Field(
-            ENUM, options=("AX650", "AX620E", "AX615", "AX637", "AX8860", "M76H", "M57"), default="AX650"
+        "model_type": Field(
+            ENUM,
+            options=("ONNX", "QuantAxModel", "QuantONNX"),
+            published=("ISP", "OptimizedQuantAxModel"),
+            default="ONNX",
         ),
-        "npu_mode": Field(ENUM, options=("NPU1", "NPU2", "NPU3", "NPU4"), default="NPU1"),
+        "target_hardware": Field(
+            ENUM,
+            options=("AX650", "AX620E", "AX615", "AX637", "AX8860", "M76H", "M57"),
+            published=("AX620L", "LAMBERT", "LAGUNA"),
+            default="AX650",
+        ),
+        "npu_mode": Field(
+            ENUM,
+            options=("NPU1", "NPU2", "NPU3", "NPU4"),
+            published=("NPU5", "ISP1", "ISP2", "ISP3"),
+            default="NPU1",
+        ),
         "input_shapes": Field(TEXT, default=""),
         "onnx_opt": Field("OnnxOptimizeOption"),
         "quant": Field("QuantConfig"),
@@ -78,14 +116,14 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "precision_analysis_method": Field(ENUM, options=("PerLayer", "EndToEnd"), default="PerLayer"),
         "precision_analysis_mode": Field(ENUM, options=("Reference", "NPUBackend"), default="Reference"),
         "highest_mix_precision": Field(SWITCH, default=False),
-        "conv_bias_data_type": Field(ENUM, options=("S32", "FP32"), default="S32"),
+        "conv_bias_data_type": _enum(ALL_TYPES, "S32", "FP32", default="S32"),
         "refine_weight_threshold": Field(NUMBER, default=1e-06),
         "enable_smooth_quant": Field(SWITCH, default=False),
         "smooth_quant_threshold": Field(NUMBER),
         "smooth_quant_strength": Field(NUMBER),
         "transformer_opt_level": Field(INTEGER, default=0),
         "input_sample_dir": Field(TEXT, default=""),
-        "ln_scale_data_type": Field(ENUM, options=("FP32", "S32", "U32"), default="FP32"),
+        "ln_scale_data_type": _enum(ALL_TYPES, "FP32", "S32", "U32", default="FP32"),
         "check": Field(INTEGER, default=0),
         "disable_auto_refine_scale": Field(SWITCH, default=False),
         "enable_easy_quant": Field(SWITCH, default=False),
@@ -112,23 +150,23 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "op_type": Field(TEXT, default=""),
         "start_tensor_names": Field(TEXT, repeated=True),
         "end_tensor_names": Field(TEXT, repeated=True),
-        "data_type": Field(ENUM, options=DATA_TYPES, default="U8"),
-        "weight_data_type": Field(ENUM, options=("S8", "FP32"), default="S8"),
+        "data_type": _enum(ALL_TYPES, *DATA_TYPES, default="U8"),
+        "weight_data_type": _enum(ALL_TYPES, "S8", "FP32", default="S8"),
         "layer_names": Field(TEXT, repeated=True),
         "op_types": Field(TEXT, repeated=True),
-        "output_data_type": Field(ENUM, options=DATA_TYPES, default="U8"),
+        "output_data_type": _enum(ALL_TYPES, *DATA_TYPES, default="U8"),
     },
     "InputProcessor": {
         "tensor_name": Field(TEXT, required=True),
-        "tensor_format": Field(ENUM, options=("AutoColorSpace", "BGR", "RGB", "GRAY"), default="AutoColorSpace"),
-        "tensor_layout": Field(ENUM, options=("NHWC", "NCHW"), default="NCHW"),
-        "src_format": Field(
-            ENUM,
-            options=("AutoColorSpace", "GRAY", "BGR", "RGB", "YUYV422", "UYVY422", "YUV420SP", "YVU420SP", "RAW"),
+        "tensor_format": _enum(ALL_COLOURS, "AutoColorSpace", "BGR", "RGB", "GRAY", default="AutoColorSpace"),
+        "tensor_layout": _enum(ALL_LAYOUTS, "NHWC", "NCHW", default="NCHW"),
+        "src_format": _enum(
+            ALL_COLOURS,
+            *("AutoColorSpace", "GRAY", "BGR", "RGB", "YUYV422", "UYVY422", "YUV420SP", "YVU420SP", "RAW"),
             default="AutoColorSpace",
         ),
-        "src_layout": Field(ENUM, options=("NHWC", "NCHW"), default="NCHW"),
-        "src_dtype": Field(ENUM, options=("U8", "S8", "U16", "S16", "U32", "S32", "FP16", "FP32"), default="FP32"),
+        "src_layout": _enum(ALL_LAYOUTS, "NHWC", "NCHW", default="NCHW"),
+        "src_dtype": _enum(ALL_TYPES, "U8", "S8", "U16", "S16", "U32", "S32", "FP16", "FP32", default="FP32"),
         "src_extra_shapes": Field("Shape", repeated=True),
         "csc_mode": Field(ENUM, options=("NoCSC", "Matrix", "FullRange", "LimitedRange"), default="NoCSC"),
         "csc_mat": Field(NUMBER, repeated=True),
@@ -146,9 +184,9 @@ MESSAGES: dict[str, dict[str, Field]] = {
     },
     "OutputProcessor": {
         "tensor_name": Field(TEXT, required=True),
-        "tensor_layout": Field(ENUM, options=("NHWC", "NCHW")),
+        "tensor_layout": _enum(ALL_LAYOUTS, "NHWC", "NCHW"),
         "dst_perm": Field(INTEGER, repeated=True),
-        "output_dtype": Field(ENUM, options=("FP32", "U8"), default="FP32"),
+        "output_dtype": _enum(ALL_TYPES, "FP32", "U8", default="FP32"),
     },
     "ConstProcessor": {
         "name": Field(TEXT, required=True),
@@ -196,6 +234,20 @@ MESSAGES: dict[str, dict[str, Field]] = {
     },
 }
 
+# Fields that Pulsar2 writes into its own record of a configuration, and no documentation has.
+PUBLISHED_FIELDS = {
+    "BuildConfig": ("custom_ops",),
+    "DebugConfig": (
+        *("stride_ios", "pre_post_process_test", "axe_test", "ignore_onnx_opt_check", "disable_check_reference"),
+        *("save_debug_field", "dump_symbol_table", "quant_static_reshape_pass", "quant_axmodel_check"),
+        *("quant_axmodel_output_simularity_thres", "default_quant_dataset", "precision_analysis_start_tensors"),
+        *("precision_analysis_end_tensors", "disable_compiler", "compiler_enable_inplace", "compiler_enable_slice"),
+        *("compiler_enable_tile", "compiler_dump_debug_data", "compiler_regen_batch_gt", "compiler_no_batch"),
+        *("dump_op_groups", "disable_auto_set_extremum_op_fp32", "ocm_size", "single_eu_io", "dump_op_groups_tag"),
+    ),
+}
+UNDOCUMENTED = Field("undocumented")  # stands for all of them
+
 NPU_MODES = {
     "AX650": ("NPU1", "NPU2", "NPU3"),
     "M76H": ("NPU1", "NPU2", "NPU3"),
@@ -238,38 +290,54 @@ def _places(message: str, path: str, within: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def settings(values: Mapping[str, object], message: str = ROOT, path: str = "") -> Iterator[tuple[str, Field, object]]:
-    """Each value of a checked configuration that is no message: its path with indices, its field, the value."""
+@dataclass(frozen=True)
+class Setting:
+    """One value of a checked configuration that is no message."""
+
+    path: str  # with indices: `quant.layer_configs[0].data_type`
+    field: Field
+    value: Any
+    siblings: Mapping[str, Any]  # the message that it stands in
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it says something else than the default."""
+        return bool(self.value) if self.field is UNDOCUMENTED else self.value != self.field.resting
+
+    @property
+    def is_undocumented(self) -> bool:
+        """Whether the field, or its value, is published but not documented."""
+        values = self.value if self.field.repeated else [self.value]
+        return self.field is UNDOCUMENTED or any(value in self.field.published for value in values)
+
+
+def settings(values: Mapping[str, Any], message: str = ROOT, path: str = "") -> Iterator[Setting]:
+    """Each value of a checked configuration that is no message."""
     for name, value in values.items():
-        field, here = MESSAGES[message][name], f"{path}{name}"
+        field, here = MESSAGES[message].get(name, UNDOCUMENTED), f"{path}{name}"
         if field.kind not in MESSAGES:
-            yield here, field, value
+            yield Setting(here, field, value, values)
         elif field.repeated:
-            for index, item in enumerate(value):  # type: ignore[arg-type, var-annotated]
+            for index, item in enumerate(value):
                 yield from settings(item, field.kind, f"{here}[{index}].")
         else:
-            yield from settings(value, field.kind, f"{here}.")  # type: ignore[arg-type]
+            yield from settings(value, field.kind, f"{here}.")
 
 
-def problems(values: object, message: str = ROOT, path: str = "") -> list[str]:
-    """What of *values* does not fit the documentation: a sentence a fault, with its path in the configuration."""
-    if not isinstance(values, dict):
-        return [f"{path.rstrip('.') or 'the configuration'}: found {values!r}, wanted an object of {message}"]
-    found: list[str] = []
-    fields = MESSAGES[message]
-    for name, value in values.items():
-        if name in fields:
-            found += _value_problems(fields[name], value, f"{path}{name}")
-            continue
-        places = homes(name)
-        hint = f"; it belongs into {' or '.join(places)}" if places else nearest(name, fields)
-        found.append(f"{path}{name}: {message} has no such field{hint}")
-    found += [
-        f"{path}{name}: missing, and required"
-        for name, field in fields.items()
-        if field.required and name not in values
+def undocumented(values: Mapping[str, Any]) -> list[str]:
+    """What of a checked configuration AXERA publishes and does not document: a sentence each, to warn with."""
+    return [
+        f"{setting.path}: {setting.value}: not in Pulsar2's documentation. AXERA publishes it elsewhere, without saying what"
+        " it does, so a build may fail of it or ignore it"
+        for setting in settings(values)
+        if setting.is_undocumented and setting.is_set
     ]
-    return found + (_layer_problems(values, path) if message == "LayerConfig" else [])
+
+
+def problems(values: object) -> list[str]:
+    """What of *values* does not fit the documentation: a sentence a fault, with its path in the configuration."""
+    found = (fault for error in _CHECKER.iter_errors(values) for fault in _sentences(error))
+    return list(dict.fromkeys(found))  # jsonschema has one error for each missing field, and each names all of them
 
 
 def combination_problems(values: Mapping[str, object]) -> list[str]:
@@ -277,9 +345,9 @@ def combination_problems(values: Mapping[str, object]) -> list[str]:
     hardware = str(values.get("target_hardware", MESSAGES[ROOT]["target_hardware"].default))
     mode = str(values.get("npu_mode", MESSAGES[ROOT]["npu_mode"].default))
     found = []
-    if mode not in NPU_MODES[hardware]:
+    if mode not in NPU_MODES.get(hardware, (mode,)) and mode in MESSAGES[ROOT]["npu_mode"].options:
         found.append(f"npu_mode: found {mode}, wanted one of {', '.join(NPU_MODES[hardware])} for {hardware}")
-    active = {path for path, field, value in settings(values) if value != field.resting}
+    active = {setting.path for setting in settings(values) if setting.is_set}
     for group in EXCLUSIVE:
         both = [path for path in group if path in active]
         if len(both) > 1:
@@ -287,43 +355,89 @@ def combination_problems(values: Mapping[str, object]) -> list[str]:
     return found
 
 
-def _value_problems(field: Field, value: object, path: str) -> list[str]:
-    if not field.repeated:
-        return _single_problems(field, value, path)
-    if not isinstance(value, list):
-        return [f"{path}: found {value!r}, wanted a list"]
-    return [fault for index, item in enumerate(value) for fault in _single_problems(field, item, f"{path}[{index}]")]
+def _message_schema(message: str) -> dict[str, Any]:
+    fields = MESSAGES[message]
+    return {
+        "title": message,
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: _field_schema(field) for name, field in fields.items()}
+        | dict.fromkeys(PUBLISHED_FIELDS.get(message, ()), True),
+        "required": [name for name, field in fields.items() if field.required],
+        "oneSelector": message == "LayerConfig",
+    }
 
 
-def _single_problems(field: Field, value: object, path: str) -> list[str]:
-    if field.kind in MESSAGES:
-        return problems(value, field.kind, f"{path}.")
-    if field.kind == SWITCH:
-        fits = isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
-    else:
-        fits = isinstance(value, PYTHON_TYPES[field.kind]) and not isinstance(value, bool)
-    if field.options and value not in field.options:
-        return [f"{path}: found {value!r}, wanted one of {', '.join(field.options)}{_meant(str(value), field.options)}"]
-    if not fits or (isinstance(value, float) and not math.isfinite(value)):
-        return [f"{path}: found {value!r}, wanted {WANTED[field.kind]}"]
-    return []
+def _field_schema(field: Field) -> dict[str, Any]:
+    one: dict[str, Any] = {"$ref": f"#/$defs/{field.kind}"}
+    if field.kind == ENUM:
+        one = {"enum": [*field.options, *field.published], "options": field.options}
+    elif field.kind in TYPES:
+        one = {"type": TYPES[field.kind][0]}
+    return {"type": "array", "items": one} if field.repeated else one
+
+
+def _one_selector(
+    _: object, applies: bool, values: object, schema: Mapping[str, Any]
+) -> Iterator[jsonschema.ValidationError]:
+    """A layer_configs entry names its layers in exactly one way."""
+    if not applies or not isinstance(values, dict):
+        return
+    named = [name for name in LAYER_SELECTORS if values.get(name)]
+    start, end = (bool(values.get(name)) for name in ("start_tensor_names", "end_tensor_names"))
+    if start != end:
+        yield jsonschema.ValidationError(
+            "start_tensor_names and end_tensor_names: one is set without the other; set both (`DEFAULT`)"
+        )
+    elif len(named) + start != 1:
+        found = ", ".join(named + ["start_tensor_names/end_tensor_names"] * start) or "none"
+        wanted = f"exactly one of {', '.join(LAYER_SELECTORS)} and start_tensor_names/end_tensor_names"
+        yield jsonschema.ValidationError(f"found {found}, wanted {wanted}")
+
+
+_DRAFT = jsonschema.Draft202012Validator
+_CHECKER = jsonschema.validators.extend(
+    _DRAFT,
+    {"oneSelector": _one_selector},
+    type_checker=_DRAFT.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),  # 32.0 is none
+            "number": lambda _, value: type(value) in (int, float) and math.isfinite(value),
+            "boolean": lambda _, value: isinstance(value, int) and value in (0, 1),
+        }
+    ),
+)({"$ref": f"#/$defs/{ROOT}", "$defs": {message: _message_schema(message) for message in MESSAGES}})
+
+
+def _sentences(error: jsonschema.ValidationError) -> Iterator[str]:
+    """A violation of the schema: the value, what was expected, what to do."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    value, wanted, title = error.instance, error.validator_value, error.schema.get("title", "")
+    match error.validator:
+        case "additionalProperties":
+            for name in value:
+                if name not in error.schema["properties"]:
+                    places = homes(name)
+                    hint = f"; it belongs into {' or '.join(places)}" if places else nearest(name, MESSAGES[title])
+                    yield f"{path}.{name}: {title} has no such field{hint}".lstrip(".")
+        case "required":
+            yield from (f"{path}.{name}: missing, and required".lstrip(".") for name in wanted if name not in value)
+        case "enum":
+            listed = error.schema["options"]
+            yield f"{path}: found {value!r}, wanted one of {', '.join(listed)}{_meant(str(value), listed)}"
+        case "type" if wanted == "array":
+            hint = f"; write {[value]!r}" if isinstance(value, str | float | int) else ""
+            yield f"{path}: found {value!r}, wanted a list{hint}"
+        case "type":
+            sentence = next(text for name, text in TYPES.values() if name == wanted)
+            yield (
+                f"{path or 'the configuration'}: found {value!r}, wanted {sentence}{f' of {title}' if title else ''}"
+            )
+        case _:
+            yield f"{path}: {error.message}"
 
 
 def _meant(value: str, options: tuple[str, ...]) -> str:
     folded = {option.lower(): option for option in options}
     close = difflib.get_close_matches(value.lower(), list(folded), n=1)
     return f"; did you mean `{folded[close[0]]}`?" if close else ""
-
-
-def _layer_problems(values: Mapping[str, object], path: str) -> list[str]:
-    """A layer_configs entry names its layers in exactly one way."""
-    named = [name for name in LAYER_SELECTORS if values.get(name)]
-    ends = [bool(values.get(name)) for name in ("start_tensor_names", "end_tensor_names")]
-    if ends[0] != ends[1]:
-        return [f"{path}start_tensor_names and end_tensor_names: one is set without the other; set both (`DEFAULT`)"]
-    ways = len(named) + ends[0]
-    if ways != 1:
-        found = ", ".join(named + ["start_tensor_names/end_tensor_names"] * ends[0]) or "none"
-        wanted = f"exactly one of {', '.join(LAYER_SELECTORS)} and start_tensor_names/end_tensor_names"
-        return [f"{path.rstrip('.')}: found {found}, wanted {wanted}"]
-    return []

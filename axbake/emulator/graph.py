@@ -7,7 +7,7 @@ and a protobuf ends at 2 GB.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,36 @@ def load_graph(path: Path, simplify: bool = False) -> Graph:
         raise GraphError(f"{path}: has no inputs, so there is nothing to calibrate")
     _check_types(graph, path)
     return graph
+
+
+def opset(graph: Graph) -> int:
+    """Version of the standard operators."""
+    return next(entry.version for entry in graph.model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor that is not a constant; a dimension that is not known is 0."""
+    values = [*graph.model.graph.input, *graph.model.graph.value_info, *graph.model.graph.output]
+    return {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
+
+
+def with_constants(graph: Graph, replaced: Mapping[tuple[int, int], np.ndarray]) -> Graph:
+    """*graph* with other values for constants that nodes read: (index of the node, of its input) -> values."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    constants, taken = dict(graph.constants), set(graph.types)
+    for (index, position), values in replaced.items():
+        node = model.graph.node[index]
+        name = f"{node.input[position]}/{node.name or node.output[0]}"
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        node.input[position], constants[name] = name, values
+    used = {name for node in model.graph.node for name in node.input} | {spec.name for spec in graph.outputs}
+    constants = {name: values for name, values in constants.items() if name in used}
+    del model.graph.initializer[:]
+    _declare(model, constants)
+    return replace(graph, model=model, constants=constants, types=_element_types(model, constants))
 
 
 def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -1,6 +1,6 @@
 """Quantises a graph: the same nodes, with QuantizeLinear and DequantizeLinear where the NPU would hold integers.
 
-- An activation is rounded once, where it is made, to the encoding of its range over all calibration samples. A node of
+- An activation is rounded once, where it is made, to the encoding of its calibrated range (`calibration.py`). A node of
   fewer bits than the one before it rounds its input anew; one of more bits reads it as it is.
 - Operators that only move values share their input's encoding; a Concat does so if all its inputs have the same one.
 - Weights of Conv, ConvTranspose, MatMul and Gemm are S8, per output channel, symmetric. Their bias is S32 in units of
@@ -13,13 +13,13 @@ All Q/DQ nodes are of the domain com.microsoft, which has 16-bit integers at eve
 ONNX Runtime 1.31 runs both at the same speed, and expands the S8 weights of neither when it loads the model.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from axbake.emulator.calibration import Calibration, Span
 from axbake.emulator.encoding import (
     INTEGERS,
     Encoding,
@@ -74,12 +74,12 @@ class Quantiser:
     def __init__(
         self,
         graph: Graph,
-        ranges: Mapping[str, tuple[float, float]],
+        calibration: Calibration,
         precision: tuple[Precision, ...],
         conv_bias_data_type: str,
         writer: ModelWriter,
     ):
-        self.graph, self.ranges, self.precision, self.writer = graph, ranges, precision, writer
+        self.graph, self.calibration, self.precision, self.writer = graph, calibration, precision, writer
         self.bias_is_integer = conv_bias_data_type == "S32"
         self.nodes: list[NodeProto] = []
         self.record = Record()
@@ -156,12 +156,12 @@ class Quantiser:
 
     def _activation(self, name: str, data_type: str) -> Reading:
         reading = self._readings.get(name, Reading(name, None))
-        if name in self._fused or data_type == "FP32" or is_extreme(*self.ranges[name]):
+        if name in self._fused or data_type == "FP32" or is_extreme(*self.calibration.observed[name]):
             return reading
         if reading.encoding and INTEGERS[data_type].itemsize >= INTEGERS[reading.encoding.data_type].itemsize:
             return reading
         if (name, data_type) not in self._narrowed:
-            encoding = self._encode(name, self.ranges[name], data_type)
+            encoding = self._encode(name, self.calibration.span(name, data_type), data_type)
             self._narrowed[name, data_type] = Reading(self._rounded(name, reading.name, encoding), encoding)
             self.record.activations.setdefault(name, asdict(encoding))
         return self._narrowed[name, data_type]
@@ -242,11 +242,13 @@ class Quantiser:
         return (names[0], follower) if self.graph.constants[names[0]].size == channels else (None, index)
 
     def _only_reader(self, index: int) -> int | None:
-        """The one node that reads the result of node *index* at its precision, if there is only that one."""
+        """The one node that reads the result of node *index*, in the type of both, if there is only that one."""
         readers = self._readers.get(self._old[index].output[0], [])
-        if len(readers) != 1 or readers[0] < 0 or self.precision[readers[0]] != self.precision[index]:
+        if len(readers) != 1 or readers[0] < 0:
             return None
-        return readers[0]
+        own = self.precision[index]
+        same = own.data_type == own.output_data_type == self.precision[readers[0]].data_type
+        return readers[0] if same else None
 
     # Making
 
@@ -271,10 +273,10 @@ class Quantiser:
             self._fused.add(name)
         if name in self._fused:
             return name
-        if is_extreme(*self.ranges[name]):
+        if is_extreme(*self.calibration.observed[name]):
             self.record.float_tensors[name] = "extreme values of a mask"
             return name
-        encoding = self._encode(name, self.ranges[name], data_type)
+        encoding = self._encode(name, self.calibration.span(name, data_type), data_type)
         self.record.activations[name] = asdict(encoding)
         source = self.fresh(f"{name}/float") if name in self._outputs else name
         target = name if name in self._outputs else None
@@ -290,7 +292,7 @@ class Quantiser:
             and self._old[follower].input[0] == name
         )
 
-    def _encode(self, name: str, span: tuple[float, float], data_type: str) -> Encoding:
+    def _encode(self, name: str, span: Span, data_type: str) -> Encoding:
         try:
             return encode_range(*span, data_type)
         except RangeError as error:

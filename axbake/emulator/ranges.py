@@ -1,11 +1,11 @@
 """The observer: smallest and largest value of each float tensor, for each calibration sample."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from axbake.emulator.graph import Graph, runtime_errors, session
 
@@ -48,26 +48,23 @@ def record_ranges(
     graph of a chain. After that *on_sample* gets the number of samples that are done.
     """
     names = tuple(float_activations(graph) if tensors is None else tensors)
-    sources = _sources(graph)
-    observed = list(dict.fromkeys(sources.get(name, name) for name in names))
+    same = sources(graph)
+    observed = list(dict.fromkeys(same.get(name, name) for name in names))
     outputs = [spec.name for spec in graph.outputs] if on_outputs else []
-    runner = session(_observed(graph, observed, outputs), graph.constants)
-    wanted = [f"{name}/{bound}" for bound in ("Min", "Max") for name in observed]
     bounds: list[np.ndarray] = []
-    for sample in samples:
-        with runtime_errors("calibration run"):
-            results = runner.run(wanted + outputs, dict(sample))
-        bounds.append(np.array(results[: len(wanted)], np.float32))
+    for results in measured(graph, samples, {name: bounds_of(name) for name in observed}, outputs=outputs):
+        split = len(results) - len(outputs)
+        bounds.append(np.array(results[:split], np.float32))
         if on_outputs:
-            on_outputs(dict(zip(outputs, results[len(wanted) :], strict=True)))
+            on_outputs(dict(zip(outputs, results[split:], strict=True)))
         on_sample(len(bounds))
-    table = np.array(bounds, np.float32).reshape(len(bounds), 2, len(observed))
+    table = np.array(bounds, np.float32).reshape(len(bounds), len(observed), 2)
     places = {name: place for place, name in enumerate(observed)}
-    columns = [places[sources.get(name, name)] for name in names]
-    return Ranges(names, table[:, 0, columns], table[:, 1, columns])
+    columns = [places[same.get(name, name)] for name in names]
+    return Ranges(names, table[:, columns, 0], table[:, columns, 1])
 
 
-def _sources(graph: Graph) -> dict[str, str]:
+def sources(graph: Graph) -> dict[str, str]:
     """For each tensor that only reorders another's values: that other one."""
     found: dict[str, str] = {}
     for node in graph.nodes:
@@ -76,29 +73,57 @@ def _sources(graph: Graph) -> dict[str, str]:
     return found
 
 
-def _observed(graph: Graph, names: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    """*graph* with *outputs*, which are its own, and the ReduceMin and ReduceMax of each of *names* as its outputs.
+@dataclass(frozen=True)
+class Probe:
+    """Nodes that measure a tensor, what they give, and the constants that they take besides it."""
 
-    They stand right behind the node that makes the tensor, so that it can be freed as early as without them.
+    nodes: tuple[onnx.NodeProto, ...]
+    outputs: tuple[onnx.ValueInfoProto, ...]
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def bounds_of(name: str) -> Probe:
+    """The smallest and the largest value of tensor *name*: without axes both reduce to a scalar, in every opset."""
+    kinds = ("Min", "Max")
+    return Probe(
+        nodes=tuple(helper.make_node(f"Reduce{kind}", [name], [f"{name}/{kind}"], keepdims=0) for kind in kinds),
+        outputs=tuple(helper.make_tensor_value_info(f"{name}/{kind}", TensorProto.FLOAT, []) for kind in kinds),
+    )
+
+
+def measured(
+    graph: Graph,
+    samples: Iterable[Mapping[str, np.ndarray]],
+    probes: Mapping[str, Probe],
+    outputs: Sequence[str] = (),
+) -> Iterator[list[np.ndarray]]:
+    """What the *probes* of tensors give for each of *samples*, in order, and after that the graph's own *outputs*."""
+    runner = session(_probed(graph, probes, outputs), graph.constants)
+    wanted = [value.name for probe in probes.values() for value in probe.outputs]
+    for sample in samples:
+        with runtime_errors("calibration run"):
+            results = runner.run([*wanted, *outputs], dict(sample))
+        yield results
+
+
+def _probed(graph: Graph, probes: Mapping[str, Probe], outputs: Sequence[str]) -> onnx.ModelProto:
+    """*graph* with *probes* on its tensors, whose results are its outputs; of its own outputs it keeps *outputs*.
+
+    The probes' nodes stand right behind the node that makes the tensor, so that it can be freed as early as without them.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    wanted = set(names)
-    nodes = [node for spec in graph.inputs if spec.name in wanted for node in _bounds(spec.name)]
+    nodes = [node for spec in graph.inputs if spec.name in probes for node in probes[spec.name].nodes]
     for node in graph.model.graph.node:
         nodes.append(node)
-        nodes += [bound for name in node.output if name in wanted for bound in _bounds(name)]
+        nodes += [added for name in node.output if name in probes for added in probes[name].nodes]
     kept = [value for value in graph.model.graph.output if value.name in outputs]
     del model.graph.node[:], model.graph.output[:]
     model.graph.node.extend(nodes)
     model.graph.output.extend(kept)
-    for bound in ("Min", "Max"):
-        model.graph.output.extend(
-            helper.make_tensor_value_info(f"{name}/{bound}", TensorProto.FLOAT, []) for name in names
-        )
+    constants: dict[str, np.ndarray] = {}
+    for probe in probes.values():
+        model.graph.output.extend(probe.outputs)
+        constants |= probe.constants
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     return model
-
-
-def _bounds(name: str) -> list[onnx.NodeProto]:
-    """Without axes both reduce to a scalar, in every opset."""
-    return [helper.make_node(f"Reduce{bound}", [name], [f"{name}/{bound}"], keepdims=0) for bound in ("Min", "Max")]

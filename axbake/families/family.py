@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from axbake.networks.component import DECODER, DENOISER, ENCODER, Component, Shapes
+from axbake.networks.component import DECODER, DENOISER, ENCODER, Component, Shapes, as_files
 from axbake.networks.sampling import Sampling
 from axbake.runtime.values import Conditioning, Latents
 
@@ -46,6 +47,11 @@ class Family:
         """The one component of *role*; of text encoders there may be several (`text_encoders`)."""
         (component,) = (component for component in self.components if component.role == role)
         return component
+
+    @cached_property
+    def as_files(self) -> dict[str, Component]:
+        """The components by name, for who takes them out of a checkpoint."""
+        return {component.name: as_files(component) for component in self.components}
 
     @property
     def names(self) -> tuple[str, ...]:

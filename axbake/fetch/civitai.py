@@ -1,46 +1,90 @@
 """Civitai by its public API (https://developer.civitai.com/site/reference/): which file a model, version or digest means.
 
-Of a version's files, those are offered whose format the source asks for: safetensors, unless it says otherwise. A pinned digest
+Of a version's files, those are offered whose format the address asks for: safetensors, unless it says otherwise. A pinned digest
 names its file; else an AIR's file number or a link's `size` and `fp` do; else it is the primary one, which the page's button
-gives.
+gives. Answers are read into values at once (`_version`, `_file`), since any field of theirs may be null or of another type.
 """
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-from axbake.fetch.errors import AccessRefused, NotBakeable, NotThere, WrongDigest
+from axbake.fetch import answers
+from axbake.fetch.errors import AccessRefused, FetchError, NotBakeable, NotThere, WrongDigest
 from axbake.fetch.offers import Offer
-from axbake.fetch.sources import CivitaiSource
+from axbake.fetch.sources import PICKLES, SAFETENSORS, CivitaiAddress, parse_source
 from axbake.fetch.tokens import CIVITAI_HOWTO, civitai_endpoint, civitai_token
 from axbake.fetch.web import Web
 
 logger = logging.getLogger(__name__)
-FORMATS = {False: "SafeTensor", True: "PickleTensor"}  # by whether a pickle is wanted
-MODELS = ("Model", "Pruned Model")  # types of files; others are VAEs, configs, training data
+SAFE, PICKLED = "SafeTensor", "PickleTensor"  # formats
+MODELS = ("model", "pruned model")  # types of files; others are VAEs, configs, training data
 JSON_ERRORS = {"Content-Type": "application/json"}  # else it redirects to a page that asks for a login
 LICENCE = ("allowNoCredit", "allowCommercialUse", "allowDerivatives", "allowDifferentLicense")
+MOST_LISTED = 12  # files or versions that an error lists
 
 
-def civitai_offer(web: Web, source: CivitaiSource, pin: str) -> Offer:
-    """The file that *source*, and *pin* if it is not empty, mean.
+@dataclass(frozen=True)
+class File:
+    """A file of a version; a field that the answer does not have is empty or None."""
+
+    id: int | None
+    name: str
+    kind: str  # Model, Pruned Model, VAE, …
+    form: str  # SafeTensor, PickleTensor, or another; by the name's ending where it is not said
+    size: str  # full, pruned
+    fp: str  # fp16, fp32, …
+    gigabytes: float | None
+    sha256: str | None
+    primary: bool
+    dangerous: bool
+    url: str
+
+    def __str__(self) -> str:
+        words = [self.form, self.size, self.fp, "" if self.gigabytes is None else f"{self.gigabytes:.1f} GB"]
+        words += ["primary" if self.primary else "", f"SHA-256 {self.sha256}" if self.sha256 else ""]
+        return f"{self.name or 'a file without a name'} ({', '.join(filter(None, words))})"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a model."""
+
+    id: int
+    model: int | None
+    name: str
+    base: str  # base model: SD 1.5
+    air: str
+    kind: str  # of the model: Checkpoint
+    mode: str  # Archived, TakenDown
+    usage: str  # Download, or another where it cannot be downloaded
+    early: str  # when its early access ends
+    words: tuple[str, ...]  # that it was trained with
+    files: tuple[File, ...]
+
+    def digests(self) -> str:
+        """Its name and its files' SHA-256, for people."""
+        return f"{self.name} (@{self.id}): {', '.join(file.sha256 or 'not said' for file in self.files) or 'no files'}"
+
+
+def civitai_offer(web: Web, address: CivitaiAddress, pin: str) -> Offer:
+    """The file that *address*, and *pin* if it is not empty, mean.
 
     Raises:
         FetchError
     """
     api = CivitaiApi(web)
-    version = find_version(api, source, pin)
-    _refuse(source, version)
-    file = choose_file(source, version, pin)
-    digest = str(file.get("hashes", {}).get("SHA256", "")).lower() or None
-    model = api.ask(f"models/{version['modelId']}")
-    about = _about(source, version, model, file)
-    url = _at_endpoint(file.get("downloadUrl") or f"/api/download/models/{version['id']}")
-    early = version.get("earlyAccessEndsAt")
-    howto = (
-        f"{CIVITAI_HOWTO}. Until {early} it is in early access, which is bought on its page" if early else CIVITAI_HOWTO
-    )
-    return Offer(url, str(file["name"]), digest, civitai_token(), howto, JSON_ERRORS, about)
+    version = find_version(api, address, pin)
+    model = _model(api, version)
+    _refuse(address, version, model)
+    file = choose_file(address, version, pin)
+    howto = CIVITAI_HOWTO
+    if version.early:
+        howto += f". Until {version.early} it is in early access, which is bought on its page"
+    name = file.name or f"civitai-{version.id}"
+    about = _about(version, model, file)
+    return Offer(_download_link(version, file), name, file.sha256, civitai_token(), howto, JSON_ERRORS, about)
 
 
 class CivitaiApi:
@@ -53,69 +97,135 @@ class CivitaiApi:
         """The answer to a GET below /api/v1/."""
         answer = self.web.json(f"{self.base}/api/v1/{path}", token=self.token, howto=CIVITAI_HOWTO)
         if not isinstance(answer, dict):
-            raise NotThere(f"{self.base}/api/v1/{path}: an answer that is no JSON object")
+            kind = "null" if answer is None else f"a {type(answer).__name__}"
+            raise NotThere(f"{self.base}/api/v1/{path}: the answer is {kind}; wanted a JSON object")
         return answer
 
 
-def find_version(api: CivitaiApi, source: CivitaiSource, pin: str) -> dict[str, Any]:
-    """The API's description of the version that is meant: the one named, the one of *pin*, or the model's latest."""
-    if source.version:
-        found = api.ask(f"model-versions/{source.version}")
-        if source.model and found.get("modelId") != source.model:
-            raise NotThere(
-                f"{source.text}: version {source.version} is of model {found.get('modelId')}. Correct one of them."
-            )
-        return found
+def _version(answer: dict[str, Any], number: int | None = None) -> Version | None:
+    """The version that an *answer* describes; None if it does not say its number.
+
+    Args:
+        number: that was asked for.
+    """
+    found = answers.number(answer.get("id"))
+    if (found if found is not None else number) is None:
+        return None
+    model = answers.table(answer.get("model"))
+    return Version(
+        id=found if found is not None else number or 0,
+        model=answers.number(answer.get("modelId")),
+        name=answers.text(answer.get("name")),
+        base=answers.text(answer.get("baseModel")),
+        air=answers.text(answer.get("air")),
+        kind=answers.text(model.get("type")),
+        mode=answers.text(model.get("mode")),
+        usage=answers.text(answer.get("usageControl")),
+        early=answers.text(answer.get("earlyAccessEndsAt"), 40),
+        words=tuple(answers.texts(answer.get("trainedWords"))),
+        files=tuple(map(_file, answers.tables(answer.get("files")))),
+    )
+
+
+def _file(answer: dict[str, Any]) -> File:
+    metadata = answers.table(answer.get("metadata"))
+    name = answers.file_name(answer.get("name"))
+    said = answers.text(metadata.get("format")) or answers.text(answer.get("format"))  # as older answers have it
+    known = {form.lower(): form for form in (SAFE, PICKLED)}
+    ending = SAFE if name.lower().endswith(SAFETENSORS) else PICKLED if name.lower().endswith(PICKLES) else ""
+    kilobytes = answer.get("sizeKB")
+    sized = isinstance(kilobytes, int | float) and 0 <= kilobytes < 1e12
+    url = answer.get("downloadUrl")
+    return File(
+        id=answers.number(answer.get("id")),
+        name=name,
+        kind=answers.text(answer.get("type")),
+        form=known.get(said.lower()) or ending or said,
+        size=answers.text(metadata.get("size")),
+        fp=answers.text(metadata.get("fp")),
+        gigabytes=float(kilobytes) / 1e6 if sized and kilobytes is not None else None,
+        sha256=answers.digest(answers.table(answer.get("hashes")).get("SHA256")),
+        primary=answer.get("primary") is True,
+        dangerous="Danger" in (answer.get("pickleScanResult"), answer.get("virusScanResult")),
+        url=url if isinstance(url, str) else "",
+    )
+
+
+def find_version(api: CivitaiApi, address: CivitaiAddress, pin: str) -> Version:
+    """The version that is meant: the one named, the one of *pin*, or the model's latest."""
+    if address.version is not None:
+        return _asked_version(api, address, address.version)
     if pin:
         try:
-            found = api.ask(f"model-versions/by-hash/{pin.upper()}")
+            found = _version(api.ask(f"model-versions/by-hash/{pin.upper()}"))
         except NotThere:
-            found = {}
-        if found.get("modelId") == source.model:
+            found = None
+        if found and found.model == address.model:
             return found
-    model = api.ask(f"models/{source.model}")
-    versions = [version for version in model.get("modelVersions", []) if isinstance(version, dict)]
+    model = api.ask(f"models/{address.model}")
+    versions = [version for entry in answers.tables(model.get("modelVersions")) if (version := _version(entry))]
     if not versions:
-        raise NotThere(f"{source.text}: a model without versions{_mode(model)}.")
+        raise NotThere(f"{address.text}: a model without versions{_mode(answers.text(model.get('mode')))}.")
     if pin:
         raise WrongDigest(
-            f"{source.text}: the table says SHA-256 {pin}, and no version of this model has such a file now. Versions and their"
-            f" SHA-256: {'; '.join(map(_digests, versions))}. Correct the column sha256, or give the path of a copy."
+            f"{address.text}: the table says SHA-256 {pin}, and Civitai knows no such file of this model. Versions and their"
+            f" SHA-256: {_listed([version.digests() for version in versions])}. Correct the column sha256, or give the path"
+            " of a copy."
         )
-    logger.info(
-        "%s names no version; its latest is %s (%s)", source.text, versions[0].get("id"), versions[0].get("name")
-    )
-    return api.ask(f"model-versions/{versions[0]['id']}")
+    logger.info("%s names no version; its latest is %s (%s)", address.text, versions[0].id, versions[0].name)
+    return _asked_version(api, address, versions[0].id)
 
 
-def _digests(version: dict[str, Any]) -> str:
-    files = [str(file.get("hashes", {}).get("SHA256", "not told")).lower() for file in version.get("files", [])]
-    return f"{version.get('name')} (@{version.get('id')}): {', '.join(files) or 'no files'}"
+def _asked_version(api: CivitaiApi, address: CivitaiAddress, number: int) -> Version:
+    found = _version(api.ask(f"model-versions/{number}"), number)
+    assert found  # its number is known
+    if found.id != number:
+        raise NotThere(
+            f"{address.text}: asked about version {number}, Civitai answers with {found.id}. Try again later."
+        )
+    if address.model is not None and found.model not in (address.model, None):
+        raise NotThere(f"{address.text}: version {number} is of model {found.model}. Correct one of them.")
+    return found
 
 
-def _mode(model: dict[str, Any]) -> str:
-    return f": Civitai has it as {model['mode']}" if model.get("mode") else ""
+def _model(api: CivitaiApi, version: Version) -> dict[str, Any]:
+    """What the API says of the version's model: name, author, terms. Nothing, if that is gone while the version is there."""
+    try:
+        if version.model is None:
+            raise NotThere(f"version {version.id} does not say its model")
+        return api.ask(f"models/{version.model}")
+    except FetchError as error:
+        logger.warning("The model's page cannot be read, so its author and terms are not known here: %s", error)
+        return {}
 
 
-def _refuse(source: CivitaiSource, version: dict[str, Any]) -> None:
+def _mode(mode: str) -> str:
+    return f": Civitai has it as {mode}" if mode else ""
+
+
+def _listed(lines: list[str]) -> str:
+    more = len(lines) - MOST_LISTED
+    return "; ".join(lines[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _refuse(address: CivitaiAddress, version: Version, model: dict[str, Any]) -> None:
     """Raise if the site says that the version cannot be had or baked, before a byte of it is downloaded."""
-    kind, base = str(version.get("model", {}).get("type", "Checkpoint")), str(version.get("baseModel", "Other"))
-    if kind != "Checkpoint":
-        raise NotBakeable(f"{source.text}: a {kind}; the column checkpoint takes a checkpoint")
-    if not base.startswith(("SD 1", "SD 2", "Other")):
+    kind = version.kind or answers.text(model.get("type"))
+    if kind not in ("Checkpoint", ""):
+        raise NotBakeable(f"{address.text}: a {kind}; the column checkpoint takes a checkpoint")
+    if version.base and not version.base.startswith(("SD 1", "SD 2", "Other")):
         raise NotBakeable(
-            f"{source.text}: Civitai says that its base model is {base}. axbake bakes Stable Diffusion 1.x and 2.x. Nothing"
-            " was downloaded. If Civitai is wrong, download the file yourself and give its path."
+            f"{address.text}: Civitai says that its base model is {version.base}. axbake bakes Stable Diffusion 1.x and 2.x."
+            " Nothing was downloaded. If Civitai is wrong, download the file yourself and give its path."
         )
-    if version.get("usageControl", "Download") != "Download":
-        raise AccessRefused(
-            f"{source.text}: its author lets nobody download it (usageControl {version['usageControl']})"
-        )
-    if not version.get("files"):
-        raise NotThere(f"{source.text}: version {version.get('id')} has no files{_mode(version.get('model', {}))}.")
+    if version.usage not in ("Download", ""):
+        raise AccessRefused(f"{address.text}: its author lets nobody download it (usageControl {version.usage})")
+    if not version.files:
+        mode = version.mode or answers.text(model.get("mode"))
+        raise NotThere(f"{address.text}: version {version.id} has no files{_mode(mode)}.")
 
 
-def choose_file(source: CivitaiSource, version: dict[str, Any], pin: str) -> dict[str, Any]:
+def choose_file(address: CivitaiAddress, version: Version, pin: str) -> File:
     """The one of a version's files that is meant.
 
     Raises:
@@ -123,80 +233,98 @@ def choose_file(source: CivitaiSource, version: dict[str, Any], pin: str) -> dic
         WrongDigest: none has the pinned digest; lists theirs.
         NotBakeable: Civitai's scan found it dangerous.
     """
-    files = [file for file in version["files"] if file.get("type") in MODELS]
-    fitting = [file for file in files if _metadata(file).get("format") == FORMATS[source.pickled]]
-    if source.file:
-        fitting = [file for file in fitting if file.get("id") == source.file]
+    form, wanted = PICKLED if address.pickled else SAFE, dict(address.wanted)
+    kinds = MODELS if wanted.get("type", "model") == "model" else (wanted["type"],)
+    files = [file for file in version.files if file.kind.lower() in (*kinds, "")]
+    fitting = [file for file in files if file.form in (form, "")]
+    if address.file is not None:
+        fitting = [file for file in fitting if file.id == address.file]
     elif not pin:
-        wanted = dict(source.wanted)
-        fitting = [file for file in fitting if wanted.items() <= _metadata(file, lower=True).items()]
+        # What a file does not say of itself does not speak against it.
+        fitting = [
+            file for file in fitting if all(value in (wanted.get(name, value), "") for name, value in _told(file))
+        ]
     if pin and fitting:
-        pinned = [file for file in fitting if _sha256(file).startswith(pin)]
-        if not pinned and all(map(_sha256, fitting)):
+        pinned = [file for file in fitting if (file.sha256 or "").startswith(pin)]
+        unknown = [file for file in fitting if not file.sha256]
+        if not pinned and not unknown:
             raise WrongDigest(
-                f"{source.text}: the table says SHA-256 {pin}; there are {'; '.join(map(_line, files))}. The file was changed"
+                f"{address.text}: the table says SHA-256 {pin}; there are {_listed(list(map(str, files)))}. The file was changed"
                 " there, or another one is meant. Correct the column sha256, or give the path of a copy."
             )
-        fitting = pinned or fitting
+        fitting = pinned or unknown
     if not fitting:
         hint = (
             ""
-            if source.pickled
+            if address.pickled
             else " A pickle is taken if the AIR ends in .ckpt, or the link says format=PickleTensor."
         )
-        there = "; ".join(map(_line, version["files"]))
-        raise NotThere(f"{source.text}: no {FORMATS[source.pickled]} file of that kind; there are {there}.{hint}")
-    chosen = min(fitting, key=_preference)
-    if "Danger" in (chosen.get("pickleScanResult"), chosen.get("virusScanResult")):
-        raise NotBakeable(f"{source.text}: Civitai's own scan calls {chosen['name']} dangerous. Take another model.")
+        there = _listed(list(map(str, version.files)))
+        raise NotThere(f"{address.text}: no {form} file of that kind; there are {there}.{hint}")
+    chosen = min(fitting, key=lambda file: _preference(file, wanted))
+    if chosen.dangerous:
+        raise NotBakeable(f"{address.text}: Civitai's own scan calls {chosen.name} dangerous. Take another model.")
     if len(fitting) > 1:
-        others = "; ".join(_line(file) for file in fitting if file is not chosen)
-        logger.info("%s: taking %s; there are also %s", source.text, _line(chosen), others)
+        others = _listed([str(file) for file in fitting if file is not chosen])
+        logger.info("%s: taking %s; there are also %s", address.text, chosen, others)
+    if other := [
+        f"{name}={wanted[name]}" for name, value in _told(chosen) if value not in (wanted.get(name, value), "")
+    ]:
+        decides = "the column sha256" if address.file is None else "the file's number"
+        logger.warning("%s: %s decides, and its file is not of %s", address.text, decides, ", ".join(other))
     return chosen
 
 
-def _metadata(file: dict[str, Any], *, lower: bool = False) -> dict[str, str]:
-    found = {name: str(value) for name, value in (file.get("metadata") or {}).items() if value is not None}
-    if "format" not in found and "format" in file:
-        found["format"] = str(file["format"])  # as older answers have it
-    return {name: value.lower() for name, value in found.items()} if lower else found
+def _told(file: File) -> list[tuple[str, str]]:
+    return [("size", file.size.lower()), ("fp", file.fp.lower())]
 
 
-def _sha256(file: dict[str, Any]) -> str:
-    return str(file.get("hashes", {}).get("SHA256", "")).lower()
+def _preference(file: File, wanted: dict[str, str]) -> tuple:
+    """What says of itself that it is meant, then the primary file, then the smallest that loses nothing in a bake."""
+    unsaid = not file.form, not file.kind, sum(name in wanted and not value for name, value in _told(file))
+    return *unsaid, not file.primary, file.size.lower() != "pruned", file.fp.lower() != "fp16", file.id or 0
 
 
-def _preference(file: dict[str, Any]) -> tuple:
-    """The primary file first, then the smallest that loses nothing in a bake: pruned, fp16."""
-    metadata = _metadata(file, lower=True)
-    return not file.get("primary"), metadata.get("size") != "pruned", metadata.get("fp") != "fp16", file.get("id", 0)
-
-
-def _line(file: dict[str, Any]) -> str:
-    metadata = _metadata(file)
-    words = [metadata.get(name, "") for name in ("format", "size", "fp")] + [f"{file.get('sizeKB', 0) / 1e6:.1f} GB"]
-    digest = f", SHA-256 {_sha256(file)}" if _sha256(file) else ""
-    return f"{file.get('name')} ({', '.join(filter(None, words))}{', primary' if file.get('primary') else ''}{digest})"
-
-
-def _about(source: CivitaiSource, version: dict, model: dict, file: dict) -> dict[str, Any]:
+def _about(version: Version, model: dict[str, Any], file: File) -> dict[str, Any]:
     """What `source.json` says of the file."""
-    page = {"modelVersionId": version["id"]}
+    page = f"https://civitai.com/models/{version.model}?{urlencode({'modelVersionId': version.id})}"
+    if version.model is None:
+        page = f"https://civitai.com/model-versions/{version.id}"
     return {
         "site": "Civitai",
-        "page": f"https://civitai.com/models/{version['modelId']}?{urlencode(page)}",
-        "air": version.get("air"),
-        "model": model.get("name"),
-        "version": version.get("name"),
-        "author": (model.get("creator") or {}).get("username"),
-        "base_model": version.get("baseModel"),
-        "trained_words": version.get("trainedWords") or [],
-        "file": {name: value for name, value in _metadata(file).items() if name in ("format", "size", "fp")},
-        "licence": {name: model[name] for name in LICENCE if name in model},
+        "page": page,
+        "air": version.air if _means(version.air, version) else None,
+        "model": answers.text(model.get("name")) or None,
+        "version": version.name or None,
+        "author": answers.text(answers.table(model.get("creator")).get("username")) or None,
+        "base_model": version.base or None,
+        "trained_words": list(version.words),
+        "file": {"format": file.form, "size": file.size, "fp": file.fp},
+        "licence": {name: answers.plain(model[name]) for name in LICENCE if name in model},
     }
 
 
-def _at_endpoint(url: str) -> str:
-    """The download link *url*, at the endpoint of the environment: the API names the host that it was asked under."""
-    parts, base = urlsplit(url), urlsplit(civitai_endpoint())
-    return urlunsplit((base.scheme, base.netloc, parts.path, parts.query, ""))
+def _means(air: str, version: Version) -> bool:
+    """Whether *air*, which may become an address in the table, means *version* and nothing else."""
+    try:
+        found = parse_source(air)
+    except FetchError:
+        return False
+    return isinstance(found, CivitaiAddress) and found.version == version.id and found.model == version.model
+
+
+def _download_link(version: Version, file: File) -> str:
+    """Where the API says that *file* is, at the endpoint of the environment: it names the host that it was asked under."""
+    base = urlsplit(civitai_endpoint())
+    told = {"type": file.kind, "format": file.form, "size": file.size, "fp": file.fp}
+    path, query = (
+        f"/api/download/models/{version.id}",
+        urlencode({name: value for name, value in told.items() if value}),
+    )
+    try:
+        parts = urlsplit(file.url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.path.startswith("/"):
+        path, query = parts.path, parts.query
+    return urlunsplit((base.scheme, base.netloc, path, query, ""))

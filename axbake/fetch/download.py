@@ -15,19 +15,25 @@ import time
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
+from typing import Any
 
 import requests
 from urllib3.exceptions import HTTPError
 
 from axbake.cache.errors import FULL, readable
 from axbake.digest import write_atomically
-from axbake.fetch.errors import Interrupted, NoRoom, WrongDigest
+from axbake.fetch.errors import Interrupted, NoRoom, NotAFile, WrongDigest
+from axbake.fetch.forms import what_else
+from axbake.fetch.line import SLOWEST
 from axbake.fetch.offers import Offer
 from axbake.fetch.web import Patience, Web, describe
 from axbake.runtime.progress import SECONDS
 
 logger = logging.getLogger(__name__)
 PIECE = 1 << 20  # bytes
+MOST_BYTES = 128 * 2**30  # of a file; the largest checkpoints in one are of some 80 GB
+LOOK = 64 * 2**20  # bytes after which the disk's room is looked at again
+SPARE = 256 * 2**20  # bytes that stay free on the disk of a file whose size is not known
 
 
 @dataclass
@@ -48,8 +54,8 @@ class Part:
             whatever: go on without a validator, since the SHA-256 is known and will tell.
         """
         validator = ""
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            validator = str(json.loads(_note(path).read_text())["validator"])
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            validator = _usable(json.loads(_note(path).read_text(encoding="utf-8"))["validator"])
         part = cls(path, 0, hashlib.sha256(), validator)
         size = path.stat().st_size if path.is_file() else 0
         if not size or not (validator or whatever):
@@ -104,7 +110,10 @@ def download(web: Web, offer: Offer, part_path: Path, *, sha256: str | None, pin
         _receive_all(web, offer, part, whatever=whatever)
         found = part.digest.hexdigest()
     if not found.startswith(sha256 or pin):
+        strange = what_else(part.path)
         part.restart()
+        if strange:
+            raise NotAFile(f"{offer.name}: what arrived is {strange}. {offer.howto}.")
         raise WrongDigest(
             f"{offer.name}: what arrived has SHA-256 {found}, wanted is {sha256 or pin}. It was thrown away. Run"
             " again; if it is the same then, the file was changed there: correct the column sha256 if that is the file you mean."
@@ -116,14 +125,19 @@ def download(web: Web, offer: Offer, part_path: Path, *, sha256: str | None, pin
 def _receive_all(web: Web, offer: Offer, part: Part, *, whatever: bool) -> None:
     """Ask until all has come."""
     patience = Patience(offer.name, web.sleep)
+    most = part.bytes
     while True:
-        before = part.bytes
+        started = time.monotonic()
         try:
             if _receive(web, offer, part, whatever=whatever):
                 return
         except Interrupted as failure:
-            if part.bytes > before:
+            # Only bytes that had not come before count, and only as many as are worth the time that they took: else a server
+            # that always begins anew, or gives a byte and breaks, is never given up.
+            seconds = time.monotonic() - started + patience.pause
+            if part.bytes - most > SLOWEST * seconds:
                 patience.progressed()
+            most = max(most, part.bytes)
             patience.after(failure)
             part.resumed = part.bytes > 0
 
@@ -146,10 +160,10 @@ def _receive(web: Web, offer: Offer, part: Part, *, whatever: bool) -> bool:
             logger.info("%s: the site starts from the beginning", offer.name)
             part.restart()
         total = _total(answer, part.bytes)
-        _look_for_room(part, total)
+        _look_for_room(part, total, offer)
         part.remember(_validator(answer))
         with part.path.open("ab", buffering=0) as file:  # a full disk shows at the write, not at the close
-            _append(answer, part, file, offer.name, total)
+            _append(answer, part, file, offer, total)
     if total is not None and part.bytes < total:
         raise Interrupted("the connection ended in the middle")
     return True
@@ -157,16 +171,16 @@ def _receive(web: Web, offer: Offer, part: Part, *, whatever: bool) -> bool:
 
 def _check_place(answer: requests.Response, part: Part) -> None:
     """Begin anew if the *answer* to a range does not go on where *part* ends, with the same file."""
-    place = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    place = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", answer.headers.get("Content-Range", ""))
     same = not part.validator or _validator(answer) in ("", part.validator)
-    if not place or int(place[1]) != part.bytes or not same:
+    if not place or int(place[1]) != part.bytes or int(place[2]) <= part.bytes or not same:
         part.restart()
         raise Interrupted("the file was changed there meanwhile; from the beginning", 0.0)
 
 
 def _beyond_the_end(answer: requests.Response, part: Part) -> bool:
     """What a 416 means: all has come already, or what has come is of another file."""
-    size = re.match(r"bytes \*/(\d+)", answer.headers.get("Content-Range", ""))
+    size = re.fullmatch(r"bytes \*/([0-9]{1,18})", answer.headers.get("Content-Range", ""))
     if part.bytes and size and int(size[1]) == part.bytes:
         return True
     part.restart()
@@ -175,20 +189,40 @@ def _beyond_the_end(answer: requests.Response, part: Part) -> bool:
 
 def _total(answer: requests.Response, have: int) -> int | None:
     """Bytes of the whole file; None if the site does not say."""
-    if size := re.match(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range", "")):
-        return int(size[1])
+    if answer.status_code == 206:
+        return int(answer.headers["Content-Range"].rpartition("/")[2])  # as `_check_place` has found it
     length = answer.headers.get("Content-Length", "")
-    return have + int(length) if length.isdigit() else None
+    if not re.fullmatch("[0-9]+", length):
+        return None
+    return have + (int(length) if len(length) <= 18 else 10**18)  # Python reads no number of thousands of digits
 
 
 def _validator(answer: requests.Response) -> str:
     """What tells this file from a later one: a strong ETag, or its date."""
     tag = answer.headers.get("ETag", "")
-    return tag if tag.startswith('"') else answer.headers.get("Last-Modified", "") if not tag else ""
+    return _usable(tag if tag.startswith('"') else answer.headers.get("Last-Modified", "") if not tag else "")
 
 
-def _look_for_room(part: Part, total: int | None) -> None:
+def _usable(validator: Any) -> str:
+    """*validator* if it can be sent back in a header, else empty."""
+    return validator if isinstance(validator, str) and re.fullmatch(r"[\x20-\x7e]{1,1000}", validator) else ""
+
+
+def _look_for_room(part: Part, total: int | None, offer: Offer) -> None:
+    """Raise if *total* bytes, or more than have come of a file of unknown size, are too many for a checkpoint or the disk."""
+    if max(total or 0, part.bytes) > MOST_BYTES:
+        part.restart()
+        what = "says that it sends" if total else "has sent more than"
+        raise NotAFile(
+            f"{offer.name}: the site {what} {readable(total or MOST_BYTES)}; no checkpoint is larger than"
+            f" {readable(MOST_BYTES)}. {offer.howto}."
+        )
     free = shutil.disk_usage(part.path.parent).free
+    if total is None and free < SPARE:
+        raise NoRoom(
+            f"{part.path.parent}: {readable(part.bytes)} have come of a file whose size the site does not say, and"
+            f" {readable(free)} are free; {readable(SPARE)} stay so. Make room and run again; what has come is kept."
+        )
     if total is not None and total - part.bytes > free:
         raise NoRoom(
             f"{part.path.parent}: {readable(total - part.bytes)} are to come, and {readable(free)} are free. Make room, or make"
@@ -196,10 +230,10 @@ def _look_for_room(part: Part, total: int | None) -> None:
         )
 
 
-def _append(answer: requests.Response, part: Part, file: RawIOBase, name: str, total: int | None) -> None:
-    """Write what comes, and tell how far it is."""
+def _append(answer: requests.Response, part: Part, file: RawIOBase, offer: Offer, total: int | None) -> None:
+    """Write what comes, and report how far it is."""
     started = told = time.monotonic()
-    before = part.bytes
+    before = looked = part.bytes
     try:
         while piece := answer.raw.read1(PIECE):  # what there is, so that a kill loses nothing that came
             left = memoryview(piece)
@@ -207,10 +241,15 @@ def _append(answer: requests.Response, part: Part, file: RawIOBase, name: str, t
                 left = left[file.write(left) :]
             part.digest.update(piece)
             part.bytes += len(piece)
+            if part.bytes - looked > LOOK and total is None:
+                looked = part.bytes
+                _look_for_room(part, total, offer)
             now = time.monotonic()
             if now - told >= SECONDS:
                 told = now
-                logger.info("%s: %s", name, progress_line(part.bytes, total, (part.bytes - before) / (now - started)))
+                logger.info(
+                    "%s: %s", offer.name, progress_line(part.bytes, total, (part.bytes - before) / (now - started))
+                )
     except (HTTPError, requests.RequestException) as error:
         raise Interrupted(describe(error)) from None
     except OSError as error:
@@ -224,7 +263,7 @@ def _append(answer: requests.Response, part: Part, file: RawIOBase, name: str, t
     finally:
         answer.close()
     seconds, come = max(time.monotonic() - started, 1e-6), (part.bytes - before) / 1e6
-    logger.info("%s: %s MB in %.1f s, %.1f MB/s", name, f"{come:,.1f}", seconds, come / seconds)
+    logger.info("%s: %s MB in %.1f s, %.1f MB/s", offer.name, f"{come:,.1f}", seconds, come / seconds)
 
 
 def progress_line(done: int, total: int | None, rate: float) -> str:
@@ -237,5 +276,6 @@ def progress_line(done: int, total: int | None, rate: float) -> str:
     """
     if total is None:
         return f"{done / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s"
-    left = f"{(total - done) / rate:,.0f} s left" if rate else "no telling how long still"
-    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({100 * done // total} %), {rate / 1e6:.1f} MB/s, {left}"
+    left = f"{max(total - done, 0) / rate:,.0f} s left" if rate else "time left unknown"
+    share = 100 * done // max(total, 1)
+    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({share} %), {rate / 1e6:.1f} MB/s, {left}"

@@ -1,14 +1,18 @@
 """What can go wrong with a file from elsewhere. No text of these ever holds a token or a signed address."""
 
 from axbake.errors import AxbakeError
+from axbake.printable import printable
 
 
 class FetchError(AxbakeError):
-    """A file cannot be had from where the table says."""
+    """A file cannot be fetched from where the table says."""
+
+    def __init__(self, text: str):
+        super().__init__(printable(text))  # it may quote a site
 
 
 class BadSource(FetchError):
-    """A cell looks like an address, and is none that axbake knows."""
+    """A cell looks like an address, but not like one that axbake knows."""
 
 
 class AccessRefused(FetchError):
@@ -20,7 +24,7 @@ class NotThere(FetchError):
 
 
 class NotAFile(FetchError):
-    """What arrives is no checkpoint: a web page, or a file of another form than the source says."""
+    """What arrives is not a checkpoint: a web page, or a file of another form than the address says."""
 
 
 class NotBakeable(FetchError):
@@ -49,8 +53,9 @@ class Interrupted(Exception):
     Args:
         why: for people.
         wait: seconds that the site asks for; None if it does not say.
+        slow: whether the site took so long that few more attempts are worth it.
     """
 
-    def __init__(self, why: str, wait: float | None = None):
+    def __init__(self, why: str, wait: float | None = None, *, slow: bool = False):
         super().__init__(why)
-        self.wait = wait
+        self.wait, self.slow = wait, slow

@@ -1,101 +1,86 @@
-"""Hugging Face by `huggingface_hub`: which commit, size and SHA-256 a file of a model repository has.
+"""Hugging Face's API: which commit and SHA-256 a file of a model repository has.
 
-The bytes then come over `axbake.fetch.web` like all others, so that resuming, checking, space and tokens are one thing.
+Asked over `axbake.fetch.web` like all others, so that resuming, checking, bounds and tokens are one thing;
+`huggingface_hub` has the token, and knows how a repository is called and its files are addressed.
 """
 
-import os
+import re
 from typing import Any
+from urllib.parse import quote
 
-import httpx2  # what huggingface_hub speaks HTTP with; its failures are not wrapped
-from huggingface_hub import HfApi, ModelInfo, get_token, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import get_token, hf_hub_url
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from axbake.fetch.errors import AccessRefused, BadSource, FetchError, Interrupted, NotThere, SiteUnreachable
+from axbake.fetch import answers
+from axbake.fetch.errors import AccessRefused, BadSource, FetchError, NotThere, SiteUnreachable
 from axbake.fetch.offers import Offer
-from axbake.fetch.sources import HubSource
-from axbake.fetch.tokens import HUB_HOWTO, checked
-from axbake.fetch.web import TIMEOUT, TRANSIENT, Patience, Web, describe, retry_after
+from axbake.fetch.sources import PICKLES, SAFETENSORS, HubAddress
+from axbake.fetch.tokens import HUB_HOWTO, checked, hub_endpoint
+from axbake.fetch.web import Web
 
 
-def hub_endpoint() -> str:
-    """Where Hugging Face is; the environment's HF_ENDPOINT names a mirror."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-
-def hub_offer(web: Web, source: HubSource) -> Offer:
-    """The file that *source* means, at the commit that its revision is now.
+def hub_offer(web: Web, address: HubAddress) -> Offer:
+    """The file that *address* means, at the commit that its revision is now.
 
     Raises:
         FetchError
     """
     endpoint, secret = hub_endpoint(), get_token()
     token = checked(secret, "HF_TOKEN or the file of `hf auth login`", endpoint) if secret else None
-    info = _ask(web, source, endpoint, secret)
-    file = next((file for file in info.siblings or [] if file.rfilename == source.file), None)
+    howto = f"{HUB_HOWTO}; if its author asks for consent, give it at https://huggingface.co/{address.repository}"
+    info = _ask(web, address, endpoint, token, howto)
+    siblings = answers.tables(info.get("siblings"))
+    file = next((file for file in siblings if file.get("rfilename") == address.file), None)
     if file is None:
-        models = [one.rfilename for one in info.siblings or [] if one.rfilename.endswith((".safetensors", ".ckpt"))]
+        names = [answers.text(one.get("rfilename")) for one in siblings]
+        models = [name for name in names if name.lower().endswith((*SAFETENSORS, *PICKLES))]
         raise NotThere(
-            f"{source.text}: {source.repository} has no such file; checkpoints there: {', '.join(models[:12]) or 'none'}."
+            f"{address.text}: {address.repository} has no such file; checkpoints there: {', '.join(models[:12]) or 'none'}."
         )
-    card: dict[str, Any] = info.card_data.to_dict() if info.card_data else {}
+    commit = info.get("sha")
+    commit = commit if isinstance(commit, str) and re.fullmatch("[0-9a-f]{40}", commit) else None
+    card = answers.table(info.get("cardData"))
     about = {
         "site": "Hugging Face",
-        "page": f"https://huggingface.co/{source.repository}/blob/{info.sha}/{source.file}",
-        "repository": source.repository,
-        "commit": info.sha,
-        "author": info.author,
-        "base_model": card.get("base_model"),
-        "licence": {name: card[name] for name in ("license", "license_name", "license_link") if card.get(name)},
+        "page": f"https://huggingface.co/{address.repository}/blob/{quote(commit or address.revision or 'main', safe='')}"
+        f"/{address.file}",
+        "repository": address.repository,
+        "commit": commit,
+        "author": answers.text(info.get("author")) or None,
+        "base_model": answers.plain(card.get("base_model")),
+        "licence": {
+            name: answers.plain(card[name]) for name in ("license", "license_name", "license_link") if card.get(name)
+        },
     }
-    url = hf_hub_url(source.repository, source.file, revision=info.sha, endpoint=endpoint)
-    digest = file.lfs.sha256.lower() if file.lfs else None
-    return Offer(url, source.file.rpartition("/")[2], digest, token, _howto(source), about=about)
+    url = hf_hub_url(address.repository, address.file, revision=commit or address.revision, endpoint=endpoint)
+    digest = answers.digest(answers.table(file.get("lfs")).get("sha256"))
+    return Offer(url, answers.file_name(address.file), digest, token, howto, about=about)
 
 
-def _howto(source: HubSource) -> str:
-    return f"{HUB_HOWTO}; if its author asks for consent, give it at https://huggingface.co/{source.repository}"
+def _ask(web: Web, address: HubAddress, endpoint: str, token: Any, howto: str) -> dict[str, Any]:
+    """The API's description of the repository at the address's revision."""
+    try:
+        validate_repo_id(address.repository)
+    except HFValidationError:
+        raise BadSource(f"{address.text}: {address.repository!r} is not the name of a repository") from None
+    if is_offline_mode():
+        raise SiteUnreachable(f"{address.text}: HF_HUB_OFFLINE is set in the environment")
+    sent = "the token that was sent is not enough" if token else "no token was sent"
 
+    def meaning(status: int, code: str) -> FetchError | None:
+        if code == "GatedRepo":
+            return AccessRefused(f"{address.text}: HTTP {status}, a gated repository; {sent}. {howto}.")
+        if code == "RevisionNotFound":
+            return NotThere(f"{address.text}: {address.repository} has no revision {address.revision}")
+        if code == "RepoNotFound" or status == 404:
+            return NotThere(f"{address.text}: HTTP {status}: no such repository, or a private one; {sent}. {howto}.")
+        return None
 
-def _ask(web: Web, source: HubSource, endpoint: str, secret: str | None) -> ModelInfo:
-    """The API's description of the repository at the source's revision."""
-    patience = Patience(f"{endpoint}/{source.repository}", web.sleep)
-    while True:
-        try:
-            api = HfApi(endpoint=endpoint, token=secret or False, library_name="axbake")
-            return api.model_info(source.repository, revision=source.revision, files_metadata=True, timeout=TIMEOUT[1])
-        except HFValidationError:
-            raise BadSource(f"{source.text}: {source.repository!r} is no name of a repository") from None
-        except OfflineModeIsEnabled:
-            raise SiteUnreachable(f"{source.text}: HF_HUB_OFFLINE is set in the environment") from None
-        except HfHubHTTPError as error:
-            failure = _meaning(source, error, asked=secret is not None)
-            if isinstance(failure, FetchError):
-                raise failure from None
-            patience.after(failure)
-        except httpx2.HTTPError as error:
-            patience.after(Interrupted(describe(error)))
-
-
-def _meaning(source: HubSource, error: HfHubHTTPError, *, asked: bool) -> FetchError | Interrupted:
-    status = error.response.status_code
-    token = "the token that was sent is not enough" if asked else "no token was sent"
-    if isinstance(error, GatedRepoError):
-        return AccessRefused(f"{source.text}: HTTP {status}, a gated repository; {token}. {_howto(source)}.")
-    if isinstance(error, RevisionNotFoundError):
-        return NotThere(f"{source.text}: {source.repository} has no revision {source.revision}")
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
-        return NotThere(
-            f"{source.text}: HTTP {status}: no such repository, or a private one; {token}. {_howto(source)}."
-        )
-    if status in (401, 403):
-        return AccessRefused(f"{source.text}: HTTP {status}; {token}. {_howto(source)}.")
-    if status in TRANSIENT:
-        return Interrupted(f"HTTP {status}", retry_after(error.response.headers.get("Retry-After")))
-    return FetchError(f"{source.text}: HTTP {status}")
+    revision = f"/revision/{quote(address.revision, safe='')}" if address.revision else ""
+    url = f"{endpoint}/api/models/{address.repository}{revision}?blobs=true"
+    answer = web.json(url, token=token, howto=howto, meaning=meaning)
+    if not isinstance(answer, dict):
+        raise NotThere(f"{address.text}: the answer of {endpoint} is not a JSON object. Try again later.")
+    return answer

@@ -19,7 +19,7 @@ from typing import Any
 
 from axbake.digest import write_atomically
 from axbake.jobs.code import code_of, parameters_of
-from axbake.jobs.values import encode, functions_of
+from axbake.jobs.values import encode
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements.lock"
@@ -54,6 +54,9 @@ def _code(functions: tuple[str, ...]) -> dict[str, str]:
     return code_of(*functions)
 
 
+_parameters = functools.cache(parameters_of)
+
+
 @dataclass(frozen=True)
 class Step:
     """What decides the result of one function that a job calls, besides its input files, and how it is called."""
@@ -61,7 +64,9 @@ class Step:
     function: str  # that does the work: axbake.graphs.export.export_onnx
     component: str | None  # that it is of, or address of a graph
     parameters: list[str]  # of the function, settings and means apart: those that the rule names are inputs and outputs
-    names: dict[str, str | list[str]]  # parameter -> what the rule calls those files, where not the same; of several, all names
+    names: dict[
+        str, str | list[str]
+    ]  # parameter -> what the rule calls those files, where not the same; of several, all names
     settings: dict  # encoded (`axbake.jobs.values`); what the function is given, and nothing else
     means: dict  # the same of what does not decide the result, so is in no key: how a program is started
     sources: dict[str, str]  # parameter -> SHA-256, of files that the user brings
@@ -90,10 +95,11 @@ def identify(
         data: files and folders of the package that the job reads, from the checkout's root on.
         own_code: whether the code of this package that the function reaches is part of it.
     """
-    given = {name: encode(value) for name, value in settings.items()}
-    roots = (function, *dict.fromkeys(functions_of(given)))
+    encoded = {name: encode(value) for name, value in settings.items()}
+    given = {name: value for name, (value, _) in encoded.items()}
+    roots = (function, *dict.fromkeys(one for _, names in encoded.values() for one in names))
     code = (_code(roots) if own_code else {}) | {path: data_digest(path) for path in data}
-    taken = [name for name in parameters_of(function) if name not in given and name not in (means or {})]
+    taken = [name for name in _parameters(function) if name not in given and name not in (means or {})]
     versions = {tool: tool_version(tool) for tool in tools}
     return Step(
         function=function,

@@ -32,6 +32,8 @@ def log_record(record: JobRecord) -> None:
 
 
 def read_records(log: Path) -> list[JobRecord]:
-    """The records in a job's *log*, one a step; none where there are none, as in a log from before there were records."""
+    """The records in a job's *log*, one a step; none where there is no such log, or none in it."""
+    if not log.is_file():
+        return []
     lines = [line for line in log.read_text(encoding="utf-8").splitlines() if MARK in line]
     return [JobRecord(**json.loads(line.partition(MARK)[2])) for line in lines]

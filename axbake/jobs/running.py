@@ -79,10 +79,11 @@ def do_step(step: Step, reads: Files, makes: Files, lists: set[str]) -> None:
     elif makes:
         build_beside([place for places in makes.values() for place in places], work)
     else:
-        work({})
+        work({})  # it compares only, and makes nothing of which the report could tell
+        return
     record = record_of(step, outcome, seconds=time.monotonic() - started)
     log_record(record)
-    logger.info("%s in %.1f s", step.function.rpartition(".")[2], record.seconds)
+    logger.debug("%s in %.1f s", step.function.rpartition(".")[2], record.seconds)
 
 
 def record_of(step: Step, outcome: Outcome | None, *, seconds: float) -> JobRecord:

@@ -3,8 +3,10 @@
 So a job is given what it needs of a family by value, and depends on the functions that it is given, and on no list of families.
 """
 
+import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
@@ -12,29 +14,49 @@ EMPTY: tuple = (None, (), [], {}, "")
 FUNCTION, CLASS = "function", "is"  # the only key, or the first one, of what is no plain value
 
 
-def encode(value: Any) -> Any:
-    """*value* as JSON can hold it: of data classes, fields are left out whose default is None or empty, and who have it.
+def encode(value: Any) -> tuple[Any, list[str]]:
+    """*value* as JSON can hold it, and dotted names of all code in it: functions, and data classes that compute something.
+
+    Of data classes, fields are left out whose default is None or empty, and who have it.
 
     Raises:
         TypeError: neither plain, nor a data class, nor a function of a module's top level.
     """
     if value is None or isinstance(value, str | int | float | bool):
-        return value
+        return value, []
     if isinstance(value, Mapping):
-        return {str(name): encode(item) for name, item in value.items()}
+        return _gathered([(str(name), item) for name, item in value.items()])
     if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
+        encoded = [encode(item) for item in value]
+        return [item for item, _ in encoded], [name for _, names in encoded for name in names]
     if is_dataclass(value) and not isinstance(value, type):
         return _encode_fields(value)
     if callable(value):
-        return {FUNCTION: _name_of(value)}
+        return {FUNCTION: _name_of(value)}, [_name_of(value)]
     raise TypeError(f"{value!r} cannot stand in a settings file; wanted plain values, data classes, named functions")
 
 
-def _encode_fields(value: Any) -> dict:
+#: What was encoded of data classes that still live, by their address: a thousand rows share their family's components
+_ENCODED: dict[int, tuple[weakref.ref, Any, list[str]]] = {}
+
+
+def _encode_fields(value: Any) -> tuple[Any, list[str]]:
+    alive, encoded, names = _ENCODED.get(id(value), (None, None, []))
+    if alive and alive() is value:
+        return encoded, names
     given = {field: getattr(value, field.name) for field in fields(value)}
-    kept = {field.name: encode(item) for field, item in given.items() if item not in EMPTY or item != _default(field)}
-    return {CLASS: _name_of(type(value)), **kept}
+    kept = [(field.name, item) for field, item in given.items() if item not in EMPTY or item != _default(field)]
+    encoded, names = _gathered(kept)
+    kind: Any = type(value)
+    encoded = {CLASS: _name_of(kind), **encoded}
+    names = [*([_name_of(kind)] if _computes(kind) else []), *names]
+    _ENCODED[id(value)] = weakref.ref(value), encoded, names
+    return encoded, names
+
+
+def _gathered(items: list[tuple[str, Any]]) -> tuple[dict, list[str]]:
+    found = {name: encode(item) for name, item in items}
+    return {name: item for name, (item, _) in found.items()}, [one for _, names in found.values() for one in names]
 
 
 def _default(field: Field) -> Any:
@@ -70,24 +92,10 @@ def _found(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-def functions_of(value: Any) -> Iterator[str]:
-    """Dotted names of all code that an encoded *value* holds: functions, and data classes that compute something."""
-    if isinstance(value, list):
-        for item in value:
-            yield from functions_of(item)
-    elif isinstance(value, dict) and value.keys() == {FUNCTION}:
-        yield value[FUNCTION]
-    elif isinstance(value, dict):
-        if CLASS in value and _computes(value[CLASS]):
-            yield value[CLASS]
-        for name, item in value.items():
-            if name != CLASS:
-                yield from functions_of(item)
-
-
-def _computes(name: str) -> bool:
+@functools.cache
+def _computes(kind: type) -> bool:
     """Whether a data class has methods of its own, besides those that every data class has."""
-    own = vars(_found(name)).values()
+    own = vars(kind).values()
     return any(callable(value) and not getattr(value, "__name__", "__").startswith("__") for value in own) or any(
         isinstance(value, property | classmethod | staticmethod) for value in own
     )

@@ -4,18 +4,19 @@ Names are those of kohya-ss' sd-scripts (`networks/lora.py`), LyCORIS (`lycoris/
 (`lora_base.py`, `lora_conversion_utils.py`, and the older attention processors), with diffusers' or LDM's module names inside.
 """
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from axbake.checkpoints.containers import Container, UnreadableCheckpoint, form_of, open_safetensors
 from axbake.digest import remembered
 from axbake.errors import AxbakeError
-from axbake.networks.component import Shapes
+from axbake.families.others import recognise
 from axbake.jobs.code import code_of
+from axbake.networks.component import Shapes
+from axbake.users_files import load_json, shown
 
 #: What stands before a module's name -> the network that it is in
 PREFIXES = {
@@ -29,8 +30,18 @@ PREFIXES = {
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "text_encoder.": "text_encoder",
+    "conv_in.": "unet",
+    "conv_out.": "unet",
+    "time_embedding.": "unet",
+    "text_model.": "text_encoder",
 }
-BARE = ("down_blocks.", "mid_block.", "up_blocks.")  # parts of the module's name, in files of the oldest diffusers
+#: Parts of the module's name, in files of the oldest diffusers and in those that PEFT wrote of one network
+BARE = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding.", "text_model.")
+#: What PEFT, torch.compile and data-parallel training put around modules, at the start of their names or inside
+WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:base_model\.model|_orig_mod|_fsdp_wrapped_module|module)\.")
+#: PEFT's name of the adapter, which stands behind what the tensor is: `lora_A.default.weight`
+ADAPTER = re.compile(r"(\.lora_(?:A|B|magnitude_vector))\.(?!weight$)[^.]+(\.weight)?$")
+BUNDLE = "bundle_emb."  # before the name of a textual-inversion embedding that a LoRA brings along
 #: What stands behind it -> what the tensor is, in the names of LyCORIS
 ROLES = {
     ".lora_linear_layer.down.weight": "lora_down",
@@ -71,12 +82,14 @@ OTHERS = {
     r"lora_unet_label_emb|unet\.add_embedding": "Stable Diffusion XL",
     r".*(double_blocks|single_blocks|single_transformer_blocks)": "FLUX",
     r".*joint_blocks|transformer\.transformer_blocks\.0\.attn\.add_": "Stable Diffusion 3",
-    r"transformer\.|lora_transformer_": "a transformer of rectified flow",
+    r"transformer\.|lora_transformer_|transformer_blocks\.": "a transformer of rectified flow",
 }
 SAYS = ("ss_base_model_version", "modelspec.architecture")  # entries of the metadata that name the family
 TITLES = ("ss_output_name", "modelspec.title")
 PEFT_CONFIG = "lora_adapter_metadata"  # entry in the metadata of what diffusers writes
 MOST_SHOWN = 12  # names in a message
+FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
+NUMBERS = ("alpha", "on_input")  # roles that may be whole numbers
 
 
 class LoraError(AxbakeError):
@@ -97,6 +110,7 @@ class LoraFile:
 
     container: Container
     modules: Mapping[str, Mapping[str, Module]]  # component -> name -> module
+    embeddings: tuple[str, ...] = ()  # names of those that it bundles
 
     @property
     def path(self) -> Path:
@@ -113,15 +127,18 @@ def read_lora(path: Path) -> LoraFile:
         LoraError: no LoRA, in another container, or made for a family that axbake does not bake.
     """
     try:
-        if form_of(path) != "safetensors":
-            raise LoraError(f"{path}: a pickle or a folder. Wanted the LoRA as one .safetensors file.")
+        form = form_of(path)
+        if form != "safetensors":
+            raise LoraError(f"{path}: a {form}: a pickle or a folder. Wanted the LoRA as one .safetensors file.")
         container = open_safetensors(path)
     except UnreadableCheckpoint as error:
         raise LoraError(str(error)) from error
     modules: dict[str, dict[str, Module]] = {}
     strange = []
     for key in sorted(container.tensors):
-        place = _place(key)
+        place = _place(_unwrapped(key))
+        if key.startswith(BUNDLE):
+            continue
         if place is None:
             strange.append(key)
             continue
@@ -129,18 +146,28 @@ def read_lora(path: Path) -> LoraFile:
         module = modules.setdefault(component, {}).setdefault(name, Module(name))
         if role in module.tensors:
             raise LoraError(f"{path}: {module.tensors[role]} and {key} are both the {role} of {name}.")
+        if container.tensors[key].dtype not in FLOATS and role not in NUMBERS:
+            raise LoraError(f"{path}: {key} is of type {container.tensors[key].dtype}; wanted {', '.join(FLOATS)}.")
         module.tensors[role] = key  # type: ignore[index]
     _refuse_others(container)
     if not modules:
+        other = recognise(container.shapes)
+        is_that = f" It is {other.kind}." if other and other.kind not in ("a LoRA", "a LyCORIS") else ""
         raise LoraError(
-            f"{path}: no LoRA: {listed(list(container.tensors))}. Wanted names such as {', '.join(PREFIXES)}."
+            f"{path}: no LoRA: {listed(list(container.tensors))}.{is_that} Wanted names such as {', '.join(PREFIXES)}."
         )
     if strange:
         raise LoraError(
             f"{path}: {len(strange)} of {len(container.tensors)} tensors are of no kind that axbake fuses:"
             f" {listed(strange)}. It fuses LoRA, LoCon, LoHa, LoKr, DoRA, (IA)³ and full differences of UNet and text encoder."
         )
-    return LoraFile(container, modules)
+    bundled = {key.split(".")[1] for key in container.tensors if key.startswith(BUNDLE)}
+    return LoraFile(container, modules, tuple(sorted(bundled)))
+
+
+def _unwrapped(key: str) -> str:
+    """A tensor's name without what wrappers of its network put into it."""
+    return ADAPTER.sub(r"\1\2", WRAPPERS.sub("", key))
 
 
 def _place(key: str) -> tuple[str, str, str] | None:
@@ -155,9 +182,8 @@ def _place(key: str) -> tuple[str, str, str] | None:
 
 
 def _refuse_others(container: Container) -> None:
-    other = next(
-        (family for mark, family in OTHERS.items() if any(re.match(mark, key) for key in container.tensors)), None
-    )
+    names = [_unwrapped(key) for key in container.tensors]
+    other = next((family for mark, family in OTHERS.items() if any(re.match(mark, name) for name in names)), None)
     if other:
         raise LoraError(
             f"{container.path}: a LoRA for {other}{_said(container)}; axbake bakes Stable Diffusion 1.x and"
@@ -167,14 +193,14 @@ def _refuse_others(container: Container) -> None:
 
 def _said(container: Container) -> str:
     """What a file says of its family, for messages."""
-    entries = [f"{name}: {container.metadata[name][:60]}" for name in SAYS if container.metadata.get(name)]
+    entries = [f"{name}: {shown(container.metadata[name], 60)}" for name in SAYS if container.metadata.get(name)]
     return f" (it says {', '.join(entries)})" if entries else ""
 
 
 def listed(names: list[str]) -> str:
     """*names* for a message, the first few of many."""
     more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
-    return ", ".join(name[:120] for name in names[:MOST_SHOWN]) + more
+    return ", ".join(shown(name) for name in names[:MOST_SHOWN]) + more
 
 
 @dataclass(frozen=True)
@@ -183,6 +209,7 @@ class LoraFacts:
 
     components: list[str]  # that it changes
     lcm: bool  # whether it is one of latent consistency
+    embeddings: list[str]  # names of textual-inversion embeddings that it bundles (`axbake.checkpoints.embeddings`)
 
 
 def lora_facts(path: Path) -> LoraFacts:
@@ -194,7 +221,7 @@ def lora_facts(path: Path) -> LoraFacts:
 
     def read() -> dict:
         lora = read_lora(path)
-        return vars(LoraFacts(sorted(lora.modules), looks_like_lcm(lora)))
+        return vars(LoraFacts(sorted(lora.modules), looks_like_lcm(lora), list(lora.embeddings)))
 
     # What this code tells of a file is remembered no longer than the code is the same.
     return LoraFacts(**remembered(path, f"lora-{code_of(f'{__name__}.read_lora')[__name__]}", read))
@@ -242,12 +269,48 @@ def _family(width: int | None) -> str:
     return f"{WIDTHS[width]} (context of {width} channels)" if width in WIDTHS else f"a context of {width} channels"
 
 
-def peft_config(lora: LoraFile, component: str) -> dict[str, Any]:
-    """PEFT's LoraConfig of *component*, which diffusers writes into the metadata; empty if it is not there."""
+@dataclass(frozen=True)
+class PeftConfig:
+    """What PEFT's LoraConfig of one network says of the factors' scale."""
+
+    alpha: float | None = None  # None: it does not say
+    patterns: Mapping[str, tuple[int, float]] = field(
+        default_factory=dict
+    )  # end of a module's name -> rank of the entry, alpha
+    rank_stabilised: bool = False
+
+    def alpha_of(self, module: str) -> float | None:
+        """alpha of a module by its name, dots as underscores: PEFT's own rule (`get_pattern_key`)."""
+        ends = [module, *(module[match.end() :] for match in re.finditer("_", module))]
+        found = [self.patterns[end] for end in ends if end in self.patterns]
+        return min(found)[1] if found else self.alpha
+
+
+def peft_config(lora: LoraFile, component: str) -> PeftConfig:
+    """PEFT's config of *component*, which diffusers writes into the metadata; an empty one if it is not there.
+
+    Raises:
+        LoraError: it says of alpha what is not a number.
+    """
     try:
-        said = json.loads(lora.container.metadata.get(PEFT_CONFIG, "{}"))
-    except (ValueError, RecursionError):
-        said = {}
-    start = f"{component}."
+        said = load_json(lora.container.metadata.get(PEFT_CONFIG, "{}"))
+    except ValueError as error:
+        raise LoraError(f"{lora.path}: metadata {PEFT_CONFIG}: {error}. Wanted a JSON object.") from None
     told = said if isinstance(said, dict) else {}
-    return {name.removeprefix(start): value for name, value in told.items() if name.startswith(start)}
+    alpha, patterns = told.get(f"{component}.lora_alpha"), told.get(f"{component}.alpha_pattern") or {}
+    stabilised = told.get(f"{component}.use_rslora") or False
+    numbers = [] if alpha is None else [alpha]
+    numbers += patterns.values() if isinstance(patterns, dict) else []
+    if not isinstance(patterns, dict) or not all(map(_is_number, numbers)) or not isinstance(stabilised, bool):
+        raise LoraError(
+            f"{lora.path}: metadata {PEFT_CONFIG}: lora_alpha {shown(alpha, 40)}, alpha_pattern {shown(patterns, 80)},"
+            f" use_rslora {shown(stabilised, 40)}. Wanted a number, a table of numbers, and true or false, as PEFT writes them."
+        )
+    ends = {
+        name.replace(".", "_"): (rank, float(value)) for rank, (name, value) in reversed([*enumerate(patterns.items())])
+    }
+    return PeftConfig(None if alpha is None else float(alpha), ends, stabilised)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9 and math.isfinite(value)  # type: ignore[arg-type]

@@ -5,20 +5,21 @@ W + s (f(W) - W), where f is the LoRA at full strength. Several are applied one 
 web UI does (`extensions-builtin/Lora/networks.py`) and ComfyUI; of a plain LoRA it is W + s alpha / rank * up @ down.
 """
 
+import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from lycoris.functional import general, locon, loha, lokr
 
-from axbake.networks.component import Shapes
-from axbake.loras.files import LoraError, LoraFile, Module, check_family, listed, peft_config, read_lora
+from axbake.checkpoints.containers import all_finite
+from axbake.loras.files import LoraError, LoraFile, Module, PeftConfig, check_family, listed, peft_config, read_lora
 from axbake.loras.names import spellings
+from axbake.networks.component import Shapes
 
+logger = logging.getLogger(__name__)
 Tensors = Mapping[str, torch.Tensor]  # role -> tensor, float32
 MOST_SHOWN = 8  # faults in a message
 # What torch and LyCORIS raise on tensors that do not go together, and what a file's metadata may lead to
@@ -104,7 +105,7 @@ class Change:
     module: Module
     kind: Kind | None  # None: a bias
     strength: float
-    config: Mapping[str, Any]  # PEFT's, of the whole component
+    config: PeftConfig  # of the whole component
 
     def delta(self, weight: torch.Tensor) -> torch.Tensor:
         """What is to be added to *weight*, float32; on the meta device only its shape is computed."""
@@ -122,7 +123,10 @@ class Change:
         shape = self.lora.container.tensors[name].shape
         if weight.is_meta and math.prod(shape) > 1:
             return torch.empty(shape, device="meta")
-        return self.lora.container.read(name).float()
+        tensor = self.lora.container.read(name).float()
+        if not all_finite(tensor):
+            raise LoraError(f"{self.lora.path}: {name} holds values that are not finite. The file is damaged.")
+        return tensor
 
     def _scale(self, tensors: Tensors) -> float:
         """alpha / rank; 1 where nothing says what alpha is, as for diffusers."""
@@ -132,16 +136,9 @@ class Change:
             return 1.0
         if "alpha" in tensors:
             return float(tensors["alpha"]) / rank
-        patterns = self.config.get("alpha_pattern") or {}
-        module = self.module.name
-        # PEFT's own rule (`get_pattern_key`), on names with underscores for dots.
-        alphas = [
-            value
-            for end, value in patterns.items()
-            if re.fullmatch(rf"(.*_)?{re.escape(end.replace('.', '_'))}", module)
-        ]
-        alpha = alphas[0] if alphas else self.config.get("lora_alpha", rank)
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        alpha = self.config.alpha_of(self.module.name)
+        alpha = rank if alpha is None else alpha
+        return alpha / (math.sqrt(rank) if self.config.rank_stabilised else rank)
 
 
 def _shaped(delta: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -185,10 +182,17 @@ class Fusion:
         for path, strength in loras:
             lora = read_lora(path)
             check_family(lora, width=width)
+            if lora.embeddings:
+                logger.warning(
+                    "%s brings the embeddings %s along: prompts know them where the column embeddings names this file too.",
+                    path,
+                    listed(list(lora.embeddings)),
+                )
+            config = peft_config(lora, component)
             faults = [
                 fault
                 for module in lora.modules.get(component, {}).values()
-                for fault in self._take(lora, module, strength, table, shapes, peft_config(lora, component))
+                for fault in self._take(lora, module, strength, table, shapes, config)
             ]
             if faults:
                 more = f"; and {len(faults) - MOST_SHOWN} more" if len(faults) > MOST_SHOWN else ""
@@ -199,7 +203,13 @@ class Fusion:
                 )
 
     def _take(
-        self, lora: LoraFile, module: Module, strength: float, table: Mapping[str, str], shapes: Shapes, config: dict
+        self,
+        lora: LoraFile,
+        module: Module,
+        strength: float,
+        table: Mapping[str, str],
+        shapes: Shapes,
+        config: PeftConfig,
     ) -> list[str]:
         """Keep what *module* changes; what of it cannot be used, in words."""
         names = list(module.tensors.values())

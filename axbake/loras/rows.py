@@ -6,16 +6,27 @@ ending, says the same and goes before the column, since that is where people cha
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from axbake.networks.component import DENOISER, TEXT
 from axbake.runtime.prompt import LORA
+from axbake.users_files import shown
 
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
-CELL = re.compile(rf"(?P<path>.*?)(?P<strengths>(?::\s*{NUMBER}\s*){{0,2}})")
-STRENGTHS = re.compile(rf"(?::\s*{NUMBER}\s*){{0,2}}")
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
+ARGUMENT = re.compile(rf"\s*(?:(?P<name>te|unet)\s*=\s*)?(?P<number>{NUMBER})\s*")  # one strength
+#: A1111's further arguments of a mark, and those of its extensions -> what they are
+OTHER_ARGUMENTS = {
+    "dyn": "a dynamic rank (dyn)",
+    "lbw": "block weights of an extension (lbw)",
+    "lbwe": "block weights of an extension (lbwe)",
+    "start": "the steps of an extension (start)",
+    "stop": "the steps of an extension (stop)",
+    "step": "the steps of an extension (step)",
+}
+MOST_SHOWN = 8  # names in a message
 MOST = 10.0  # strength; web UIs' users stay below 2
 PROMPTS = ("prompt", "negative_prompt")
 LCM_SCHEDULER, LCM_GUIDANCE = "lcm", (1, 2)
@@ -40,18 +51,35 @@ class Lora:
 
 
 def _strengths(text: str) -> tuple[float, float]:
-    """`:0.8` of both, `:0.5:0.8` of text encoder and UNet, nothing: 1."""
-    numbers = [float(number) for number in text.split(":")[1:]] or [1.0]
-    return numbers[0], numbers[-1]
+    """Of text encoder and UNet: `:0.8` of both, `:0.5:0.8`, `:te=0.5:unet=0.8`; nothing: 1. As A1111 reads them.
+
+    Raises:
+        ValueError: it is something else; says what.
+    """
+    plain: list[float] = []
+    named: dict[str, float] = {}
+    for argument in text.split(":")[1:]:
+        match = ARGUMENT.fullmatch(argument)
+        if match is None or (not match["name"] and len(plain) == 2):
+            name = argument.partition("=")[0].strip()
+            what = OTHER_ARGUMENTS.get(name, repr(shown(argument.strip(), 40)))
+            raise ValueError(f"wanted one strength, or two, of text encoder and UNet (te=, unet=); found {what}")
+        if match["name"]:
+            named[match["name"]] = float(match["number"])
+        else:
+            plain.append(float(match["number"]))
+    text_encoder = named.get("te", plain[0] if plain else 1.0)
+    return text_encoder, named.get("unet", plain[1] if len(plain) > 1 else text_encoder)
 
 
 def lora_cells(cell: str) -> list[Lora]:
     """LoRAs of a cell of the column `loras`: paths parted by commas, each with its strength or without."""
     found = []
     for item in filter(None, map(str.strip, cell.split(","))):
-        match = CELL.fullmatch(item)
-        assert match, "the pattern fits every text"
-        found.append(Lora(match["path"].strip(), *_strengths(match["strengths"])))
+        path, *arguments = item.rsplit(":", 2)
+        while arguments and not all(map(ARGUMENT.fullmatch, arguments)):  # a path may have colons
+            path = f"{path}:{arguments.pop(0)}"
+        found.append(Lora(path.strip(), *_strengths("".join(f":{argument}" for argument in arguments))))
     return found
 
 
@@ -65,37 +93,38 @@ def row_loras(cell: str, prompts: list[str]) -> list[Lora]:
     marks = {name: strengths for prompt in prompts for name, strengths in _marks(prompt)}
     found = lora_cells(cell)
     for number, lora in enumerate(found):
-        if lora.name in marks:
-            text, unet = _strengths(marks[lora.name])
-            found[number] = replace(lora, text_encoder=text, unet=unet)
+        if lora.name in marks and (given := _numbers(marks[lora.name])):
+            found[number] = replace(lora, text_encoder=given[0], unet=given[1])
     return found
 
 
 def _marks(prompt: str) -> list[tuple[str, str]]:
-    return [(match["name"].strip(), match["strengths"]) for match in LORA.finditer(prompt)]
+    return [(match["name"].strip().strip("\"'"), match["strengths"]) for match in LORA.finditer(prompt)]
 
 
 def lora_faults(row: dict) -> Iterator[str]:
     """What of a row's LoRAs cannot be used: the column, and what is wrong."""
     loras = lora_cells(row.get("loras", ""))
-    names = [lora.name for lora in loras]
+    names = Counter(lora.name for lora in loras)
     for lora in loras:
         if Path(lora.path).suffix != ".safetensors":
             yield f"loras: {lora.path!r} is no path of a .safetensors file, with its strength behind a colon"
         if max(abs(lora.text_encoder), abs(lora.unet)) > MOST:
             yield f"loras: {lora.path} has a strength beyond {MOST:g}"
-    yield from (
-        f"loras: {name!r} stands {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1
-    )
+    yield from (f"loras: {name!r} stands {count} times" for name, count in sorted(names.items()) if count > 1)
     said: dict[str, set[str]] = {}
     for column in PROMPTS:
         for name, strengths in _marks(row.get(column, "")):
             if name not in names:
                 continue
-            if not STRENGTHS.fullmatch(strengths):
-                yield f"{column}: <lora:{name}{strengths}>: wanted one strength, or two, of text encoder and UNet"
+            try:
+                given = _strengths(strengths)
+            except ValueError as error:
+                yield f"{column}: <lora:{shown(name)}{shown(strengths)}>: {error}"
                 continue
-            said.setdefault(name, set()).add(":".join(f"{number:g}" for number in _strengths(strengths)))
+            if max(map(abs, given)) > MOST:
+                yield f"{column}: <lora:{shown(name)}{shown(strengths)}>: a strength beyond {MOST:g}"
+            said.setdefault(name, set()).add(":".join(f"{number:g}" for number in given))
     for name, several in said.items():
         if len(several) > 1:
             yield f"prompt: <lora:{name}:…> stands there with strengths {' and '.join(sorted(several))}; wanted one"
@@ -109,22 +138,26 @@ def unknown_marks(row: dict) -> Iterator[str]:
     loras = {lora.name: lora for lora in row["loras"]}
     texts = [(f"column {column}", row[column]) for column in PROMPTS]
     texts += [("a calibration prompt", prompt) for prompt in row["calibration_prompts"]]
+    there = ", ".join(list(loras)[:MOST_SHOWN]) + (" …" if len(loras) > MOST_SHOWN else "") or "there is none"
     seen = set()
     for place, text in texts:
         for name, strengths in _marks(text):
-            mark = f"<lora:{name}{strengths}>"
+            mark = f"<lora:{shown(name)}{shown(strengths)}>"
             if mark in seen:
                 continue
             seen.add(mark)
             if name not in loras:
-                there = ", ".join(loras) or "there is none"
                 yield f"{mark} in {place} is not applied: it names no file of column loras ({there})"
             elif place.startswith("a") and _numbers(strengths) != (loras[name].text_encoder, loras[name].unet):
                 yield f"{mark} in {place} is not applied with this strength: the model has it in its weights, with another"
 
 
 def _numbers(strengths: str) -> tuple[float, float] | None:
-    return _strengths(strengths) if STRENGTHS.fullmatch(strengths) else None
+    """Strengths of a mark; None if they cannot be read."""
+    try:
+        return _strengths(strengths)
+    except ValueError:
+        return None
 
 
 def lcm_advice(row: dict, path: Path) -> Iterator[str]:

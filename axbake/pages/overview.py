@@ -59,7 +59,8 @@ def _board(directory: Path) -> dict | None:
     drawn = directory / "board" / "image.png"
     if not drawn.is_file():
         return None
-    newest = max((path.stat().st_mtime for path in directory.glob("*.axmodel")), default=0.0)
+    places = [directory, *(chain.parent for chain in directory.glob("*/chain.json"))]
+    newest = max((path.stat().st_mtime for place in places for path in place.glob("*.axmodel")), default=0.0)
     return {"thumbnail": thumbnail_uri(read_picture(drawn)), "outdated": newest > drawn.stat().st_mtime}
 
 

@@ -19,6 +19,7 @@ def write_report(
     loras: list[dict[str, Any]],
     addresses: list[str],
     components: list[str],
+    logs: list[str],
     checkpoint: Path,
     drawn: Path,
     reference: Path,
@@ -33,7 +34,6 @@ def write_report(
     parities: list[Path],
     records: list[Path],
     checks: list[Path],
-    logs: list[Path],
     page: Path,
     facts: Path,
 ) -> None:
@@ -52,7 +52,8 @@ def write_report(
         preflight, verdict: `preflight.json`, `verdict.json`.
         parities, checks: JSONs of parity, and of the check of what was compiled, one a component.
         records: JSONs of the compiles, one a graph.
-        logs: of the jobs that made all this.
+        logs: of the jobs that made all this; one that is gone is passed over. No inputs of the rule, which would cost a dry run
+            more than all other inputs of a model together: what writes them makes some other input too.
         page: HTML to write.
         facts: JSON to write, which `axbake.pages.overview` reads of all models.
     """
@@ -61,7 +62,7 @@ def write_report(
     described, before = _read_json(checkpoint), _read_json(preflight)
     limits = _read_json(verdict)
     graphs = dict(zip(addresses, made, strict=True))
-    jobs = [record for log in logs for record in read_records(log)]
+    jobs = [record for log in logs for record in read_records(Path(log))]
     pictures = {
         "Reference": read_picture(reference),
         "Float ONNX": read_picture(floating),

@@ -103,7 +103,7 @@ def _row(outcome: Outcome, row: dict, results: Path) -> dict:
     figures = {"compiled": "", "megabytes": "", "image_psnr_db": "", "image_ssim": "", "latent_psnr_db": ""}
     if outcome.state == "done":
         place = results / outcome.model
-        records = [json.loads(path.read_text()) for path in sorted(place.glob("build/*.json")) if _is_record(path)]
+        records = [json.loads(path.read_text()) for path in sorted(place.glob("build/**/*.json")) if _is_record(path)]
         emulated = any(record["emulated"] for record in records)
         figures["compiled"] = "emulated" if emulated else records[0]["version"]
         figures["megabytes"] = str(round(sum(record["bytes"] for record in records) / 1e6, 1))
@@ -122,5 +122,5 @@ def _row(outcome: Outcome, row: dict, results: Path) -> dict:
 
 
 def _is_record(path: Path) -> bool:
-    """Whether *path*, of a model's directory `build`, says what made a model; the other files there are configs."""
+    """Whether *path*, of a model's directory `build`, says what made a graph's model; versions before 0.2 left configs there."""
     return not path.name.endswith(".config.json")

@@ -38,6 +38,8 @@ BREAK = re.compile(r"\s*\bBREAK\b\s*")
 EXTRA_NETWORK = re.compile(r"<\w+:[^>]+>")
 LORA = re.compile(r"<(?:lora|lyco):(?P<name>[^:>]+)(?P<strengths>[^>]*)>")
 EMBEDDING = re.compile(r"\bembedding:(?=\S)", re.IGNORECASE)  # ComfyUI's mark before an embedding's name
+# ComfyUI also takes the folder that the file is in, and the file's ending: embedding:style/name.safetensors
+EMBEDDING_FILE = re.compile(r"\b(embedding:)(?:[\w.-]+[/\\])*([\w.-]*\w)", re.IGNORECASE)
 
 #: Web UIs' syntax that changes the prompt from step to step, or draws several: pattern -> what it is
 NOT_READ = {
@@ -198,7 +200,12 @@ def count_tokens(prompt: str, tokenizer: ClipTokenizer) -> int:
 
 def _without_marks(prompt: str) -> str:
     """*prompt* without what is no word of it: `<lora:name:weight>`, and the mark of `embedding:name`."""
-    return EMBEDDING.sub("", EXTRA_NETWORK.sub("", prompt))
+    return EMBEDDING.sub("", _with_bare_names(EXTRA_NETWORK.sub("", prompt)))
+
+
+def _with_bare_names(prompt: str) -> str:
+    """*prompt* with `embedding:name` for `embedding:folder/name.ending`."""
+    return EMBEDDING_FILE.sub(lambda m: m[1] + re.sub(r"\.(safetensors|pt|bin)$", "", m[2]), prompt)
 
 
 def without_lora_marks(prompt: str) -> str:
@@ -244,7 +251,7 @@ def prompt_warnings(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> li
 
 def _missing_embeddings(prompt: str, tokenizer: ClipTokenizer) -> Iterator[str]:
     there = {name.lower() for name in tokenizer.embeddings}
-    for match in re.finditer(rf"({EMBEDDING.pattern})?([\w.-]*\w)", prompt, re.IGNORECASE):
+    for match in re.finditer(rf"({EMBEDDING.pattern})?([\w.-]*\w)", _with_bare_names(prompt), re.IGNORECASE):
         mark, name = match[1], match[2]
         if name.lower() not in there and (mark or name.lower() in WELL_KNOWN):
             yield name

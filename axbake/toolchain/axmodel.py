@@ -31,6 +31,7 @@ MODES = {0: "NPU1", 1: "NPU2", 2: "NPU3"}
 CHIPS = {0: "AX650", 1: "AX620E"}
 # Numbers of fields in onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data.
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
+MOST_FIELDS, MOST_KEPT = 1_000_000, 64_000_000  # of a message; a UNet's graph has thousands of nodes in a few megabytes
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
 
@@ -75,11 +76,17 @@ def read_axmodel(path: Path) -> Axmodel:
             model = onnx.ModelProto.FromString(
                 _without_blobs(file, 0, path.stat().st_size, (GRAPH, INITIALIZER), blobs)
             )
-    except (DecodeError, EOFError, ValueError) as error:
+        return _described(path, model, blobs)
+    # base64 raises a ValueError, a type that onnx does not know a KeyError, a text that is not UTF-8 a TypeError.
+    except (DecodeError, EOFError, ValueError, KeyError, TypeError) as error:
         raise AxmodelError(
-            f"{path.name}: not a whole .axmodel ({error or 'no protobuf'}); {path.stat().st_size} bytes. Was the disk full, or"
-            " the compiler ended while it wrote?"
+            f"{path.name}: not a whole .axmodel ({str(error)[:200] or 'no protobuf'}); {path.stat().st_size} bytes. Was the"
+            " disk full, or the compiler ended while it wrote?"
         ) from error
+
+
+def _described(path: Path, model: onnx.ModelProto, blobs: dict[str, int]) -> Axmodel:
+    """What *model*, read without its *blobs*, says of itself."""
     properties = {entry.key: entry.value for entry in model.metadata_props}
     if model.producer_name == EMULATOR:
         hardware, mode = properties.get("target_hardware", ""), properties.get("npu_mode", "")
@@ -145,10 +152,11 @@ def _without_blobs(file: BinaryIO, start: int, end: int, way: tuple[int, ...], b
         way: numbers of the fields that lead from this message to the initializers; empty: this is one.
     """
     kept = bytearray()
-    size = 0
+    size = fields = 0
     file.seek(start)
     while file.tell() < end:
         key = read_varint(file)
+        fields += 1
         number, wire = key >> 3, key & 7
         if wire != BYTES:
             kept += _encoded(key) + _scalar(file, wire)
@@ -157,6 +165,9 @@ def _without_blobs(file: BinaryIO, start: int, end: int, way: tuple[int, ...], b
         here = file.tell()
         if here + length > end:
             raise EOFError(f"a field of {length} bytes, {end - here} left")
+        inside = (way and number == way[0]) or (not way and number == RAW_DATA)
+        if fields > MOST_FIELDS or len(kept) + (0 if inside else length) > MOST_KEPT:
+            raise ValueError(f"more than {MOST_FIELDS} fields, or {MOST_KEPT} bytes besides its blobs")
         if way and number == way[0]:
             inner = _without_blobs(file, here, here + length, way[1:], blobs)
             kept += _encoded(key) + _encoded(len(inner)) + inner

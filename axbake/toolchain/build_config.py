@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from axbake.emulator.config import ConfigError, read_config
+from axbake.emulator.config import Pulsar2ConfigError, read_config
 from axbake.emulator.fields import MESSAGES, ROOT, combination_problems, problems
 from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
 
@@ -37,7 +37,7 @@ INTEGERS = {"int64": "U32", "int32": "S32"}
 OWN = {
     "input": "the graph that was exported",
     "output_dir": "the job's own directory",
-    "output_name": "{component}.axmodel",
+    "output_name": "{graph}.axmodel",
     "work_dir": "the job's own directory",
     "model_type": "ONNX",
     "target_hardware": "that of the entry target_hardware, which all components share",
@@ -53,7 +53,7 @@ class Build:
     """One graph that is compiled: what its config says besides what the user sets."""
 
     name: str  # of the graph, as its files are called
-    component: str  # as config.yaml calls it
+    component: str  # as config.yaml calls it: by its name, or by its role's
     role: str  # of `axbake.networks.component.ROLES`
     inputs: Mapping[str, str]  # name -> NumPy's type
     precision: str  # of activations: U8, U16 or S16; weights are S8
@@ -90,28 +90,28 @@ def read_own_fields(build: Build, said: Mapping[str, Any]) -> dict[str, Any]:
         said: config.yaml's `pulsar2/{component}`.
 
     Raises:
-        ConfigError: lists every field that is unknown, misplaced, of a wrong value, axbake's own, or known not to work.
+        Pulsar2ConfigError: lists every field that is unknown, misplaced, of a wrong value, axbake's own, or known not to work.
     """
     place = f"pulsar2/{build.component}"
     fields = {name: value for name, value in said.items() if name != BASE}
-    faults = _documented_faults(place, fields) + _own_faults(place, build.component, fields)
+    faults = _documented_faults(place, fields) + _own_faults(place, build.name, fields)
     base: dict[str, Any] = {}
     if said.get(BASE):
         try:
             base = read_config(Path(said[BASE]))
-        except ConfigError as error:
-            raise ConfigError(f"{place}/{BASE}: {error}") from error
+        except Pulsar2ConfigError as error:
+            raise Pulsar2ConfigError(f"{place}/{BASE}: {error}") from error
         faults += _documented_faults(said[BASE], base) or _other_build(said[BASE], base, build.target_hardware)
         base = _without_own(base)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Pulsar2ConfigError("\n".join(faults))
     merged = _laid_over(base, fields)
     whole = build_config(build, merged)
     faults = [f"{place}: {fault}" for fault in combination_problems(whole)]
     faults += _calibration_faults(place, build, merged)
     faults += [f"{place}/{fault}" for fault in _useless(merged)]
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise Pulsar2ConfigError("\n".join(faults))
     return merged
 
 
@@ -165,9 +165,9 @@ def _documented_faults(place: str, fields: Mapping[str, Any]) -> list[str]:
     return [f"{place}: {fault}" for fault in problems(checked)]
 
 
-def _own_faults(place: str, component: str, fields: Mapping[str, Any]) -> list[str]:
+def _own_faults(place: str, graph: str, fields: Mapping[str, Any]) -> list[str]:
     faults = [
-        f"{place}/{name}: axbake sets it: {what.format(component=component)}. Leave it out."
+        f"{place}/{name}: axbake sets it: {what.format(graph=graph)}. Leave it out."
         for name, what in OWN.items()
         if name in fields
     ]

@@ -1,10 +1,14 @@
 """Ids that textual-inversion embeddings have in the token table: `embeddings.json`."""
 
 import json
+import logging
 from pathlib import Path
 
-from axbake.checkpoints.embeddings import VOCABULARY, read_embedding
+from axbake.checkpoints.containers import VOCABULARY
+from axbake.checkpoints.embeddings import EmbeddingError, read_embeddings
 from axbake.weights.files import read_description
+
+logger = logging.getLogger(__name__)
 
 
 def list_embeddings(text_encoder: Path, embeddings: list[Path], *, names: list[str], listing: Path) -> None:
@@ -12,13 +16,27 @@ def list_embeddings(text_encoder: Path, embeddings: list[Path], *, names: list[s
 
     Args:
         text_encoder: `weights/text_encoder.safetensors`, which says what prompts are filled up with.
-        names: by which prompts call the embeddings, one a file.
+        names: by which prompts call the embeddings, one a file; those inside a LoRA have names of their own.
         listing: JSON to write: `embeddings`, name -> ids of its vectors, in order; `pad_token_id`.
+
+    Raises:
+        EmbeddingError: as `read_embeddings`; two of one name.
     """
-    ids, first = {}, VOCABULARY
-    for name, path in zip(names, embeddings, strict=True):
-        count = len(read_embedding(path))
-        ids[name] = list(range(first, first + count))
-        first += count
-    content = {"pad_token_id": read_description(text_encoder).config["pad_token_id"], "embeddings": ids}
+    ids: dict[str, list[int]] = {}
+    first = VOCABULARY
+    for given, path in zip(names, embeddings, strict=True):
+        for own, vectors in read_embeddings(path).items():
+            name = own or given
+            if name.lower() in map(str.lower, ids):  # capitals do not count in prompts
+                raise EmbeddingError(f"{path}: there is another embedding of the name {name}. Leave one of them out.")
+            ids[name] = list(range(first, first + len(vectors)))
+            first += len(vectors)
+    config = read_description(text_encoder).config
+    if (rows := config.get("vocab_size", first)) > first:
+        logger.warning(
+            "the text encoder knows %d words more than CLIP's vocabulary and the row's embeddings have names for: no prompt can"
+            " say them. Save their vectors as textual-inversion embeddings, and name the files in the column embeddings.",
+            rows - first,
+        )
+    content = {"pad_token_id": config["pad_token_id"], "embeddings": ids}
     listing.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")

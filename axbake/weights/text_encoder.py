@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoints.embeddings import VOCABULARY, EmbeddingError, read_embedding
+from axbake.checkpoints.containers import VOCABULARY
+from axbake.checkpoints.embeddings import EmbeddingError, read_embedding
 from axbake.errors import AxbakeError
 from axbake.runtime.prompt import CHUNK
 from axbake.weights.files import read_description

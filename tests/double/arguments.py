@@ -7,7 +7,7 @@ from typing import Any
 
 DOCUMENTED = json.loads((Path(__file__).parent / "documented.json").read_text())
 BUILD, RUN = DOCUMENTED["build_flags"], DOCUMENTED["run_flags"]
-MESSAGES = DOCUMENTED["messages"]
+MESSAGES, PUBLISHED = DOCUMENTED["messages"], DOCUMENTED["published"]
 TYPES = {"string": str, "bool": bool, "int32": int, "float": (int, float), "double": (int, float), "Struct": dict}
 SWITCH = {"true": True, "1": True, "false": False, "0": False}
 TOKEN = re.compile(r"""//[^\n]*|\#[^\n]*|/\*.*?\*/|("(?:\\.|[^"\\])*")""", re.DOTALL)
@@ -53,6 +53,8 @@ def check(values: Any, message: str = "BuildConfig", path: str = "") -> None:
         raise ParseError(f"{path}: {values!r} is no {message}")
     fields = MESSAGES[message]
     for name, value in values.items():
+        if name in PUBLISHED["fields"].get(message, ()):
+            continue
         if name not in fields:
             raise ParseError(f'Message type "yamain.{message}" has no field named "{name}" at "{path}".')
         field = fields[name]
@@ -68,7 +70,8 @@ def check(values: Any, message: str = "BuildConfig", path: str = "") -> None:
 
 
 def _check_value(field: dict, value: Any, path: str) -> None:
-    if "options" in field and value not in field["options"]:
+    known = PUBLISHED["enums"].get(field["type"], field.get("options", ()))
+    if "options" in field and value not in known:
         raise ParseError(f'Invalid enum value {value!r} for enum type "yamain.{field["type"]}" at "{path}".')
     if field["type"] in MESSAGES:
         check(value, field["type"], f"{path}.")
@@ -89,7 +92,7 @@ def check_build(values: dict[str, Any]) -> None:
     """Raise ParseError unless *values*, config and flags together, are a build that Pulsar2 is documented to do."""
     check(values)
     hardware, mode = values.get("target_hardware", "AX650"), values.get("npu_mode", "NPU1")
-    if mode not in DOCUMENTED["npu_mode"][hardware]:
+    if mode not in DOCUMENTED["npu_mode"].get(hardware, [mode]):
         raise ParseError(f"npu mode of {hardware} can be {DOCUMENTED['npu_mode'][hardware]}, not {mode}")
     for group in DOCUMENTED["exclusive"]:
         places = [path.split(".") for path in group]

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -306,3 +307,35 @@ def test_a_file_that_is_changed_on_the_way_is_not_taken(board, manifest, deploy)
     sums.unlink()
     deploy()
     assert_there(board, manifest)
+
+
+@pytest.mark.parametrize("name", ["a $(touch owned) b", "a;touch owned", "a'b\"c `touch owned`", "a\\b &&touch owned"])
+def test_a_directory_is_a_path_and_no_part_of_a_command_whatever_it_is_called(board, manifest, deploy, tmp_path, name):
+    """The config's schema lets no such name through; what runs on the board does not rely on it."""
+    board.directory = tmp_path / name
+
+    deploy()
+
+    assert_there(board, manifest)
+    homes = [Path.home(), tmp_path, board.directory, board.directory / "tiny"]
+    assert [home for home in homes if (home / "owned").exists()] == []
+
+
+def test_a_files_name_ends_no_list_of_names(board, deploy, manifest, tmp_path):
+    told = json.loads(manifest.read_text())
+    for name in ("NAMES", "SUMS", "touch owned", "-rf"):
+        (manifest.parent / name).write_text("whatever")
+        told["files"][name] = {"sha256": file_sha256(manifest.parent / name), "bytes": 8}
+    manifest.write_text(json.dumps(told))
+
+    deploy()
+
+    assert_there(board, manifest)
+    homes = [Path.home(), tmp_path, board.directory, board.directory / "tiny"]
+    assert [home for home in homes if (home / "owned").exists()] == []
+    del told["files"]["-rf"]
+    (manifest.parent / "-rf").unlink()
+    manifest.write_text(json.dumps(told))
+    deploy()
+    assert_there(board, manifest)
+    assert not (board.directory / "tiny" / "-rf").exists()

@@ -4,8 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from axbake.add import PICTURE, edit_table, free_name, licence_note, main, read_table, row_cells
+from axbake import add
+from axbake.add import PICTURE, edit_table, free_name, licence_note, main, read_table, row_cells, trained_words
+from axbake.fetch.sources import parse_source
 from axbake.fetch.store import Fetched
 from tests.services.model_sites import model_sites
 
@@ -80,6 +83,95 @@ def test_size_and_steps_are_those_that_the_model_was_made_for(base, steps, wante
     assert row["height"] == row["width"]
 
 
+def test_the_family_is_written_where_the_schema_knows_that_column(sites, model, tmp_path, monkeypatch):
+    sites.publish(model.checkpoint.read_bytes())
+    before = TABLE.read_text()
+    assert main([AIR, "--name", "plain"]) == 0
+    assert "family" not in TABLE.read_text().splitlines()[0]
+
+    TABLE.write_text(before)
+    schema = yaml.safe_load(add.MODELS_SCHEMA.read_text(encoding="utf-8"))
+    schema["properties"]["family"] = {"type": "string", "default": ""}
+    monkeypatch.setattr(add, "MODELS_SCHEMA", tmp_path / "models.schema.yaml")
+    add.MODELS_SCHEMA.write_text(yaml.safe_dump(schema))
+    assert main([AIR, "--name", "known"]) == 0
+
+    rows = read_table(TABLE)
+    assert rows["known"]["family"] == "sd1"
+    assert rows["demo"]["family"] == ""
+    assert TABLE.read_text().splitlines()[1:-1] == before.splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("cell", "pinned"),
+    [
+        (PAGE, AIR),
+        ("civitai.com/models/47274/tiny-mix", AIR),
+        (f"{PAGE}?format=PickleTensor", f"{AIR}.ckpt"),
+        ("urn:air:sd1:checkpoint:civitai:47274+7001.ckpt", f"{AIR}+7001.ckpt"),
+        (f"'{PAGE}?modelVersionId=102222'", f"{PAGE}?modelVersionId=102222"),
+        ("hf://someone/tiny/tiny.safetensors", "hf://someone/tiny/tiny.safetensors"),
+    ],
+)
+def test_a_row_names_the_version_and_still_the_file_that_the_address_meant(cell, pinned):
+    record = {"air": AIR, "page": f"{PAGE}?modelVersionId=102222"}
+    source = parse_source(cell)
+
+    assert add.pinned_address(source, record) == pinned
+    again = parse_source(add.pinned_address(source, record | {"air": None}))
+    assert again.pickled == source.pickled
+    assert getattr(again, "file", None) == getattr(source, "file", None)
+    assert getattr(again, "version", 102222) == 102222
+
+
+def test_trained_words_are_words_of_a_prompt_and_no_more():
+    said = ['"cute"', "=HYPERLINK(1)", "<lora:x:1>", "<lora:x:1> girl", " , ", *["long word"] * 100]
+
+    words = trained_words({"trained_words": said})
+
+    assert words.startswith("cute, HYPERLINK(1), girl, long word, ")
+    assert len(words) <= 200 and words.endswith("long word")
+
+
+def test_a_header_as_spreadsheets_write_it_is_found_and_lines_without_the_column_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(add, "read_table", lambda path: {})  # what it takes is not the question here
+    table = tmp_path / "models.tsv"
+    table.write_bytes(b'\xef\xbb\xbfcheckpoint\t"model"\nx.safetensors\tmine\n\n')
+
+    def mark(header, lines):
+        header.append("sha256")
+        column = header.index("model")
+        for line in lines:
+            if len(line) > column and line[column] == "mine":
+                line.append("0")
+
+    edit_table(table, mark)
+
+    assert table.read_bytes() == b'\xef\xbb\xbfcheckpoint\t"model"\tsha256\nx.safetensors\tmine\t0\n\n'
+
+
+def test_pinning_passes_over_lines_that_are_too_short_for_a_name(sites, capsys):
+    digest = sites.publish(b"whatever")
+    header, *lines = TABLE.read_text().splitlines()
+    columns = ["source", *(name for name in header.split("\t") if name != "source")]
+    cells = dict(zip(header.split("\t"), lines[0].split("\t"), strict=False)) | {"model": "new", "checkpoint": PAGE}
+    row = "\t".join("" if name == "sha256" else cells.get(name, "") for name in columns)
+    TABLE.write_text("\n".join(["\t".join(columns), "", row]) + "\n")
+
+    assert main(["--pin", "new"]) == 0, capsys.readouterr().err
+    assert read_table(TABLE)["new"]["sha256"] == digest
+
+
+def test_a_config_that_is_not_yaml_ends_in_a_sentence_with_its_line(sites, capsys):
+    Path("config/config.yaml").write_text("models: [\n")
+
+    assert main([AIR]) == 1
+    assert (
+        "ProjectConfigError: config/config.yaml: cannot be read" in (said := capsys.readouterr().err)
+        and "line 2" in said
+    )
+
+
 def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(sites, model):
     prompts = TABLE.read_text().splitlines()[1].split("\t")[-1]
     lines = [
@@ -107,7 +199,7 @@ def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(site
         (["checkpoints/x.safetensors"], "a path. Write its row into the table yourself"),
         (["ftp://example.org/x"], "ftp:// is unknown"),
         ([AIR, "--name", "demo"], "has a row demo already"),
-        ([AIR, "--name", "Big Name"], "'Big Name' has not the form"),
+        ([AIR, "--name", "Big Name"], "'Big Name' does not match"),
         ([AIR], "fit no family"),
         (["urn:air:sd1:checkpoint:civitai:47274@7"], "HTTP 404"),
         (["--pin", "nobody"], "has no row nobody; there are demo, xxmix9"),

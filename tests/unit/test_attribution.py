@@ -70,9 +70,7 @@ def test_the_error_is_that_of_the_part_that_is_quantised(model, graph_of, refere
     np.save(tmp_path / "latents.npy", np.load(reference / "trajectory.npy")[-1:] / 0.18215)
     pack_latents(tmp_path / "latents.npy", tmp_path / "vae_decoder.tar")
     parts = {
-        part: emulate(
-            model.family.component(part), graph_of(part), tmp_path / f"{part}.tar", tmp_path, precision="U8"
-        )
+        part: emulate(model.family.component(part), graph_of(part), tmp_path / f"{part}.tar", tmp_path, precision="U8")
         for part in ("text_encoder", "vae_decoder")
     }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from axbake.emulator.config import ConfigError, merged
+from axbake.emulator.config import Pulsar2ConfigError, merged
 from axbake.emulator.config import build_config as read_build
 from axbake.emulator.fields import MESSAGES
 from axbake.families import FAMILIES
@@ -30,7 +30,7 @@ def configured(component, precision="U16", **fields):
 
 
 def refusal(**fields):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Pulsar2ConfigError) as caught:
         read_own_fields(UNET, fields)
     return str(caught.value)
 
@@ -181,7 +181,7 @@ def model_with(**pulsar2):
 def test_the_faults_of_all_components_are_told_at_once_where_config_has_them():
     model = model_with(denoiser={"qant": {}}, vae_decoder={"compilr": {}})
 
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(Pulsar2ConfigError) as caught:
         model.pulsar2_config(SD1.component("text_encoder"), 0)
 
     # By role, and by name.

@@ -276,6 +276,38 @@ def test_the_compiled_model_normalises_pixels_itself(matmul):
     assert np.abs(outputs(normalising, x=samples[0]["x"] * np.float32(0.5) + 2)[0] - plain).max() < 1e-3
 
 
+def test_a_mean_of_plain_arrays_normalises_the_run_times_input_alone(matmul):
+    directory, _, samples = matmul
+    plain = outputs(build(directory), **samples[0])[0]
+    entry = {"tensor_name": "DEFAULT", "calibration_dataset": str(directory / "samples.tar"), "calibration_size": -1}
+    entry |= {"calibration_format": "NumpyObject", "calibration_mean": [2], "calibration_std": [0.5]}
+    normalising = build(directory, quant={"input_configs": [entry]})
+    assert np.abs(outputs(normalising, x=samples[0]["x"] * np.float32(0.5) + 2)[0] - plain).max() < 1e-3
+    nothing = build(directory, quant={"input_configs": [entry | {"calibration_mean": [0], "calibration_std": [1]}]})
+    assert np.array_equal(outputs(nothing, **samples[0])[0], plain)
+
+
+@pytest.mark.parametrize(("model", "run_time"), [("NCHW", "NHWC"), ("NHWC", "NCHW"), ("NHWC", "NHWC")])
+def test_the_run_times_layout_is_turned_into_the_models_own(tmp_path, rng, model, run_time):
+    """`places` is different everywhere, so that an axis in the wrong place shows."""
+    shape = [1, 3, 4, 5] if model == "NCHW" else [1, 4, 5, 3]
+    places = rng.uniform(1, 2, shape).astype(np.float32)
+    node = helper.make_node("Mul", ["x", "places"], ["out"])
+    save(tmp_path / "net.onnx", [node], {"x": shape}, {"out": shape}, {"places": places})
+    x = rng.standard_normal(shape).astype(np.float32)
+    mean = np.float32([1, 2, 3])
+    layouts = {"tensor_layout": model, "src_layout": run_time}
+    processor = {"tensor_name": "x", **layouts, "mean": mean.tolist(), "std": [1, 1, 1]}
+    path = build(tmp_path, samples=[{"x": x}], input_processors=[processor])
+
+    pixels = x + (mean if model == "NHWC" else mean[:, None, None])
+    order = {"NCHWNHWC": (0, 2, 3, 1), "NHWCNCHW": (0, 3, 1, 2)}.get(model + run_time, (0, 1, 2, 3))
+    found = outputs(path, x=np.ascontiguousarray(pixels.transpose(order)))[0]
+    assert np.abs(found - x * places).max() < 1e-3
+    taken = [dim.dim_value for dim in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
+    assert taken == [shape[axis] for axis in order]
+
+
 def test_layer_name_goes_before_op_type_before_subgraph(tmp_path, rng):
     names = ["a", "b", "c", "d"]
     nodes = [
@@ -508,14 +540,164 @@ def test_an_output_that_is_read_inside_too_keeps_its_name(tmp_path, rng):
     assert np.array_equal(mid, moved.reshape(4)) and np.abs(out - np.cos(np.sin(x))).max() < 1e-4
 
 
-def test_a_layer_of_fewer_bits_rounds_its_input_anew(tmp_path, rng):
-    nodes = [helper.make_node("Sin", ["x"], ["mid"]), helper.make_node("Cos", ["mid"], ["out"])]
-    save(tmp_path / "net.onnx", nodes, {"x": [64]}, {"out": [64]}, {})
+def chain(directory, *kinds, size=64):
+    """A graph of unary operators of these types, each named after its type, its result and its place: `Sin_0`."""
+    nodes = [
+        helper.make_node(kind, [f"t{place}" if place else "x"], [f"t{place + 1}"], name=f"{kind}_{place}")
+        for place, kind in enumerate(kinds)
+    ]
+    nodes[-1].output[0] = "out"
+    save(directory / "net.onnx", nodes, {"x": [size]}, {"out": [size]}, {})
+
+
+def types(directory):
+    """The data type that each activation is rounded to."""
+    return {name: entry["data_type"] for name, entry in record(directory)["activations"].items()}
+
+
+def span(values):
+    return values.min(), values.max()
+
+
+def test_a_result_is_rounded_once_in_the_type_that_its_reader_takes(tmp_path, rng):
+    chain(tmp_path, "Sin", "Cos", "Neg")
     x = rng.standard_normal(64).astype(np.float32)
-    layers = [*U16, {"op_type": "Cos", "data_type": "U8", "output_data_type": "U16"}]
+    layers = [*U16, {"op_type": "Cos", "data_type": "U8"}]
     found = outputs(build(tmp_path, samples=[{"x": x}], layers=layers), x=x)[0]
+    assert types(tmp_path) == {"x": "U16", "t1": "U8", "t2": "U16", "out": "U16"}
     mid = np.sin(x)
-    assert np.abs(found - np.cos(rounded(mid, mid.min(), mid.max(), 8))).max() < 1e-4
+    assert np.abs(found + np.cos(rounded(mid, *span(mid), 8))).max() < 1e-4
+
+
+def test_of_two_readers_the_one_of_fewer_bits_rounds_anew(tmp_path, rng):
+    nodes = [
+        helper.make_node("Sin", ["x"], ["mid"]),
+        helper.make_node("Cos", ["mid"], ["out"]),
+        helper.make_node("Neg", ["mid"], ["less"]),
+    ]
+    save(tmp_path / "net.onnx", nodes, {"x": [64]}, {"out": [64], "less": [64]}, {})
+    x = rng.standard_normal(64).astype(np.float32)
+    layers = [{"op_types": ["Sin", "Cos"], "data_type": "U8"}, {"op_type": "Neg", "data_type": "U16"}]
+    out, less = outputs(build(tmp_path, samples=[{"x": x}], layers=layers), x=x)
+    assert types(tmp_path) == {"x": "U8", "mid": "U16", "out": "U8", "less": "U16"}
+    mid = np.sin(rounded(x, *span(x), 8))
+    assert np.abs(less + mid).max() < 1e-4
+    cosine = np.cos(rounded(mid, *span(np.sin(x)), 8))
+    assert np.abs(out - rounded(cosine, *span(np.cos(np.sin(x))), 8)).max() < 1e-2 / 2  # a step is 0.0018
+
+
+def test_an_output_keeps_its_layers_type_although_it_is_read_in_fewer_bits(tmp_path, rng):
+    nodes = [
+        helper.make_node("Sin", ["x"], ["mid"]),
+        helper.make_node("Reshape", ["mid", "shape"], ["moved"]),
+        helper.make_node("Cos", ["moved"], ["out"]),
+    ]
+    shapes = {"moved": [4, 16], "out": [4, 16]}
+    save(tmp_path / "net.onnx", nodes, {"x": [64]}, shapes, {"shape": np.array([4, 16])})
+    x = rng.standard_normal(64).astype(np.float32)
+    layers = [*U16, {"op_type": "Cos", "data_type": "U8"}]
+    moved, _ = outputs(build(tmp_path, samples=[{"x": x}], layers=layers), x=x)
+    assert np.abs(moved.ravel() - np.sin(x)).max() < 1e-4
+    assert types(tmp_path) == {"x": "U16", "mid": "U16", "moved": "U8", "out": "U8"}
+
+
+@pytest.mark.parametrize("data_type", ["U8", "FP32"])
+def test_an_operator_that_moves_values_has_the_type_of_what_reads_it(tmp_path, rng, data_type):
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["shaped"]),
+        helper.make_node("Transpose", ["shaped"], ["turned"], perm=[1, 0]),
+        helper.make_node("Sin", ["turned"], ["mid"]),
+        helper.make_node("Flatten", ["mid"], ["out"], axis=0),
+    ]
+    save(tmp_path / "net.onnx", nodes, {"x": [6, 4]}, {"out": [1, 24]}, {"shape": np.array([3, 8])})
+    samples = [{"x": rng.standard_normal((6, 4)).astype(np.float32)}]
+    plain = build(tmp_path, samples=samples).read_bytes()
+    movers = {"op_types": ["Reshape", "Transpose", "Flatten"], "data_type": data_type}
+    assert build(tmp_path, layers=[*U16, movers]).read_bytes() == plain
+    assert build(tmp_path, layers=[{"op_type": "Sin", "data_type": "U16"}]).read_bytes() == plain
+
+
+ONE_LAYER = [
+    {"layer_name": "Mul_1"},
+    {"layer_names": ["Mul_1"]},
+    {"op_type": "Mul"},
+    {"op_types": ["Mul", "Softmax"]},
+    {"start_tensor_names": ["t1"], "end_tensor_names": ["t2"]},
+]
+
+
+@pytest.mark.parametrize("selector", ONE_LAYER, ids=lambda selector: next(iter(selector)))
+def test_a_layer_in_float_computes_in_float_and_rounds_nothing(tmp_path, rng, selector):
+    nodes = [
+        helper.make_node("Sin", ["x"], ["t1"], name="Sin_0"),
+        helper.make_node("Mul", ["t1", "t1"], ["t2"], name="Mul_1"),
+        helper.make_node("Mul", ["t2", "three"], ["t3"], name="Mul_2"),
+        helper.make_node("Cos", ["t3"], ["out"], name="Cos_3"),
+    ]
+    if "op_type" in selector or "op_types" in selector:
+        nodes[2] = helper.make_node("Add", ["t2", "three"], ["t3"], name="Add_2")
+    three = np.linspace(-3, 3, 64, dtype=np.float32)
+    save(tmp_path / "net.onnx", nodes, {"x": [64]}, {"out": [64]}, {"three": three})
+    x = rng.standard_normal(64).astype(np.float32)
+    layers = [U16[0] | {"data_type": "U8"}, selector | {"data_type": "FP32"}]
+    found = outputs(build(tmp_path, samples=[{"x": x}], layers=layers), x=x)[0]
+
+    def combined(values):
+        return values + three if nodes[2].op_type == "Add" else values * three
+
+    exact = [np.sin(x)]
+    exact += [exact[0] ** 2]
+    exact += [combined(exact[1])]
+    t1 = rounded(np.sin(rounded(x, *span(x), 8)), *span(exact[0]), 8)
+    three = rounded(three, *span(three), 8)
+    t3 = rounded(combined(rounded(t1 * t1, *span(exact[1]), 8)), *span(exact[2]), 8)
+    wanted = rounded(np.cos(t3), *span(np.cos(exact[2])), 8)
+    assert record(tmp_path)["float_tensors"]["t2"] == "float, as its layer's data type or input is"
+    assert np.abs(found - wanted).max() < 1.01 * np.ptp(np.cos(exact[2])) / 255
+
+
+def test_all_but_the_convolutions_may_be_float(tmp_path, rng):
+    """The example of `advanced_build_guides.md`."""
+    kernel, bias = rng.standard_normal((6, 3, 3, 3)).astype(np.float32), rng.standard_normal(6).astype(np.float32)
+    nodes = [
+        helper.make_node("Sin", ["x"], ["sine"]),
+        helper.make_node("Conv", ["sine", "kernel", "bias"], ["convolved"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["convolved"], ["out"]),
+    ]
+    constants = {"kernel": kernel, "bias": bias}
+    save(tmp_path / "net.onnx", nodes, {"x": [1, 3, 8, 8]}, {"out": [1, 6, 8, 8]}, constants)
+    x = rng.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    layers = [
+        {"op_type": "Conv", "data_type": "U8", "output_data_type": "FP32"},
+        U16[0] | {"data_type": "FP32"},
+    ]
+    found = outputs(build(tmp_path, samples=[{"x": x}], layers=layers), x=x)[0]
+    sine = np.sin(x)
+    operands = [rounded(sine, *span(sine), 8), rounded_weight(kernel, 0), bias]
+    convolved = torch.nn.functional.conv2d(*map(torch.from_numpy, operands), padding=1)
+    assert np.abs(found - torch.sigmoid(convolved).numpy()).max() < 1e-4  # the bias is S32
+    assert types(tmp_path) == {"sine": "U8"}
+
+
+def test_an_output_type_that_is_said_is_obeyed_although_a_relu_could_be_fused(tmp_path, rng):
+    nodes = [helper.make_node("Conv", ["x", "kernel"], ["made"]), helper.make_node("Relu", ["made"], ["out"])]
+    constants = {"kernel": rng.standard_normal((4, 3, 1, 1)).astype(np.float32)}
+    save(tmp_path / "net.onnx", nodes, {"x": [1, 3, 8, 8]}, {"out": [1, 4, 8, 8]}, constants)
+    samples = [{"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}]
+    said = {"op_type": "Conv", "data_type": "U8", "output_data_type": "U16"}
+    build(tmp_path, samples=samples, layers=[U16[0] | {"data_type": "U8"}, said])
+    assert types(tmp_path) == {"x": "U8", "made": "U16", "out": "U8"}
+    build(tmp_path, layers=[U16[0] | {"data_type": "U8"}])
+    assert types(tmp_path) == {"x": "U8", "out": "U8"}
+
+
+def test_an_output_type_acts_on_convolutions_alone_and_is_told_elsewhere(tmp_path, rng, capsys):
+    chain(tmp_path, "Sin", "Cos")
+    samples = [{"x": rng.standard_normal(64).astype(np.float32)}]
+    plain = build(tmp_path, samples=samples).read_bytes()
+    layers = [*U16, {"op_type": "Cos", "output_data_type": "U8", "data_type": "U16"}]
+    assert build(tmp_path, layers=layers).read_bytes() == plain
+    assert "quant.layer_configs[1].output_data_type: without effect, since Pulsar2 takes it" in capsys.readouterr().out
 
 
 def test_onnxsim_runs_first_if_asked_for(tmp_path, rng):

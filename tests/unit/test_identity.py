@@ -1,4 +1,4 @@
-"""A job's identity changes with what can change its result, and with nothing else."""
+"""A step's identity changes with what can change its result, and with nothing else; a job's files are divided among its steps."""
 
 import json
 import shutil
@@ -8,42 +8,39 @@ from pathlib import Path
 
 import pytest
 
-from axbake.jobs.identity import identify, read_identity, tool_version, write_identity
+from axbake.families.sd1 import FAMILY
+from axbake.jobs.identity import Step, files_of, identify, names_of, read_steps, tool_version, write_steps
 
 ROOT = Path(__file__).parents[2]
-JOB_MODULES = [
-    "axbake.calibration.tars",
-    "axbake.checkpoints.importing",
-    "axbake.emulator.__main__",
-    "axbake.graphs.export",
-    "axbake.graphs.parity",
-    "axbake.calibration.pictures",
-    "axbake.toolchain.pulsar2",
-    "axbake.drawing.reference",
-    "axbake.pages.report",
-    "axbake.drawing.schedule",
-    "axbake.drawing.simulation",
-    "axbake.calibration.trajectories",
-]
+# The code of a step that exports the UNet, as JSON
+CODE = """
+import json
+from axbake.families.sd1 import FAMILY
+from axbake.jobs.identity import identify
+given = {"build": FAMILY.denoiser.build, "piece": FAMILY.denoiser.graphs[0], "columns": {"height": 64}}
+step = identify("axbake.graphs.export.export_onnx", component="unet", settings=given, data=["resources/clip"])
+print(json.dumps(step.code))
+"""
 
 
 @pytest.fixture
 def package(tmp_path):
-    """A copy of the package and its lock, to edit."""
+    """A copy of the package with its lock and the data of a tokenizer, to edit."""
     shutil.copytree(ROOT / "axbake", tmp_path / "axbake", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "resources" / "clip", tmp_path / "resources" / "clip")
     shutil.copy(ROOT / "requirements.lock", tmp_path)
     return tmp_path
 
 
-def python(code, directory, *arguments):
+def python(code, directory):
     """What *code* prints, run with the package in *directory*."""
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=directory, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=directory, check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
-def digest(package, module="axbake.graphs.export"):
-    return python(f"from axbake.jobs.identity import code_digest; print(code_digest({module!r}))", package)
+def code(package):
+    return json.loads(python(CODE, package))
 
 
 def edit(path, old, new):
@@ -52,114 +49,152 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
-def test_comments_docstrings_and_layout_do_not_change_the_digest(package):
-    before = digest(package)
+def test_comments_docstrings_and_layout_do_not_change_the_code(package):
+    before = code(package)
 
     export = package / "axbake" / "graphs" / "export.py"
     edit(export, "OPSET = 18", "# A comment of its own.\n\n\nOPSET = (\n    18\n)")
     edit(export, '"""ONNX graphs of fixed shapes', '"""Graphs')
-    edit(export, '"""CLIP\'s text encoder with its causal mask as a bounded constant."""', '"""Something."""')
-    edit(package / "axbake" / "checkpoints" / "components.py", '"""The encoder half', '"""That half')
+    edit(package / "axbake" / "networks" / "unet.py", '    """diffusers\' `UNet2D', '    """The `UNet2D')
 
-    assert digest(package) == before
-
-
-def test_code_changes_the_digest_also_in_a_module_that_it_imports(package):
-    seen = [digest(package)]
-
-    edit(package / "axbake" / "graphs" / "export.py", "MASKED = -100.0", "MASKED = -99.0")
-    seen.append(digest(package))
-    edit(package / "axbake" / "checkpoints" / "components.py", 'implementation="eager"', 'implementation="sdpa"')
-    seen.append(digest(package))
-    # export -> weights -> families -> families.sd1
-    edit(package / "axbake" / "families" / "sd1.py", "HEADS = 8", "HEADS = 9")
-    seen.append(digest(package))
-
-    assert len(set(seen)) == 4
+    assert code(package) == before
 
 
-def test_a_module_that_it_does_not_import_does_not_change_the_digest(package):
-    before = digest(package)
+def test_code_counts_that_the_function_or_a_function_given_to_it_reaches(package):
+    seen = [code(package)]
+
+    for name, old, new in (
+        ("graphs/export.py", "OPSET = 18", "OPSET = 17"),
+        (
+            "networks/unet.py",
+            "UNet2DConditionModel.from_config(config)",
+            "UNet2DConditionModel.from_config({**config})",
+        ),
+        ("weights/files.py", 'METADATA = "axbake"', 'METADATA = "other"'),
+        ("families/sd1.py", "LATENTS, **size, program", "LATENTS, program=program, **size, more"),
+    ):
+        edit(package / "axbake" / name, old, new)
+        seen.append(code(package))
+
+    assert len({json.dumps(one) for one in seen}) == 5
+    assert set(seen[0]) == set(seen[-1])
+
+
+def test_code_that_is_not_reached_does_not_count(package):
+    before = code(package)
 
     edit(package / "axbake" / "pages" / "report.py", "import json\n", "import json\nimport os\n")
     edit(package / "axbake" / "calibration" / "tars.py", "import io", "import io\nimport os")
+    edit(package / "axbake" / "families" / "sd1.py", "HEADS = 8", "HEADS = 9")  # of the config, which an import makes
+    edit(package / "axbake" / "families" / "sd2.py", "HEAD_WIDTH = 64", "HEAD_WIDTH = 32")
 
-    assert digest(package) == before
-
-
-# One process a module, forked after what they share and what takes long to import.
-FOLLOWED = """
-import functools, importlib, json, os, sys
-import diffusers, onnx, onnxruntime, torch, transformers
-from pathlib import Path
-from axbake.jobs import identity
-
-parse = identity._own_digest.__wrapped__
-parsed = functools.cache(lambda module, text: parse(module))  # a text once
-identity._own_digest = lambda module: parsed(module, identity._module_path(module).read_text())
-for module in sys.argv[1:]:
-    identity.code_digest(module)
-own = set(sys.modules)
-for module in sys.argv[1:]:
-    if child := os.fork():
-        os.waitpid(child, 0)
-        continue
-    importlib.import_module(module)
-    names = [n for n in sys.modules if n.startswith("axbake.") and n not in own] + [module]
-    before, missed = identity.code_digest(module), []
-    for path in {Path(identity._module_path(name)) for name in names}:
-        text = path.read_text()
-        path.write_text(text + "\\nONE_MORE = 1\\n")
-        identity.code_digest.cache_clear()
-        if identity.code_digest(module) == before:
-            missed.append(str(path.relative_to(Path.cwd())))
-        path.write_text(text)
-    if missed:
-        print(f"{module}: {', '.join(sorted(missed))}", flush=True)
-    os._exit(0)
-"""
+    assert code(package) == before
 
 
-def test_every_module_that_python_loads_for_a_job_is_in_its_digest(package):
-    assert python(FOLLOWED, package, *JOB_MODULES) == ""
+@pytest.mark.parametrize("change", ["content", "name", "new"])
+def test_data_count_by_name_and_content(package, change):
+    before = code(package)
+    path = package / "resources" / "clip" / "merges.txt"
+    if change == "content":
+        edit(path, "\ni n\n", "\nn i\n")
+    elif change == "name":
+        path.rename(path.with_name("other.txt"))
+    else:
+        path.with_name("other.txt").touch()
+
+    after = code(package)
+
+    assert [name for name in before if after[name] != before[name]] == ["resources/clip"]
 
 
-def test_every_module_of_a_rule_is_tested_here():
-    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
-
-    for module in JOB_MODULES:
-        assert f'"{module}' in rules
-
-
-def export_identity(**settings):
-    how = {"component": "unet", "sources": {}, "tools": ("torch",), "cached": True}
+def export_step(**settings):
+    how = {"component": "unet", "sources": {"weights": "0" * 64}, "tools": ("torch",)}
     return identify("axbake.graphs.export.export_onnx", settings=settings, **how)
 
 
-def test_the_file_holds_settings_code_and_tools(tmp_path):
+def test_the_file_holds_settings_code_and_tools_of_each_step(tmp_path):
     path = tmp_path / "deep" / "settings.json"
+    steps = [export_step(columns={"height": 64}), export_step(columns={"prompt": "Élan"})]
 
-    write_identity(path, export_identity(height=64, prompt="Élan"))
+    write_steps(path, steps)
 
-    assert read_identity(path).settings == {"height": 64, "prompt": "Élan"}
-    identity = json.loads(path.read_text())
-    assert list(identity["code"]) == ["axbake.graphs.export"]
-    assert list(identity["tools"]) == ["torch"]
+    assert read_steps(path) == steps
+    first, _ = json.loads(path.read_text())["steps"]
+    assert first["settings"] == {"columns": {"height": 64}}
+    assert list(first["tools"]) == ["torch"]
+    assert "axbake.graphs.export" in first["code"]
     assert "Élan" in path.read_text()  # read by people
+    assert first["parameters"] == ["weights", "build", "piece", "graph", "tensors"]  # that no setting is given for
+
+
+def test_code_is_left_out_where_something_else_says_what_decides():
+    step = identify("axbake.graphs.export.export_onnx", component=None, settings={}, own_code=False, data=["LICENSE"])
+
+    assert list(step.code) == ["LICENSE"]
+
+
+def test_what_a_family_gives_stands_in_the_settings_by_value_and_by_name():
+    step = export_step(piece=FAMILY.denoiser.graphs[0], latents=FAMILY.latents)
+
+    assert step.settings["piece"]["cut"] == {"function": "axbake.networks.unet.cut"}
+    assert step.settings["latents"]["channels"] == 4
+    assert {"axbake.networks.unet", "axbake.families.sd1"} <= set(step.code)
 
 
 def test_the_file_is_written_only_when_its_text_changes(tmp_path):
     path = tmp_path / "settings.json"
 
     def write(**settings):
-        write_identity(path, export_identity(**settings))
+        write_steps(path, [export_step(**settings)])
         return path.stat().st_mtime_ns, path.stat().st_ino
 
-    first = write(height=64, width=64)
-    assert write(width=64, height=64) == first
-    changed = write(height=72, width=64)
+    first = write(columns={"height": 64, "width": 64})
+    assert write(columns={"width": 64, "height": 64}) == first
+    changed = write(columns={"height": 72, "width": 64})
     assert changed != first
-    assert write(height=72, width=64) == changed
+    assert write(columns={"height": 72, "width": 64}) == changed
+
+
+def plain(*parameters, **names) -> Step:
+    """A step of a function with *parameters*, of which the rule calls some otherwise."""
+    return Step("module.work", None, list(parameters), names, {}, {}, {}, {}, {}, cached=True)
+
+
+def paths(*names):
+    return {name: [Path(name)] for name in names}
+
+
+def test_a_step_makes_what_none_before_it_has_made_and_reads_what_is_made():
+    steps = [plain("weights", "graph"), plain("weights", "graph", "parity")]
+
+    shared = files_of(steps, paths("weights", "gate"), paths("graph", "parity"))
+
+    assert shared == [
+        (paths("weights"), paths("graph")),
+        (paths("weights", "graph"), paths("parity")),
+    ]
+
+
+def test_steps_of_one_function_make_files_that_the_rule_calls_otherwise():
+    steps = [plain("checkpoint", "weights", weights=name) for name in ("unet", "vae_decoder")]
+    steps.append(plain("weights", "description", weights=["unet", "vae_decoder"]))
+
+    shared = files_of(steps, paths("checkpoint"), paths("unet", "vae_decoder", "description"))
+
+    assert [makes for _, makes in shared] == [
+        {"weights": [Path("unet")]},
+        {"weights": [Path("vae_decoder")]},
+        paths("description"),
+    ]
+    assert shared[2][0] == {"weights": [Path("unet"), Path("vae_decoder")]}
+    assert names_of(steps[2], "weights") == ["unet", "vae_decoder"]
+    assert names_of(steps[2], "description") == ["description"]
+
+
+def test_a_parameter_for_which_the_rule_has_no_files_is_left_to_its_default():
+    ((reads, makes),) = files_of([plain("checkpoint", "loras", "weights")], paths("checkpoint"), paths("weights"))
+
+    assert (reads, makes) == (paths("checkpoint"), paths("weights"))
 
 
 def test_the_version_of_a_tool_is_the_installed_one():

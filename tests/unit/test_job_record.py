@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from axbake.jobs.record import JobRecord, log_record, read_record
+from axbake.jobs.record import JobRecord, log_record, read_records
 from axbake.jobs.running import job_log
 from axbake.pages.report import times
 
@@ -30,21 +30,22 @@ def keep_logging():
     logging.captureWarnings(False)
 
 
-def test_the_last_record_of_a_log_is_read_back_and_is_not_on_the_screen(tmp_path, capsys, keep_logging):
+def test_the_records_of_a_log_are_read_back_in_order_and_are_not_on_the_screen(tmp_path, capsys, keep_logging):
     log = tmp_path / "job.log"
+    other = replace(RECORD, component="vae_decoder")
     with job_log(log):
-        log_record(replace(RECORD, component="vae_decoder"))
+        log_record(other)
         log_record(RECORD)
         logging.getLogger("axbake").info("done")
 
-    assert read_record(log) == RECORD
+    assert read_records(log) == [other, RECORD]
     assert capsys.readouterr().err == ""
 
 
 def test_a_log_without_a_record_has_none(tmp_path):
     (tmp_path / "job.log").write_text("2026-11-22 08:54:03,001 INFO done in 3.0 s\n")
 
-    assert read_record(tmp_path / "job.log") is None
+    assert read_records(tmp_path / "job.log") == []
 
 
 def test_only_stored_results_save_time_and_placing_is_taken_off():

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from axbake.jobs.identity import identify, write_identity
+from axbake.jobs.identity import Step, write_steps
+from axbake.jobs.record import read_records
+from axbake.jobs.running import key_of
 
 ROOT = Path(__file__).parents[2]
 # A job as Snakemake starts it; the function that its settings name runs the text in the environment's BLOCK.
@@ -31,6 +33,7 @@ run(snakemake)
 """
 BLOCK = """
 import logging, os, time, warnings
+from pathlib import Path
 from types import SimpleNamespace
 from axbake.errors import AxbakeError
 from axbake.runtime.errors import BundleError
@@ -40,18 +43,33 @@ def work(*, height, prompts, weights, parts, graph, tensors):
     input = SimpleNamespace(weights=weights, parts=parts)
     output = SimpleNamespace(graph=graph, tensors=tensors)
     exec(os.environ["BLOCK"])
+
+def first(*, weights, graph):
+    Path("runs").open("a").write("first ")
+    graph.write_text(weights.read_text() + " as a graph")
+
+def second(*, weights, graphs, tensors, options):
+    Path("runs").open("a").write(options["word"] + " ")
+    assert [type(weights).__name__, type(graphs).__name__] == ["PosixPath", "list"]
+    tensors.write_text(graphs[0].read_text() + ", compared")
 """
 WRITE = "output.graph.write_text('graph'); output.tensors.write_text('tensors');"
+
+
+def step_of(function, *parameters, cached=False, names=None, means=None, sources=None, **settings):
+    """A step of a function that is not the package's."""
+    return Step(
+        function, None, list(parameters), names or {}, settings, means or {}, sources or {}, {}, {}, cached=cached
+    )
 
 
 @pytest.fixture
 def directory(tmp_path):
     settings = {"height": 64, "prompts": ["a"]}
-    identity = identify(
-        "block.work", component=None, settings=settings, sources={}, tools=(), cached=False, own_code=False
-    )
-    write_identity(tmp_path / "settings.json", identity)
+    step = step_of("block.work", "weights", "parts", "graph", "tensors", **settings)
+    write_steps(tmp_path / "settings.json", [step])
     (tmp_path / "block.py").write_text(BLOCK)
+    (tmp_path / "in.bin").write_text("weights")
     return tmp_path
 
 
@@ -196,3 +214,61 @@ def test_a_log_is_of_the_last_run_alone(directory):
     run(WRITE, directory)
 
     assert "the first" not in log(directory)
+
+
+def two_steps(word="second"):
+    """A job's steps, of which the second one reads what the first one makes."""
+    second = step_of(
+        *("block.second", "weights", "graphs", "tensors"),
+        cached=True,
+        names={"graphs": ["graph"]},
+        means={"options": {"word": word}},
+    )
+    return [step_of("block.first", "weights", "graph", cached=True), second]
+
+
+def run_steps(directory, cache, *steps):
+    """What ran of a job of *steps*, and what the job said of each of them."""
+    write_steps(directory / "settings.json", steps)
+    (directory / "runs").write_text("")
+    command = {"env": environment("") | {"AXBAKE_CACHE": str(cache)}, "capture_output": True, "text": True}
+    done = subprocess.run(COMMAND, cwd=directory, **command)
+    assert done.returncode == 0, done.stderr
+    return (directory / "runs").read_text().split(), read_records(directory / "logs" / "tiny" / "job.log")
+
+
+def test_a_step_reads_what_the_step_before_it_made_and_each_has_a_key_of_its_own(directory, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+
+    ran, records = run_steps(directory, cache, *two_steps())
+
+    assert ran == ["first", "second"]
+    assert (directory / "results" / "tiny" / "out.onnx.data").read_text() == "weights as a graph, compared"
+    assert [(one.step, one.stored) for one in records] == [("first", False), ("second", False)]
+
+    (directory / "in.bin").write_text("weights")  # touched
+    ran, records = run_steps(directory, cache, *two_steps())
+    assert ran == []
+    assert [one.stored for one in records] == [True, True]
+
+
+def test_only_the_step_runs_whose_key_is_new_and_means_are_in_none(directory, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    run_steps(directory, cache, *two_steps())
+
+    first, second = two_steps(word="otherwise")
+    assert run_steps(directory, cache, first, second)[0] == []  # how a program is started
+
+    second.code["axbake.errors"] = "other"
+    ran, records = run_steps(directory, cache, first, second)
+    assert ran == ["otherwise"]
+    assert [one.stored for one in records] == [True, False]
+
+
+def test_what_the_user_brings_counts_by_what_the_settings_say_of_it_and_paths_from_the_models_directory_on():
+    step = step_of("block.first", "checkpoint", "graph", sources={"checkpoint": "aa"}, cached=True)
+
+    key = key_of(step, {Path("results/tiny/onnx/unet.onnx"): "bb"}, [Path("results/tiny/parity/unet.json")])
+
+    assert key.inputs == {"onnx/unet.onnx": "bb", "checkpoint": "aa"}
+    assert key.outputs == {"unet.json": "unet.json"}

@@ -1,80 +1,107 @@
 """What belongs together is together: rules and scripts, schemas and config, pins and lock, the runtime and what it may import."""
 
 import ast
+import importlib
+import inspect
 import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
 from axbake.drawing.schedule import SCHEDULERS
-from axbake.families import COMPONENTS
+from axbake.families import FAMILIES
+from axbake.jobs.identity import files_of, names_of
+from axbake.networks.component import ROLES
 from axbake.runtime.txt2img import SAMPLERS
+from tests.rules import Planned, plan_all
+from tests.unit import depends
 
 ROOT = Path(__file__).parents[2]
-SNAKEFILE = ROOT / "Snakefile"
-RULES = {
-    name: body
-    for path in [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
-    for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", path.read_text(), re.MULTILINE)
-    if name != "all"
-}
 SCRIPTS = sorted((ROOT / "workflow" / "scripts").glob("*.py"))
 DECISIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.If, ast.IfExp, ast.For, ast.While)
 DECISIONS += (ast.Try, ast.Match, ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp)
 RUNTIME_MAY_IMPORT = {"numpy", "PIL", "tokenizers", "onnxruntime", "axengine", *sys.stdlib_module_names}
+# Rules that are not named after one of the functions that they call
+NAMED_OTHERWISE = {"import": "import_denoiser", "calibrate_vae": "calibrate_decoder", "emulate_model": "compile_model"}
+# Inputs that no function reads; they only have to be there.
+GATES = {"simulate": {"verdict"}, "benchmark_board": {"board"}}
+# Modules that know Snakemake: the planner asks it for a dry run, the screen shows what its logger gives.
+KNOW_SNAKEMAKE = ("plan.py", "jobs/terminal.py")
+LONG = 120  # minutes; the profile of a cluster sends jobs that take more to another partition
 
-every_rule = pytest.mark.parametrize("rule", RULES)
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> Planned:
+    return plan_all(tmp_path_factory.mktemp("planned") / "project")
+
+
+def without_family(rule: str) -> str:
+    """Name of a rule that each family has one of, without the family's."""
+    return re.sub(rf"_(of_)?({'|'.join(FAMILIES)})$", "", rule)
 
 
 def schema(name):
     return yaml.safe_load((ROOT / "workflow" / "schemas" / f"{name}.schema.yaml").read_text())
 
 
-def test_there_are_rules():
-    assert len(RULES) >= 16
+def test_every_rule_of_the_files_is_read_and_takes_part_in_the_dry_run(planned):
+    texts = [path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
+    written = {name for text in texts for name in re.findall(r"^rule (\w+):", text, re.MULTILINE)}
+    generated = {name for text in texts for name in re.findall(r'^ +f"(\w+)_\{family.name}"$', text, re.MULTILINE)}
+
+    assert len(planned.rules) >= 25
+    assert written | {f"{name}_sd1" for name in generated} | {"emulate_model"} == set(planned.rules)
+    assert {job.rule for job in planned.steps} == set(planned.rules)
 
 
-@every_rule
-def test_every_rule_runs_the_function_of_its_name(rule):
-    (function,) = re.findall(r'settings\(\s*"(axbake[.\w]+)"', RULES[rule])
-    module, _, name = function.rpartition(".")
-
-    assert name == rule
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-    assert name in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    assert 'script:\n        "../scripts/job.py"' in RULES[rule]
-
-
-@every_rule
-def test_the_function_takes_the_rules_inputs_and_outputs_by_name(rule):
-    (function,) = re.findall(r'settings\(\s*"(axbake[.\w]+)"', RULES[rule])
-    module, _, name = function.rpartition(".")
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-    (arguments,) = (node.args for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
-    taken = {argument.arg for argument in [*arguments.args, *arguments.kwonlyargs]}
-    (gates,) = re.findall(r'gates=\["(\w+)"\]', RULES[rule]) or [None]
-    named = set()
-    for part in ("input", "output"):
-        (body,) = re.findall(rf"^    {part}:\n((?:        .*\n)+)", RULES[rule], re.MULTILINE)
-        named |= set(re.findall(r"^        (\w+)=", body, re.MULTILINE))
-
-    assert named - {"settings", gates} - taken == set()
+def test_every_rule_says_what_it_does_and_keeps_a_log(planned):
+    for name, rule in planned.rules.items():
+        assert re.fullmatch(r".+\.", rule.docstring or ""), name
+        assert rule.log and rule.message and rule.output, name
+        assert "settings" in dict(rule.input.items()), name
+        assert not rule.params, name
+        assert rule.script == "../scripts/job.py", name
+        assert Path(rule.snakefile).parent.joinpath(rule.conda_env).is_file(), name
 
 
-@every_rule
-def test_every_rule_says_what_it_does_and_keeps_a_log(rule):
-    body = RULES[rule]
+def test_every_rule_is_named_after_a_function_that_it_calls(planned):
+    for job, steps in planned.steps.items():
+        name = without_family(job.rule)
+        assert NAMED_OTHERWISE.get(name, name) in [step.function.rpartition(".")[2] for step in steps]
 
-    assert re.match(r'    """.+\."""\n', body)
-    for keyword in ("input", "output", "log", "conda", "message"):
-        assert f"    {keyword}:\n" in body, keyword
-    assert "settings=settings(" in body
-    assert "params:" not in body
-    assert (ROOT / "workflow" / "rules" / re.search(r'conda:\n        "(.+)"', body)[1]).is_file()
+
+def test_no_two_jobs_share_a_settings_file_and_each_lies_under_its_rules_name(planned):
+    assert max(Counter(job.settings for job in planned.steps).values()) == 1
+    for job in planned.steps:
+        assert job.settings.parts[3] in (without_family(job.rule), f"{without_family(job.rule)}_model")
+
+
+def test_every_step_is_given_what_its_function_takes_and_makes_every_output_once(planned):
+    for job, steps in planned.steps.items():
+        read, made = set(), []
+        for step, (reads, makes) in zip(steps, files_of(steps, job.inputs, job.outputs), strict=True):
+            module, _, function = step.function.rpartition(".")
+            parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+            given = [*reads, *makes, *step.settings, *step.means]
+            assert len(given) == len(set(given)), (job.name, function)
+            assert set(given) <= set(parameters), (job.name, function)
+            needed = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+            assert needed <= set(given), (job.name, function)
+            read |= {name for parameter in reads for name in names_of(step, parameter)}
+            made += [name for parameter in makes for name in names_of(step, parameter)]
+        assert sorted(made) == sorted(job.outputs), job.name
+        assert set(job.inputs) - read == GATES.get(job.rule, set()), job.name
+
+
+def test_what_the_code_of_each_step_depends_on_is_the_list_in_the_repository(planned):
+    assert depends.PLACE.read_text() == depends.text(planned), (
+        "run `python -m tests.unit.depends`, and look at the diff"
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -87,21 +114,83 @@ def test_a_script_only_joins_rule_and_module(script):
     assert ast.get_docstring(ast.parse(text))
 
 
-def test_the_schema_the_schedules_and_the_samplers_know_the_same_schedulers():
+def test_the_schema_the_schedules_the_samplers_and_the_families_know_the_same_schedulers():
     assert set(schema("models")["properties"]["scheduler"]["enum"]) == set(SCHEDULERS) == set(SAMPLERS)
+    assert {name for family in FAMILIES.values() for name in family.process.schedulers} == set(SCHEDULERS)
 
 
-def test_settings_by_component_name_every_component():
+def test_settings_by_role_name_every_role():
     properties = schema("config")["properties"]
+    by_role = [properties["precision"], properties["pulsar2"]]
+    by_role += [properties["parity"]["properties"]["min_psnr"], properties["compiled"]["properties"]["min_sqnr"]]
 
-    assert set(properties["precision"]["properties"]) == set(COMPONENTS)
-    assert set(properties["parity"]["properties"]["min_psnr"]["properties"]) == set(COMPONENTS)
+    for entry in by_role:
+        assert set(entry["properties"]) == set(ROLES)
+        assert isinstance(entry["additionalProperties"], dict)  # a component's, by its name
 
 
-def test_every_entry_of_the_config_is_commented_where_it_stands():
-    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+def known_entries(properties: dict, above: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """Entries that a schema has, down to values."""
+    found = set()
+    for name, entry in properties.items():
+        below = known_entries(entry.get("properties", {}), (*above, name))
+        found |= below or {(*above, name)}
+    return found
 
-    assert set(config) == set(schema("config")["properties"])
+
+def places(text: str) -> dict[tuple[str, ...], int]:
+    """Number of the line of each value of a config, which begins its entry."""
+
+    def found(node: yaml.MappingNode, above: tuple[str, ...]) -> dict[tuple[str, ...], int]:
+        lines = {}
+        for key, value in node.value:
+            place = (*above, key.value)
+            below = found(value, place) if isinstance(value, yaml.MappingNode) else {}
+            lines |= {**below, place: key.start_mark.line}
+        return lines
+
+    return found(yaml.compose(text), ())
+
+
+def uncommented(text: str) -> set[tuple[str, ...]]:
+    """Values of a config without a comment behind them or above them.
+
+    One above several is of all of them, and one of an entry by role of all roles.
+    """
+    at, lines = places(text), text.splitlines()
+    beside = {(line, len(place)) for place, line in at.items()}
+
+    def is_commented(place: tuple[str, ...]) -> bool:
+        line = at[place]
+        if re.search(r"\s# \S", lines[line]):
+            return True
+        if place[-1] in ROLES:
+            return is_commented(place[:-1])
+        while (line - 1, len(place)) in beside and not re.search(r"\s# \S", lines[line - 1]):
+            line -= 1
+        return line > 0 and re.match(r" *# \S", lines[line - 1]) is not None
+
+    above = {place[:end] for place in at for end in range(1, len(place))}
+    return {place for place in at if place not in above and not is_commented(place)}
+
+
+def test_every_entry_of_the_config_stands_in_it_with_a_comment():
+    text = (ROOT / "config" / "config.yaml").read_text()
+    entries = known_entries(schema("config")["properties"])
+
+    assert {place for place in places(text) if place in entries} == entries
+    assert not uncommented(text)
+
+
+def test_a_comment_of_the_config_that_is_removed_is_missed():
+    text = (ROOT / "config" / "config.yaml").read_text()
+    lines, entries = text.splitlines(), known_entries(schema("config")["properties"])
+
+    assert uncommented(re.sub(r"(?m)(^|\s+)# .*$", "", text)) == entries
+    for place, line in places(text).items():
+        if place in entries and place[-1] not in ROLES and " # " in lines[line]:
+            without = [*lines[:line], lines[line].partition(" # ")[0], *lines[line + 1 :]]
+            assert uncommented("\n".join(without)) == {place}
 
 
 def test_pins_of_the_environment_are_those_of_the_lock():
@@ -114,27 +203,13 @@ def test_pins_of_the_environment_are_those_of_the_lock():
         assert locked[name] == version, name
 
 
-def test_tools_that_settings_name_are_locked():
+def test_tools_that_settings_name_are_locked(planned):
     locked = re.findall(r"^(\S+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    known = {name.lower() for name in locked}
+    known = {name.lower().replace("-", "_") for name in locked}
 
-    for rule, body in RULES.items():
-        for tools in re.findall(r"tools=\[(.*?)\]", body, re.DOTALL):
-            assert set(re.findall(r'"(.+?)"', tools)) <= known, rule
-
-
-def test_everything_that_settings_name_is_in_the_schemas():
-    def entry(place):
-        found = schema("config")
-        for name in place.format(component="unet").split("/"):
-            found = found["properties"][name]
-        return found
-
-    for body in RULES.values():
-        for entries in re.findall(r"entries=\{(.*?)\n?\s*\}[,)]", body, re.DOTALL):
-            assert all(entry(place) for place in re.findall(r': "(.+?)"', entries))
-        for columns in re.findall(r"row=\[(.*?)\]", body, re.DOTALL):
-            assert set(re.findall(r'"(.+?)"', columns)) <= {*schema("models")["properties"], "component", "layout"}
+    named = {tool for steps in planned.steps.values() for step in steps for tool in step.tools}
+    assert {"torch", "onnx"} <= named
+    assert {name.lower().replace("-", "_") for name in named} <= known
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "axbake" / "runtime").glob("*.py")), ids=lambda path: path.name)
@@ -154,15 +229,28 @@ def test_what_runs_beside_the_card_needs_no_newer_python_than_3_9():
     assert done.returncode == 0, done.stdout
 
 
-def test_the_package_knows_nothing_of_snakemake_but_for_the_planner_of_its_runs():
-    for path in sorted({*(ROOT / "axbake").rglob("*.py")} - {ROOT / "axbake" / "plan.py"}):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.split(".")[0] == "snakemake"], path
+def imported(path: Path) -> set[str]:
+    """Packages that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        found |= {name.partition(".")[0] for name in names}
+    return found
 
 
-def test_the_cluster_profile_keeps_what_the_default_one_says_and_names_rules_that_there_are():
+def test_the_package_knows_nothing_of_snakemake_but_for_its_planner_and_its_screen():
+    package = ROOT / "axbake"
+    know = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if any(re.match("snakemake(_|$)", name) for name in imported(path))
+    }
+
+    assert know == set(KNOW_SNAKEMAKE)
+
+
+def test_the_cluster_profile_keeps_what_the_default_one_says_and_names_rules_that_there_are(planned):
     default, slurm = (
         yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text()) for name in ("default", "slurm")
     )
@@ -171,17 +259,24 @@ def test_the_cluster_profile_keeps_what_the_default_one_says_and_names_rules_tha
         name: value for name, value in default.items() if name != "resources"
     }
     assert slurm["resources"].keys() == default["resources"].keys()
-    assert set(slurm["set-resources"]) <= set(RULES)
+    assert set(slurm["set-resources"]) <= set(planned.rules)
 
 
-def test_jobs_that_leave_for_a_cluster_say_what_memory_and_time_they_take():
-    local = set(
-        re.findall(r"\w+", re.search(r"^localrules:\n((?:    \w+,\n)+)", SNAKEFILE.read_text(), re.MULTILINE)[1])
-    )
+def resource(rule, name: str, attempt: int) -> int:
+    """What a rule asks for at its *attempt*: MiB, minutes."""
+    return rule.ruleinfo.resources[1][name](None, attempt)
 
-    assert local - {"all"} <= set(RULES)
-    for rule in set(RULES) - local:
-        assert "mem_mb=more_each_time(" in RULES[rule] and "runtime=more_each_time(" in RULES[rule], rule
+
+def test_jobs_that_leave_for_a_cluster_say_what_memory_and_time_they_take_and_get_more_each_time(planned):
+    slurm = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
+    leaving = {name: rule for name, rule in planned.rules.items() if not rule.ruleinfo.localrule}
+
+    assert {"compile_model", "import_sd1"} <= set(leaving) and {"preflight", "judge"} & set(leaving) == set()
+    for name, rule in leaving.items():
+        for what in ("mem_mb", "runtime"):
+            assert resource(rule, what, 2) == 2 * resource(rule, what, 1) > 0, name
+    long = {name for name, rule in leaving.items() if resource(rule, "runtime", 1) > LONG}
+    assert long <= set(slurm["set-resources"])
 
 
 def test_every_file_of_tests_is_in_a_place_that_pytest_looks_in():

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from axbake.checkpoints.weights import Description, Sampling
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from axbake.checkpoints.weights import Description, Sampling
 from axbake.drawing.schedule import SCHEDULERS, build_scheduler, derive_schedule
 from axbake.runtime.errors import BundleError
 from axbake.runtime.prompt import chunk_prompt

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import time
 
 import pytest
+from PIL import Image
 
 from axbake.pages.overview import write_overview
 from axbake.pages.summary import Outcome, RowRefused, describe_failure, refuse_row, show_outcomes, write_summary
@@ -16,6 +18,17 @@ OUTCOMES = [
     Outcome("c", "skipped", "MissingCheckpoint: c: not there\nMissingEmbedding: c: not there"),
     Outcome("d", "unfinished", "3 jobs are left"),
 ]
+# Of a model's report.json, what the page over all models shows
+FACTS = {
+    "model": "a",
+    "emulated": False,
+    "family": "Stable Diffusion 1.x",
+    "settings": {"height": 64, "width": 64},
+    "distance": {"image_psnr_db": 41.1, "image_ssim": 0.998},
+    "components": {"unet": {"bytes": 2_500_000}},
+    "times": {"jobs": 23, "stored": 2, "work_seconds": 60.0, "saved_seconds": 4.0},
+    "thumbnails": ["data:,", "data:,"],
+}
 
 
 @pytest.fixture
@@ -25,7 +38,7 @@ def results(tmp_path):
     (place / "a" / "build").mkdir(parents=True)
     (place / "a" / "simulation").mkdir()
     (place / "a" / "build" / "unet.json").write_text(json.dumps({"emulated": True, "bytes": 2_500_000, "version": "v"}))
-    (place / "a" / "build" / "unet.config.json").write_text("{}")
+    (place / "a" / "build" / "unet.config.json").write_text("{}")  # an earlier version's
     distance = {"image_psnr_db": 41.1, "image_ssim": 0.998, "latent_psnr_db": 49.0}
     (place / "a" / "simulation" / "distance.json").write_text(json.dumps(distance))
     return place
@@ -40,6 +53,40 @@ def test_the_table_has_a_row_a_model_and_figures_of_those_that_are_done(results)
     assert (table[0]["megabytes"], table[0]["image_psnr_db"], table[0]["compiled"]) == ("2.5", "41.1", "emulated")
     assert table[2]["why"] == "MissingCheckpoint: c: not there; MissingEmbedding: c: not there"
     assert not list(results.glob(".summary*"))
+
+
+def test_every_graph_of_a_chain_counts(results):
+    chain = results / "a" / "build" / "transformer"
+    chain.mkdir()
+    for graph in ("first", "last"):
+        said = {"emulated": True, "bytes": 1_000_000, "version": "v"}
+        (chain / f"{graph}.json").write_text(json.dumps(said))
+
+    write_summary(OUTCOMES[:1], ROWS, results=results)
+
+    with (results / "summary.tsv").open() as file:
+        (row,) = csv.DictReader(file, delimiter="\t")
+    assert row["megabytes"] == "4.5"
+
+
+@pytest.mark.parametrize(
+    ("newer", "outdated"),
+    [("unet.axmodel", True), ("unet/last.axmodel", True), ("emulated/unet.axmodel", False), ("reference.png", False)],
+)
+def test_a_boards_picture_is_outdated_when_a_model_of_the_boards_is_newer(tmp_path, newer, outdated):
+    place = tmp_path / "a"
+    for folder in ("board", "unet", "emulated"):
+        (place / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(place / "board" / "image.png")
+    for name in ("unet/chain.json", "unet.axmodel", "unet/last.axmodel", "emulated/unet.axmodel", "reference.png"):
+        (place / name).touch()
+        os.utime(place / name, (1e9, 1e9))
+    os.utime(place / newer, (4e9, 4e9))
+    (place / "report.json").write_text(json.dumps(FACTS))
+
+    write_overview(tmp_path, tmp_path / "report.html", table=["a"])
+
+    assert ("older than the models" in (tmp_path / "report.html").read_text()) == outdated
 
 
 def test_figures_of_emulated_models_are_not_told_of_real_ones(results):

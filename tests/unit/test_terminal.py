@@ -1,15 +1,17 @@
 """The screen says which job begins, how far the run is and how long it takes; of a failed job its log, and no traceback."""
 
 import logging
+import time
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from axbake.jobs.terminal import Pending, Screen
+from axbake.cache import Cache, Key
+from axbake.jobs.terminal import Pending, Screen, last_times
 
-EXPORT = Pending(1, "export_onnx", "unet", threads=1, timed=True)
-COMPILE = Pending(2, "compile_model", "unet", threads=4, timed=True)
-REPORT = Pending(3, "write_report", None, threads=1, timed=False)
+EXPORT = Pending(1, (("export_onnx", "unet"), ("measure_parity", "unet")), threads=1, timed=True)
+COMPILE = Pending(2, (("compile_model", "unet"),), threads=4, timed=True)
+REPORT = Pending(3, (), threads=1, timed=False)
 JOBS = [EXPORT, COMPILE, REPORT]
 
 
@@ -44,6 +46,29 @@ def test_each_job_is_said_with_its_number_and_the_time_that_is_left():
 def test_no_time_is_promised_for_what_was_never_built():
     assert begin(screen(_2=None), 1, "Exporting") == "[1 of 3, 20 s left as the last time, and what is new] Exporting"
     assert begin(screen(_1=None, _2=None), 1, "Exporting") == "[1 of 3] Exporting"
+
+
+def store(cache, directory, step, component, seconds):
+    """Let the build of a step have taken so many seconds."""
+    key = Key(step, component, {"settings": {"seconds": seconds}}, {}, {"made": "made"})
+
+    def build(made):
+        time.sleep(seconds)
+        made["made"].touch()
+
+    cache.fetch_or_build(key, {"made": directory / f"{step}-{component}" / "made"}, build)
+
+
+def test_a_job_takes_as_long_as_the_last_builds_of_its_steps_together(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    for name, seconds in (("export_onnx", 0.3), ("measure_parity", 0.2)):
+        store(cache, tmp_path, name, "unet", seconds)
+    other = Pending(4, (("export_onnx", "unet"), ("measure_parity", "vae_decoder")), threads=1, timed=True)
+
+    times = last_times(cache, [EXPORT, COMPILE, REPORT, other])
+
+    assert times[1] == pytest.approx(0.5, abs=0.2)
+    assert (times[2], times[3], times[4]) == (None, 0.0, None)  # never built; takes no time; a part never built
 
 
 def test_a_failed_job_is_a_line_and_its_log():

@@ -1,4 +1,4 @@
-"""The matrix of edits: what is edited, which jobs then do real work, and what a dry run and the planner say beforehand.
+"""The matrix of edits: what is edited, which steps then do real work, and what a dry run and the planner say beforehand.
 
 `python -m tests.workflow.matrix docs/rebuilds.md` carries all of it out on a tiny model, in some minutes, and writes the table.
 """
@@ -17,16 +17,26 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from axbake.families import COMPONENTS
 from tests import loras, tiny
-from tests.workflow.project import REPORT, ROW, Project
+from tests.workflow.project import COMPONENTS, REPORT, ROW, Project
 
+# Jobs of several steps
+SHARED = {
+    "import_sd1": [
+        *("import_text_encoder", "import_denoiser", "import_component", "list_embeddings", "describe_checkpoint"),
+    ],
+    "export_onnx": ["export_onnx", "measure_parity"],
+    "calibrate_denoiser_of_sd1": ["observe_denoiser", "calibrate_denoiser"],
+    "calibrate_vae_of_sd1": ["draw_pictures", "encode_pictures", "calibrate_encoder", "calibrate_decoder"],
+    "simulate": ["simulate", "attribute_error", "check_calibration"],
+}
+BUILDING = re.compile(r" building (\S+): ")  # in a job's log, of each step that does real work
 LINE_OF_PLAN = re.compile(r"^(stored|build|unknown|run) +(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Something that a user does to a baked project, and the jobs that do real work in the next run because of it."""
+    """Something that a user does to a baked project, and the steps of jobs that do real work in the next run because of it."""
 
     what: str
     carry_out: Callable[[Project], Project | None]  # gives the project, if it is another one afterwards
@@ -42,7 +52,7 @@ class Seen:
     dry_run: Counter[str]  # rule -> jobs, as `snakemake -n` counts them
     plan: dict[str, str]  # job -> stored, build, unknown, run
     started: set[str]  # jobs that the run started
-    work: set[str]  # those which did real work, and did not place a stored result
+    work: set[str]  # steps of them which did real work, and did not place a stored result
     plan_back: dict[str, str]  # the planner's, once the edit was taken back
 
 
@@ -57,6 +67,8 @@ def observe(edit: Edit, project: Project) -> Seen:
     edited = edit.carry_out(project) or project
     dry_run, plan = foretell(edited)
     started, work = bake(edited)
+    for path in _own_files(project).keys() - before.keys():
+        path.unlink()
     for path, content in before.items():
         if path.read_bytes() != content:
             path.write_bytes(content)
@@ -66,7 +78,8 @@ def observe(edit: Edit, project: Project) -> Seen:
 def _own_files(project: Project) -> dict[Path, bytes]:
     """What the user, or a developer, edits: name -> content."""
     places = [project.directory / "config", project.directory / "checkpoints", project.checkout / "axbake"]
-    return {path: path.read_bytes() for place in places for path in place.rglob("*.*") if path.is_file()}
+    files = (path for place in places for path in place.rglob("*.*") if path.is_file() and path.suffix != ".pyc")
+    return {path: path.read_bytes() for path in files}
 
 
 def foretell(project: Project) -> tuple[Counter[str], dict[str, str]]:
@@ -80,42 +93,47 @@ def planned(project: Project) -> dict[str, str]:
 
 
 def bake(project: Project) -> tuple[set[str], set[str]]:
-    """Bake; the jobs that were started, and those which say in their log that they did real work."""
+    """Bake; the jobs that were started, and the steps of which their logs say that they did real work."""
     logs = project.directory / "logs"
     before = {path: path.stat().st_mtime_ns for path in logs.rglob("*.log")}
     project.bake(REPORT)
     written = [path for path in logs.rglob("*.log") if path.stat().st_mtime_ns != before.get(path)]
     texts = {job_name(path.relative_to(logs / "tiny")): path.read_text() for path in written}
-    return set(texts), {name for name, text in texts.items() if "building: " in text}
+    return set(texts), {step for text in texts.values() for step in BUILDING.findall(text)}
 
 
 def job_name(log: Path) -> str:
     """Rule and component of a job, by its log's path below `logs/{model}`."""
     step, component = (log.parts[0], log.stem) if len(log.parts) > 1 else (log.stem, "")
     rules = {
-        "weights": "import_checkpoint",
-        "embeddings": "list_embeddings",
-        "checkpoint": "describe_checkpoint",
+        "weights": "import_sd1",
         "reference": "draw_reference",
         "schedule": "derive_schedule",
         "onnx": "export_onnx",
-        "parity": "check_parity",
         "build": "compile_model",
         "check": "check_compiled",
+        "verdict": "judge",
         "simulation": "simulate",
-        "attribution": "attribute_error",
         "report": "write_report",
         "preflight": "preflight",
     }
     if step == "calibration":
-        own = {"trajectories": "record_trajectories", "pictures": "draw_pictures", "latents": "encode_pictures"}
-        own |= {"ranges": "observe_unet", "check": "check_calibration"}
-        return own.get(component, f"calibrate_{component}")
-    if log.parts == ("weights", "text_encoder.log"):
-        return "import_text_encoder"
-    if component.endswith(".config"):
-        return f"configure_build/{component.removesuffix('.config')}"
+        own = {
+            "trajectories": "record_trajectories",
+            "unet": "calibrate_denoiser_of_sd1",
+            "vae": "calibrate_vae_of_sd1",
+        }
+        return own.get(component, f"calibrate_{component}/{component}")
     return f"{rules[step]}/{component}" if component else rules[step]
+
+
+def job_of(step: str) -> str:
+    """The job, as the planner calls it, that does a step: `measure_parity/unet`."""
+    name, _, component = step.partition("/")
+    for job, steps in SHARED.items():
+        if name in steps:
+            return f"{job}/{component}" if job == "export_onnx" else job
+    return step
 
 
 def row(**cells: str) -> Callable[[Project], None]:
@@ -188,9 +206,33 @@ def own_vae(project: Project) -> None:
     project.write_rows(ROW | {"vae": "checkpoints/taesd.safetensors"})
 
 
-def each(rule: str, *components: str) -> set[str]:
-    """Jobs of *rule*, one a component; of all if none is named."""
-    return {f"{rule}/{component}" for component in components or COMPONENTS}
+def new_family(project: Project) -> None:
+    """Put a family beside the others, to which no checkpoint belongs."""
+    families = project.checkout / "axbake" / "families"
+    text = (families / "sd2.py").read_text()
+    assert text.count('name="sd2"') == 1
+    text = re.sub(r"    return width == .*", "    return False", text.replace('name="sd2"', 'name="sdxl"'))
+    (families / "sdxl.py").write_text(text)
+
+
+def own_config(text: str) -> Callable[[Project], None]:
+    """Give the row a config of its own."""
+
+    def carry_out(project: Project) -> None:
+        (project.directory / "config" / "tiny.yaml").write_text(text)
+        project.write_rows(ROW | {"config": "config/tiny.yaml"})
+
+    return carry_out
+
+
+def each(step: str, *components: str) -> set[str]:
+    """The same *step* of each component; of all if none is named."""
+    return {f"{step}/{component}" for component in components or COMPONENTS}
+
+
+def exported(*components: str) -> set[str]:
+    """Exports and their parity of *components*; of all if none is named."""
+    return each("export_onnx", *components) | each("measure_parity", *components)
 
 
 def compiled(*components: str) -> set[str]:
@@ -199,18 +241,17 @@ def compiled(*components: str) -> set[str]:
 
 
 def _edit(what: str, carry_out: Callable, *work: str | set[str], of_code: bool = False) -> Edit:
-    jobs = set().union(*({job} if isinstance(job, str) else job for job in work))
-    return Edit(what, carry_out, frozenset(jobs), of_code)
+    steps = set().union(*({step} if isinstance(step, str) else step for step in work))
+    return Edit(what, carry_out, frozenset(steps), of_code)
 
 
 COMPILED = {"simulate", "attribute_error"}
 PICTURES = {"draw_reference", "check_calibration", *COMPILED}
-CHOSEN = {"calibrate_unet", "check_calibration", *compiled("unet"), *COMPILED}
-UNET = {"record_trajectories", "observe_unet", *CHOSEN}
+CHOSEN = {"calibrate_denoiser/unet", "check_calibration", *compiled("unet"), *COMPILED}
+UNET = {"record_trajectories", "observe_denoiser/unet", *CHOSEN}
 VAE = ("vae_encoder", "vae_decoder")
-TEXT_ENCODER = {"import_text_encoder"} | {
-    f"{rule}/text_encoder" for rule in ("export_onnx", "check_parity", "compile_model", "check_compiled")
-}
+PROMPTS = "calibrate_text_encoder/text_encoder"
+TEXT_ENCODER = {"import_text_encoder/text_encoder", *exported("text_encoder"), *compiled("text_encoder")}
 OTHER = ROW | {"model": "other", "prompt": "a tractor", "height": "72"}
 EDITS = [
     _edit("nothing", lambda project: None),
@@ -221,15 +262,29 @@ EDITS = [
     _edit(
         "a comment in a module", code("graphs/export.py", "\nOPSET = 18", "\n# Of its own.\nOPSET = 18"), of_code=True
     ),
-    _edit("a docstring", code("graphs/parity.py", '"""Whether an ONNX graph', '"""Says whether a graph'), of_code=True),
+    _edit("a docstring", code("graphs/parity.py", '"""Whether ONNX graphs', '"""Says whether graphs'), of_code=True),
+    _edit("another model family", new_family, of_code=True),
     _edit(
-        "a real change in a module, same results",
-        code("graphs/export.py", "MASKED = -100.0", "MASKED = -10.0 * 10"),
-        each("export_onnx"),
-        "record_trajectories",  # it takes the UNet without its time embedding from that module
+        "a word in an error about pyaxengine",
+        code("runtime/session.py", "pyaxengine cannot be imported", "pyaxengine is not importable"),
         of_code=True,
     ),
-    _edit("a threshold of parity", config("    unet: 60", "    unet: 55"), "check_parity/unet"),
+    _edit("how often progress is printed", code("runtime/progress.py", "SECONDS = 5", "SECONDS = 7"), of_code=True),
+    _edit(
+        "a real change of all exports, same results",
+        code("graphs/export.py", "\nOPSET = 18", "\nOPSET = 9 + 9"),
+        each("export_onnx"),
+        of_code=True,
+    ),
+    _edit(
+        "a real change of the text encoder's graph, same results",
+        code("networks/modules.py", "MASKED = -100.0", "MASKED = -10.0 * 10"),
+        exported("text_encoder"),
+        of_code=True,
+    ),
+    _edit("a threshold of parity", config("    denoiser: 60", "    denoiser: 55")),
+    _edit("a threshold of compiled models", config("    denoiser: 20", "    denoiser: 19")),
+    _edit("a row's own config, with thresholds", own_config("compiled: {min_sqnr: {unet: 18}}\n")),
     _edit(
         "the emulator's version",
         code("emulator/build.py", "emulated (axbake", "emulated again (axbake"),
@@ -247,12 +302,9 @@ EDITS = [
     _edit(
         "a checkpoint of other bytes and an older date; only its VAE decoder differs",
         other_bytes,
-        each("import_checkpoint", "unet", *VAE),
-        "import_text_encoder",
-        "describe_checkpoint",
-        "draw_reference",
-        each("export_onnx", "vae_decoder"),
-        each("check_parity", "vae_decoder"),
+        {"import_text_encoder/text_encoder", "import_denoiser/unet", *each("import_component", *VAE)},
+        {"describe_checkpoint", "draw_reference"},
+        exported("vae_decoder"),
         compiled("vae_decoder"),
         COMPILED,
     ),
@@ -267,27 +319,25 @@ EDITS = [
     _edit(
         "an embedding that no prompt names",
         embeddings,
-        {"list_embeddings", "calibrate_text_encoder", "record_trajectories"},
+        {"list_embeddings", PROMPTS, "record_trajectories"},
         PICTURES,
         TEXT_ENCODER,
     ),
     _edit(
         "a LoRA of the UNet",
         unet_lora,
-        "import_checkpoint/unet",
+        "import_denoiser/unet",
         "derive_schedule",  # the time embedding is the UNet's
-        "export_onnx/unet",
-        "check_parity/unet",
+        exported("unet"),
         UNET,
         PICTURES,
     ),
     _edit(
         "a VAE of its own",
         own_vae,
-        {"describe_checkpoint", "encode_pictures", "calibrate_vae_decoder", "draw_reference"},
-        each("import_checkpoint", *VAE),
-        each("export_onnx", *VAE),
-        each("check_parity", *VAE),
+        {"describe_checkpoint", "encode_pictures", "calibrate_decoder", "draw_reference"},
+        each("import_component", *VAE),
+        exported(*VAE),
         compiled(*VAE),
         COMPILED,
     ),
@@ -296,22 +346,20 @@ EDITS = [
         row(prompt_chunks="2"),
         UNET,
         PICTURES,
-        each("export_onnx", "unet"),
-        each("check_parity", "unet"),
+        exported("unet"),
     ),
     _edit("the number of samples", config("samples: 8", "samples: 9"), CHOSEN),
     _edit("how samples are chosen", config("selection: coverage", "selection: first"), CHOSEN),
     _edit(
         "a prompt of all text encoders",
         lambda project: project.edit("config/prompts/text_encoder.txt", "rocket", "tractor"),
-        "calibrate_text_encoder",
+        PROMPTS,
         compiled("text_encoder"),
         COMPILED,
     ),
     _edit(
         "Pulsar2's precision of the VAE decoder",
-        config("  vae_decoder: U16", "  vae_decoder: S16"),
-        "configure_build/vae_decoder",
+        config("  decoder: U16", "  decoder: S16"),
         compiled("vae_decoder"),
         COMPILED,
     ),
@@ -320,20 +368,19 @@ EDITS = [
         row(height="72"),
         UNET,
         PICTURES,
-        {"draw_pictures", "encode_pictures", "calibrate_vae_encoder", "calibrate_vae_decoder"},
-        each("export_onnx", "unet", *VAE),
-        each("check_parity", "unet", *VAE),
+        {"draw_pictures", "encode_pictures", "calibrate_encoder", "calibrate_decoder"},
+        exported("unet", *VAE),
         compiled(*VAE),
     ),
 ]
 
 
-def short(jobs: set[str]) -> str:
-    """Names of jobs for people: `export_onnx` of which components, by rule."""
-    rules: dict[str, list[str]] = {}
-    for rule, _, component in sorted(name.partition("/") for name in jobs):
-        rules.setdefault(rule, []).append(component)
-    names = (f"{rule} ({', '.join(components)})" if any(components) else rule for rule, components in rules.items())
+def short(steps: set[str]) -> str:
+    """Names of steps for people: `export_onnx` of which components, by step."""
+    parts: dict[str, list[str]] = {}
+    for step, _, component in sorted(name.partition("/") for name in steps):
+        parts.setdefault(step, []).append(component)
+    names = (f"{step} ({', '.join(components)})" if any(components) else step for step, components in parts.items())
     return "; ".join(names) or "none"
 
 

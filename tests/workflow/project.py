@@ -9,12 +9,18 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from axbake.families.sd1 import FAMILY
+from axbake.jobs.identity import read_steps
+
 ROOT = Path(__file__).parents[2]
 REPORT = "results/tiny/report.html"
+COMPONENTS = FAMILY.names  # of the tiny model; each has one graph
 ROW = {
     "model": "tiny",
     "checkpoint": "checkpoints/tiny.safetensors",
     "sha256": "",
+    "family": "",
+    "config": "",
     "vae": "",
     "source": "https://example.org/models/tiny",
     "height": "64",
@@ -139,6 +145,12 @@ class Project:
         done = self.snakemake(*targets)
         assert done.returncode != 0, done.stdout
         return done.stdout
+
+    def steps(self, model: str = "tiny") -> list[str]:
+        """Steps that the build cache has a key for, of all jobs of *model* that were planned: `export_onnx/unet`."""
+        files = (self.directory / "results" / model / "settings").glob("*/*/settings.json")
+        steps = [step for path in files for step in read_steps(path) if step.cached]
+        return ["/".join(filter(None, [step.function.rpartition(".")[2], step.component])) for step in steps]
 
     def results(self) -> list[str]:
         """Finished files below results/, settings files apart."""

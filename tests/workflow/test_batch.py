@@ -5,11 +5,12 @@ import json
 import re
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.workflow.project import ROW, Project
 
 MISSING = ROW | {"model": "missing", "checkpoint": "checkpoints/nowhere.safetensors"}
-TRUNCATED = ROW | {"model": "truncated", "checkpoint": "checkpoints/truncated.safetensors"}
+BROKEN = ROW | {"model": "broken", "checkpoint": "checkpoints/broken.safetensors"}  # what only its import finds
 
 
 def summary(project: Project) -> dict[str, dict[str, str]]:
@@ -20,13 +21,14 @@ def summary(project: Project) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def batch(baked, tmp_path_factory):
-    """A run of all rows, of which one is baked already, one has no checkpoint, one has half of one; and what it said."""
+    """A run of all rows, and what it said: one row is baked already, one has no checkpoint, one half of a VAE."""
     directory = tmp_path_factory.mktemp("batch")
     project = baked.copy(directory / "project").copy_cache(directory / "cache")
-    whole = (project.directory / ROW["checkpoint"]).read_bytes()
-    (project.directory / TRUNCATED["checkpoint"]).write_bytes(whole[: len(whole) // 2])
+    tensors = load_file(project.directory / ROW["checkpoint"])
+    del tensors["first_stage_model.decoder.conv_out.bias"]
+    save_file(tensors, project.directory / BROKEN["checkpoint"])
     (project.directory / "results" / "tiny" / "unet.axmodel").unlink()
-    project.write_rows(MISSING, TRUNCATED, ROW)
+    project.write_rows(MISSING, BROKEN, ROW)
     return project, project.refusal()
 
 
@@ -52,17 +54,16 @@ def test_the_summary_says_which_models_are_done_failed_and_left_out(batch):
 
     assert {model: row["state"] for model, row in rows.items()} == {
         "missing": "skipped",
-        "truncated": "failed",
+        "broken": "failed",
         "tiny": "done",
     }
     assert float(rows["tiny"]["image_psnr_db"]) == distance["image_psnr_db"]
     assert rows["tiny"]["compiled"] == "emulated"
-    assert re.search("import_checkpoint.*: UnreadableCheckpoint: ", rows["truncated"]["why"])
-    assert rows["truncated"]["why"].count("UnreadableCheckpoint") == 1  # of five jobs
-    logs = rows["truncated"]["log"].split()
-    assert "logs/truncated/weights/unet.log" in logs
-    assert all("UnreadableCheckpoint" in (project.directory / log).read_text() for log in logs)
-    assert all(f"log: {log}" in said for log in logs)
+    assert rows["broken"]["why"].startswith("import_sd1: TensorMismatch: ")
+    assert "decoder.conv_out.bias" in rows["broken"]["why"]
+    assert rows["broken"]["log"] == "logs/broken/weights.log"
+    assert "TensorMismatch" in (project.directory / rows["broken"]["log"]).read_text()
+    assert "log: logs/broken/weights.log" in said
 
 
 def test_the_page_over_all_models_leads_to_each_report_and_log(batch):
@@ -70,7 +71,7 @@ def test_the_page_over_all_models_leads_to_each_report_and_log(batch):
     page = (project.directory / "results" / "report.html").read_text()
 
     assert 'href="tiny/report.html"' in page
-    assert 'href="../logs/truncated/weights/unet.log"' in page
+    assert 'href="../logs/broken/weights.log"' in page
     assert "MissingCheckpoint" in page
 
 
@@ -90,6 +91,12 @@ def test_the_next_run_has_only_to_say_again_what_it_leaves_out(batch):
 SOURCES = {
     "no checkpoint": ({"checkpoint": "checkpoints/nowhere.ckpt"}, "MissingCheckpoint: other"),
     "another checkpoint": ({"sha256": "0123456789"}, "WrongChecksum: other"),
+    "half a checkpoint": ({"checkpoint": "checkpoints/half.safetensors"}, "UnreadableCheckpoint: checkpoints/half"),
+    "another family": ({"family": "sd2"}, "WrongFamily: other"),
+    "no family of what is to be fetched": (
+        {"checkpoint": "https://example.org/a.safetensors", "sha256": "0" * 64},
+        "MissingFamily: other",
+    ),
     "a folder that is no model": ({"checkpoint": "config"}, "UnreadableCheckpoint: config: a folder"),
     "no VAE": ({"vae": "vae/nowhere.safetensors"}, "vae/nowhere.safetensors"),
     "no embedding": ({"embeddings": "embeddings/nowhere.pt"}, "MissingEmbedding: other"),
@@ -101,6 +108,8 @@ SOURCES = {
 def test_whatever_a_row_lacks_the_others_are_planned(baked, tmp_path):
     project = baked.copy(tmp_path / "project")
     (project.directory / "config" / "notes.safetensors").write_text("not tensors")
+    whole = (project.directory / ROW["checkpoint"]).read_bytes()
+    (project.directory / "checkpoints" / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     others = [ROW | changed | {"model": f"other{n}"} for n, (changed, _) in enumerate(SOURCES.values())]
     project.write_rows(ROW, *others)
 

@@ -9,10 +9,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from axbake.families import COMPONENTS
 from tests.board.played import recorded
 from tests.double.container import wrap
-from tests.workflow.project import ROW
+from tests.workflow.project import COMPONENTS, ROW
 
 PAGE = "results/tiny/board/report.html"
 # The models are compiled already in these tests: what is tried is what follows.

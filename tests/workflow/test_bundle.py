@@ -13,9 +13,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from axbake.digest import file_sha256
-from axbake.families import COMPONENTS
 from axbake.runtime.session import producer
-from tests.workflow.project import ROW, Project
+from tests.workflow.project import COMPONENTS, ROW, Project
 
 BUNDLE, ARCHIVE = "results/tiny/bundle/axbake/manifest.json", "results/tiny/bundle/axbake.tar"
 # All that the bundle's requirements bring and its programs import, besides Python's own modules.

@@ -7,9 +7,10 @@ import pytest
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.workflow.matrix import BUILDING
 from tests.workflow.project import ROW, Project
 
-# Each is a process that imports torch, so two stand for all: the text encoder has a rule of its own.
+# Two stand for all: what they are to be imported from differs.
 WEIGHTS = [f"results/{{model}}/weights/{component}.safetensors" for component in ("text_encoder", "unet")]
 UNET = "results/tiny/weights/unet.safetensors"
 
@@ -59,14 +60,14 @@ def test_a_touched_folder_is_nothing_new_and_a_changed_file_in_it_is(project, tm
     assert copy.plan(*wanted("folder")).jobs["convert_checkpoint"] == 1
 
 
-def test_a_yaml_that_appears_beside_a_checkpoint_makes_the_unet_anew_and_nothing_else(project, tmp_path):
+def test_a_yaml_that_appears_beside_a_checkpoint_makes_the_unet_anew_and_no_other_network(project, tmp_path):
     copy = project.copy(tmp_path / "project")
     (copy.directory / "checkpoints" / "tiny.yaml").write_text("model: {params: {parameterization: v}}\n")
 
-    plan = copy.plan(UNET)
-
-    assert plan.jobs == {"import_checkpoint": 1}
-    assert "unet" in plan.messages[0]
+    assert copy.plan(UNET).jobs == {"import_sd1": 1}
+    copy.bake(UNET)
+    built = BUILDING.findall((copy.directory / "logs" / "tiny" / "weights.log").read_text())
+    assert built == ["import_denoiser/unet", "describe_checkpoint"]
 
 
 def test_a_payload_stops_the_run_with_its_name(project, tmp_path):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from axbake.families import COMPONENTS
 from axbake.toolchain.axmodel import read_axmodel
 from axbake.toolchain.compiled import check_compiled
 from axbake.toolchain.engines import Engine, EngineError, container_name, is_orphan
@@ -19,7 +18,7 @@ from axbake.toolchain.launch import Launch, WrongToolchain
 from axbake.toolchain.pulsar2 import CompileError
 from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
 from tests.services.engine import IMAGE
-from tests.workflow.project import Project
+from tests.workflow.project import COMPONENTS, Project
 
 ROOT = Path(__file__).parents[2]
 HANGING = {"compiler": {"check_tensor_black_list": ["double:hang"]}}

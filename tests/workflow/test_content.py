@@ -4,7 +4,22 @@ from collections import Counter
 
 import pytest
 
-from tests.workflow.matrix import EDITS, PICTURES, UNET, Edit, bake, foretell, jobs_of, observe, prepare, short
+from axbake.jobs.record import read_records
+from tests.workflow.matrix import (
+    BUILDING,
+    EDITS,
+    PICTURES,
+    UNET,
+    Edit,
+    bake,
+    foretell,
+    job_name,
+    job_of,
+    jobs_of,
+    observe,
+    prepare,
+    short,
+)
 from tests.workflow.project import REPORT, ROOT, ROW
 
 # Of edits that affect the same jobs, one; `python -m tests.workflow.matrix` carries them all out, and bakes again afterwards.
@@ -13,7 +28,7 @@ FIRST_OF_EACH = {edit.work: edit for edit in reversed(EDITS) if edit.work}.value
 FORETOLD = (
     "the reference's prompt",
     "a calibration prompt",
-    "a real change in a module, same results",
+    "a real change of all exports, same results",
     "the height",
     "the number of samples",
     "the negative prompt",
@@ -30,7 +45,16 @@ TAKEN_BACK = "a prompt of all text encoders"  # is baked again then, and not onl
 def agree(edit: Edit, dry_run: Counter[str], plan: dict[str, str]) -> None:
     """Assert that dry run and planner say the same, and no other than what *edit* affects."""
     assert Counter(name.partition("/")[0] for name in plan) == dry_run
-    assert jobs_of(plan, "build") <= edit.work <= jobs_of(plan, "build") | jobs_of(plan, "unknown")
+    work = {job_of(step) for step in edit.work}
+    assert jobs_of(plan, "build") <= work <= jobs_of(plan, "build") | jobs_of(plan, "unknown")
+
+
+def test_every_step_is_of_the_job_that_it_is_said_to_be_of(baked):
+    logs = baked.directory / "logs" / "tiny"
+    for log in logs.rglob("*.log"):
+        for record in read_records(log):
+            step = f"{record.step}/{record.component}" if record.component else record.step
+            assert job_of(step) == job_name(log.relative_to(logs)), step
 
 
 @pytest.mark.parametrize("edit", [e for e in FIRST_OF_EACH if e.what in FORETOLD], ids=lambda edit: edit.what)
@@ -77,8 +101,7 @@ def test_another_model_of_the_same_checkpoint_compiles_nothing_anew(project):
     project.bake("results/other/report.html")
 
     logs = project.directory / "logs" / "other"
-    worked = {path.relative_to(logs).as_posix() for path in logs.rglob("*.log") if "building: " in path.read_text()}
-    assert worked == {"reference.log", "simulation.log"}  # their pictures name the model
+    assert {step for path in logs.rglob("*.log") for step in BUILDING.findall(path.read_text())} == set()
 
 
 def test_the_reason_of_a_build_is_told_in_values(project):
@@ -88,6 +111,6 @@ def test_the_reason_of_a_build_is_told_in_values(project):
     assert bake(project)[1] == UNET | PICTURES
 
     logs = project.directory / "logs" / "tiny"
-    assert "building: draw_reference: seed 7 → 8" in (logs / "reference.log").read_text().replace("seed: ", "seed ")
+    assert "building draw_reference: draw_reference: picture/seed: 7 → 8" in (logs / "reference.log").read_text()
     assert "prompt 2 changed" in (logs / "calibration" / "trajectories.log").read_text()
     assert "prompt 2 changed" in (logs / "build" / "unet.log").read_text()

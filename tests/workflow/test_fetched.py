@@ -10,6 +10,7 @@ from tests.services.model_sites import SIGNATURE, TOKEN, model_sites
 from tests.workflow.project import ROW
 
 AIR = "urn:air:sd1:checkpoint:civitai:47274@102222"
+FETCHED = ROW | {"checkpoint": AIR, "family": "sd1"}
 TINY, RECORD = "results/tiny/checkpoint.json", "results/tiny/fetched/source.json"
 OTHER = "results/other/fetched/source.json"
 
@@ -35,17 +36,17 @@ def test_rows_of_one_digest_are_planned_without_the_network_and_fetched_once(fre
     mirror = f"{sites.storage}/bucket/tiny.safetensors"
     (fresh.directory / ROW["checkpoint"]).unlink()
     fresh.write_rows(
-        ROW | {"checkpoint": AIR, "sha256": digest},
-        ROW | {"model": "other", "checkpoint": mirror, "sha256": digest},
+        FETCHED | {"sha256": digest},
+        FETCHED | {"model": "other", "checkpoint": mirror, "sha256": digest},
     )
 
     planned = fresh.planner("results/tiny/weights/unet.safetensors", TINY, OTHER)
 
     assert not sites.log
     assert f"fetch    fetch_checkpoint                          from {AIR}" in planned
-    assert "build    import_checkpoint/unet" in planned  # the table tells its input's digest
-    assert "unknown  describe_checkpoint                       until fetch_checkpoint" in planned
-    assert "4 jobs: 2 to fetch, 0 stored, 1 to build" in planned
+    assert "build    import_sd1 " in planned  # the table tells its input's digest
+    assert "first build of import_denoiser/unet" in planned
+    assert "3 jobs: 2 to fetch, 0 stored, 1 to build" in planned
 
     said = fresh.bake(TINY, OTHER)
 
@@ -67,8 +68,10 @@ def test_rows_of_one_digest_are_planned_without_the_network_and_fetched_once(fre
 def test_a_download_outlives_its_link_and_is_fetched_again_only_when_it_is_gone(fresh, checkpoint, sites):
     """Links are outputs, which Snakemake removes before it makes them again; the download is none."""
     digest = sites.publish(checkpoint.read_bytes())
-    fresh.write_rows(ROW | {"checkpoint": AIR, "sha256": digest})
-    fresh.bake(RECORD)
+    cell = "civitai.com/models/47274?modelVersionId=102222&ref=friend"
+    fresh.write_rows(FETCHED | {"checkpoint": cell, "sha256": digest})
+    assert fresh.bake(RECORD).count("parameters that change nothing here: ref") == 1
+    assert json.loads((fresh.directory / RECORD).read_text())["unused_parameters"] == ["ref"]
     place = fresh.directory / "checkpoints" / "downloads" / f"{digest}.safetensors"
     sites.log.clear()
 
@@ -82,18 +85,18 @@ def test_a_download_outlives_its_link_and_is_fetched_again_only_when_it_is_gone(
 
 def test_what_cannot_be_fetched_says_why_and_nothing_that_looks_finished_is_left(fresh, checkpoint, sites):
     digest = sites.publish(checkpoint.read_bytes())
-    fresh.write_rows(ROW | {"checkpoint": AIR})
+    fresh.write_rows(FETCHED)
     said = fresh.refusal("--dry-run", TINY)
     assert "Unpinned: tiny: the column sha256 is empty" in said and "python -m axbake.add --pin tiny" in said
 
-    fresh.write_rows(ROW | {"checkpoint": AIR, "sha256": "0" * 64})
+    fresh.write_rows(FETCHED | {"sha256": "0" * 64})
     said = fresh.refusal(RECORD)
     assert f"WrongDigest: {AIR}: the table says SHA-256 {'0' * 64}; there are tiny.safetensors" in said
     assert "Traceback" not in said
     assert not sites.asked("storage")
     assert not [name for name in fresh.results() if "fetched" in name]
 
-    fresh.write_rows(ROW | {"checkpoint": AIR})
+    fresh.write_rows(FETCHED)
     fresh.edit("config/config.yaml", "allow_unpinned: false", "allow_unpinned: true")
     assert f"write this into the column sha256 of its row: {digest}" in fresh.bake(RECORD)
     assert not secrets_in(fresh.directory)

@@ -20,21 +20,22 @@ from transformers import CLIPTokenizer
 
 from axbake.bundles.layouts import LAYOUTS, LayoutError
 from axbake.bundles.writing import write_bundle
-from axbake.drawing.distance import psnr
+from axbake.distance import psnr
 from axbake.drawing.prompts import CLIP
 from axbake.drawing.schedule import derive_schedule
-from axbake.families import COMPONENTS
-from axbake.graphs.interface import PROGRAMS
+from axbake.families.sd1 import FAMILY
+from axbake.graphs.programs import PROGRAMS
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_model
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import Models, draw
-from tests.workflow.project import ROW
+from axbake.runtime.values import Latents, Picture
+from tests.workflow.project import COMPONENTS, ROW
 
 ROW_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"
-DRAWING = ("model", "prompt", "negative_prompt", "scheduler")
 NUMBERS = ("height", "width", "steps", "guidance_scale", "seed", "prompt_chunks", "clip_skip")
-SETTINGS = {name: ROW[name] for name in DRAWING} | {name: int(ROW[name]) for name in NUMBERS} | {"program": "axera"}
+SETTINGS = {name: ROW[name] for name in ("model", "prompt", "negative_prompt", "scheduler")}
+SETTINGS |= {name: int(ROW[name]) for name in NUMBERS}
 ROWS = {
     "axbake": {},
     "euler": {},
@@ -74,25 +75,30 @@ def lay_out(results, tmp_path):
 
     def bundle(layout: str, **changed) -> Path:
         settings = SETTINGS | ROWS[layout] | changed
+        program = settings.pop("program", "axera")
         private = tmp_path / layout / ".manifest"
         private.mkdir(parents=True)
         schedule, weights = tmp_path / "schedule.npz", results / "weights" / "unet.safetensors"
         how = {name: settings[name] for name in ("scheduler", "steps", "guidance_scale")}
-        derive_schedule(**how, unet=weights, schedule=schedule)
+        derive_schedule(**how, rows=FAMILY.denoiser.rows, denoiser=weights, schedule=schedule)
         models = {component: results / f"{component}.axmodel" for component in COMPONENTS}
-        if settings["program"] == "m5stack":
+        if program == "m5stack":
             models["vae_decoder"] = results / "m5stack" / "vae_decoder.axmodel"
         write_bundle(
-            **models,
+            models=list(models.values()),
             records=[results / "build" / f"{component}.json" for component in COMPONENTS],
             checkpoint=results / "checkpoint.json",
-            unet_weights=weights,
+            denoiser=weights,
             schedule=schedule,
             embeddings=results / "embeddings.json",
             layout=layout,
+            program=program,
             source="",
+            picture=Picture(**settings),
+            components=FAMILY.components,
+            latents=FAMILY.latents,
+            conditioning=FAMILY.conditioning,
             manifest=private / "manifest.json",
-            **settings,
         )
         (private / "manifest.json").replace(tmp_path / layout / "manifest.json")
         private.rmdir()
@@ -112,11 +118,14 @@ def any_size(monkeypatch):
 def drawn_by_axbake(bundle, schedule):
     """The latent that axbake's own runtime draws with the bundle's models and settings."""
     manifest = json.loads((bundle / "manifest.json").read_text())
-    models, settings = manifest["models"], manifest["settings"]
-    sessions = [open_model(bundle / models[c]["file"], threads=1) for c in ("text_encoder", "unet", "vae_decoder")]
-    names = ("prompt", "negative_prompt", "guidance_scale", "seed", "scaling_factor", "height", "width")
-    how = {name: settings[name] for name in names}
-    return draw(Models(*sessions), ClipTokenizer(CLIP), load_schedule(schedule), **how).latents[-1]
+    text_encoder, unet, vae_decoder = (
+        open_model(bundle / manifest["models"][component]["files"][0], threads=1)
+        for component in ("text_encoder", "unet", "vae_decoder")
+    )
+    told = {name: manifest["settings"][name] for name in SETTINGS if name != "model"}
+    models, latents = Models((text_encoder,), unet, vae_decoder), Latents(**manifest["latents"])
+    picture = Picture(model=manifest["model"], **told)
+    return draw(models, ClipTokenizer(CLIP), load_schedule(schedule), picture, latents=latents).latents[-1]
 
 
 def ids(folder, text):
@@ -270,12 +279,15 @@ def test_the_manifest_says_what_the_models_take(lay_out, any_size, layout):
     bundle = lay_out(layout)
     manifest = json.loads((bundle / "manifest.json").read_text())
 
-    assert set(manifest["models"]) == set(LAYOUTS[layout].models)
-    for model in manifest["models"].values():
-        session = open_model(bundle / model["file"])
+    taken = LAYOUTS[layout].models  # by role; of axbake's own, whatever there is
+    assert {name for name in COMPONENTS if not taken or FAMILY.component(name).role in taken} == set(manifest["models"])
+    for name, model in manifest["models"].items():
+        (file,) = model["files"]
+        assert file == taken.get(model["role"], f"{name}.axmodel")
+        session = open_model(bundle / file)
         found = {name: list(shape) for name, (shape, _) in session.inputs.items()}
         assert found == {name: tensor["shape"] for name, tensor in model["inputs"].items()}
-        assert list(session.outputs) == [model["output"]]
+        assert list(session.outputs) == model["outputs"]
     there = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert set(manifest["files"]) == there - {"manifest.json"}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from axbake.jobs.identity import read_steps
 from tests import loras, tiny
 from tests.workflow.project import ROW, Project
 
@@ -67,11 +68,13 @@ def test_a_lora_that_changes_the_unet_alone_is_no_part_of_the_text_encoder(run):
     project, _ = run
     models = ("tiny", "film", "both")
     made = {model: (project.directory / TEXT_ENCODER.format(model)).read_bytes() for model in models}
-    settings = "results/{}/settings/import_text_encoder/model/settings.json"
-    asked = {model: (project.directory / settings.format(model)).read_text() for model in models}
+    settings = "results/{}/settings/import_model/model/settings.json"
+    steps = {model: read_steps(project.directory / settings.format(model)) for model in models}
+    asked = {model: [step for step in steps[model] if step.component == "text_encoder"] for model in models}
 
     assert made["film"] == made["tiny"] != made["both"]
     assert asked["film"] == asked["tiny"] != asked["both"]
+    assert [step.function for step in asked["tiny"]] == ["axbake.weights.importing.import_text_encoder"]
 
 
 def test_what_does_not_count_is_told_once(run):
@@ -98,8 +101,8 @@ def test_other_strengths_and_shares_are_made_again_and_a_touched_file_is_not(run
     project.edit("recipes/mix.yaml", "alpha: 0.25", "alpha: 0.5")
 
     plan = project.plan(*TARGETS)
-    assert plan.jobs == {"convert_checkpoint": 1, "import_checkpoint": 2, "import_text_encoder": 1}
-    assert not [message for message in plan.messages if " of film " in message or " of tiny " in message]
+    assert plan.jobs == {"convert_checkpoint": 1, "import_sd1": 2}
+    assert not [message for message in plan.messages if message.startswith(("Importing film", "Importing tiny"))]
 
     project.edit("recipes/mix.yaml", "checkpoints/other", "checkpoints/gone")
     assert "checkpoints/b: checkpoints/gone.safetensors is not there" in project.refusal(

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
-from axbake.families import COMPONENTS
 from axbake.pages.overview import write_overview
 from axbake.pages.report import write_report
-from tests.workflow.project import REPORT, ROW
+from tests.workflow.project import COMPONENTS, REPORT, ROW
 
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 HOSTILE = (
@@ -159,6 +158,8 @@ def test_a_models_loras_are_named_with_their_strengths(baked, tmp_path, show):
     each = {"parities": "parity", "records": "build", "checks": "check"}
     write_report(
         model="tiny",
+        addresses=list(COMPONENTS),
+        components=list(COMPONENTS),
         loras=[{"name": HOSTILE, "unet": 0.9, "text_encoder": 0.5}],
         checkpoint=place / "checkpoint.json",
         drawn=place / "reference/settings.json",
@@ -168,8 +169,9 @@ def test_a_models_loras_are_named_with_their_strengths(baked, tmp_path, show):
         distance=place / "simulation/distance.json",
         attribution=place / "simulation/attribution.json",
         calibration=place / "calibration/unet.json",
-        held_out=place / "calibration/unet.check.json",
+        held_out=place / "simulation/held_out.json",
         preflight=place / "preflight.json",
+        verdict=place / "verdict.json",
         **{name: [place / step / f"{part}.json" for part in COMPONENTS] for name, step in each.items()},
         logs=[logs / "reference.log"],
         page=tmp_path / "report.html",
@@ -194,6 +196,7 @@ def test_a_page_made_anew_shows_a_hostile_prompt_as_written_and_tells_what_came_
     assert page.title() == "tiny: EMULATED, axbake report"
     assert page.locator("dd", has_text="owned").inner_text() == HOSTILE
     said = json.loads((results / "report.json").read_text())
-    assert [job["step"] for job in said["jobs"] if job["stored"]] == ["attribute_error"]
-    assert said["times"]["stored"] == 1 and said["times"]["jobs"] == 36
-    assert page.get_by_text("1 of 36 results came from the build cache").is_visible()
+    stored = [job["step"] for job in said["jobs"] if job["stored"]]
+    assert stored == ["simulate", "attribute_error", "check_calibration"]
+    assert said["times"]["stored"] == 3 and said["times"]["jobs"] == 37
+    assert page.get_by_text("3 of 37 results came from the build cache").is_visible()

@@ -11,7 +11,9 @@ rule record_trajectories:
                 step(
                     "axbake.calibration.trajectories.record_trajectories",
                     values=lambda model, _: {
-                        "builds": {one.name: one.build for one in [*model.family.text_encoders, model.family.denoiser]},
+                        "builds": {
+                            one.name: one.build for one in [*model.family.text_encoders, model.family.denoiser]
+                        },
                         "with_rows": model.family.denoiser.with_rows,
                         "conditioning": model.family.conditioning,
                         "latents": model.family.latents,

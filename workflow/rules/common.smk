@@ -1,7 +1,9 @@
 # Takes config/config.yaml and the table of models. Checks both, and makes what rules share: MODELS, and the settings files of jobs.
 
+import inspect
 import os
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from axbake.host import chosen_precision
 from axbake.jobs.code import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
 from axbake.model import Model, family_of
-from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, addresses, as_files
+from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
 from axbake.sources import COLUMNS
 from axbake.table import check_config, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch
@@ -63,20 +65,34 @@ def model_of(wildcards):
 
 def with_model(function):
     """Input function that gives what *function* makes of a job's model and wildcards."""
-    return lambda wildcards: told(function, model_of(wildcards), wildcards)
+    return with_signature(lambda wildcards: told(function, model_of(wildcards), wildcards))
 
 
-ALL = {"graph": lambda family: [graph for one in family.components for graph in addresses(one)]}
+def with_signature(function):
+    """*function*, whose parameters are found at once: Snakemake asks for them a hundred times a model."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+def graphs_of(family, *roles):
+    """Addresses of all graphs of a family's components, of *roles* or of all."""
+    return [graph for one in family.components if one.role in (roles or ROLES) for graph in addresses(one)]
+
+
+ALL = {"graph": graphs_of, "latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
 ALL |= {"component": lambda family: family.names, TEXT: lambda family: [one.name for one in family.text_encoders]}
 ONE = {role: lambda family, role=role: family.of_role(role).name for role in (DENOISER, ENCODER, DECODER)}
-PLACES = {}  # (family, component or None, patterns) -> by name, pattern or patterns with {model} alone; filled in as rules ask
+PLACES = (
+    {}
+)  # (family, component or None, patterns) -> by name, pattern or patterns with {model} alone; filled in as rules ask
 
 
 def files(settings=None, **patterns):
     """Input function: a job's settings file, and files by name.
 
-    In a pattern {graph} stands for each graph of the model, or of the job's component, {component} for each component, {text} for each
-    text encoder, {denoiser}, {encoder} and {decoder} for the component of that role.
+    In a pattern {graph} stands for each graph of the model, or of the job's component, {latent_graph} for each that has a part in
+    drawing a latent, {component} for each component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component
+    of that role.
     """
 
     def by_name(model, wildcards):
@@ -84,7 +100,11 @@ def files(settings=None, **patterns):
         if place not in PLACES:
             PLACES[place] = {name: expanded(pattern, *place[:2]) for name, pattern in patterns.items()}
         found = {
-            name: [one.format(model=model.name) for one in places] if isinstance(places, list) else places.format(model=model.name)
+            name: (
+                [one.format(model=model.name) for one in places]
+                if isinstance(places, list)
+                else places.format(model=model.name)
+            )
             for name, places in PLACES[place].items()
         }
         return ({"settings": settings(wildcards)} if settings else {}) | found
@@ -113,7 +133,7 @@ def more_each_time(amount):
     def resource(wildcards, attempt):
         return amount * attempt
 
-    return resource
+    return with_signature(resource)
 
 
 def step(function, *, of=None, values=None, row=(), means=None, sources=None, tools=(), data=(), names=None, **how):

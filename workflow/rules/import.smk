@@ -80,7 +80,7 @@ rule write_single_file:
                 step(
                     "axbake.weights.single_file.write_single_file",
                     values=lambda model, _: {
-                        "components": [as_files(one) for one in model.family.components],
+                        "components": list(model.family.as_files.values()),
                         "title": model.family.title,
                         "specification": model.family.specification,
                     },

@@ -15,6 +15,7 @@ rule write_report:
                         "loras": model.lora_strengths,
                         "addresses": model.graphs,
                         "components": list(model.family.names),
+                        "logs": logs_of(model),
                     },
                     tools=["jinja2", "numpy", "pillow"],
                     data=["axbake/pages"],
@@ -36,7 +37,6 @@ rule write_report:
         held_out="results/{model}/simulation/held_out.json",
         preflight="results/{model}/preflight.json",
         verdict="results/{model}/verdict.json",
-        logs=with_model(logs_of),
     output:
         page=report(
             "results/{model}/report.html",

@@ -10,6 +10,8 @@ rule simulate:
             models=f"{EMULATED}/{{graph}}.axmodel",
             graphs="results/{model}/onnx/{graph}.onnx",
             tensors="results/{model}/onnx/{graph}.onnx.data",
+            seen_graphs="results/{model}/onnx/{latent_graph}.onnx",
+            seen_tensors="results/{model}/onnx/{latent_graph}.onnx.data",
             encoder_weights="results/{model}/weights/{encoder}.safetensors",
             ranges="results/{model}/calibration/{denoiser}.ranges.npz",
             calibration="results/{model}/calibration/{denoiser}.json",

@@ -29,20 +29,24 @@ def import_step(model, wildcards, component):
     """The step that takes *component* out of its file."""
     family, column = model.family, model.sources.column_of(component)
     autoencoder = component.role in (ENCODER, DECODER)
-    given = {"component": as_files(component), "family": "" if autoencoder else family.name, "latents": family.latents}
+    given = {
+        "component": family.as_files[component.name],
+        "family": "" if autoencoder else family.name,
+        "latents": family.latents,
+    }
     sources = {"checkpoint": model.sources.file_digest(column)}
     names = {"checkpoint": column, "weights": component.name}
-    function = "import_component"
+    function = "axbake.weights.importing.import_component"
     if not autoencoder:
         given |= {"title": family.title, "strengths": model.strengths_of(component)}
         sources["loras"] = model.loras_digest(component)
         names["loras"] = f"{component.name}_loras"
     if component.role == TEXT:
-        function = "import_text_encoder"
+        function = "axbake.weights.importing.import_text_encoder"
         given |= {"clip_skip": model.row["clip_skip"], "shortened": family.clip_skip}
         sources["embeddings"] = model.sources.embeddings_digest
     elif component.role == DENOISER:
-        function = "import_denoiser"
+        function = "axbake.weights.importing.import_denoiser"
         given |= {
             "prediction": model.row["prediction"],
             "prediction_type": family.process.prediction_type,
@@ -50,7 +54,7 @@ def import_step(model, wildcards, component):
             "sampling": family.process.sampling,
         }
     return step(
-        f"axbake.weights.importing.{function}",
+        function,
         of=component.name,
         values=lambda model, _: given,
         tools=IMPORT_TOOLS,
@@ -66,7 +70,7 @@ def described(model, wildcards):
     return {
         "family": family.name,
         "title": family.title,
-        "components": [as_files(component) for component in family.components],
+        "components": list(family.as_files.values()),
         "latents": family.latents,
         "fits": family.fits,
         "prediction_type": family.process.prediction_type,
@@ -107,7 +111,7 @@ def recipe_settings(model, wildcards):
     if not is_recipe(path):
         return {}
     family = family_of(path)
-    return {"components": [as_files(one) for one in family.components], "latents": family.latents}
+    return {"components": list(family.as_files.values()), "latents": family.latents}
 
 
 def export_steps(model, wildcards, component=None):
@@ -244,6 +248,7 @@ def simulate_steps(model, wildcards):
     family = model.family
     encoder, _ = family.autoencoder
     drawn = {"picture": model.picture, "drawn": model.drawn}
+    seen = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
     tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
     return [
         step(
@@ -260,9 +265,14 @@ def simulate_steps(model, wildcards):
         ),
         step(
             "axbake.calibration.held_out.check_calibration",
-            values=lambda *_: drawn | {"prompts": model.row["calibration_prompts"]},
+            values=lambda *_: {
+                "picture": model.picture,
+                "drawn": replace(model.drawn, parts=seen),
+                "prompts": model.row["calibration_prompts"],
+            },
             tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
             data=["resources/clip"],
+            names={"graphs": "seen_graphs", "tensors": "seen_tensors"},
         ),
     ]
 
@@ -271,7 +281,7 @@ ONCE = ["weights", "reference", "schedule", "calibration/trajectories", "calibra
 LAST = ["verdict", "simulation", "preflight"]
 
 
-def logs_of(model, wildcards):
+def logs_of(model):
     """Logs of all jobs of a model but the report's own, in the order in which the page shows them."""
     family = model.family
     named = [f"{place}/{name}" for place in ("onnx", "check") for name in family.names]

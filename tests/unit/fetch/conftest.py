@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from axbake.fetch import tokens
+from axbake.fetch import line, tokens
 from axbake.fetch.sources import parse_source
 from axbake.fetch.store import fetch
 from axbake.fetch.web import Web
@@ -55,3 +55,9 @@ def get(naps):
 def left():
     """A function that tells which files there are among the downloads."""
     return lambda: sorted(path.name for path in DOWNLOADS.iterdir())
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A site's slowness is judged after a third of a second, and not after twenty."""
+    monkeypatch.setattr(line, "SPELL", 0.3)

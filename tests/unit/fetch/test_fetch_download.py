@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from axbake.fetch.download import progress_line
-from axbake.fetch.errors import NoRoom, SiteUnreachable
+from axbake.fetch.errors import NoRoom, NotAFile, SiteUnreachable
 from axbake.fetch.sources import parse_source
 from axbake.fetch.store import fetch
 from axbake.fetch.web import Web
@@ -138,10 +139,20 @@ def test_a_site_that_stays_away_is_given_up(sites, get, naps):
         get("http://127.0.0.3:9/x.safetensors")
 
 
-def test_a_file_too_large_for_the_disk_is_not_begun(sites, get, left):
+def test_a_file_too_large_for_the_disk_is_not_begun(sites, get, left, monkeypatch):
     digest = sites.put("tiny.safetensors", weights())
-    sites.fail(STORED, Fault(headers={"Content-Length": str(10**15)}))
-    with pytest.raises(NoRoom, match=r"931322\.6 GiB are to come, and .* are free"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**30))
+    sites.fail(STORED, Fault(headers={"Content-Length": str(4 * 2**30)}))
+    with pytest.raises(NoRoom, match=r"4\.0 GiB are to come, and 1\.0 GiB are free"):
+        get(sites.url(), digest)
+    assert left() == []
+
+
+@pytest.mark.parametrize("length", [str(10**15), "9" * 5000])
+def test_a_file_larger_than_any_checkpoint_is_not_begun(length, sites, get, left):
+    digest = sites.put("tiny.safetensors", weights())
+    sites.fail(STORED, Fault(headers={"Content-Length": length}))
+    with pytest.raises(NotAFile, match=r"says that it sends \d+\.\d GiB; no checkpoint is larger than 128\.0 GiB"):
         get(sites.url(), digest)
     assert left() == []
 
@@ -149,7 +160,7 @@ def test_a_file_too_large_for_the_disk_is_not_begun(sites, get, left):
 def test_progress_has_size_rate_and_what_is_left():
     assert progress_line(812_000_000, 2_034_000_000, 41e6) == "812 of 2,034 MB (39 %), 41.0 MB/s, 30 s left"
     assert progress_line(812_000_000, None, 41e6) == "812 MB, 41.0 MB/s"
-    assert progress_line(0, 2_034_000_000, 0) == "0 of 2,034 MB (0 %), 0.0 MB/s, no telling how long still"
+    assert progress_line(0, 2_034_000_000, 0) == "0 of 2,034 MB (0 %), 0.0 MB/s, time left unknown"
 
 
 COMMAND = """

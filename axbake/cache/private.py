@@ -1,0 +1,165 @@
+"""Private directories, in which a job writes beside the place of its result; and removal of those that killed jobs left.
+
+A job that is killed leaves its directory beside a result, in any project. So it is announced in the cache:
+
+    running/{mark}.json                               the announcement, held by the job as a lock; says where the directory is
+    …/.unet.axmodel.axbake-{mark}/                    the private directory
+    …/.unet.axmodel.axbake-{mark}/axbake-{mark}-{n}   held by the job as a lock; n is the directory's number on its disk
+
+Others may write to a shared cache, so an announcement is only a hint of where to look. A directory is removed if the announcement
+is this user's own, its job is dead, and the directory itself says so: it is this user's, it is called after the announcement, and
+it has the file that names both the announcement and the directory's number, which nobody holds. Nobody else can put that file
+into a directory of this user's, and no copy of a private directory has its number.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from axbake.cache.errors import CacheUnusable, Damaged, printable, writing
+from axbake.cache.locks import HOST, Note, abandoned, lock, mark
+from axbake.cache.tree import ABSENT, INNER, Tree, names_in, remove_all, size_on_disk
+
+logger = logging.getLogger(__name__)
+PRIVATE = ".axbake-"  # in the name of each private directory
+ANNOUNCEMENT = re.compile(r"([0-9a-f]{16})\.json")
+
+
+@contextlib.contextmanager
+def private_directory(tree: Tree, place: Path, *, about: str) -> Iterator[Path]:
+    """A new directory beside *place*, announced in the cache *tree*; gone afterwards.
+
+    Raises:
+        NotWritten: it cannot be made.
+    """
+    name = os.urandom(8).hex()
+    directory = place.with_name(f".{place.name}{_ending(name)}")
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a cache that cannot be written to, which was said
+            announcement = tree.top / "running" / f"{name}.json"
+            held.enter_context(lock(announcement, about=about, tree=tree, directory=str(directory.absolute())))
+        with writing(directory):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            directory.mkdir()
+            held.callback(_remove_empty, directory)
+            descriptor = os.open(directory, INNER)
+            held.callback(os.close, descriptor)
+            held.enter_context(mark(descriptor, _mark(descriptor, name)))
+        try:
+            yield directory
+        finally:
+            # The mark goes last, so that whatever is left when this is killed is found.
+            with contextlib.suppress(OSError):
+                _empty(descriptor, but=_mark(descriptor, name))
+
+
+def leftovers(tree: Tree) -> Iterator[tuple[Path, int]]:
+    """Private directories of this user's killed jobs, as far as this machine sees them, with their bytes on disk."""
+    for announcement, _, directory in _of_the_dead(tree):
+        with contextlib.suppress(OSError, Damaged), _dead(directory, announcement.stem) as descriptor:
+            yield directory, sum(size_on_disk(descriptor, name) for name in names_in(descriptor))
+
+
+def remove_leftovers(tree: Tree) -> None:
+    """Remove those, and the announcements of what is gone. What names something else is set aside."""
+    for announcement, note, directory in _of_the_dead(tree):
+        try:
+            with _dead(directory, announcement.stem) as descriptor:
+                logger.info("%s: removing what %s left, who is dead", printable(str(directory)), note.owner)
+                _empty(descriptor, but=_mark(descriptor, announcement.stem))
+                _empty(descriptor)
+                directory.rmdir()
+            tree.remove(announcement)
+        except Damaged as error:
+            logger.warning(
+                "%s: names %s, which %s; left alone. If a killed job of yours left it, remove it yourself.",
+                announcement,
+                printable(str(directory)),
+                error,
+            )
+            tree.set_aside(announcement)
+        except ABSENT:
+            if note.host == HOST or directory.parent.is_dir():  # what another machine sees, this one may not
+                tree.remove(announcement)
+        except OSError as error:  # in use, or it may not be removed
+            logger.debug("%s: left alone (%s)", announcement, error)
+
+
+def _of_the_dead(tree: Tree) -> Iterator[tuple[Path, Note, Path]]:
+    """This user's announcements of killed jobs: file, what it says, private directory. Locked until the next is asked for."""
+    for path, state in tree.contents(tree.top / "running"):
+        if not ANNOUNCEMENT.fullmatch(path.name) or not stat.S_ISREG(state.st_mode):
+            continue  # garbage
+        with contextlib.ExitStack() as held:
+            try:
+                note = held.enter_context(abandoned(held.enter_context(tree.opened(path.parent)), path.name))
+            except ABSENT:
+                continue
+            if note is None or note.user != os.geteuid():
+                continue  # not dead, or for somebody else to judge
+            directory = Path(note.directory)
+            if directory.is_absolute() and ".." not in directory.parts and directory.name.endswith(_ending(path.stem)):
+                yield path, note, directory
+            elif note.empty:
+                tree.remove(path)  # killed before it made the directory
+            else:
+                logger.warning("%s: damaged announcement of a job; set aside", path)
+                tree.set_aside(path)
+
+
+@contextlib.contextmanager
+def _dead(directory: Path, name: str) -> Iterator[int]:
+    """A descriptor of the private *directory* of the killed job that was announced as *name*.
+
+    Raises:
+        Damaged: it is another's, or no private directory.
+        BlockingIOError: its job is not dead.
+        OSError: it is not there, or may not be looked at.
+    """
+    if not _is_mine(directory.lstat(), stat.S_ISDIR):
+        raise Damaged("is no directory of yours")
+    descriptor = os.open(directory, INNER)
+    with contextlib.ExitStack() as held:
+        held.callback(os.close, descriptor)
+        mark_name = _mark(descriptor, name)
+        found = names_in(descriptor)
+        if not _is_mine(os.fstat(descriptor), stat.S_ISDIR) or (found and mark_name not in found):
+            raise Damaged("bears no mark of axbake's")
+        if found:
+            if not _is_mine(os.stat(mark_name, dir_fd=descriptor, follow_symlinks=False), stat.S_ISREG):
+                raise Damaged("bears no mark of axbake's")
+            try:
+                if held.enter_context(abandoned(descriptor, mark_name)) is None:
+                    raise BlockingIOError
+            except CacheUnusable:
+                pass  # no locks there; that of the announcement says it too
+        yield descriptor
+
+
+def _is_mine(state: os.stat_result, kind: Callable[[int], bool]) -> bool:
+    return kind(state.st_mode) and state.st_uid == os.geteuid()
+
+
+def _ending(name: str) -> str:
+    return f"{PRIVATE}{name}"
+
+
+def _mark(descriptor: int, name: str) -> str:
+    """What the file is called that says that an open directory is the one announced as *name*."""
+    return f"axbake-{name}-{os.fstat(descriptor).st_ino}"
+
+
+def _empty(descriptor: int, but: str = "") -> None:
+    """Remove what is in an open directory."""
+    for name in names_in(descriptor):
+        if name != but:
+            remove_all(descriptor, name)
+
+
+def _remove_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()

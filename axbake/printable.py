@@ -1,0 +1,41 @@
+"""Text from elsewhere, as a terminal and a log can show it."""
+
+import re
+import unicodedata
+
+# What terminals obey (ECMA-48): commands to the screen, and texts to the terminal itself, such as a title or the clipboard.
+COMMANDS = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\\\)?")
+# Marks that turn the direction of what follows, so that a line reads as something else (Unicode's UAX 9, section 2).
+DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+KEPT = "\n\t"
+
+
+def printable(text: str) -> str:
+    """*text* without what a terminal obeys: control characters other than line feed and tab, marks of direction.
+
+    Halves of surrogate pairs, which no file takes, become «�».
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_shown, COMMANDS.sub("", text).replace("\r\n", "\n")))
+
+
+def _shown(character: str) -> str:
+    if character in KEPT:
+        return character
+    if character in DIRECTIONS:
+        return ""
+    kind = unicodedata.category(character)
+    return (
+        " " if character == "\r" or kind in ("Zl", "Zp") else "" if kind == "Cc" else "�" if kind == "Cs" else character
+    )
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """The beginning of *text*, printable and on one line.
+
+    Args:
+        most: characters.
+    """
+    line = " ".join(printable(text[: 4 * most]).split())
+    return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 1]}…"

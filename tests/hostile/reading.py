@@ -1,0 +1,128 @@
+"""The process in which `tests.hostile.files` has its inputs read: it watches what is run, how long it takes and how much memory.
+
+python -m tests.hostile.reading DIRECTORY [--fenced]   reader and path in JSON on stdin, a line each; an answer a line
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from axbake.checkpoints.importing import convert_checkpoint, import_checkpoint
+
+from axbake.checkpoints import embeddings, pickles
+from axbake.checkpoints.containers import files_of
+from axbake.checkpoints.embeddings import read_embedding
+from axbake.checkpoints.prediction import read_sidecar
+from axbake.errors import AxbakeError
+from axbake.families import VAE
+from axbake.loras.fusing import Fusion
+from tests import tiny
+
+#: Events of Python's audit hooks that run something, or reach out
+WATCHED = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
+ran: list[str] = []
+
+
+def watch(event: str, arguments: tuple) -> None:
+    """Note what is run, what is removed that attacks name, and files that are written outside the inputs' directory."""
+    first = str(arguments[0]) if arguments else ""
+    if event in WATCHED or (event in ("os.remove", "shutil.rmtree") and first.endswith("/ran")):
+        ran.append(f"{event} {arguments!r:.200}")
+    inside = not first.startswith("/") or first.startswith((DIRECTORY, "/tmp/", "/dev/null", "/proc/self/clear_refs"))
+    if event == "open" and not inside and set(str(arguments[1])) & set("wax+"):
+        ran.append(f"open {arguments!r:.200}")
+
+
+def in_process(source: Path, target: Path | None) -> dict:
+    """`convert_pickle` in this process, which is limited as its own is: a process for each of thousands takes hours."""
+    return pickles.taken(json.loads(json.dumps(pickles.main(source, target))))
+
+
+def inspect(path: Path) -> None:
+    said = inspect_module.inspect_checkpoint(path)
+    "\n".join(inspect_module.lines(said)).encode("utf-8", "backslashreplace")
+    if not said["bakeable"]:
+        raise AxbakeError(f"{said['path']} {said['why']}")
+
+
+def imported(path: Path) -> None:
+    for component in ("unet", "vae_decoder"):
+        import_checkpoint(path, component=component, weights=path.parent / "weights.safetensors")
+
+
+def vae(path: Path) -> None:
+    for component in VAE:
+        import_checkpoint(path, component=component, weights=path.parent / "weights.safetensors")
+
+
+def fused(path: Path) -> None:
+    for component in ("unet", "text_encoder"):
+        tensors = plain[component]
+        fusion = Fusion(component, {n: tuple(t.shape) for n, t in tensors.items()}, [(path, 0.7)], width=tiny.WIDTH)
+        for name, tensor in tensors.items():
+            if fusion.changes(name):
+                fusion.apply(name, tensor)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "inspect": inspect,
+    "import": imported,
+    "vae": vae,
+    "lora": fused,
+    "embedding": read_embedding,
+    "sidecar": read_sidecar,
+    "recipe": files_of,
+    "convert": lambda path: convert_checkpoint(files_of(path), checkpoint=path.parent / "converted.safetensors"),
+}
+
+
+def answer(reader: str, path: Path) -> dict:
+    """What came of reading *path*: read, refused or traceback, with its text, seconds, and the most memory."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    ran.clear()
+    started = time.monotonic()
+    outcome, text = "read", ""
+    try:
+        READERS[reader](path)
+    except AxbakeError as error:
+        outcome, text = "refused", str(error)
+    except BaseException as error:
+        outcome, text = (
+            "traceback",
+            f"{type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__)[-4:])}",
+        )
+    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    seconds = time.monotonic() - started
+    return {
+        "outcome": outcome,
+        "text": text[:10_000],
+        "seconds": seconds,
+        "peak": 1024 * int(peak.split()[1]),
+        "ran": ran[:3],
+    }
+
+
+if __name__ == "__main__":
+    from axbake import inspect as inspect_module
+
+    DIRECTORY = sys.argv[1]
+    os.chdir(DIRECTORY)  # digests are remembered in the working directory
+    torch.set_num_threads(1)
+    networks = tiny.sd1(torch.float32)
+    plain = {
+        component: {n.removeprefix("text_model."): t for n, t in networks.component(component).state_dict().items()}
+        for component in ("unet", "text_encoder")
+    }
+    if "--fenced" in sys.argv:
+        pickles.convert_pickle = embeddings.convert_pickle = inspect_module.convert_pickle = in_process
+        pickles._limit_process(0)
+    sys.addaudithook(watch)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        reader, path = json.loads(line)
+        print(json.dumps(answer(reader, Path(path))), flush=True)
