@@ -27,25 +27,26 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
 
 import numpy as np
+from measure import unet_config
 
 from axbake.calibration.coverage import choose, shares
+from axbake.calibration.denoiser_samples import EMPTY, load_samples
 from axbake.calibration.observation import read_observed
 from axbake.calibration.tars import required_samples, stratified
-from axbake.calibration.unet_samples import EMPTY, load_unet_samples
-from axbake.drawing.distance import psnr
+from axbake.distance import psnr
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding
 from axbake.emulator.build import quantise_model
-from axbake.emulator.config import build_config, read_config
+from axbake.emulator.config import build_config
 from axbake.emulator.graph import load_graph
 from axbake.emulator.precision import Precision, resolve_precision
 from axbake.emulator.ranges import Ranges, record_ranges
-from axbake.graphs.interface import TIME_INPUT
+from axbake.networks.unet import TIME_INPUT
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.progress import progress
 from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import Denoiser, Time, denoiser, initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
-from axbake.toolchain.build_config import configure_build
+from axbake.runtime.values import Conditioning
 
 ROOT = Path(__file__).parents[1]
 SEED, GUIDANCE = 7, 7.0
@@ -100,7 +101,8 @@ class HeldOut:
     def __init__(self, results: Path, prompts: list[str], every: int):
         self.schedule = load_schedule(results / "schedule.npz")
         encode = encoder(open_model(results / "onnx" / "text_encoder.onnx"))
-        embed = prompt_embedding(encode, load_tokenizer(results / "embeddings.json"), chunks=1)
+        of = {"chunks": 1, "conditioning": Conditioning(("text_encoder",))}
+        embed = prompt_embedding([encode], load_tokenizer(results / "embeddings.json"), **of)
         self.texts = [embed(prompt) for prompt in prompts]
         self.negative = embed("")
         unet = open_model(results / "onnx" / "unet.onnx")
@@ -154,15 +156,8 @@ class Quantising:
 
     def __init__(self, results: Path, work: Path):
         self.graph, self.model = load_graph(results / "onnx" / "unet.onnx"), work / "unet.axmodel"
-        configure_build(
-            component="unet",
-            precision="U16",
-            target_hardware="AX650",
-            npu_mode="NPU3",
-            config=work / "unet.config.json",
-        )
         places = {"input": str(results / "onnx" / "unet.onnx"), "output_dir": str(work), "work_dir": str(work)}
-        self.config = build_config(read_config(work / "unet.config.json") | places)
+        self.config = build_config(unet_config() | places)
 
     def quantise(self, ranges: Ranges, precision: tuple[Precision, ...] | None = None) -> Path:
         precision = precision or resolve_precision(self.graph, self.config.layers)
@@ -174,7 +169,7 @@ def variants(results: Path, draws: int) -> dict[str, Choices]:
     """Rows of `unet.ranges.npz` by the name of the choice."""
     observed = read_observed(results / "calibration" / "unet.ranges.npz")
     archive = results / "calibration" / "trajectories.npz"
-    recorded = load_unet_samples(archive, results / "schedule.npz", observed.inputs)
+    recorded = load_samples(archive, results / "schedule.npz", observed.taken)
     drawn = [which for which in observed.samples if which[2] != EMPTY]
     prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
     spread = stratified(32, prompts=len(prompts), steps=len(steps), branches=len(branches))

@@ -66,19 +66,25 @@ def reference(options, place: Path) -> list[float]:
 
     from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
     from axbake.drawing.reference import load_pipeline
+    from axbake.families import FAMILIES
 
+    family = FAMILIES["sd1"]
+    builds = {component.name: component.build for component in family.components}
     text_encoder, unet, vae_decoder = (
         options.directory / f"{name}.safetensors" for name in ("text_encoder", "unet", "vae_decoder")
     )
-    embed = prompt_embedding(text_encoding(text_encoder), load_tokenizer(_no_embeddings(text_encoder, place)), chunks=1)
+    encodes = [text_encoding(text_encoder, builds["text_encoder"])]
+    tokenizer = load_tokenizer(_no_embeddings(text_encoder, place))
+    embed = prompt_embedding(encodes, tokenizer, chunks=1, conditioning=family.conditioning)
     prompts = {"prompt_embeds": PROMPT, "negative_prompt_embeds": NEGATIVE}
     embedded = {name: torch.from_numpy(embed(prompt)) for name, prompt in prompts.items()}
-    return _pipeline_seconds(load_pipeline(unet, vae_decoder, scheduler=SCHEDULER), options, place, **embedded)
+    of = {"builds": builds, "pipeline": family.process.pipeline}
+    return _pipeline_seconds(load_pipeline(unet, vae_decoder, **of, scheduler=SCHEDULER), options, place, **embedded)
 
 
 def _no_embeddings(text_encoder: Path, place: Path) -> Path:
     """An `embeddings.json` beside *place* that names none."""
-    from axbake.checkpoints.embeddings import list_embeddings
+    from axbake.weights.embeddings import list_embeddings
 
     listing = place.with_suffix(".embeddings.json")
     list_embeddings(text_encoder, [], names=[], listing=listing)
@@ -99,15 +105,24 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
 
     from axbake.calibration import trajectories
     from axbake.drawing.schedule import derive_schedule
+    from axbake.families import FAMILIES
 
+    family = FAMILIES["sd1"]
     schedule = place.with_suffix(".schedule.npz")
     text_encoder, unet = (options.directory / f"{name}.safetensors" for name in ("text_encoder", "unet"))
-    derive_schedule(scheduler=SCHEDULER, steps=options.steps, guidance_scale=GUIDANCE, unet=unet, schedule=schedule)
+    derive_schedule(
+        scheduler=SCHEDULER,
+        steps=options.steps,
+        guidance_scale=GUIDANCE,
+        rows=family.denoiser.rows,
+        denoiser=unet,
+        schedule=schedule,
+    )
     ends: list[float] = []
     denoising = trajectories._denoising
 
-    def noted(network):
-        denoise = denoising(network)
+    def noted(network, with_rows):
+        denoise = denoising(network, with_rows)
 
         def run(*arrays):
             output = denoise(*arrays)
@@ -118,9 +133,13 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
 
     trajectories._denoising = noted
     trajectories.record_trajectories(
-        text_encoder=text_encoder,
-        unet=unet,
+        text_encoders=[text_encoder],
+        denoiser=unet,
         schedule=schedule,
+        builds={component.name: component.build for component in family.components},
+        with_rows=family.denoiser.with_rows,
+        conditioning=family.conditioning,
+        latents=family.latents,
         embeddings=_no_embeddings(text_encoder, place),
         prompts=[PROMPT],
         negative_prompt=NEGATIVE,
@@ -193,7 +212,7 @@ def table(rounds: list[dict[str, Cost]], options) -> str:
     """Medians over *rounds*, with the distance of each final latent from the first way's."""
     import numpy as np
 
-    from axbake.drawing.distance import psnr
+    from axbake.distance import psnr
 
     lines = [
         f"Medians of {len(rounds)}, {options.steps} steps at {options.height} × {options.width}:\n",

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import full_size, median, run
+from measure import export_unet, full_size, median, run, unet_config
 
 WAYS = ("forwards", "emulator")
 
@@ -29,18 +29,12 @@ def lay_out(directory: Path, height: int, width: int, samples: int) -> Path:
     """A directory with the graph, Pulsar2's config and *samples* of random inputs, as the emulator takes them."""
     import numpy as np
 
-    from axbake.graphs.export import export_onnx
-    from axbake.toolchain.build_config import configure_build
-
     place = directory / f"compile-{height}x{width}"
     place.mkdir(exist_ok=True)
     graph = place / "unet.onnx"
     if not graph.is_file():
-        weights, tensors = full_size(directory)["unet"], place / "unet.onnx.data"
-        export_onnx(weights, graph=graph, tensors=tensors, height=height, width=width)
-    configure_build(
-        component="unet", precision="U16", target_hardware="AX650", npu_mode="NPU3", config=place / "config.json"
-    )
+        export_unet(full_size(directory)["unet"], graph, height=height, width=width)
+    (place / "config.json").write_text(json.dumps(unet_config()))
     with tarfile.open(place / "unet.tar", "w") as archive:
         for number, values in enumerate(inputs(graph, samples)):
             packed = io.BytesIO()

@@ -14,7 +14,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from measure import diffusers_folder, full_size, median, run
+from measure import diffusers_folder, export_unet, full_size, median, run
 
 WAYS = ("obvious", "axbake")
 
@@ -61,11 +61,8 @@ def obvious(directory: Path, height: int, width: int) -> None:
 
 def axbake(directory: Path, height: int, width: int) -> None:
     """What the job `export_onnx` does."""
-    from axbake.graphs.export import export_onnx
-
-    place = _empty(directory / "axbake")
-    graph, tensors = place / "unet.onnx", place / "unet.onnx.data"
-    export_onnx(directory / "unet.safetensors", graph=graph, tensors=tensors, height=height, width=width)
+    graph = _empty(directory / "axbake") / "unet.onnx"
+    export_unet(directory / "unet.safetensors", graph, height=height, width=width)
 
 
 def _empty(place: Path) -> Path:

@@ -86,6 +86,33 @@ def full_size(directory: Path) -> dict[str, Path]:
     return weights
 
 
+def _unet_columns(height: int, width: int) -> dict[str, Any]:
+    """What the graph of Stable Diffusion 1.x' UNet depends on."""
+    return {"height": height, "width": width, "prompt_chunks": 1, "program": "axera"}
+
+
+def export_unet(weights: Path, graph: Path, *, height: int, width: int) -> None:
+    """Export Stable Diffusion 1.x' UNet to *graph*, as the workflow does, with its tensors beside it."""
+    from axbake.families import FAMILIES
+    from axbake.graphs.export import export_onnx
+
+    denoiser = FAMILIES["sd1"].denoiser
+    (piece,) = denoiser.graphs
+    of = {"build": denoiser.build, "piece": piece, "columns": _unet_columns(height, width)}
+    export_onnx(weights, **of, graph=graph, tensors=graph.with_name(f"{graph.name}.data"))
+
+
+def unet_config() -> dict[str, Any]:
+    """Pulsar2's config of it, activations U16, to which the user adds nothing."""
+    from axbake.families import FAMILIES
+    from axbake.toolchain.build_config import Build, build_config
+
+    denoiser = FAMILIES["sd1"].denoiser
+    (piece,) = denoiser.graphs
+    taken = piece.inputs(**_unet_columns(64, 64))
+    return build_config(Build("unet", denoiser.name, denoiser.role, taken, "U16", "AX650", "NPU3"), {})
+
+
 def diffusers_folder(directory: Path) -> Path:
     """The same model as a folder that `StableDiffusionPipeline.from_pretrained` reads, fp16, as hubs have them."""
     folder = directory / "diffusers"

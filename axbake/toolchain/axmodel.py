@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 
 from axbake.errors import AxbakeError
 from axbake.runtime.producer import EMULATOR
+from axbake.runtime.varint import read_varint
 
 PULSAR2 = "Pulsar2"  # producer of a compiled model
 NODE = "neu mode"
@@ -154,13 +155,13 @@ def _without_blobs(file: BinaryIO, start: int, end: int, way: tuple[int, ...], b
     size = fields = 0
     file.seek(start)
     while file.tell() < end:
-        key = _varint(file)
+        key = read_varint(file)
         fields += 1
         number, wire = key >> 3, key & 7
         if wire != BYTES:
             kept += _encoded(key) + _scalar(file, wire)
             continue
-        length = _varint(file)
+        length = read_varint(file)
         here = file.tell()
         if here + length > end:
             raise EOFError(f"a field of {length} bytes, {end - here} left")
@@ -183,23 +184,10 @@ def _without_blobs(file: BinaryIO, start: int, end: int, way: tuple[int, ...], b
 def _scalar(file: BinaryIO, wire: int) -> bytes:
     sizes = {FIXED64: 8, FIXED32: 4}
     if wire == VARINT:
-        return _encoded(_varint(file))
+        return _encoded(read_varint(file))
     if wire not in sizes:
         raise ValueError(f"wire type {wire}")
     return file.read(sizes[wire])
-
-
-def _varint(file: BinaryIO) -> int:
-    """The next base-128 number of *file*."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            raise EOFError("the file ends within a number")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise ValueError("a number of more than 10 bytes")
 
 
 def _encoded(number: int) -> bytes:
@@ -214,10 +202,10 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Number and value of each field of *message*: a number, or the bytes of a text or message."""
     file = io.BytesIO(message)
     while file.tell() < len(message):
-        key = _varint(file)
+        key = read_varint(file)
         if key & 7 == VARINT:
-            yield key >> 3, _varint(file)
+            yield key >> 3, read_varint(file)
         elif key & 7 == BYTES:
-            yield key >> 3, file.read(_varint(file))
+            yield key >> 3, file.read(read_varint(file))
         else:
             _scalar(file, key & 7)
