@@ -23,9 +23,8 @@ def psnr(reference: np.ndarray, other: np.ndarray, *, peak: float | None = None)
 
 def ssim(reference: np.ndarray, other: np.ndarray) -> float:
     """Structural similarity of two (H, W, 3) uint8 pictures, 1 for equal ones (Wang et al. 2004, as scikit-image has it)."""
-    from skimage.metrics import (
-        structural_similarity,
-    )  # here, since it takes a second, and figures of tensors do without
+    # Here, since it takes a second, and figures of tensors do without.
+    from skimage.metrics import structural_similarity
 
     return float(structural_similarity(reference, other, channel_axis=2, data_range=255))
 

@@ -145,13 +145,13 @@ class Model:
             value = value[name]
         return value
 
-    def entry_of(self, place: str, component: Component) -> Any:
-        """The same of *component*: what is there under its name, or else under its role's."""
-        return self.entry(place)[self._name_at(place, component)]
-
-    def _name_at(self, place: str, component: Component) -> str:
-        """What the entry of *component* is called at *place*."""
+    def entry_name(self, place: str, component: Component) -> str:
+        """What its config calls *component* at *place*: by its name, or else by its role's."""
         return component.name if component.name in self.entry(place) else component.role
+
+    def entry_of(self, place: str, component: Component) -> Any:
+        """The value there of *component*."""
+        return self.entry(place)[self.entry_name(place, component)]
 
     def entries_of(self, place: str) -> dict[str, Any]:
         """The same of all components."""
@@ -162,7 +162,7 @@ class Model:
         piece = component.graphs[number]
         return Build(
             name=addresses(component)[number].rpartition("/")[2],
-            component=self._name_at("pulsar2", component),
+            component=self.entry_name("pulsar2", component),
             role=component.role,
             inputs=piece.inputs(**self.columns(component)),
             precision=self.entry_of("precision", component),

@@ -53,9 +53,10 @@ class Sources:
                 self._digests[column] = check_pin(self.row, allow_unpinned=self.allow_unpinned)
             else:
                 known: dict[str, Callable[[dict], str]] = {CHECKPOINT: checkpoint_sha256, VAE: vae_sha256}
-                self._digests[column] = known[column](self.row)
+                digest = known[column](self.row)
                 if column == VAE:
                     check_vae(Path(self.row[VAE]))
+                self._digests[column] = digest
         return self._digests[column]
 
     def is_converted(self, column: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from axbake.board.bundle import DRAWING, Bundle, read_bundle, refuse_emulated
+from axbake.board.bundle import Bundle, read_bundle, refuse_emulated
 from axbake.board.connection import Board, Section, run_script
 from axbake.board.errors import BusyCard, FailedOnBoard, MissingProgram, NotEnoughCmm, UnreadableOutput
 from axbake.board.inspection import RUN_MODEL, card_of, check, check_programs, read_state
@@ -71,7 +71,7 @@ def benchmark_board(
     )
     check(board, sections, "picture", "the benchmark ended before its last command")
     models = {name: model_times(board, sections[f"model:{name}"], repeats) for name in bundle.models}
-    drawings = {number: timings(board, sections[f"timings:{number}"]) for number in steps_of(bundle)}
+    drawings = {number: timings(board, bundle, sections[f"timings:{number}"]) for number in steps_of(bundle)}
     moments = ["start", *bundle.models, *map(str, steps_of(bundle))]
     states = {moment: read_state(board, sections[f"state:{moment}"]) for moment in moments}
     picture = _picture(board, sections["picture"], bundle.manifest["settings"])
@@ -88,7 +88,7 @@ def benchmark_board(
         "host": next(iter(drawings.values()))["host"],
         "warmup": WARMUP,
         "models": {name: _told_of_model(bundle, name, found) for name, found in models.items()},
-        "drawings": {str(number): drawing_summary(found, models) for number, found in drawings.items()},
+        "drawings": {str(number): drawing_summary(found, bundle, models) for number, found in drawings.items()},
     }
     benchmark.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -141,7 +141,7 @@ def check_section(board: Board, bundle: Bundle, section: Section, *, python: str
     elif step == "model":
         model_times(board, section, repeats)
     elif step == "timings":
-        timings(board, section)
+        timings(board, bundle, section)
 
 
 def check_card(board: Board, bundle: Bundle, state: State) -> None:
@@ -154,11 +154,11 @@ def check_card(board: Board, bundle: Bundle, state: State) -> None:
             f"{board.name}: {listed} is using card {board.device}, and both would be slow. End it there, or run again when it"
             " is done."
         )
-    needed = sum(bundle.bytes_of(bundle.models[name]) for name in DRAWING) / 2**20  # MiB
+    needed = bundle.drawing_bytes / 2**20  # MiB
     if card.cmm_free < needed:
         raise NotEnoughCmm(
             f"{board.name}: card {board.device} has {card.cmm_free} of {card.cmm} MiB of CMM free, the files of"
-            f" {', '.join(DRAWING)} alone are {needed:.0f} MiB. End what holds it (`axcl-smi`), or restart the card"
+            f" {', '.join(bundle.drawing)} alone are {needed:.0f} MiB. End what holds it (`axcl-smi`), or restart the card"
             " (`axcl-smi reboot`)."
         )
 
@@ -181,13 +181,13 @@ def model_times(board: Board, section: Section, repeats: int) -> DeviceTimes:
     return read_run_model(section.text, program=RUN_MODEL[board.kind], repeat=repeats)
 
 
-def timings(board: Board, section: Section) -> dict:
+def timings(board: Board, bundle: Bundle, section: Section) -> dict:
     """What the bundle's txt2img.py wrote of its pictures (docs/bundles.md, «--timings»)."""
     try:
         found = json.loads(section.text)
         if found["emulated"] or found["runtime"] == "onnxruntime":
             raise FailedOnBoard(f"{board.name}: txt2img.py ran on {one_line(found['runtime'])}, and not on the card.")
-        drawing_summary(found, {})
+        drawing_summary(found, bundle, {})
         host = {name: one_line(found["host"][name]) for name in ("machine", "system", "python")}
         cores = int(_quantity(found["host"]["cores"]))
         packages = {one_line(name): one_line(version) for name, version in found["host"]["packages"].items()}
@@ -197,15 +197,15 @@ def timings(board: Board, section: Section) -> dict:
     return found | {"host": host | {"cores": cores, "packages": packages}}
 
 
-def drawing_summary(found: dict, models: dict[str, DeviceTimes]) -> dict:
-    """Seconds of the parts of pictures, over all pictures; and what of a model's run is not the device's.
+def drawing_summary(found: dict, bundle: Bundle, models: dict[str, DeviceTimes]) -> dict:
+    """Seconds of the parts of pictures, over all pictures; and what of a component's run is not the device's.
 
     Args:
         found: timings of txt2img.py.
-        models: what the device alone takes for each model, as far as it was measured.
+        models: what the device alone takes for each model, by address; empty: it was not measured.
     """
     drawn = found["pictures"]
-    runs = {name: [run for picture in drawn for run in picture["runs"][name]] for name in DRAWING}
+    runs = {name: [run for picture in drawn for run in picture["runs"][name]] for name in bundle.drawing}
     return {
         "pictures": len(drawn),
         "load_seconds": {one_line(name): _quantity(seconds) for name, seconds in found["load_seconds"].items()},
@@ -217,9 +217,9 @@ def drawing_summary(found: dict, models: dict[str, DeviceTimes]) -> dict:
         "seconds_of_each_step": [picture["step_seconds"] for picture in drawn],
         "run_ms": {name: spread([1000 * _quantity(run) for run in of_model]) for name, of_model in runs.items()},
         "beside_device_ms": {
-            name: round(1000 * statistics.median(runs[name]) - models[name].typical_ms, 3)
-            for name in DRAWING
-            if name in models
+            name: round(1000 * statistics.median(runs[name]) - sum(models[one].typical_ms for one in addresses), 3)
+            for name, addresses in bundle.drawing.items()
+            if models
         },
     }
 

@@ -6,9 +6,9 @@ from pathlib import Path, PurePosixPath
 
 from axbake.board.errors import DamagedBundle, EmulatedModel
 from axbake.digest import file_sha256
-from axbake.runtime.session import EMULATOR, producer
-
-DRAWING = ("text_encoder", "unet", "vae_decoder")  # models that text to image has in the card's memory at once
+from axbake.networks.component import DECODER, DENOISER, TEXT
+from axbake.runtime.bundle import FORMAT
+from axbake.runtime.producer import EMULATOR, producer
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,46 @@ class Bundle:
 
     @property
     def models(self) -> dict[str, str]:
-        """File of each component."""
-        return {component: entry["file"] for component, entry in self.manifest["models"].items()}
+        """File of each model, by its address: a component's name, or of one of its several graphs `{component}/{graph}`."""
+        return {address: file for files in self._files.values() for address, file in files.items()}
+
+    @property
+    def drawing(self) -> dict[str, list[str]]:
+        """Components that text to image has in the card's memory at once -> addresses of their models."""
+        roles = {component: entry["role"] for component, entry in self.manifest["models"].items()}
+        drawing = (TEXT, DENOISER, DECODER)
+        return {name: [*files] for name, files in self._files.items() if roles[name] in drawing}
+
+    @property
+    def drawing_bytes(self) -> int:
+        """Of their files."""
+        return sum(self.bytes_of(self.models[address]) for models in self.drawing.values() for address in models)
+
+    @property
+    def _files(self) -> dict[str, dict[str, str]]:
+        """Component -> address of each of its models -> file, in the order in which they run."""
+        files = {component: entry["files"] for component, entry in self.manifest["models"].items()}
+        return {
+            component: {
+                f"{component}/{PurePosixPath(file).stem}" if len(names) > 1 else component: file for file in names
+            }
+            for component, names in files.items()
+        }
 
 
 def read_bundle(manifest: Path) -> Bundle:
     """The bundle whose `manifest.json` is at *manifest*, each file of it read and found to be the one that is listed.
 
     Raises:
-        DamagedBundle: files that are missing or others than listed, all of them; or a path that leaves the directory.
+        DamagedBundle: it is of another format; or files are missing or others than listed, all of them; or a path leaves the
+            directory.
     """
     bundle = Bundle(manifest.parent, json.loads(manifest.read_text(encoding="utf-8")))
+    if bundle.manifest["format"] != FORMAT:
+        raise DamagedBundle(
+            f"{manifest}: format {bundle.manifest['format']}, wanted {FORMAT}. Delete it and run again; the bundle is then made"
+            " anew."
+        )
     outside = [name for name in bundle.files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside or any("\n" in name or "\\" in name for name in bundle.files):
         raise DamagedBundle(
@@ -64,15 +93,17 @@ def _is(path: Path, sha256: str) -> bool:
 
 def refuse_emulated(bundle: Bundle) -> None:
     """Raise EmulatedModel if the manifest, or what a model's own file says of its maker, calls a model emulated."""
-    marked = [name for name, entry in bundle.manifest["models"].items() if entry["emulated"]]
-    found = [
-        name
-        for name, file in bundle.models.items()
-        if (bundle.directory / file).is_file() and producer(bundle.directory / file) == EMULATOR
+    emulated = [
+        component
+        for component, entry in bundle.manifest["models"].items()
+        if entry["emulated"] or any(_is_emulated(bundle.directory / file) for file in entry["files"])
     ]
-    emulated = sorted({*marked, *found})
     if emulated or bundle.manifest["emulated"]:
         raise EmulatedModel(
             f"{bundle.model}: {', '.join(emulated) or 'the bundle'} was made by axbake's emulator; hosts run it, boards cannot."
             " Set toolchain in config/config.yaml to one of Pulsar2's, and compile."
         )
+
+
+def _is_emulated(file: Path) -> bool:
+    return file.is_file() and producer(file) == EMULATOR

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from axbake.board.bundle import DRAWING, Bundle, read_bundle, refuse_emulated
+from axbake.board.bundle import Bundle, read_bundle, refuse_emulated
 from axbake.board.connection import Board, LastWords, run_script, ssh_error
 from axbake.board.errors import ConnectionLost, FailedOnBoard, MissingProgram, NoSpace, NotEnoughCmm
 from axbake.board.inspection import Inspection, card_of, check, inspect_board
@@ -106,11 +106,11 @@ def check_space(board: Board, needed: int, found: Inspection) -> None:
 def check_cmm(board: Board, bundle: Bundle, found: Inspection) -> None:
     """Raise NotEnoughCmm if the card, with nothing else on it, has less memory than the models' files alone take."""
     card = card_of(board, found.state)
-    needed = sum(bundle.bytes_of(bundle.models[name]) for name in DRAWING) / 2**20  # MiB
+    needed = bundle.drawing_bytes / 2**20  # MiB
     if card.cmm < needed:
         raise NotEnoughCmm(
-            f"{board.name}: card {board.device} ({card.name}) has {card.cmm} MiB of CMM, the files of {', '.join(DRAWING)} alone"
-            f" are {needed:.0f} MiB. Bake a smaller model, or take a card with more memory."
+            f"{board.name}: card {board.device} ({card.name}) has {card.cmm} MiB of CMM, the files of"
+            f" {', '.join(bundle.drawing)} alone are {needed:.0f} MiB. Bake a smaller model, or take a card with more memory."
         )
 
 

@@ -57,6 +57,6 @@ def benchmark_host(*, manifest: Path, pictures: int, benchmark: Path, image: Pat
             name: {"file": file, "sha256": bundle.files[file], "bytes": bundle.bytes_of(file)}
             for name, file in bundle.models.items()
         },
-        "drawings": {str(steps): drawing_summary(found, {}) for steps, found in drawings.items()},
+        "drawings": {str(steps): drawing_summary(found, bundle, {}) for steps, found in drawings.items()},
     }
     benchmark.write_text(json.dumps(content, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -52,9 +53,14 @@ def write_board_report(
         simulated=json.loads(simulated.read_text()),
         distances=apart,
         plot=plot_of_steps(found["drawings"][str(found["settings"]["steps"])]["seconds_of_each_step"]),
-        parts=list(found["models"]),
+        parts=parts_of(found["models"]),
     )
     page.write_text(html, encoding="utf-8")
+
+
+def parts_of(models: Iterable[str]) -> list[str]:
+    """Rows of the table of *models*, by their addresses: before those of a component of several graphs, the component."""
+    return list(dict.fromkeys(row for address in models for row in (address.partition("/")[0], address)))
 
 
 def distances(wanted: Path, drawn: Path) -> dict[str, float]:

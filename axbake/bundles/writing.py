@@ -85,7 +85,7 @@ def write_bundle(
     files = {graph: plan.models.get(role, f"{graph}.axmodel") for graph, role in roles.items() if _takes(plan, role)}
     made_by = dict(zip(roles, map(_read_json, records), strict=True))
     names = list(_read_json(embeddings)["embeddings"])
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "layout": layout,
         "model": picture.model,

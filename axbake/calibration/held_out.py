@@ -68,7 +68,9 @@ def check_calibration(
     scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
     samples = [observed.taken.feed(scaled[step], text, steps.time(step)) for step in seen for text in embeds]
-    found = observe_chain(files[denoiser], lambda: iter(samples), len(samples), what="checking:")
+    found = observe_chain(
+        files[denoiser], lambda: iter(samples), len(samples), beside=held_out.parent, what="checking:"
+    )
     content = {
         "component": denoiser,
         "prompt": picture.prompt,

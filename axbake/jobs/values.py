@@ -6,7 +6,7 @@ So a job is given what it needs of a family by value, and depends on the functio
 import functools
 import importlib
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def _encode_fields(value: Any) -> tuple[Any, list[str]]:
     given = {field: getattr(value, field.name) for field in fields(value)}
     kept = [(field.name, item) for field, item in given.items() if item not in EMPTY or item != _default(field)]
     encoded, names = _gathered(kept)
-    kind = type(value)
+    kind: Any = type(value)
     encoded = {CLASS: _name_of(kind), **encoded}
     names = [*([_name_of(kind)] if _computes(kind) else []), *names]
     _ENCODED[id(value)] = weakref.ref(value), encoded, names

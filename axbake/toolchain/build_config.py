@@ -37,7 +37,7 @@ INTEGERS = {"int64": "U32", "int32": "S32"}
 OWN = {
     "input": "the graph that was exported",
     "output_dir": "the job's own directory",
-    "output_name": "{component}.axmodel",
+    "output_name": "{graph}.axmodel",
     "work_dir": "the job's own directory",
     "model_type": "ONNX",
     "target_hardware": "that of the entry target_hardware, which all components share",
@@ -53,7 +53,7 @@ class Build:
     """One graph that is compiled: what its config says besides what the user sets."""
 
     name: str  # of the graph, as its files are called
-    component: str  # as config.yaml calls it
+    component: str  # as config.yaml calls it: by its name, or by its role's
     role: str  # of `axbake.networks.component.ROLES`
     inputs: Mapping[str, str]  # name -> NumPy's type
     precision: str  # of activations: U8, U16 or S16; weights are S8
@@ -94,7 +94,7 @@ def read_own_fields(build: Build, said: Mapping[str, Any]) -> dict[str, Any]:
     """
     place = f"pulsar2/{build.component}"
     fields = {name: value for name, value in said.items() if name != BASE}
-    faults = _documented_faults(place, fields) + _own_faults(place, build.component, fields)
+    faults = _documented_faults(place, fields) + _own_faults(place, build.name, fields)
     base: dict[str, Any] = {}
     if said.get(BASE):
         try:
@@ -165,9 +165,9 @@ def _documented_faults(place: str, fields: Mapping[str, Any]) -> list[str]:
     return [f"{place}: {fault}" for fault in problems(checked)]
 
 
-def _own_faults(place: str, component: str, fields: Mapping[str, Any]) -> list[str]:
+def _own_faults(place: str, graph: str, fields: Mapping[str, Any]) -> list[str]:
     faults = [
-        f"{place}/{name}: axbake sets it: {what.format(component=component)}. Leave it out."
+        f"{place}/{name}: axbake sets it: {what.format(graph=graph)}. Leave it out."
         for name, what in OWN.items()
         if name in fields
     ]

@@ -49,7 +49,7 @@ def check_compiled(
     launch: dict[str, Any],
     check: Path,
 ) -> None:
-    """Run compiled models by `pulsar2 run` (or the emulator's) and graphs by ONNX Runtime on the same samples; write the distances.
+    """Run compiled models by `pulsar2 run`, or the emulator's, and graphs by ONNX Runtime on the same samples, and compare.
 
     Where a component has several graphs, each is run on the samples that it was calibrated with, and all one after the other.
 

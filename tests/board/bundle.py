@@ -5,12 +5,14 @@ import json
 import random
 from pathlib import Path
 
-from axbake.families import COMPONENTS
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
+from axbake.runtime.bundle import FORMAT
 
 # The first bytes of Pulsar2's models: ModelProto's fields 1, IR version 10, and 2, the producer's name.
 PULSAR2 = b"\x08\x0a\x12\x07Pulsar2"
 EMULATOR = b"\x08\x0a\x12\x0faxbake-emulator"
-BYTES = {"unet": 400_000, "vae_decoder": 100_000, "vae_encoder": 50_000, "text_encoder": 100_000}
+ROLES = {"text_encoder": TEXT, "unet": DENOISER, "vae_encoder": ENCODER, "vae_decoder": DECODER}
+BYTES = {"text_encoder": 100_000, "unet": 400_000, "vae_encoder": 50_000, "vae_decoder": 100_000}  # of all files
 SIZE = (64, 48)  # height and width of the picture, in pixels
 
 # Speaks for txt2img.py of a real bundle where tests are of what is around it: same options, same files; figures are made up.
@@ -38,16 +40,32 @@ pathlib.Path(given.timings).write_text(json.dumps({
 """
 
 
-def write_bundle(directory: Path, *, model: str = "tiny", content: int = 1, head: bytes = PULSAR2, **told) -> Path:
+def write_bundle(
+    directory: Path,
+    *,
+    model: str = "tiny",
+    content: int = 1,
+    head: bytes = PULSAR2,
+    graphs: tuple[str, ...] = (),
+    **told,
+) -> Path:
     """Path of the manifest of a new bundle in *directory*.
 
     Args:
         content: seed of its models' bytes.
         head: what its models begin with.
+        graphs: of its UNet, where it has several.
         told: entries of the manifest other than usual.
     """
     noise = random.Random(content)
-    files = {f"{name}.axmodel": head + noise.randbytes(BYTES[name]) for name in COMPONENTS}
+    models = {name: [f"{name}.axmodel"] for name in ROLES}
+    if graphs:
+        models["unet"] = [f"unet/{graph}.axmodel" for graph in graphs]
+    files = {
+        file: head + noise.randbytes(BYTES[name] // len(its_files))
+        for name, its_files in models.items()
+        for file in its_files
+    }
     files |= {"txt2img.py": PROGRAM.encode(), "requirements.txt": b"numpy\n", "schedule.npz": b"of 20 steps"}
     files |= {"schedules/euler-20.npz": b"of 20 steps", "schedules/euler-10.npz": b"of 10 steps"}
     for name, data in files.items():
@@ -55,11 +73,11 @@ def write_bundle(directory: Path, *, model: str = "tiny", content: int = 1, head
         (directory / name).write_bytes(data)
     settings = {"height": SIZE[0], "width": SIZE[1], "scheduler": "euler", "steps": 20, "guidance_scale": 7, "seed": 7}
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "layout": "axbake",
         "model": model,
         "emulated": False,
-        "models": {name: {"file": f"{name}.axmodel", "emulated": False} for name in COMPONENTS},
+        "models": {name: {"role": ROLES[name], "files": its, "emulated": False} for name, its in models.items()},
         "settings": settings | {"prompt": "a cat", "negative_prompt": ""},
         "files": {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()

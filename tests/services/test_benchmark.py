@@ -16,8 +16,7 @@ from PIL import Image
 from axbake.board.benchmark import benchmark_board
 from axbake.board.deploy import deploy_bundle
 from axbake.board.errors import BusyCard, ConnectionLost, EmulatedModel, FailedOnBoard, MissingProgram, UnreadableOutput
-from axbake.families import COMPONENTS
-from tests.board.bundle import EMULATOR, SIZE, write_bundle
+from tests.board.bundle import EMULATOR, ROLES, SIZE, write_bundle
 from tests.board.played import CARD, recorded, recorded_smi
 
 DEADLINE = 60  # seconds for what takes one
@@ -67,7 +66,7 @@ def test_models_and_pictures_are_measured_with_the_card_they_were_on(board, meas
     said = measure()
 
     assert (said["ran_on"], said["emulated"], said["model"]) == ("board", False, "tiny")
-    assert calls(board) == [f"{name}.axmodel" for name in said["models"]] and set(said["models"]) == set(COMPONENTS)
+    assert calls(board) == [f"{name}.axmodel" for name in said["models"]] and set(said["models"]) == set(ROLES)
     assert said["models"]["unet"]["device_ms"] == {"min": 3.391, "max": 3.414, "avg": 3.402}
     assert said["models"]["unet"]["cmm_bytes"] == 10488066
     assert said["models"]["unet"]["versions"] == {"axclrt": "1.0.0", "pulsar2": "3.2 99cf147d", "tool": "0.0.1"}
@@ -83,6 +82,20 @@ def test_models_and_pictures_are_measured_with_the_card_they_were_on(board, meas
     assert Image.open(tmp_path / "benchmark" / "image.png").size == SIZE[::-1]
     assert board.settings["host"] not in json.dumps(said)  # the page may be shown around
     assert [path.name for path in board.directory.iterdir()] == ["tiny"]
+
+
+def test_each_graph_of_a_component_is_measured_and_the_component_is_beside_all_of_them(board, measure, tmp_path):
+    manifest = write_bundle(tmp_path / "chain", model="chain", graphs=("down", "up"))
+    shutil.copytree(manifest.parent, board.directory / "chain")
+
+    said = measure(manifest=manifest)
+
+    assert list(said["models"]) == ["text_encoder", "unet/down", "unet/up", "vae_encoder", "vae_decoder"]
+    assert calls(board) == [f"{name}.axmodel" for name in said["models"]]
+    assert said["models"]["unet/up"]["file"] == "unet/up.axmodel"
+    drawn = said["drawings"]["20"]
+    assert list(drawn["run_ms"]) == ["text_encoder", "unet", "vae_decoder"]
+    assert drawn["beside_device_ms"]["unet"] == pytest.approx(250 - 2 * 3.402)
 
 
 def test_a_hundred_repeats_bring_medians(measure):
@@ -253,7 +266,7 @@ def test_a_program_of_the_bundle_that_fails_is_quoted(board, measure):
 def test_timings_of_another_form_are_refused(board, measure):
     python = python_that(board, f"echo '{{}}' >{board.directory}/.measured-card-{CARD}/20.json; exit 0")
 
-    with pytest.raises(UnreadableOutput, match=r"timings have not the form of docs/bundles.md: KeyError"):
+    with pytest.raises(UnreadableOutput, match=r"timings do not have the form of docs/bundles.md: KeyError"):
         measure(python=python)
 
 

@@ -254,8 +254,9 @@ def test_programs_that_are_missing_are_all_named(board, deploy):
     "told",
     [
         {"emulated": True},
-        {"models": {"unet": {"file": "unet.axmodel", "emulated": True}}},
+        {"models": {"unet": {"role": "denoiser", "files": ["unet.axmodel"], "emulated": True}}},
         {"head": EMULATOR},  # whatever the manifest says
+        {"head": EMULATOR, "graphs": ("down", "up")},
     ],
 )
 def test_an_emulated_model_is_refused_before_the_board_is_asked(deploy, tmp_path, told):
@@ -271,6 +272,23 @@ def test_a_bundle_whose_files_are_not_those_it_lists_is_refused(deploy, manifest
 
     with pytest.raises(DamagedBundle, match=r"unet.axmodel, schedules/euler-20.npz, schedules/euler-10.npz: not what"):
         deploy()
+
+
+def test_a_bundle_of_another_format_is_to_be_made_anew(deploy, tmp_path):
+    manifest = write_bundle(tmp_path / "old", format=1)
+
+    with pytest.raises(DamagedBundle, match=r"manifest.json: format 1, wanted 2\. Delete it and run again"):
+        deploy(manifest)
+
+
+def test_a_component_of_several_graphs_is_copied_and_counted_whole(board, deploy, tmp_path):
+    manifest = write_bundle(tmp_path / "chain", graphs=("down", "mid", "up"))
+
+    assert "unet/mid.axmodel" in deploy(manifest)["files"]
+    assert_there(board, manifest)
+    board.play_smi("7040 MiB", "   0 MiB")
+    with pytest.raises(NotEnoughCmm, match=r"the files of text_encoder, unet, vae_decoder alone are 1 MiB"):
+        deploy(manifest)
 
 
 def test_a_file_that_is_changed_on_the_way_is_not_taken(board, manifest, deploy):

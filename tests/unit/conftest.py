@@ -21,6 +21,7 @@ from axbake.graphs.export import export_onnx
 from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, as_files
 from axbake.networks.sampling import Sampling
 from axbake.runtime.values import Picture
+from axbake.table import read_models
 from axbake.weights.description import describe_checkpoint
 from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description
@@ -29,6 +30,7 @@ from axbake.weights.networks import Build
 from tests import tiny
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
+SCHEMAS = Path(__file__).parents[2] / "workflow" / "schemas"
 SD1 = FAMILIES["sd1"]
 #: The row's cells that graphs depend on, where a test says nothing else
 COLUMNS = {"height": 64, "width": 64, "prompt_chunks": 1, "program": "axera"}
@@ -190,6 +192,21 @@ def export_part(weights: Path, graph: Path, *, family: Family = SD1, **columns: 
     given = {name: value for name, value in (COLUMNS | columns).items() if name in component.columns}
     export_onnx(weights, build=component.build, piece=piece, columns=given, graph=graph, tensors=tensors_of(graph))
     return graph
+
+
+def row_of(**cells: str) -> dict[str, Any]:
+    """A row of the table, read as the workflow reads it; the table, and what it names, lie in the working directory.
+
+    Args:
+        cells: that are not as usual: model tiny, checkpoint tiny.safetensors, 64 × 64 pixels.
+    """
+    Path("prompts.txt").write_text("slice of pizza\n")
+    usual = {"model": "tiny", "checkpoint": "tiny.safetensors", "height": "64", "width": "64", "prompt": "a rocket"}
+    row = usual | {"calibration_prompts": "prompts.txt"} | cells
+    table = Path("models.tsv")
+    table.write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
+    (found,) = read_models(table, schema=SCHEMAS / "models.schema.yaml", families=list(FAMILIES)).values()
+    return found
 
 
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
