@@ -18,7 +18,7 @@ from axbake.loras.rows import Lora, lcm_advice, unknown_marks
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
 from axbake.runtime.values import Picture
 from axbake.sources import CHECKPOINT, VAE, Sources, read_header
-from axbake.table import loras_sha256
+from axbake.table import checkpoint_path, loras_sha256
 from axbake.toolchain.build_config import Build, build_config, read_own_fields
 
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
@@ -62,7 +62,7 @@ class Model:
         """Of its checkpoint.
 
         Raises:
-            MissingFamily, WrongFamily, and errors of who reads the checkpoint's header.
+            MissingFamily, WrongFamily, MissingCheckpoint, and errors of who reads the checkpoint's header.
         """
         said = self.row["family"]
         if self.sources.is_remote(CHECKPOINT):
@@ -72,7 +72,7 @@ class Model:
                     f" yet. `python -m axbake.add {self.row['checkpoint']}` fetches it and fills the column in."
                 )
             return FAMILIES[said]
-        found = family_of(Path(self.row[CHECKPOINT]))
+        found = family_of(checkpoint_path(self.row))
         if said and found.name != said:
             raise WrongFamily(
                 f"{self.name}: column family: {said}, but {self.row[CHECKPOINT]} is of {found.name} ({found.title}). Correct the"

@@ -325,13 +325,11 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def checkpoint_sha256(row: dict) -> str:
-    """SHA-256 of a model's checkpoint, compared with the table's; of a folder, that of its files' names and digests.
+def checkpoint_path(row: dict) -> Path:
+    """A model's checkpoint, which is there.
 
     Raises:
-        UnreadableCheckpoint: of no form that axbake reads, or a folder with parts missing.
         MissingCheckpoint: not there; says where it is had and where to put it.
-        WrongChecksum: another file than the table's.
     """
     path = Path(row["checkpoint"])
     if not path.exists():
@@ -341,6 +339,18 @@ def checkpoint_sha256(row: dict) -> str:
             f"{row['model']}: {path} is not there. {source} the file{known} there, or correct the column checkpoint."
             " A run without targets leaves this row out, and bakes the others."
         )
+    return path
+
+
+def checkpoint_sha256(row: dict) -> str:
+    """SHA-256 of a model's checkpoint, compared with the table's; of a folder, that of its files' names and digests.
+
+    Raises:
+        MissingCheckpoint: not there.
+        UnreadableCheckpoint: of no form that axbake reads, or a folder with parts missing.
+        WrongChecksum: another file than the table's.
+    """
+    path = checkpoint_path(row)
     found = files_sha256(files_of(path))
     if not found.startswith(row["sha256"]):
         raise WrongChecksum(

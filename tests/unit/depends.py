@@ -11,7 +11,7 @@ from pathlib import Path
 
 from axbake.jobs.code import symbols_of
 from axbake.jobs.identity import Step
-from axbake.jobs.values import functions_of
+from axbake.jobs.values import decode, encode
 from tests.rules import Planned, plan_all
 
 PLACE = Path(__file__).with_suffix(".txt")
@@ -41,7 +41,8 @@ def _title(step: Step) -> str:
 
 def _modules(step: Step) -> tuple[str, ...]:
     """Modules that *step* reaches, and of how many definitions of each."""
-    roots = (step.function, *dict.fromkeys(functions_of(step.settings)))
+    _, given = encode(decode(step.settings))
+    roots = (step.function, *dict.fromkeys(given))
     return tuple(f"  {module.removeprefix('axbake.')} {len(names)}" for module, names in symbols_of(*roots).items())
 
 

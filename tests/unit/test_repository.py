@@ -63,7 +63,6 @@ def test_every_rule_says_what_it_does_and_keeps_a_log(planned):
     for name, rule in planned.rules.items():
         assert re.fullmatch(r".+\.", rule.docstring or ""), name
         assert rule.log and rule.message and rule.output, name
-        assert "settings" in dict(rule.input.items()), name
         assert not rule.params, name
         assert rule.script == "../scripts/job.py", name
         assert Path(rule.snakefile).parent.joinpath(rule.conda_env).is_file(), name
