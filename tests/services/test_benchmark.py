@@ -266,7 +266,7 @@ def test_a_program_of_the_bundle_that_fails_is_quoted(board, measure):
 def test_timings_of_another_form_are_refused(board, measure):
     python = python_that(board, f"echo '{{}}' >{board.directory}/.measured-card-{CARD}/20.json; exit 0")
 
-    with pytest.raises(UnreadableOutput, match=r"timings have not the form of docs/bundles.md: KeyError"):
+    with pytest.raises(UnreadableOutput, match=r"timings do not have the form of docs/bundles.md: KeyError"):
         measure(python=python)
 
 

@@ -68,8 +68,10 @@ def test_rows_of_one_digest_are_planned_without_the_network_and_fetched_once(fre
 def test_a_download_outlives_its_link_and_is_fetched_again_only_when_it_is_gone(fresh, checkpoint, sites):
     """Links are outputs, which Snakemake removes before it makes them again; the download is none."""
     digest = sites.publish(checkpoint.read_bytes())
-    fresh.write_rows(FETCHED | {"sha256": digest})
-    fresh.bake(RECORD)
+    cell = "civitai.com/models/47274?modelVersionId=102222&ref=friend"
+    fresh.write_rows(FETCHED | {"checkpoint": cell, "sha256": digest})
+    assert fresh.bake(RECORD).count("parameters that change nothing here: ref") == 1
+    assert json.loads((fresh.directory / RECORD).read_text())["unused_parameters"] == ["ref"]
     place = fresh.directory / "checkpoints" / "downloads" / f"{digest}.safetensors"
     sites.log.clear()
 

@@ -1,13 +1,32 @@
 """A cell of the column checkpoint is a path, or an address that is read without asking anybody."""
 
+import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
+import axbake.fetch
 from axbake.fetch.errors import BadSource, Unpinned
 from axbake.fetch.sources import CivitaiAddress, HubAddress, WebAddress, check_pin, parse_source
 
 AIR = "urn:air:sd1:checkpoint:civitai:47274@102222"
+
+
+def test_no_module_of_the_room_imports_another_that_imports_it():
+    files = {f"axbake.fetch.{path.stem}": path for path in Path(axbake.fetch.__file__).parent.glob("*.py")}
+    imports = {}
+    for name, path in files.items():
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))  # those in functions too
+        froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        named = {node.module for node in froms} | {
+            f"{node.module}.{each.name}" for node in froms for each in node.names
+        }
+        imports[name] = (named & set(files)) - {name}
+
+    order = list(graphlib.TopologicalSorter(imports).static_order())  # raises CycleError
+
+    assert len(order) == len(files) > 10
 
 
 @pytest.mark.parametrize(
