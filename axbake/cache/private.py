@@ -94,7 +94,8 @@ def remove_leftovers(tree: Tree) -> None:
             )
             tree.set_aside(announcement)
         except ABSENT:
-            if note.host == HOST or directory.parent.is_dir():  # what another machine sees, this one may not
+            # What another machine sees, this one may not.
+            if note.host == HOST or os.path.isdir(directory.parent):  # noqa: PTH112, which may raise
                 tree.remove(announcement)
         except OSError as error:  # in use, or it may not be removed
             logger.debug("%s: left alone (%s)", announcement, error)
