@@ -24,7 +24,7 @@ from axbake.digest import file_sha256, is_sha256
 logger = logging.getLogger(__name__)
 REMEMBERED = 1 << 20  # bytes; what is smaller is read each time
 CHEAP = 64 << 20  # bytes; what is smaller is read whenever anything about its file changed
-READ_AGAIN = 86400  # s after which a blob that seems unchanged is read again
+READ_AGAIN = 7 * 86400  # s after which a blob that seems unchanged is read again
 LONGEST = 1 << 14  # bytes of a note
 HOLLOW = 1 << 30  # bytes; a larger file of which a hundredth is on disk is not one that a job wrote
 READ_ONLY = 0o444
@@ -64,7 +64,7 @@ class Blobs:
     file system and the blob is this user's, else as a copy. Never as a symbolic link: ONNX refuses tensors behind one.
 
     What is believed:
-        A blob that this user's axbake has read, and that is this user's file, is not read again for a day while its file seems
+        A blob that this user's axbake has read, and that is this user's file, is not read again for a week while its file seems
         unchanged. Another user's could change at any time, so it is never linked, and is read as it is copied.
 
     About hard links:

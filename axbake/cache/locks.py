@@ -238,5 +238,10 @@ def _note(descriptor: int) -> Note:
 
 def _text(value: Any, *, longest: int, printable: bool) -> str:
     """*value*, if it is a text that can be shown, or be a path; otherwise an empty one."""
-    fits = isinstance(value, str) and len(value) <= longest and "\0" not in value
-    return value if fits and (value.isprintable() or not printable) else ""
+    if not isinstance(value, str) or len(value) > longest or "\0" in value or (printable and not value.isprintable()):
+        return ""
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:  # half a character
+        return ""
+    return value

@@ -9,7 +9,8 @@ A job that is killed leaves its directory beside a result, in any project. So it
 Others may write to a shared cache, so an announcement is only a hint of where to look. A directory is removed if the announcement
 is this user's own, its job is dead, and the directory itself says so: it is this user's, it is called after the announcement, and
 it has the file that names both the announcement and the directory's number, which nobody holds. Nobody else can put that file
-into a directory of this user's, and no copy of a private directory has its number.
+into a directory of this user's, and no copy of a private directory has its number. A directory whose job was killed before it put
+the file there, or after it took it away, is empty; the next job of that place removes it.
 """
 
 import contextlib
@@ -44,17 +45,27 @@ def private_directory(tree: Tree, place: Path, *, about: str) -> Iterator[Path]:
             held.enter_context(lock(announcement, about=about, tree=tree, directory=str(directory.absolute())))
         with writing(directory):
             place.parent.mkdir(parents=True, exist_ok=True)
-            directory.mkdir()
-            held.callback(_remove_empty, directory)
-            descriptor = os.open(directory, INNER)
-            held.callback(os.close, descriptor)
-            held.enter_context(mark(descriptor, _mark(descriptor, name)))
+            _remove_empty_ones(place)
+            try:
+                descriptor = _make(directory, name, held)
+            except FileNotFoundError:  # another job of this place took it for one that a killed job left
+                descriptor = _make(directory, name, held)
         try:
             yield directory
         finally:
             # The mark goes last, so that whatever is left when this is killed is found.
             with contextlib.suppress(OSError):
-                _empty(descriptor, but=_mark(descriptor, name))
+                _empty(descriptor, but=_mark(os.fstat(descriptor), name))
+
+
+def _make(directory: Path, name: str, held: contextlib.ExitStack) -> int:
+    """A descriptor of the new private *directory*, marked; *held* closes and removes it."""
+    directory.mkdir()
+    held.callback(_remove_empty, directory)
+    descriptor = os.open(directory, INNER)
+    held.callback(os.close, descriptor)
+    held.enter_context(mark(descriptor, _mark(os.fstat(descriptor), name)))
+    return descriptor
 
 
 def leftovers(tree: Tree) -> Iterator[tuple[Path, int]]:
@@ -70,20 +81,21 @@ def remove_leftovers(tree: Tree) -> None:
         try:
             with _dead(directory, announcement.stem) as descriptor:
                 logger.info("%s: removing what %s left, who is dead", printable(str(directory)), note.owner)
-                _empty(descriptor, but=_mark(descriptor, announcement.stem))
+                _empty(descriptor, but=_mark(os.fstat(descriptor), announcement.stem))
                 _empty(descriptor)
                 directory.rmdir()
             tree.remove(announcement)
         except Damaged as error:
             logger.warning(
-                "%s: names %s, which %s; left alone. If a killed job of yours left it, remove it yourself.",
+                "%s: names %s, which %s; it stays. If a killed job of yours left it, remove it yourself.",
                 announcement,
                 printable(str(directory)),
                 error,
             )
             tree.set_aside(announcement)
         except ABSENT:
-            if note.host == HOST or directory.parent.is_dir():  # what another machine sees, this one may not
+            # What another machine sees, this one may not.
+            if note.host == HOST or os.path.isdir(directory.parent):  # noqa: PTH112, which may raise
                 tree.remove(announcement)
         except OSError as error:  # in use, or it may not be removed
             logger.debug("%s: left alone (%s)", announcement, error)
@@ -120,23 +132,26 @@ def _dead(directory: Path, name: str) -> Iterator[int]:
         BlockingIOError: its job is not dead.
         OSError: it is not there, or may not be looked at.
     """
-    if not _is_mine(directory.lstat(), stat.S_ISDIR):
+    state = directory.lstat()
+    if not _is_mine(state, stat.S_ISDIR):
         raise Damaged("is no directory of yours")
+    mark_name = _mark(state, name)
+    try:  # all this before it is opened
+        marked = _is_mine((directory / mark_name).lstat(), stat.S_ISREG)
+    except ABSENT:
+        marked = False
+    if not marked:
+        raise Damaged("bears no mark of axbake's")
     descriptor = os.open(directory, INNER)
     with contextlib.ExitStack() as held:
         held.callback(os.close, descriptor)
-        mark_name = _mark(descriptor, name)
-        found = names_in(descriptor)
-        if not _is_mine(os.fstat(descriptor), stat.S_ISDIR) or (found and mark_name not in found):
-            raise Damaged("bears no mark of axbake's")
-        if found:
-            if not _is_mine(os.stat(mark_name, dir_fd=descriptor, follow_symlinks=False), stat.S_ISREG):
-                raise Damaged("bears no mark of axbake's")
-            try:
-                if held.enter_context(abandoned(descriptor, mark_name)) is None:
-                    raise BlockingIOError
-            except CacheUnusable:
-                pass  # no locks there; that of the announcement says it too
+        if not os.path.samestat(os.fstat(descriptor), state):
+            raise BlockingIOError
+        try:
+            if held.enter_context(abandoned(descriptor, mark_name)) is None:
+                raise BlockingIOError
+        except CacheUnusable:
+            pass  # no locks there; that of the announcement says it too
         yield descriptor
 
 
@@ -148,9 +163,9 @@ def _ending(name: str) -> str:
     return f"{PRIVATE}{name}"
 
 
-def _mark(descriptor: int, name: str) -> str:
-    """What the file is called that says that an open directory is the one announced as *name*."""
-    return f"axbake-{name}-{os.fstat(descriptor).st_ino}"
+def _mark(state: os.stat_result, name: str) -> str:
+    """What the file is called that says that the directory of *state* is the one announced as *name*."""
+    return f"axbake-{name}-{state.st_ino}"
 
 
 def _empty(descriptor: int, but: str = "") -> None:
@@ -158,6 +173,14 @@ def _empty(descriptor: int, but: str = "") -> None:
     for name in names_in(descriptor):
         if name != but:
             remove_all(descriptor, name)
+
+
+def _remove_empty_ones(place: Path) -> None:
+    """Remove the empty directories that killed jobs of *place* left."""
+    named = re.compile(re.escape(f".{place.name}{PRIVATE}") + r"[0-9a-f]{16}")
+    for path in place.parent.iterdir():
+        if named.fullmatch(path.name):
+            _remove_empty(path)
 
 
 def _remove_empty(directory: Path) -> None:

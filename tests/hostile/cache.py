@@ -586,14 +586,16 @@ def is_sentence(text: str) -> bool:
 def trial(number: int, directory: Path, other_disk: Path) -> Trial:
     """Tamper with one cache, and work in it."""
     draw = random.Random(number)
-    shared = number % 3 if os.geteuid() == 0 else 0
+    shared = draw.randrange(3) if os.geteuid() == 0 else 0
     mode = {0: 0o755, 1: 0o777, 2: 0o1777}[shared]
     world = World(directory / str(number), other_disk / str(number), NOBODY if shared else None, mode)
     tampers = [TAMPERS[number % len(TAMPERS)], *draw.choices(TAMPERS, k=draw.choice([0, 0, 1, 2]))]
     tried = Trial(number, [tamper.__name__ for tamper in tampers])
     try:
         for tamper in tampers:
-            with contextlib.suppress(OSError, IndexError):  # an earlier one took it
+            with contextlib.suppress(
+                OSError, IndexError, RecursionError
+            ):  # an earlier one took it, or made it too deep
                 tamper(draw, world)
         before = state_of(world.home)
         started = time.monotonic()
@@ -628,6 +630,8 @@ def in_a_process(do: Callable[[], dict[str, Any]], user: int | None) -> tuple[di
                 answer.write(json.dumps(do()).encode())
                 answer.flush()
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
