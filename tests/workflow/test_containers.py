@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from axbake.toolchain.axmodel import read_axmodel
-from axbake.toolchain.compiled import check_compiled
 from axbake.toolchain.engines import Engine, EngineError, container_name, is_orphan
 from axbake.toolchain.launch import Launch, WrongToolchain
 from axbake.toolchain.pulsar2 import CompileError
-from tests.decoder import LAUNCH, compile_decoder, compiler, write_inputs
+from tests.decoder import LAUNCH, check_decoder, compile_decoder, write_inputs
 from tests.services.engine import IMAGE
 from tests.workflow.project import COMPONENTS, Project
 
@@ -68,13 +67,11 @@ def test_a_model_is_compiled_and_checked_in_containers(engine, containers, input
     monkeypatch.chdir(tmp_path)
 
     made = compile_decoder(tmp_path, inputs, engine)
-    paths = {"axmodel": made["axmodel"], "config": made["config"], "check": tmp_path / "check.json"}
-    how = {"compiler": compiler(engine), "launch": LAUNCH | {"toolchain": engine}}
-    check_compiled(**inputs, **paths, **how, samples=2, min_sqnr=40)
+    check = check_decoder(made, inputs, engine, tmp_path)
 
     assert read_axmodel(made["axmodel"]).producer == "Pulsar2"
     assert json.loads(made["record"].read_text())["toolchain"] == engine
-    assert json.loads((tmp_path / "check.json").read_text())["outputs"]["sample"]["sqnr_db"] > 40
+    assert check["outputs"]["sample"]["sqnr_db"] > 40
     # What its image says is asked once.
     assert [path.stem for path in Path(".axbake/pulsar2").iterdir()] == [Engine(engine, IMAGE).image_id()]
 
@@ -188,9 +185,7 @@ def in_containers(project: Project, engine: str, **fields: str) -> None:
     """Have *project* compile by *engine*, with *fields* of Pulsar2's config by component, and nothing drawn."""
     project.edit("config/config.yaml", "toolchain: emulator", f"toolchain: {engine}")
     for component, said in fields.items():
-        text = (project.directory / "config" / "config.yaml").read_text()
-        (line,) = re.findall(rf"^  {component}: {{}}.*$", text, re.MULTILINE)
-        project.edit("config/config.yaml", line, f"  {component}: {said}")
+        project.edit("config/config.yaml", "\npulsar2:\n", f"\npulsar2:\n  {component}: {said}\n")
 
 
 def test_a_baked_project_is_compiled_and_checked_in_containers_and_one_that_fails_says_why(engine, containers, project):
