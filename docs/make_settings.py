@@ -10,12 +10,19 @@ INTRODUCTION = """# Settings
 
 Made from `workflow/schemas/` by `make docs`. An entry that is not there takes its default; an unknown one stops the run.
 """
+BY_ROLE = """`{part}` stands for a role or a component. A role is what a component does in its model. In Stable Diffusion,
+`text` is the component `text_encoder`, `denoiser` is `unet`, `encoder` is `vae_encoder`, and `decoder` is `vae_decoder`.
+An entry by component replaces the one of its role, for that component alone.
+
+Entries marked (row) can also be set for one row of the table, in the YAML file that the row's column `config` names.
+"""
+PART = "{part}"
 
 
 def allowed(entry: dict) -> str:
     """Type and allowed values of an entry, in words."""
     if "enum" in entry:
-        return ", ".join(f"`{value}`" for value in entry["enum"])
+        return ", ".join(f"`{value}`" if value != "" else "empty" for value in entry["enum"])
     words = [entry["type"]]
     if "minimum" in entry:
         words.append(
@@ -29,18 +36,41 @@ def allowed(entry: dict) -> str:
     return ", ".join(words)
 
 
-def rows(schema: dict, prefix: str = "") -> list[str]:
-    """A table row for every entry of *schema*, at every depth."""
+def default_of(entry: dict) -> str:
+    """What an entry is that is not there."""
+    if "default" not in entry:
+        return "none"
+    return f"`{entry['default']}`" if entry["default"] != "" else "empty"
+
+
+def is_by_role(entry: dict) -> bool:
+    """Whether an entry has one value for each role, and for components by their names."""
+    return isinstance(entry.get("additionalProperties"), dict) and "properties" in entry
+
+
+def of_all_roles(schema: dict) -> dict:
+    """What the entries of a schema by role have in common, which is all of them."""
+    first, *others = schema["properties"].values()
+    assert all(other == first for other in others), "roles differ; the table has one line for all"
+    return first
+
+
+def rows(schema: dict, prefix: str = "", of_row: bool = False) -> list[str]:
+    """A table row for every entry of *schema*, at every depth.
+
+    Args:
+        of_row: whether a row of the table of models can have its own.
+    """
     lines = []
-    for name, entry in schema["properties"].items():
+    entries = {PART: of_all_roles(schema)} if is_by_role(schema) else schema["properties"]
+    for name, entry in entries.items():
         meaning = " ".join(entry.get("description", "").split())
+        own = of_row or entry.get("ofRow", False)
+        mark = " (row)" if own and not of_row else ""
         if "properties" in entry:
-            lines += [f"| `{prefix}{name}` | {meaning} | | |", *rows(entry, f"{prefix}{name}/")]
+            lines += [f"| `{prefix}{name}`{mark} | {meaning} | | |", *rows(entry, f"{prefix}{name}/", own)]
             continue
-        default = (
-            f"`{entry['default']}`" if entry.get("default", "") != "" else "empty" if "default" in entry else "none"
-        )
-        lines.append(f"| `{prefix}{name}` | {meaning} | {allowed(entry)} | {default} |")
+        lines.append(f"| `{prefix}{name}` | {meaning} | {allowed(entry)} | {default_of(entry)} |")
     return lines
 
 
@@ -50,7 +80,8 @@ def page() -> str:
     parts = [INTRODUCTION]
     for title, name in (("config/config.yaml", "config"), ("config/models.tsv", "models")):
         schema = yaml.safe_load((ROOT / "workflow" / "schemas" / f"{name}.schema.yaml").read_text())
-        parts += [f"## {title}", "", " ".join(schema["description"].split()), *head, *rows(schema), ""]
+        about = [" ".join(schema["description"].split())] + ["", BY_ROLE.rstrip()] * (name == "config")
+        parts += [f"## {title}", "", *about, *head, *rows(schema), ""]
     return "\n".join(parts)
 
 

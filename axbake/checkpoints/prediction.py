@@ -26,7 +26,7 @@ ROUNDING = 1e-2  # relative; a schedule stored in bfloat16 is off by 4e-3
 
 
 class UnknownPrediction(AxbakeError):
-    """What the UNet predicts is said nowhere, or in two ways."""
+    """Nothing says what the UNet predicts, or two sources contradict each other."""
 
 
 class UnreadableSidecar(AxbakeError):

@@ -1,17 +1,59 @@
 """The documentation holds together: its site builds, its links lead somewhere, what is made from code is up to date."""
 
+import fnmatch
+import functools
 import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from axbake.families import FAMILIES
+from axbake.jobs.code import code_of
+from axbake.networks.component import ROLES
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+BY_NAME = {path.name: path for path in PAGES}
+COMPONENTS = {name for family in FAMILIES.values() for name in family.names}
+# What a measurement wrote, with the names of then; and messages of the code, which another test holds to it
+MADE = re.compile(r"(?s)\n(## Edited|<!-- failures -->)\n.*")
+PROGRAMS = ("snakemake", "python", "python3", "pytest", "pip", "mkdocs")  # of this checkout's environment
+EMULATOR = "python -m axbake.emulator"  # what a toolchain starts
+ON_THE_BOARD = ("python3 -m venv .venv", "python3 txt2img.py", "python3 img2img.py")
+# Names in code spans that are of other programs and of users' files
+OTHERS = {
+    *(
+        "use_deterministic_compute",
+        "CONTAINER_ENGINE",
+        "dreamshaper_8",
+        "realistic_vision_v51",
+        "ax_pulsar2",
+        "ax_pulsar2_4",
+    ),
+    *("lora_unet", "lora_te", "lora_te1", "my_unet", "text_encoder_2"),
+}
+OTHER_PLACES = {"config/my_unet.json", "config/axbake/civitai_token", "axbake/pulsar2", "config/unet.json"}
+# Taken out of the pages, for what idiomatic English has in their place
+ODD = [
+    *("parted by", "is had", "are had", "for want of", "no telling", "in silence", "without a word", "not to be used"),
+    *(
+        "has not the form",
+        "is no integer",
+        "is none of",
+        "is told",
+        "are told",
+        "is said",
+        "in the first second",
+        "passed over",
+    ),
+    *("lie in", "what to believe", "be had alone", "slip of the pen", "told at once", "goes before it"),
+]
 TRANSLATIONS = [DOCS / "README.ja.md", DOCS / "README.zh.md"]
 
 
@@ -28,6 +70,150 @@ def anchors(path: Path) -> set[str]:
     """Names of a page's headings as GitHub and MkDocs make them."""
     heads = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+def prose(path: Path) -> str:
+    """A page's text as people wrote it."""
+    return MADE.sub("", path.read_text(encoding="utf-8"))
+
+
+def spans(path: Path) -> list[str]:
+    """What stands in backticks in a page, outside blocks."""
+    text = re.sub(r"^```.*?^```", "", prose(path), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def blocks(path: Path) -> list[str]:
+    """Lines of a page's blocks of commands: those that are marked `sh`, or not at all."""
+    found = re.findall(r"^ *```(?:sh)?\n(.*?)^ *```", prose(path), re.MULTILINE | re.DOTALL)
+    return [line.strip() for block in found for line in block.splitlines()]
+
+
+@functools.cache
+def schema(name: str) -> dict:
+    return yaml.safe_load((ROOT / "workflow" / "schemas" / f"{name}.schema.yaml").read_text())
+
+
+@functools.cache
+def words_of_the_code() -> set[str]:
+    """Every name in code, rules, schemas, profiles and commands, and of their files; with the rules of each family."""
+    folders = ("axbake", "workflow", "profiles", "config", "bench", "tests/tiny.py", "resources/ax650", "tests/double")
+    files = [file for name in folders for file in [ROOT / name, *(ROOT / name).rglob("*")] if file.is_file()]
+    texts = [
+        file.read_text(encoding="utf-8") for file in files if file.suffix in (".py", ".smk", ".yaml", ".j2", ".json")
+    ]
+    rules = {
+        f"{name}_{family}"
+        for text in texts
+        for name in re.findall(r'f"(\w+)_\{family\.name}"', text)
+        for family in FAMILIES
+    }
+    tests = {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    return {word for text in texts for word in re.findall(r"\w+", text)} | {file.stem for file in files} | rules | tests
+
+
+def outputs_of_rules() -> set[str]:
+    """Patterns of all files that rules make below `results/`, with `*` for whatever is filled in."""
+    text = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    found = re.findall(r'f?"(results/[^"]+)"', text)
+    return {re.sub(r"\*+", "*", re.sub(r"\{+[^}]*\}+", "*", path)) for path in found}
+
+
+def unknown_settings(span: str) -> Iterator[str]:
+    """*span* if it is written as a place in the config, but is none."""
+    first, *rest = span.split("/")
+    entry = schema("config")["properties"].get(first)
+    if entry is None or not rest or not re.fullmatch(r"[\w{}]+(/[\w{}]+)*", span):
+        return
+    for name in rest:
+        below = entry.get("properties", {})
+        if not below:
+            if isinstance(entry.get("additionalProperties"), dict) or entry.get("type") == "object":
+                return  # fields of Pulsar2's own config
+            yield span
+            return
+        by_role = isinstance(entry.get("additionalProperties"), dict)
+        known = {*below, *(COMPONENTS | {"{part}"} if by_role else ())}
+        if name not in known:
+            yield span
+            return
+        entry = below.get(name, entry["additionalProperties"] if by_role else {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_names_in_a_page_are_names_of_the_code(page):
+    found = {name for span in spans(page) for name in re.findall(r"[A-Za-z0-9]+(?:_[A-Za-z0-9]+)+", span)}
+
+    assert found - words_of_the_code() - OTHERS == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_settings_in_a_page_are_entries_of_the_config(page):
+    # A directory of results has the name of an entry, too; what is in it has an ending.
+    assert [fault for span in spans(page) for fault in unknown_settings(span)] == []
+
+
+def test_a_setting_that_there_is_not_is_seen():
+    assert (
+        list(unknown_settings("parity/min_psnr/unet")) == list(unknown_settings("pulsar2/denoiser/quant/check")) == []
+    )
+    assert list(unknown_settings("calibration/size")) and list(unknown_settings("parity/min_psnr/vae"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_columns_in_a_page_are_columns_of_the_table(page):
+    text = re.sub(r"\s+", " ", prose(page))
+    named = re.findall(r"\bcolumns? `(\w+)`", text)
+
+    assert set(named) <= set(schema("models")["properties"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_files_and_modules_in_a_page_are_there(page):
+    place = r"(?<![\w./-])(?:axbake|tests|bench|workflow|resources|profiles|docs|config|envs)/[\w./-]*\w"
+    named = {path for span in spans(page) for path in re.findall(place, span)}
+    modules = {name for span in spans(page) for name in re.findall(r"(?<![\w/])axbake(?:\.[a-z]\w*)+", span)}
+
+    # A directory in a bundle, or on the board, has the package's name.
+    missing = [path for path in named - OTHER_PLACES if not (ROOT / path).exists() and "NAME" not in path]
+    assert missing == []
+    for name in modules - {"axbake.tar"}:
+        assert code_of(name if not (ROOT / name.replace(".", "/")).is_dir() else f"{name}.__main__"), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_results_in_a_page_are_made_by_a_rule(page):
+    known = outputs_of_rules() | {"results/report.html", "results/summary.tsv"}
+    text = prose(page)
+    named = set(re.findall(r"results/(?:NAME|\{model\}|demo|xxmix9)/[\w{}./-]*\w", text))
+    named = {path for path in named if re.search(r"\.\w+$", path)}
+    named = {re.sub(r"\{[^}]*\}", "x", path) for path in named}
+
+    assert [path for path in named if not any(fnmatch.fnmatchcase(path, pattern) for pattern in known)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_in_a_page_run_what_make_installed(page):
+    inline = [span for span in spans(page) if re.match(rf"({'|'.join(PROGRAMS)}) -?-?[\w./-]", span)]
+    bare = [line for line in blocks(page) if re.match(rf"({'|'.join(PROGRAMS)}) ", line)]
+
+    assert [line for line in bare if not line.startswith(ON_THE_BOARD)] == []
+    assert [span for span in inline if span != EMULATOR] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_are_in_plain_english(page):
+    text = re.sub(r"\s+", " ", prose(page)).lower()
+
+    assert [phrase for phrase in ODD if re.search(rf"\b{phrase}\b", text)] == []
+
+
+def test_every_family_has_a_section_and_every_role_a_name_in_the_settings():
+    text = BY_NAME["families.md"].read_text(encoding="utf-8")
+
+    for family in FAMILIES.values():
+        assert f"\n## {family.name}: {family.title}" in text
+    assert all(f"`{role}`" in BY_NAME["settings.md"].read_text(encoding="utf-8") for role in ROLES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
