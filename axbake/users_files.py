@@ -129,7 +129,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"{shown(name)!r} stands twice")
+                raise ValueError(f"'{shown(name)}' stands twice")
             seen.add(name)
     return table
 

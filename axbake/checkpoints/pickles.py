@@ -36,7 +36,21 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py: first of the pi
 REBUILD = {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter", "parameter_with_state")}
 STORAGES = {
     f"torch.{kind}Storage"
-    for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")
+    for kind in (
+        "Float",
+        "Half",
+        "BFloat16",
+        "Double",
+        "Long",
+        "Int",
+        "Short",
+        "Char",
+        "Byte",
+        "Bool",
+        "Untyped",
+        "ComplexFloat",
+        "ComplexDouble",
+    )
 } | {"torch.storage.UntypedStorage", "torch.storage.TypedStorage"}
 DTYPES = {"torch.float8_e4m3fn", "torch.float8_e5m2", "torch.float16", "torch.bfloat16", "torch.float32"}
 #: What a file may name, and torch rebuilds.

@@ -74,7 +74,7 @@ def read_sidecar(checkpoint: Path) -> str:
     stated = model.get("parameterization", "eps")
     if not isinstance(stated, str) or stated not in WORDS:
         raise UnreadableSidecar(
-            f"{path}: parameterization {shown(stated, 80)!r}; wanted eps or v, which axbake's samplers know."
+            f"{path}: parameterization '{shown(stated, 80)}'; wanted eps or v, which axbake's samplers know."
         )
     return WORDS[stated]
 

@@ -107,7 +107,7 @@ def _step_faults(content: dict) -> Iterator[str]:
         if given != wanted:
             yield f"{place}: {step['method']} of {', '.join(given)}; wanted {', '.join(wanted)}"
         yield from (
-            f"{place}/{name}: {shown(step[name])!r} is none of {_few(merges)}"
+            f"{place}/{name}: '{shown(step[name])}' is none of {_few(merges)}"
             for name in given
             if step[name] not in merges
         )
@@ -126,7 +126,7 @@ def _step_faults(content: dict) -> Iterator[str]:
             return
         if name := step.get("name"):
             if name in merges:
-                yield f"{place}/name: {shown(name)!r} stands twice"
+                yield f"{place}/name: '{shown(name)}' stands twice"
             merges[name] = count
     if unused := [name for name in merges if name not in used and name != last]:
         yield f"no step uses {_few(unused)}"

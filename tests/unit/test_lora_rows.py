@@ -86,3 +86,48 @@ def test_an_lcm_lora_wants_its_scheduler_and_guidance(scheduler, guidance_scale,
 
     assert len(advice) == bool(said)
     assert all(said in sentence for sentence in advice)
+
+
+@pytest.mark.parametrize(
+    ("mark", "strengths"),
+    [
+        ("<lora:film:te=0.5:unet=0.8>", (0.5, 0.8)),
+        ("<lora:film:unet=0.8:te=0.5>", (0.5, 0.8)),
+        ("<lora:film:te=0.5>", (0.5, 0.5)),
+        ("<lora:film:unet=0.9>", (1, 0.9)),
+        ("<lora:film:0.7:unet=0.9>", (0.7, 0.9)),
+        ("<lora:film:0.7:0.2:te = 0.1>", (0.1, 0.2)),
+        ('<lora:"film":0.7>', (0.7, 0.7)),
+        ("<lora: film : .5 >", (0.5, 0.5)),
+    ],
+)
+def test_strengths_by_name_are_those_of_the_web_ui(mark, strengths):
+    row = {"loras": "a/film.safetensors:0.4", "prompt": f"1girl {mark}", "negative_prompt": ""}
+
+    assert list(lora_faults(row)) == []
+    (lora,) = row_loras(row["loras"], [row["prompt"]])
+    assert (lora.text_encoder, lora.unet) == strengths
+    assert list(unknown_marks(row | {"loras": [lora], "calibration_prompts": [row["prompt"]]})) == []
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ("<lora:film:1:1:lbw=IN02>", "block weights of an extension (lbw)"),
+        ("<lora:film:1:dyn=64>", "a dynamic rank (dyn)"),
+        ("<lora:film:1:1:64>", "found '64'"),
+        ("<lora:film:te=much>", "found 'te=much'"),
+        ("<lora:film:te=11>", "a strength beyond 10"),
+        ("<lora:film:\x1b[2J>", r"found '\x1b[2J'"),
+    ],
+)
+def test_what_a_mark_says_besides_is_named(mark, said):
+    (fault,) = lora_faults({"loras": "a/film.safetensors", "prompt": mark, "negative_prompt": ""})
+
+    assert said.replace("\\", "") in fault.replace("\\", "")
+    assert fault.isprintable()
+
+
+def test_a_cell_names_strengths_too():
+    assert lora_cells("a/film.safetensors:te=0.5:unet=0.8") == [Lora("a/film.safetensors", 0.5, 0.8)]
+    assert lora_cells("C:/film.safetensors") == [Lora("C:/film.safetensors", 1, 1)]

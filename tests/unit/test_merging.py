@@ -213,3 +213,42 @@ def test_shares_that_make_weights_too_large_are_told(models, tmp_path):
 
     with pytest.raises(RecipeError, match=r"unet\.conv_in\.weight: the merge is too large for torch.float16"):
         merge(recipe)
+
+
+def test_steps_that_double_are_refused_before_they_are_merged(models, tmp_path):
+    steps = [STEP | {"name": "s0"}]
+    steps += [
+        {"name": f"s{n}", "method": "weighted_sum", "a": f"s{n - 1}", "b": f"s{n - 1}", "alpha": 0.5}
+        for n in range(1, 40)
+    ]
+
+    with pytest.raises(RecipeError, match="steps/7: steps that use a step before them several times make 100 merges"):
+        read_recipe(write(tmp_path, models, *steps))
+
+
+def test_many_steps_one_after_the_other_are_a_recipe(models, tmp_path):
+    steps = [STEP | {"name": "s0"}]
+    steps += [
+        {"name": f"s{n}", "method": "weighted_sum", "a": f"s{n - 1}", "b": "b", "alpha": 0.5} for n in range(1, 60)
+    ]
+
+    assert len(read_recipe(write(tmp_path, models, *steps)).steps) == 60
+
+
+def test_a_recipe_of_many_faults_tells_some(models, tmp_path):
+    with pytest.raises(RecipeError) as raised:
+        read_recipe(write(tmp_path, models, *[STEP | {"b": "z" * 1000}] * 300))
+
+    assert str(raised.value).count("\n") == 22 and "and more" in str(raised.value)
+    assert len(str(raised.value)) < 10_000
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "a" * 300, "a\0b"])
+def test_a_recipes_checkpoint_that_is_no_file_is_told(path, models, tmp_path):
+    checkpoints = {name: {"path": f"{path}.safetensors", "sha256": "0" * 10} for name in "ab"}
+    if path == "/dev/zero":
+        (tmp_path / "zero.safetensors").symlink_to(path)
+        checkpoints["a"]["path"] = checkpoints["b"]["path"] = str(tmp_path / "zero.safetensors")
+
+    with pytest.raises(RecipeError, match="a device" if path == "/dev/zero" else "is not there"):
+        read_recipe(write(tmp_path, models, STEP, checkpoints=checkpoints))
