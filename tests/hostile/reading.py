@@ -12,16 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from axbake.checkpoints.importing import convert_checkpoint, import_checkpoint
 
 from axbake.checkpoints import embeddings, pickles
 from axbake.checkpoints.containers import files_of
+from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.checkpoints.embeddings import read_embedding
 from axbake.checkpoints.prediction import read_sidecar
 from axbake.errors import AxbakeError
-from axbake.families import VAE
 from axbake.loras.fusing import Fusion
 from tests import tiny
+from tests.unit.conftest import SD1, halves, import_part
 
 #: Events of Python's audit hooks that run something, or reach out
 WATCHED = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
@@ -52,12 +52,12 @@ def inspect(path: Path) -> None:
 
 def imported(path: Path) -> None:
     for component in ("unet", "vae_decoder"):
-        import_checkpoint(path, component=component, weights=path.parent / "weights.safetensors")
+        import_part(path, component=component, weights=path.parent / "weights.safetensors")
 
 
 def vae(path: Path) -> None:
-    for component in VAE:
-        import_checkpoint(path, component=component, weights=path.parent / "weights.safetensors")
+    for component in halves(SD1):
+        import_part(path, component=component, weights=path.parent / "weights.safetensors")
 
 
 def fused(path: Path) -> None:
@@ -77,7 +77,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "embedding": read_embedding,
     "sidecar": read_sidecar,
     "recipe": files_of,
-    "convert": lambda path: convert_checkpoint(files_of(path), checkpoint=path.parent / "converted.safetensors"),
+    "convert": lambda path: convert_checkpoint(
+        files_of(path), checkpoint=path.parent / "converted.safetensors", components=SD1.components, latents=SD1.latents
+    ),
 }
 
 
@@ -119,7 +121,7 @@ if __name__ == "__main__":
         for component in ("unet", "text_encoder")
     }
     if "--fenced" in sys.argv:
-        pickles.convert_pickle = embeddings.convert_pickle = inspect_module.convert_pickle = in_process
+        pickles.convert_pickle = embeddings.convert_pickle = in_process
         pickles._limit_process(0)
     sys.addaudithook(watch)
     print("ready", flush=True)

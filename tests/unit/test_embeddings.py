@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axbake.checkpoints.embeddings import EmbeddingError, list_embeddings, read_embedding
-from axbake.checkpoints.importing import import_checkpoint
+from axbake.checkpoints.embeddings import EmbeddingError, read_embedding
+from axbake.weights.embeddings import list_embeddings
 from tests import loras, tiny
+from tests.unit.conftest import import_part
 
 VECTORS = torch.arange(2.0 * tiny.WIDTH).reshape(2, -1)
 
@@ -62,7 +63,7 @@ def test_every_type_of_weights_is_taken(dtype, tmp_path):
 @pytest.fixture
 def weights(tmp_path):
     checkpoint = tiny.save(tiny.sd1(), tmp_path / "sd1.safetensors")
-    import_checkpoint(checkpoint, component="text_encoder", weights=tmp_path / "text_encoder.safetensors")
+    import_part(checkpoint, component="text_encoder", weights=tmp_path / "text_encoder.safetensors")
     return tmp_path / "text_encoder.safetensors"
 
 
@@ -97,7 +98,7 @@ def test_words_that_no_prompt_can_say_are_reported(tmp_path, caplog):
     table = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
     tensors[table] = torch.cat([tensors[table], tensors[table][:1]])
     save_file(tensors, tmp_path / "more.safetensors")
-    import_checkpoint(tmp_path / "more.safetensors", component="text_encoder", weights=tmp_path / "w.safetensors")
+    import_part(tmp_path / "more.safetensors", component="text_encoder", weights=tmp_path / "w.safetensors")
 
     list_embeddings(tmp_path / "w.safetensors", [], names=[], listing=tmp_path / "embeddings.json")
 
