@@ -406,9 +406,9 @@ def put(draw: random.Random, world: World, path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
-    if not path.parent.is_dir():
-        return
     home = world.home
+    if not path.parent.is_dir() or path.parent.resolve().is_relative_to(home.resolve()):
+        return  # an earlier one put a link there
     what = draw.randrange(14)
     texts = [
         "",

@@ -1,13 +1,14 @@
 """A digest is remembered while its file is the same, and computed anew as soon as it may not be."""
 
 import hashlib
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from axbake.digest import MEMORY, file_sha256, write_atomically
+from axbake.digest import MEMORY, file_sha256, is_sha256, remembered_sha256, write_atomically
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,65 @@ def test_a_damaged_note_is_made_again(file, content):
     note.write_text(content)
 
     assert file_sha256(file) == sha256(b"first")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"state": NaN}', "\x00" * 9], ids=["deep", "no number", "zeros"])
+def test_a_strange_note_is_made_again(file, content):
+    file_sha256(file)
+    (note,) = MEMORY.iterdir()
+    note.write_text(content)
+
+    assert file_sha256(file) == sha256(b"first")
+    assert json.loads(note.read_text())["sha256"] == sha256(b"first")
+
+
+@pytest.mark.parametrize("value", [3, "../x", "A" * 64, f"{'a' * 64}\n", None, ["a" * 64]], ids=repr)
+def test_a_note_whose_digest_is_none_is_made_again(file, value):
+    file_sha256(file)
+    (note,) = MEMORY.iterdir()
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"sha256": value}))
+
+    assert remembered_sha256(file) is None
+    assert file_sha256(file) == sha256(b"first")
+    assert remembered_sha256(file) == sha256(b"first")
+
+
+@pytest.mark.parametrize("what", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=str)
+def test_what_is_no_file_in_the_place_of_a_note_is_not_read(file, what, caplog):
+    file_sha256(file)
+    (note,) = MEMORY.iterdir()
+    note.unlink()
+    what(note)
+
+    assert file_sha256(file) == sha256(b"first")
+    assert note.is_file() or f"{file} is read each time" in caplog.text
+
+
+def test_a_memory_that_cannot_be_written_costs_nothing_but_time(file, caplog):
+    MEMORY.parent.write_text("not a directory")
+
+    assert file_sha256(file) == sha256(b"first")
+    assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("what", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir], ids=str)
+def test_what_is_no_file_has_no_digest(what):
+    what(Path("endless"))
+    with pytest.raises(OSError, match="Not a plain file"):
+        file_sha256(Path("endless"))
+
+
+@pytest.mark.parametrize("value", ["a" * 63, "A" * 64, "g" * 64, f"{'a' * 64}\n", "../" + "a" * 61, None, 3, b"a" * 64])
+def test_what_is_no_digest_is_none(value):
+    assert not is_sha256(value)
+    assert is_sha256("a" * 64)
+
+
+def test_writing_that_fails_leaves_nothing():
+    Path("file.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(Path("file.json"), "text")
+    assert [path.name for path in Path().iterdir()] == ["file.json"]
 
 
 def test_writing_leaves_the_whole_text_and_no_other_file():
