@@ -9,6 +9,8 @@ from axbake.users_files import MOST_JSON_BYTES, UnreadableFile, load_json, open_
 SAFETENSORS, PICKLE, AXMODEL, ONNX = "safetensors", "pickle", ".axmodel", "ONNX graph"
 COMPILERS = (b"Pulsar2", b"axbake-emulator")  # that write .axmodel files
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
+# How pickles begin that are text, which torch never wrote: a name to import, or a table, list or tuple.
+TEXT_PICKLE = re.compile(rb"c[\w.]+\n[\w.]+\n|\((?:[dlt(SVI]|c[\w.]+\n)")
 START_BYTES = 4096
 TAIL_BYTES = 1_000_000  # of a zip archive, in which its list of files ends
 AGAIN = "Download it again and compare its SHA-256 with the page it is from."
@@ -84,11 +86,12 @@ def form_of_file(path: Path) -> Form:
         if path.suffix == ".axmodel" or name in COMPILERS:
             return Form(AXMODEL, f"a model that is compiled already{maker}", GIVE)
         return Form(ONNX, f"an ONNX graph{maker}", GIVE)
-    if path.suffix in PICKLE_ENDINGS:  # the oldest pickles begin with any letter
-        return Form(PICKLE)
     if not start.strip(b"\0"):
         return Form("", "no whole safetensors file: it begins with zeros, as an interrupted download does", AGAIN)
-    if _is_text(start):
+    text = _is_text(start)
+    if path.suffix in PICKLE_ENDINGS and (not text or TEXT_PICKLE.match(start)):
+        return Form(PICKLE)
+    if text:
         first = start.decode("utf-8-sig", errors="ignore").strip().splitlines()[:1]
         return Form("", f"no whole safetensors file but a text: «{shown(first[0] if first else '')}»", AGAIN)
     return Form("", "no whole safetensors file", AGAIN)

@@ -342,6 +342,8 @@ def _marks(shapes: Shapes) -> Found:
     """Which known tensors there are, with whatever prefix."""
     found: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
+        if name.startswith("control_model."):  # half a UNet, of a ControlNet
+            continue
         parts = name.rsplit(".", MOST_PARTS)
         for number in range(len(parts)):
             end = ".".join(parts[number:])

@@ -11,7 +11,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoints.containers import UnreadableCheckpoint, open_container
+from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, open_container
+from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.checkpoints.finding import find_family
 from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
 from axbake.errors import AxbakeError
@@ -413,3 +414,72 @@ def test_a_text_encoder_and_a_unet_of_different_models_are_refused(tmp_path):
 
     with pytest.raises(TensorMismatch, match="its text encoder gives 64 channels a token, its UNet takes 32"):
         describe(saved(tensors, tmp_path), tmp_path / "checkpoint.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "said"),
+    [
+        ("text_encoder", {"hidden_act": 5}, "hidden_act: 5, wanted one of quick_gelu"),
+        ("text_encoder", {"hidden_act": ["gelu"]}, "hidden_act: ['gelu'], wanted one of"),
+        ("text_encoder", {"layer_norm_eps": "small"}, "layer_norm_eps: small, wanted a number between 0 and 1"),
+        ("text_encoder", {"num_attention_heads": 2.5}, "num_attention_heads: 2.5, wanted a number above 0"),
+        ("text_encoder", {"num_attention_heads": 7}, "channels cannot be shared by 7 attention heads"),
+        ("text_encoder", {"num_attention_heads": [1]}, "channels cannot be shared by [1] attention heads"),
+        ("unet", {"attention_head_dim": {"a": 1}}, "attention_head_dim: {'a': 1}, wanted a number above 0"),
+        ("unet", {"act_fn": "\x1b[2J"}, "act_fn: \\x1b[2J, wanted one of swish"),
+        ("unet", {"flip_sin_to_cos": "no"}, "flip_sin_to_cos: no, wanted true or false"),
+        ("unet", {"norm_num_groups": 0}, "norm_num_groups: 0, wanted a number above 0"),
+        ("vae", {"scaling_factor": True}, "scaling_factor: True, wanted a number above 0"),
+    ],
+)
+def test_a_folders_config_of_odd_types_is_refused(place, change, said, tmp_path):
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model")
+    path = folder / place / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    with pytest.raises((UnknownFamily, TensorMismatch)) as caught:
+        import_part(folder, component={"vae": "vae_decoder"}.get(place, place), weights=tmp_path / "w.safetensors")
+
+    assert said in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_a_prediction_type_of_an_odd_type_says_nothing(tmp_path):
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model")
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": ["epsilon"]}')
+
+    import_part(folder, component="unet", weights=tmp_path / "w.safetensors")
+
+    assert read_sampling(tmp_path / "w.safetensors").prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize("name", ["a" * 501, "a\x1b[2Jb", "a\u2028b", "a\nb"])
+def test_a_tensors_name_that_no_message_can_hold_is_refused(name, tmp_path):
+    path = saved({name: torch.ones(1)}, tmp_path)
+
+    with pytest.raises(UnreadableCheckpoint, match="a tensor's name ") as caught:
+        open_container(path)
+
+    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['{"left_out": 3, "leftovers": [[1]], "bytes": "x", "form": []}', "[]", "{", '{"configs": {"unet": [1]}}', "null"],
+)
+def test_what_anybody_can_write_into_the_metadata_does_no_harm(said, model, tensors, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path, metadata=tiny.metadata(model.networks) | {"axbake.source": said})
+
+    describe(path, tmp_path / "checkpoint.json")
+
+    told = json.loads((tmp_path / "checkpoint.json").read_text())
+    assert (told["container"], told["bytes"], told["left_out_of_pickle"]) == ("safetensors", path.stat().st_size, [])
+
+
+def test_words_that_a_folder_adds_to_clips_are_reported_when_it_is_converted(tmp_path, caplog):
+    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model")
+    (folder / "tokenizer" / "added_tokens.json").write_text('{"<cat-toy>": 49408}')
+
+    convert_checkpoint(files_of(folder), checkpoint=tmp_path / "made.safetensors")
+
+    assert "words that were added to CLIP's: <cat-toy>. Prompts do not know them" in caplog.text

@@ -405,9 +405,9 @@ def test_files_of_every_kind_that_strangers_made_are_read_or_refused_in_a_senten
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (hostile.doubling(60), "took more than 3 s of computing"),
-        (zipped(hostile.doubling(60)), "took more than 3 s of computing"),
-        (b"\x80\x02" + b"N0" * 5_000_000 + b"N.", "more than 4000000 bytes of instructions|took more than 3 s"),
+        (hostile.doubling(60), "took more than 8 s of computing"),
+        (zipped(hostile.doubling(60)), "took more than 8 s of computing"),
+        (b"\x80\x02" + b"N0" * 5_000_000 + b"N.", "more than 4000000 bytes of instructions|took more than 8 s"),
     ],
     ids=["a key whose hash never ends", "the same in an archive", "megabytes of instructions"],
 )
@@ -419,7 +419,7 @@ def test_pickles_that_never_end_are_ended(content, said, tmp_path):
     with pytest.raises(EmbeddingError, match=said):
         read_embedding(path)
 
-    assert time.monotonic() - started < 60  # a busy machine is slower than the limit of 3 s of computing
+    assert time.monotonic() - started < 60  # a busy machine is slower than the limit of 8 s of computing
 
 
 @pytest.mark.parametrize(

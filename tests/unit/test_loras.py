@@ -1,6 +1,7 @@
 """LoRAs fused as diffusers, PEFT and LyCORIS fuse them; and what is refused."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from lycoris.modules import FullModule, IA3Module, LoConModule, LohaModule, LokrModule, NormModule
 from peft import LoraConfig, get_peft_model_state_dict
 
-from axbake.loras.files import LoraError, lora_facts, read_lora
+from axbake.loras.files import LoraError, lora_facts, peft_config, read_lora
 from axbake.loras.fusing import Fusion
 from tests import loras, tiny
 from tests.unit.conftest import pipeline_of
@@ -290,3 +291,155 @@ def test_what_the_workflow_has_to_know_of_a_lora_is_remembered(name, metadata, l
     assert note.stat().st_mtime_ns == made
     loras.save(loras.kohya(loras.pairs(networks)), path)
     assert lora_facts(path).components == ["text_encoder", "unet"]
+
+
+WRAPPED = {
+    "an adapter's name": lambda key: key.replace(".lora_A.", ".lora_A.default.").replace(
+        ".lora_B.", ".lora_B.default."
+    ),
+    "an adapter's number": lambda key: key.replace(".lora_A.", ".lora_A.default_0.").replace(
+        ".lora_B.", ".lora_B.default_0."
+    ),
+    "PEFT's model": lambda key: f"base_model.model.{key}",
+    "PEFT's model inside": lambda key: key.replace("unet.", "unet.base_model.model."),
+    "PEFT's model of the network alone": lambda key: (
+        f"base_model.model.{key.removeprefix('unet.').removeprefix('text_encoder.')}"
+    ),
+    "torch.compile": lambda key: key.replace("unet.", "unet._orig_mod."),
+    "parallel training": lambda key: f"module.{key}",
+    "all of them": lambda key: "module.base_model.model._orig_mod." + key.replace(".weight", ".my-adapter.weight"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_what_wrappers_put_into_names_is_left_out(wrapper, networks, tmp_path):
+    plain = loras.peft(loras.pairs(networks))
+    path = loras.save(plain, tmp_path / "plain.safetensors")
+    wrapped = loras.save({WRAPPED[wrapper](key): t for key, t in plain.items()}, tmp_path / "wrapped.safetensors")
+
+    for component in COMPONENTS:
+        found, wanted = (fused(networks, component, (one, 0.7)) for one in (wrapped, path))
+        assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+        assert any(not torch.equal(tensor, plain_tensors(networks, component)[name]) for name, tensor in wanted.items())
+
+
+def test_two_adapters_in_one_file_are_refused(networks, tmp_path):
+    plain = loras.peft(loras.pairs(networks, ("unet",)))
+    both = {key.replace(".weight", f".{name}.weight"): t for key, t in plain.items() for name in ("a", "b")}
+
+    assert "are both the lora_down of" in refused(networks, both, tmp_path)
+
+
+def test_embeddings_that_a_lora_brings_along_do_not_hinder_it(networks, tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tensors = loras.kohya(loras.pairs(networks, ("unet",)))
+    bundle = {
+        "bundle_emb.ohwx.string_to_param.*": torch.ones(2, tiny.WIDTH),
+        "bundle_emb.b.emb_params": torch.ones(1, 8),
+    }
+    path = loras.save(tensors | bundle, tmp_path / "lora.safetensors")
+    wanted = fused(networks, "unet", (loras.save(tensors, tmp_path / "plain.safetensors"), 0.7))
+
+    found = fused(networks, "unet", (path, 0.7))
+
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    assert lora_facts(path).embeddings == ["b", "ohwx"]
+    assert "brings the embeddings b, ohwx along" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"unet.alpha_pattern": ["x"]},
+        {"unet.alpha_pattern": {"attn1.to_q": "much"}},
+        {"unet.alpha_pattern": {"attn1.to_q": None}},
+        {"unet.alpha_pattern": 3},
+        {"unet.lora_alpha": "4"},
+        {"unet.lora_alpha": True},
+        {"unet.lora_alpha": 1e300},
+        {"unet.lora_alpha": [4]},
+        {"unet.use_rslora": "yes"},
+        {"unet.use_rslora": 1},
+        "[" * 10**5,
+        "{",
+    ],
+    ids=str,
+)
+def test_metadata_of_odd_types_is_named(told, networks, tmp_path):
+    text = told if isinstance(told, str) else json.dumps(told)
+    tensors = {
+        name: t for name, t in loras.kohya(loras.pairs(networks, ("unet",))).items() if not name.endswith("alpha")
+    }
+    path = loras.save(tensors, tmp_path / "lora.safetensors", {"lora_adapter_metadata": text})
+
+    with pytest.raises(LoraError, match="metadata lora_adapter_metadata: ") as raised:
+        fused(networks, "unet", (path, 1.0))
+    assert str(path) in str(raised.value) and len(str(raised.value)) < 600
+
+
+def test_an_alpha_is_that_of_the_first_pattern_which_ends_a_modules_name(networks, tmp_path):
+    tensors = {
+        name: t for name, t in loras.kohya(loras.pairs(networks, ("unet",))).items() if not name.endswith("alpha")
+    }
+    patterns = {"to_q": 2, "attn1.to_q": 8, "o_q": 9, "conv1": 1}
+    told = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 16, "unet.alpha_pattern": patterns})}
+
+    config = peft_config(read_lora(loras.save(tensors, tmp_path / "l.safetensors", told)), "unet")
+
+    assert config.alpha_of("down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q") == 2
+    assert config.alpha_of("mid_block_resnets_0_conv1") == 1
+    assert config.alpha_of("conv_in") == config.alpha_of("mid_block_resnets_0_xconv1") == 16
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("role", ["lora_down.weight", "lora_up.weight", "alpha"])
+def test_a_lora_with_values_that_are_not_finite_is_called_damaged(role, value, networks, tmp_path):
+    tensors = loras.kohya(loras.pairs(networks, ("unet",)))
+    name = next(name for name in sorted(tensors) if name.endswith(role))
+    tensors[name] = torch.full_like(tensors[name], value)
+
+    said = refused(networks, tensors, tmp_path)
+
+    assert f"lora.safetensors: {name} holds values that are not finite. The file is damaged." in said
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.uint8])
+def test_a_lora_that_is_not_of_floats_is_refused(dtype, networks, tmp_path):
+    tensors = loras.kohya(loras.pairs(networks, ("unet",)))
+    name = next(name for name in sorted(tensors) if name.endswith("lora_up.weight"))
+
+    assert f"{name} is of type" in refused(networks, tensors | {name: torch.ones(64, 4).to(dtype)}, tmp_path)
+
+
+def test_an_alpha_may_be_a_whole_number(networks, tmp_path):
+    tensors = loras.kohya(loras.pairs(networks, ("unet",)))
+    whole = {name: t.to(torch.int64) if name.endswith("alpha") else t for name, t in tensors.items()}
+
+    found, wanted = (
+        fused(networks, "unet", (loras.save(one, tmp_path / f"{n}.safetensors"), 1.0))
+        for n, one in enumerate((whole, tensors))
+    )
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x80\x02}q\x00.", "lora.safetensors: a pickle"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b'{"message": "log in"}', "the answer of a site and not the file: «log in»"),
+    ],
+)
+def test_a_file_called_a_lora_is_named_as_what_it_is(content, said, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(content)
+
+    with pytest.raises(LoraError, match=said):
+        read_lora(path)
+
+
+def test_another_kind_of_file_in_the_column_is_named(tmp_path):
+    path = loras.save({"decoder.conv_in.weight": torch.ones(4, 4, 3, 3)}, tmp_path / "vae.safetensors")
+
+    with pytest.raises(LoraError, match=r"no LoRA: decoder\.conv_in\.weight\. It is a VAE\."):
+        read_lora(path)

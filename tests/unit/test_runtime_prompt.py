@@ -350,3 +350,20 @@ def test_a_prompt_of_more_chunks_is_cut_off(encode, tokenizer):
     both, one = (embed_prompt([encode], tokenizer, "a cat BREAK a dog", chunks=chunks) for chunks in (2, 1))
 
     assert np.array_equal(one, both[:, :77])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "embedding:easynegative.safetensors",
+        "embedding:negative/easynegative.pt",
+        r"embedding:negative\sd1/EasyNegative",
+        "Embedding:easynegative.bin",
+    ],
+)
+def test_comfyuis_folders_and_endings_are_no_part_of_an_embeddings_name(prompt, tokenizer):
+    (chunk,) = chunk_prompt(f"({prompt}:1.2), bad", tokenizer)
+    (plain,) = chunk_prompt("(easynegative:1.2), bad", tokenizer)
+
+    assert tokens(chunk) == tokens(plain) and (chunk.weights == plain.weights).all()
+    assert prompt_warnings(prompt, tokenizer, chunks=1) == []
