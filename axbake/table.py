@@ -20,6 +20,7 @@ from axbake.loras.rows import Lora, lora_faults, row_loras
 
 MOST_COLUMNS = 64  # of a table
 EMBEDDING_FORMS = (".safetensors", ".pt", ".bin")
+NO_LINE_BREAK = r"(?!\n)"  # in patterns: for a machine, since $ matches before a last line feed
 
 
 class ProjectConfigError(AxbakeError):
@@ -84,18 +85,18 @@ def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
         known = list(error.schema["properties"])
         yield from (f"{key}: unknown{_nearest(str(key), known)}" for key in value if key not in known)
     elif rule == "enum":
-        yield f"{value!r} is none of {', '.join(map(str, name))}"
+        yield f"{value!r} is not one of {', '.join(map(str, name))}"
     elif rule == "multipleOf":
         lower = int(value // name * name)
         yield f"{value} is not a multiple of {name}; take {lower} or {lower + name}"
     elif rule == "pattern":
-        yield f"{value!r} has not the form {name}"
+        yield f"{value!r} does not have the form {name.replace(NO_LINE_BREAK, '')}"
     elif rule == "required":
         yield from (f"{key}: missing" for key in name if key not in value)
     elif rule == "minLength":
         yield "empty; it must be filled"
     elif rule == "type":
-        yield f"{value!r} is no {name}"
+        yield f"{value!r} is not of type {name}"
     else:
         yield f"{error.message} ({rule} {name})"
 
@@ -296,7 +297,7 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
     paths = embedding_paths(row.get("embeddings", ""))
     for path in paths:
         if Path(path).suffix not in EMBEDDING_FORMS:
-            yield f"{place}, column embeddings: {path!r} is none of {', '.join(EMBEDDING_FORMS)}"
+            yield f"{place}, column embeddings: {path!r} is not one of {', '.join(EMBEDDING_FORMS)}"
     names = Counter(Path(path).stem.lower() for path in paths)  # capitals do not count in prompts
     for name in sorted(name for name, count in names.items() if count > 1):
         yield f"{place}, column embeddings: {name!r} stands {names[name]} times"

@@ -107,7 +107,7 @@ def _step_faults(content: dict) -> Iterator[str]:
         if given != wanted:
             yield f"{place}: {step['method']} of {', '.join(given)}; wanted {', '.join(wanted)}"
         yield from (
-            f"{place}/{name}: '{shown(step[name])}' is none of {_few(merges)}"
+            f"{place}/{name}: '{shown(step[name])}' is not one of {_few(merges)}"
             for name in given
             if step[name] not in merges
         )

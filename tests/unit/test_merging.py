@@ -148,7 +148,7 @@ STEP = {"method": "weighted_sum", "a": "a", "b": "b", "alpha": 0.25}
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ([STEP, STEP | {"b": "z"}], "steps/2/b: 'z' is none of a, b"),
+        ([STEP, STEP | {"b": "z"}], "steps/2/b: 'z' is not one of a, b"),
         ([STEP | {"method": "add_difference"}], "steps/1: add_difference of a, b; wanted a, b, c"),
         ([STEP | {"c": "c"}], "steps/1: weighted_sum of a, b, c; wanted a, b"),
         ([STEP | {"method": "sum"}], "'sum' is not one of ['weighted_sum', 'add_difference']"),

@@ -338,7 +338,7 @@ def settings_of(project: Project) -> dict[str, str]:
     [
         (
             "precision: {unet: S8}\n",
-            "config/tiny.yaml: these entries cannot be used:\n  precision/unet: 'S8' is none of U8",
+            "config/tiny.yaml: these entries cannot be used:\n  precision/unet: 'S8' is not one of U8",
         ),
         ("precision: {unte: S16}\n", "precision/unte: unknown; did you mean unet?"),
         ("toolchain: native\n", "config/tiny.yaml: toolchain: the same for all rows; set it in config/config.yaml"),
