@@ -40,4 +40,6 @@ def test_no_pattern_lets_a_line_break_through_at_the_end(place):
 @pytest.mark.parametrize("name", ["host", "user", "directory", "python"])
 def test_a_board_whose_config_ends_in_a_line_break_is_refused(name):
     with pytest.raises(ProjectConfigError, match=f"board/{name}"):
-        check_config({"board": {name: "axbake\n"}}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml")
+        check_config(
+            {"board": {name: "axbake\n"}}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=()
+        )

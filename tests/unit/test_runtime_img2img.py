@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from axbake.drawing.distance import psnr
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
+from axbake.distance import psnr
 from axbake.drawing.schedule import SCHEDULERS, build_scheduler
 from axbake.runtime.errors import BundleError
 from axbake.runtime.img2img import read_picture, redraw

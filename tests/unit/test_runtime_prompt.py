@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from axbake.checkpoints import components
 from axbake.drawing.prompts import text_encoding
 from axbake.runtime.errors import BundleError
 from axbake.runtime.prompt import WELL_KNOWN, chunk_prompt, cut_off, embed_prompt, parse_attention, prompt_warnings
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.values import Conditioning
+from axbake.weights.networks import load
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
 START, END, COMMA = 49406, 49407, 267
@@ -262,12 +262,12 @@ def test_well_known_names_are_found_as_they_stand():
 
 @pytest.fixture(scope="module")
 def encode(model):
-    return text_encoding(model.weights["text_encoder"])
+    return text_encoding(model.weights["text_encoder"], model.builds["text_encoder"])
 
 
 def weighted_in_torch(model, ids, weights):
     """`EmphasisOriginal` of modules/sd_emphasis.py, written out in torch."""
-    z = components.load(model.weights["text_encoder"])(torch.from_numpy(ids)).last_hidden_state
+    z = load(model.weights["text_encoder"], model.builds["text_encoder"])(torch.from_numpy(ids)).last_hidden_state
     weighted = z * torch.tensor(weights, dtype=torch.float32).reshape(1, 77, 1)
     return (weighted * (z.mean() / weighted.mean())).numpy()
 

@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from axbake.checkpoints.weights import Description, Sampling
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from axbake.drawing.schedule import SCHEDULERS, build_scheduler, derive_schedule
+from axbake.networks.sampling import Sampling
+from axbake.networks.unet import time_rows
 from axbake.runtime.errors import BundleError
 from axbake.runtime.prompt import chunk_prompt
 from axbake.runtime.sampler import denoiser, load_schedule, sample
@@ -24,6 +25,7 @@ from axbake.runtime.session import Session, open_model, open_models
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.txt2img import Models, decode_latent, draw
 from axbake.runtime.values import Latents, Picture
+from axbake.weights.files import Description
 from tests.chains import cut_graph
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +115,8 @@ def bundle(pipeline, tmp_path_factory):
         {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}, weights, metadata=description
     )
     for name in SCHEDULERS:
-        derive_schedule(scheduler=name, steps=4, guidance_scale=5, unet=weights, schedule=folder / f"{name}.npz")
+        schedule = folder / f"{name}.npz"
+        derive_schedule(scheduler=name, steps=4, guidance_scale=5, rows=time_rows, denoiser=weights, schedule=schedule)
     copy = UNet2DConditionModel.from_config(pipeline.unet.config)
     copy.load_state_dict(pipeline.unet.state_dict())
     sample, prompt, row = torch.zeros(1, 4, 6, 4), torch.zeros(1, 77, 8), torch.zeros(1, 32)
