@@ -30,6 +30,7 @@ MOST_INSTRUCTION_BYTES = 4_000_000
 # the whole machine's memory. Address space is what the system limits; mapped files count, so the file's size is added.
 MEMORY_BYTES = 1_500_000_000
 # Of computing, once torch is there. A file of 8 GB takes 20; a few bytes can make a key whose hash takes years.
+AGAIN = "Download it again and compare its SHA-256 with the page it is from."  # of a damaged file
 SECONDS, SECONDS_PER_GB = 8, 10
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py: first of the pickles in files before torch 1.6
 
@@ -291,7 +292,9 @@ def _convert(source: Path, target: Path | None) -> dict:
     try:
         names = names_of(source)
     except (ValueError, IndexError, KeyError, EOFError, OverflowError, AttributeError) as error:
-        raise _damaged(source, "pickle", shown(error, 200)) from None
+        raise UnreadableCheckpoint(
+            f"{source}: {source.stat().st_size} bytes that are no whole pickle ({shown(error, 200)}). {AGAIN}"
+        ) from None
     if strange := sorted(names - ALLOWED - LEFTOVERS):
         asked = f"{', '.join(shown(name, 100) for name in strange[:8])}{' …' if len(strange) > 8 else ''}"
         raise UnsafeCheckpoint(
@@ -307,7 +310,10 @@ def _convert(source: Path, target: Path | None) -> dict:
     except (MemoryError, UnreadableCheckpoint):
         raise
     except Exception as error:  # a damaged pickle makes torch's reader fail in any way there is
-        raise _damaged(source, "pickle of tensors", f"{type(error).__name__}: {shown(error, 200)}") from None
+        raise UnreadableCheckpoint(
+            f"{source}: {source.stat().st_size} bytes that are no whole pickle of tensors ({type(error).__name__}:"
+            f" {shown(error, 200)}). {AGAIN}"
+        ) from None
     if not tensors or len(tensors) > MOST_TENSORS:
         raise UnreadableCheckpoint(f"{source}: {len(tensors)} tensors; wanted 1 to {MOST_TENSORS}: weights by name.")
     shapes = {name: (kinds[name], tuple(tensor.shape)) for name, tensor in tensors.items()}
@@ -318,13 +324,6 @@ def _convert(source: Path, target: Path | None) -> dict:
             raise UnreadableCheckpoint(f"{source}: {target} cannot be written: {error.strerror}.") from None
     left_out = sorted(shown(name, 100) for name in table if name not in tensors)
     return {"tensors": shapes, "left_out": left_out[:20], "leftovers": sorted(names & LEFTOVERS)}
-
-
-def _damaged(source: Path, what: str, why: str) -> UnreadableCheckpoint:
-    return UnreadableCheckpoint(
-        f"{source}: {source.stat().st_size} bytes that are no whole {what} ({why}). Download it again and compare its SHA-256"
-        " with the page it is from."
-    )
 
 
 def _kinds(source: Path, tensors: Mapping[str, Any]) -> dict[str, str]:

@@ -886,23 +886,25 @@ def test_a_word_in_the_error_about_pyaxengine_changes_nothing(package):
     assert changed(before) == set()
 
 
-def test_a_word_in_any_error_of_merges_changes_nothing(package):
+MERGES = {"axbake.checkpoints.conversion.convert_checkpoint"}
+
+
+def test_a_word_in_any_error_of_merges_changes_no_job_but_that_which_merges(package):
     path = package / "checkpoints" / "merging.py"
     text = path.read_text()
     raises = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Raise)]
-    before = {function: found for function, found in codes().items() if "axbake.checkpoints.merging" in found}
-    assert before
+    parts = [part for node in raises if '"' in (part := ast.get_source_segment(text, node) or "")]
+    before = codes()
 
-    for node in raises:
-        part = ast.get_source_segment(text, node)
-        path.write_text(text.replace(part, part.replace('"', '"Sorry: ', 1) if '"' in part else f"{part[:-1]}, 'x')"))
+    for part in parts:
+        path.write_text(text.replace(part, part.replace('"', '"Sorry: ', 1)))
         assert path.read_text() != text
-        assert changed(before) == set(), part
-    assert len(raises) > 4
+        assert changed(before) <= MERGES, part
+    assert len(parts) > 4
 
     path.write_text(text.replace('or "their family"', 'or "family"').replace("{place} says {kind}", "{place}: {kind}"))
     assert path.read_text().count('"family"') == path.read_text().count("{place}: {kind}") == 1
-    assert changed(before) == set()
+    assert changed(before) <= MERGES
 
 
 def test_a_refusals_sentence_changes_only_what_tells_files_apart(package):
@@ -958,7 +960,7 @@ def test_the_texts_of_errors_that_end_a_job_count_for_nothing_though_they_are_re
     before = codes(["axbake.emulator.__main__", "axbake.checkpoints.conversion.convert_checkpoint"])
 
     edit(package / "emulator" / "config.py", "is not JSON", "is no JSON")
-    edit(package / "checkpoints" / "pickles.py", "that are no whole pickle of tensors", "that are damaged")
+    edit(package / "checkpoints" / "pickles.py", "that are no whole zip archive", "that are damaged")
 
     assert changed(before) == set()
     assert all(parameters_of(function) is not None for function in REPORTERS)
@@ -1094,8 +1096,9 @@ def called(model, graph_of, tmp_path_factory):
     with running("axbake.drawing.schedule.derive_schedule", denoiser.rows):
         schedule = model.schedule(place / "schedule.npz")
     drawing = model.builds, family.process.pipeline, family.conditioning
-    with running("axbake.drawing.reference.draw_reference", *drawing):
-        jobs.draw_picture(model, model.picture(prompt="a (rocket:1.2), in the night", negative_prompt="blurry"), place)
+    picture = model.picture(prompt="a (rocket:1.2), in the night", negative_prompt="blurry")
+    with running("axbake.drawing.reference.draw_reference", *drawing, picture):
+        jobs.draw_picture(model, picture, place)
     prompts = ["slice of pizza", "a [penguin]"]
     with running("axbake.calibration.trajectories.record_trajectories", *drawing, denoiser.with_rows, family.latents):
         jobs.record(model, schedule, place / "trajectories.npz", prompts=prompts, negative_prompt="blurry")
@@ -1120,7 +1123,7 @@ def called(model, graph_of, tmp_path_factory):
 
 
 EXECUTED = {
-    "axbake.graphs.export.export_onnx": 20,
+    "axbake.graphs.export.export_onnx": 15,
     "axbake.graphs.parity.measure_parity": 10,
     "axbake.drawing.schedule.derive_schedule": 15,
     "axbake.drawing.reference.draw_reference": 30,
@@ -1141,7 +1144,7 @@ def test_all_that_ran_is_reached(function, called):
     values, lines = called[function]
     reached = {(module, symbol) for module, names in symbols_of(function, *values).items() for symbol in names}
 
-    ran = {(module, names) for module, names in lines if module not in SPEAKS and not module.startswith("tests")}
+    ran = {(module, names) for module, names in lines if module not in SPEAKS and names != {"Family"}}
 
     assert len(ran) >= EXECUTED[function]
     assert [(module, *names) for module, names in ran if not any((module, each) in reached for each in names)] == []
