@@ -88,12 +88,13 @@ def test_edits_that_affect_nothing_do_no_work_one_after_the_other(baked, tmp_pat
 
 def test_the_table_in_the_docs_is_of_these_edits():
     lines = (ROOT / "docs" / "rebuilds.md").read_text().splitlines()
-    rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:]
+    names, _, *rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    said = [dict(zip(names, row, strict=True)) for row in rows]
 
-    assert [(row[0].removeprefix("| "), row[3]) for row in rows] == [
+    assert [(row["edit"], row["real work, expected"]) for row in said] == [
         (edit.what, short(set(edit.work))) for edit in EDITS
     ]
-    assert {row[4] for row in rows} == {"the same"}
+    assert all(row["seen"] == "the same" for row in said if "seen" in row)
 
 
 def test_another_model_of_the_same_checkpoint_compiles_nothing_anew(project):
