@@ -67,7 +67,7 @@ def test_a_yaml_that_appears_beside_a_checkpoint_makes_the_unet_anew_and_no_othe
     assert copy.plan(UNET).jobs == {"import_sd1": 1}
     copy.bake(UNET)
     built = BUILDING.findall((copy.directory / "logs" / "tiny" / "weights.log").read_text())
-    assert built == ["import_denoiser/unet", "describe_checkpoint"]
+    assert built == ["describe_checkpoint", "import_denoiser/unet"]
 
 
 def test_a_payload_stops_the_run_with_its_name(project, tmp_path):
