@@ -198,7 +198,7 @@ class Model:
         return found
 
     def loras_of(self, component: Component) -> list[Lora]:
-        """LoRAs that change *component*, in their order; one that changes the UNet alone is none of the text encoder's."""
+        """LoRAs that change *component*, in their order; one that changes only the UNet is not listed for the text encoder."""
         loras = self.row["loras"]
         loras_sha256(self.row, loras)
         given = [lora for lora in loras if component.role in (TEXT, DENOISER) and lora.strength(component.role)]

@@ -149,7 +149,7 @@ def find_family(container: Container, families: Mapping[str, Family]) -> Family:
 def is_of(container: Container, denoiser: Component, fits: Callable[[Shapes], bool]) -> bool:
     """Whether the network that *denoiser* names in *container* is of the family with this *fits*."""
     _, origins = find_names(container.path, container.shapes, denoiser)
-    with contextlib.suppress(StopIteration, IndexError):  # without the tensors by which it is told
+    with contextlib.suppress(StopIteration, IndexError):  # without the tensors that show it
         return fits({new: container.shapes[origin.name] for new, origin in origins.items()})
     return False
 

@@ -25,7 +25,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def what_else(path: Path) -> str:
-    """What *path* is, if it is a text in a model's place: a pointer to it, an error, a page. Empty if it is none of these."""
+    """What *path* is, if it is a text in a model's place: a pointer to it, an error, a page. Empty if it is something else."""
     if is_safetensors(path) or is_pickle(path):
         return ""
     with path.open("rb") as file:

@@ -24,7 +24,7 @@ class Place:
 
 
 def file_of(name: str) -> Path | None:
-    """File of the module *name* of this package; None if there is none of that name."""
+    """File of the module *name* of this package; None if there is no such module."""
     base = ROOT.joinpath(*name.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
@@ -314,7 +314,7 @@ def classes(module: Module, node: ast.expr | None, imports: dict[str, list[Place
     """Classes of errors that an expression names: one, a tuple of some, or a constant that holds them.
 
     A class of the package is known by its dotted name, one of Python by its name, one of another package by what is
-    imported, behind a `?`; what is none of these is `ANY`.
+    imported, behind a `?`; anything else is `ANY`.
     """
     if isinstance(node, ast.Tuple):
         return {kind for element in node.elts for kind in classes(module, element, imports)}

@@ -99,7 +99,7 @@ BODIES += [b'{"errors": [{"detail": "deep"}, null]}', b'{"message": ' + b'"' + b
 
 @dataclass
 class Stage:
-    """Where one lie is told, and what must come of it."""
+    """One lie: where it stands, and the expected outcome."""
 
     draw: random.Random
     sites: Sites

@@ -297,7 +297,7 @@ EDITS = [
     _edit("a comment among the prompts", prompts("penguin", "# one\npenguin")),
     _edit("another model's row", lambda project: project.write_rows(ROW, OTHER)),
     _edit("the order of rows", lambda project: project.write_rows(OTHER, ROW)),
-    _edit("where the checkpoint is had", row(source="https://example.org/elsewhere")),
+    _edit("the address that the checkpoint came from", row(source="https://example.org/elsewhere")),
     _edit("the same checkpoint under another name", same_checkpoint_elsewhere),
     _edit(
         "a checkpoint of other bytes and an older date; only its VAE decoder differs",
