@@ -10,6 +10,9 @@ import pytest
 
 from axbake.digest import MEMORY, file_sha256, is_sha256, remembered_sha256, write_atomically
 
+#: What a path can be other than a file -> how it is made
+NO_FILES = {"directory": Path.mkdir, "fifo": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero")}
+
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path, monkeypatch):
@@ -132,7 +135,7 @@ def test_a_note_whose_digest_is_none_is_made_again(file, value):
     assert remembered_sha256(file) == sha256(b"first")
 
 
-@pytest.mark.parametrize("what", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=str)
+@pytest.mark.parametrize("what", NO_FILES.values(), ids=NO_FILES)
 def test_what_is_no_file_in_the_place_of_a_note_is_not_read(file, what, caplog):
     file_sha256(file)
     (note,) = MEMORY.iterdir()
@@ -150,7 +153,7 @@ def test_a_memory_that_cannot_be_written_costs_nothing_but_time(file, caplog):
     assert "cannot be written" in caplog.text
 
 
-@pytest.mark.parametrize("what", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir], ids=str)
+@pytest.mark.parametrize("what", NO_FILES.values(), ids=NO_FILES)
 def test_what_is_no_file_has_no_digest(what):
     what(Path("endless"))
     with pytest.raises(OSError, match="Not a plain file"):

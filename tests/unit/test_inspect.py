@@ -12,10 +12,10 @@ import diffusers
 import onnx
 import pytest
 import torch
-from axbake.checkpoints.importing import convert_checkpoint
 from safetensors.torch import load_file, save_file
 
 from axbake.checkpoints.containers import files_of
+from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.digest import file_sha256
 from axbake.families.others import recognise
 from axbake.inspect import inspect_checkpoint, lines
