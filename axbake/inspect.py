@@ -32,7 +32,8 @@ from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
 from axbake.families.others import recognise
-from axbake.users_files import kind_of, shown
+from axbake.printable import shown
+from axbake.users_files import kind_of
 
 MODEL_FACTS = ("made_by", "hardware", "npu_mode")  # of a compiled model
 

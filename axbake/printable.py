@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from typing import Any
 
 # What terminals obey (ECMA-48): commands to the screen, and texts to the terminal itself, such as a title or the clipboard.
 COMMANDS = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b[\\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\\\)?")
@@ -29,6 +30,13 @@ def _shown(character: str) -> str:
     return (
         " " if character == "\r" or kind in ("Zl", "Zp") else "" if kind == "Cc" else "�" if kind == "Cs" else character
     )
+
+
+def shown(value: Any, most: int = 120) -> str:
+    """*value* as it stands in a message: its first *most* characters, those that Python's `repr` would escape as `\\x1b`."""
+    text = str(value)
+    cut = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[:most])
+    return f"{cut}…" if len(text) > most else cut
 
 
 def one_line(text: str, most: int = 200) -> str:

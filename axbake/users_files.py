@@ -16,15 +16,13 @@ from typing import Any, BinaryIO
 import yaml
 
 from axbake.errors import AxbakeError
+from axbake.printable import shown
 
 MOST_JSON_BYTES = 1_000_000  # of a config beside weights
 MOST_YAML_BYTES = 200_000  # PyYAML reads about 100 kB a second; recipes and LDM configs have 1 to 10 kB
 MOST_EXPANDED = 500_000  # characters and entries of a YAML once each alias is replaced by what it stands for
-MOST_SHOWN = 120  # characters of a file's words in a message
 # What PyYAML raises besides its own error on dates that are none, numbers that are none, tables as keys, and endless nesting.
 YAML_FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)
-#: What no terminal should be given: controls, line separators, and halves of characters
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFCHR: "a device",
@@ -36,13 +34,6 @@ KINDS = {
 
 class UnreadableFile(AxbakeError):
     """A file of the user's cannot be opened, is too large, or is not the text that it should be."""
-
-
-def shown(value: Any, most: int = MOST_SHOWN) -> str:
-    """*value* as a text for messages: at most *most* characters, those that cannot be printed as `\\x1b`."""
-    text = value if isinstance(value, str) else str(value)
-    cut = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text[:most])
-    return f"{cut}…" if len(text) > most else cut
 
 
 def kind_of(path: Path) -> str:

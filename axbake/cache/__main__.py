@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from axbake.cache.errors import KeepUnreadable, printable, readable
+from axbake.cache.errors import KeepUnreadable, readable
 from axbake.cache.garbage import DAYS, Usage, remove_garbage, usage
 from axbake.cache.store import Cache, cache_directory
 from axbake.digest import is_sha256
 from axbake.errors import AxbakeError
+from axbake.printable import shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def _digests(path: Path | None) -> list[str]:
         ) from error
     if wrong := [key for key in keys if not is_sha256(key)]:
         raise KeepUnreadable(
-            f"{path}: {printable(wrong[0], 80)!r} is not a key, which has 64 hex digits. Nothing was removed."
+            f"{path}: {shown(wrong[0], 80)!r} is not a key, which has 64 hex digits. Nothing was removed."
         )
     return keys
 
@@ -76,7 +77,7 @@ def _show(cache: Cache, found: Usage, what: str) -> None:
         print(f"{title:<50}{readable(size):>12}")
     for one in found.garbage:
         place = one.path.relative_to(cache.directory) if one.path.is_relative_to(cache.directory) else one.path
-        print(f"    {one.what:<46}{readable(one.size):>12}  {printable(str(place))}")
+        print(f"    {one.what:<46}{readable(one.size):>12}  {shown(place, 400)}")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from axbake.cache.errors import Damaged, printable
+from axbake.cache.errors import Damaged
 from axbake.cache.key import FORMAT, Key
-from axbake.cache.records import number_of, parse, shown, text_of, time_of
+from axbake.cache.records import number_of, parse, quoted, text_of, time_of
 from axbake.digest import is_sha256
+from axbake.printable import shown
 
 MOST_BYTES = 1 << 40  # of one output; beyond that it is no result of a bake
 FIELDS = {"key", "outputs", "seconds", "peak_memory", "created"}
@@ -104,7 +105,7 @@ def _blob(value: Any, name: str) -> Blob:
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Damaged(f"{printable(what, 60)} is {shown(value)}, wanted an object")
+        raise Damaged(f"{shown(what, 60)} is {quoted(value)}, wanted an object")
     return value
 
 
@@ -113,6 +114,4 @@ def _has(value: Any, names: set[str], what: str) -> None:
     found = _object(value, what).keys()
     if found != names:
         differ = sorted(shown(name) for name in found ^ names)
-        raise Damaged(
-            f"{printable(what, 60)} with or without {', '.join(differ[:5])}, wanted {', '.join(sorted(names))}"
-        )
+        raise Damaged(f"{shown(what, 60)} with or without {', '.join(differ[:5])}, wanted {', '.join(sorted(names))}")

@@ -56,12 +56,6 @@ def trouble(error: OSError, path: Path) -> str:
     return f"{place}: {what}"
 
 
-def printable(text: str, longest: int = 400) -> str:
-    """*text* that somebody else wrote, for a screen: one line, without control characters, and not longer than that."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[: longest + 1])
-    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
-
-
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What is written here is a result: a full disk, a lacking permission, a directory in its place becomes `NotWritten`."""

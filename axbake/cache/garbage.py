@@ -12,12 +12,13 @@ from pathlib import Path
 from axbake.cache import private
 from axbake.cache.blobs import NOTE
 from axbake.cache.entry import Blob, Entry, OtherFormat
-from axbake.cache.errors import CacheUnusable, Damaged, printable, trouble
+from axbake.cache.errors import CacheUnusable, Damaged, trouble
 from axbake.cache.locks import abandoned, lock
 from axbake.cache.records import LONGEST
 from axbake.cache.store import ENTRY, Cache
 from axbake.cache.tree import Tree
 from axbake.digest import SHA256
+from axbake.printable import shown
 
 logger = logging.getLogger(__name__)
 #: What the directories of a cache hold: how many levels down, and what it is called there
@@ -153,7 +154,7 @@ def _remove(tree: Tree, path: Path) -> None:
     try:
         tree.remove(path)
     except OSError as error:  # another user's
-        logger.warning("%s: %s; it stays", printable(str(path)), os.strerror(error.errno or 0))
+        logger.warning("%s: %s; it stays", shown(path, 400), os.strerror(error.errno or 0))
 
 
 def _files(tree: Tree, name: str) -> Iterator[tuple[Path, os.stat_result, str]]:

@@ -21,9 +21,10 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from axbake.cache.errors import CacheUnusable, Damaged, printable, writing
+from axbake.cache.errors import CacheUnusable, Damaged, writing
 from axbake.cache.locks import HOST, Note, abandoned, lock, mark
 from axbake.cache.tree import ABSENT, INNER, Tree, names_in, remove_all, size_on_disk
+from axbake.printable import shown
 
 logger = logging.getLogger(__name__)
 PRIVATE = ".axbake-"  # in the name of each private directory
@@ -80,7 +81,7 @@ def remove_leftovers(tree: Tree) -> None:
     for announcement, note, directory in _of_the_dead(tree):
         try:
             with _dead(directory, announcement.stem) as descriptor:
-                logger.info("%s: removing what %s left, who is dead", printable(str(directory)), note.owner)
+                logger.info("%s: removing what %s left, who is dead", shown(directory, 400), note.owner)
                 _empty(descriptor, but=_mark(os.fstat(descriptor), announcement.stem))
                 _empty(descriptor)
                 directory.rmdir()
@@ -89,7 +90,7 @@ def remove_leftovers(tree: Tree) -> None:
             logger.warning(
                 "%s: names %s, which %s; it stays. If a killed job of yours left it, remove it yourself.",
                 announcement,
-                printable(str(directory)),
+                shown(directory, 400),
                 error,
             )
             tree.set_aside(announcement)

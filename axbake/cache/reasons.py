@@ -7,9 +7,9 @@ from itertools import islice
 from typing import Any
 
 from axbake.cache.entry import Entry
-from axbake.cache.errors import printable
 from axbake.cache.key import Key
 from axbake.digest import is_sha256
+from axbake.printable import shown
 
 Makers = Callable[[set[str]], Iterable[Entry]]  # builds that made one of the contents with these SHA-256
 LONGEST = 60  # characters of a value in a sentence
@@ -34,7 +34,7 @@ def explain(key: Key, entries: Iterable[Entry], makers: Makers | None = None) ->
         return f"first build of {key.name}"
     near = max(earlier, key=lambda entry: (_likeness(key, entry.key), entry.created)).key
     differences = Differences(makers or (lambda contents: (entry for entry in entries if made_any(entry, contents))))
-    changes = [printable(phrase) for phrase in differences.between(key, near)]
+    changes = [shown(phrase, 400) for phrase in differences.between(key, near)]
     if not changes:
         return f"{key.component or key.step}: as before; what was stored is gone or damaged"
     if len(changes) > MOST_PHRASES:

@@ -4,7 +4,8 @@ import json
 import re
 from typing import Any
 
-from axbake.cache.errors import Damaged, printable
+from axbake.cache.errors import Damaged
+from axbake.printable import shown
 
 LONGEST = 4 << 20  # bytes; an entry, the longest record, has 5 kB, or a few hundred where a row has many prompts
 DEEPEST = 32  # values within values
@@ -46,7 +47,7 @@ def text_of(value: Any, what: str) -> str:
         Damaged
     """
     if not isinstance(value, str) or not value.isprintable():
-        raise Damaged(f"{printable(what, 60)} is {shown(value)}, wanted a text")
+        raise Damaged(f"{shown(what, 60)} is {quoted(value)}, wanted a text")
     return value
 
 
@@ -57,7 +58,7 @@ def number_of(value: Any, what: str) -> float:
         Damaged
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_SECONDS:
-        raise Damaged(f"{what} is {shown(value)}, wanted a number from 0 to {MOST_SECONDS:g}")
+        raise Damaged(f"{what} is {quoted(value)}, wanted a number from 0 to {MOST_SECONDS:g}")
     return value
 
 
@@ -68,11 +69,11 @@ def time_of(value: Any, what: str) -> str:
         Damaged
     """
     if not isinstance(value, str) or not TIME.fullmatch(value):
-        raise Damaged(f"{what} is {shown(value)}, wanted a time such as 2025-01-31T12:00:00+00:00")
+        raise Damaged(f"{what} is {quoted(value)}, wanted a time such as 2025-01-31T12:00:00+00:00")
     return value
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """*value* in a sentence: the beginning of its JSON, which is ASCII."""
     if isinstance(value, (dict, list)):
         return f"{type(value).__name__} of {len(value)}"

@@ -15,17 +15,8 @@ from typing import Any
 from axbake.checkpoints.forms import PICKLE, SAFETENSORS, form_of_file
 from axbake.checkpoints.recipes import is_recipe, read_recipe
 from axbake.errors import AxbakeError
-from axbake.users_files import (
-    MOST_JSON_BYTES,
-    UNPRINTABLE,
-    UnreadableFile,
-    is_file,
-    kind_of,
-    load_json,
-    open_file,
-    read_json,
-    shown,
-)
+from axbake.printable import shown
+from axbake.users_files import MOST_JSON_BYTES, UnreadableFile, is_file, kind_of, load_json, open_file, read_json
 
 logger = logging.getLogger(__name__)
 # A checkpoint's header is 0.1 to 0.3 MB for 1,000 to 2,600 tensors. A file that claims more is damaged, or wants our memory.
@@ -36,6 +27,10 @@ MOST_NAME = 500  # characters of a tensor's name; the longest of networks have 1
 #: Type of a tensor in safetensors' name -> bits of one value. Sub-byte types exist; no checkpoint that axbake bakes has them.
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "C64": 64}
+#: Types that are read -> what torch calls them
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+TORCH_NAMES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+TORCH_NAMES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 CONVERTED = "axbake.source"  # entry in the metadata of what `convert_checkpoint` writes
 
 #: Folder of a diffusers model -> stem of its weights' file name
@@ -98,15 +93,20 @@ class Container:
         import torch  # here, since who only looks at headers does without
 
         stored, content = self.tensors[name], self.content(name)
-        kinds = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F64": torch.float64}
-        kinds |= {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool}
-        kinds |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
-        if stored.dtype not in kinds:
+        if stored.dtype not in TORCH_NAMES:
             raise UnreadableCheckpoint(
-                f"{stored.path}: {name} is of type {stored.dtype}; readable: {', '.join(kinds)}."
+                f"{stored.path}: {name} is of type {stored.dtype}; readable: {', '.join(TORCH_NAMES)}."
             )
-        flat = torch.frombuffer(content, dtype=kinds[stored.dtype]) if content else torch.empty(0)
-        return flat.to(kinds[stored.dtype]).reshape(stored.shape)
+        dtype = torch_dtype(stored.dtype)
+        flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0)
+        return flat.to(dtype).reshape(stored.shape)
+
+
+def torch_dtype(kind: str) -> Any:
+    """The `torch.dtype` of what safetensors calls *kind*, one of `TORCH_NAMES`."""
+    import torch
+
+    return getattr(torch, TORCH_NAMES[kind])
 
 
 def all_finite(tensor: Any) -> bool:
@@ -228,7 +228,7 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if len(name) > MOST_NAME:
             raise ValueError(f"a tensor's name of {len(name)} characters ({shown(name, 40)}); at most {MOST_NAME}")
-        if UNPRINTABLE.search(name):
+        if not name.isprintable():
             raise ValueError(f"a tensor's name with control characters ({shown(name)})")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoints.containers import Container, open_container
+from axbake.checkpoints.containers import Container, all_finite, open_container, torch_dtype
 from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily, check_channels, check_limits, check_told
 from axbake.families.family import Family
 from axbake.families.others import recognise
@@ -238,8 +238,6 @@ def _compare(path: Path, component: str, found: Shapes, wanted: Shapes) -> None:
 
 def read_found_tensor(container: Container, found: Found, name: str) -> Any:
     """Tensor *name* of a component: in the precision it is stored in, or in fp16 where that has eight bits, scaled."""
-    import torch
-
     origin = found.origins[name]
     tensor = container.read(origin.name)
     if origin.scale:
@@ -247,10 +245,8 @@ def read_found_tensor(container: Container, found: Found, name: str) -> Any:
         if scale.numel() not in (1, tensor.shape[0]):
             raise TensorMismatch(f"{container.path}: {origin.scale}: {tuple(scale.shape)} is no scale of {origin.name}")
         tensor = tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1))
-    kinds = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16}
-    tensor = tensor.to(kinds[precision_of(container, origin)])
-    # A piece at a time: the check of a whole tensor would take several times its memory.
-    if not all(torch.isfinite(piece).all() for piece in tensor.reshape(-1).split(1 << 20)):
+    tensor = tensor.to(torch_dtype(precision_of(container, origin)))
+    if not all_finite(tensor):
         raise TensorMismatch(f"{container.path}: {origin.name} holds values that are not finite. The file is damaged.")
     rows = tensor.shape[0] // origin.parts if origin.parts > 1 else 0
     tensor = tensor[origin.part * rows : (origin.part + 1) * rows] if rows else tensor

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from axbake.users_files import MOST_JSON_BYTES, UnreadableFile, load_json, open_file, read_text, shown
+from axbake.printable import shown
+from axbake.users_files import MOST_JSON_BYTES, UnreadableFile, load_json, open_file, read_text
 
 SAFETENSORS, PICKLE, AXMODEL, ONNX = "safetensors", "pickle", ".axmodel", "ONNX graph"
 COMPILERS = (b"Pulsar2", b"axbake-emulator")  # that write .axmodel files

@@ -19,8 +19,16 @@ from sd_mecha.recipe_nodes import LiteralRecipeNode, OpenModelRecipeNode, Recipe
 from sd_mecha.streaming import SafetensorsMapping, StateDictKeyError, TensorMetadata
 from tqdm import tqdm
 
-from axbake.checkpoints.containers import CONVERTED, SCHEDULER, Container, open_safetensors
-from axbake.checkpoints.finding import PRECISIONS, Found, averaged_namings, find_network, read_found_tensor, use_average
+from axbake.checkpoints.containers import CONVERTED, SCHEDULER, Container, open_safetensors, torch_dtype
+from axbake.checkpoints.finding import (
+    PRECISIONS,
+    Found,
+    averaged_namings,
+    find_network,
+    precision_of,
+    read_found_tensor,
+    use_average,
+)
 from axbake.checkpoints.prediction import gather_evidence, read_sidecar
 from axbake.checkpoints.recipes import Recipe, RecipeError, Step, read_recipe, unet_block
 from axbake.checkpoints.writing import header_of, tensor_bytes
@@ -28,8 +36,6 @@ from axbake.networks.component import Component
 from axbake.networks.names import ldm_unet_name
 from axbake.runtime.progress import progress
 from axbake.runtime.values import Latents
-
-KINDS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 class Model(SafetensorsMapping):
@@ -50,7 +56,7 @@ class Model(SafetensorsMapping):
 
     def dtype(self, name: str) -> torch.dtype:
         found, inside = self.places[name]
-        return KINDS[PRECISIONS[self.container.tensors[found.origins[inside].name].dtype]]
+        return torch_dtype(precision_of(self.container, found.origins[inside]))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.places:
@@ -104,13 +110,13 @@ def merge_checkpoints(recipe: Path, *, checkpoint: Path, components: Sequence[Co
     header, order = header_of(
         {name: (types[name], first.shape(name)) for name in first}, metadata=_metadata(read, models)
     )
-    config = _registered({name: KeyMetadata(list(first.shape(name)), KINDS[types[name]]) for name in order})
+    config = _registered({name: KeyMetadata(list(first.shape(name)), torch_dtype(types[name])) for name in order})
     nodes = {
         name: OpenModelRecipeNode(model, read.checkpoints[name], config, "weight") for name, model in models.items()
     }
     with checkpoint.open("wb") as file:
         file.write(header)
-        written = _Writer(file, order, {name: KINDS[kind] for name, kind in types.items()})
+        written = _Writer(file, order, {name: torch_dtype(kind) for name, kind in types.items()})
         sd_mecha.merge(
             _node(read.steps, nodes, config),
             output=written,
@@ -150,7 +156,7 @@ def _common_type(kinds: list[torch.dtype]) -> str:
     kind = kinds[0]
     for other in kinds[1:]:
         kind = torch.promote_types(kind, other)
-    return next(name for name, known in KINDS.items() if known == kind)
+    return next(name for name in PRECISIONS.values() if torch_dtype(name) == kind)
 
 
 def _metadata(recipe: Recipe, models: dict[str, Model]) -> dict[str, str]:

@@ -22,7 +22,8 @@ from typing import IO, Any
 
 from axbake.checkpoints.containers import MOST_AXES, MOST_TENSORS, UnreadableCheckpoint, check_names
 from axbake.checkpoints.writing import tensor_bytes, write_tensors
-from axbake.users_files import UnreadableFile, open_file, shown
+from axbake.printable import shown
+from axbake.users_files import UnreadableFile, open_file
 
 # Checkpoints of 2,600 tensors have 0.4 MB of instructions.
 MOST_INSTRUCTION_BYTES = 4_000_000

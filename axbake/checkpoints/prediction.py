@@ -15,8 +15,9 @@ import numpy as np
 from axbake.checkpoints.containers import SCHEDULER, Container
 from axbake.errors import AxbakeError
 from axbake.networks.sampling import Sampling
+from axbake.printable import shown
 from axbake.runtime.values import Latents
-from axbake.users_files import UnreadableFile, is_file, kind_of, read_yaml, shown
+from axbake.users_files import UnreadableFile, is_file, kind_of, read_yaml
 
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 WORDS = {"epsilon": EPSILON, "eps": EPSILON, "v": VELOCITY, "v_prediction": VELOCITY}

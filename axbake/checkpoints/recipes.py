@@ -11,7 +11,8 @@ import yaml
 
 from axbake.digest import file_sha256
 from axbake.errors import AxbakeError
-from axbake.users_files import UnreadableFile, is_file, kind_of, read_yaml, shown
+from axbake.printable import shown
+from axbake.users_files import UnreadableFile, is_file, kind_of, read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "recipe.schema.yaml"

@@ -7,8 +7,8 @@ from typing import Any
 
 from axbake.errors import AxbakeError
 from axbake.networks.component import Files
+from axbake.printable import shown
 from axbake.runtime.values import Latents
-from axbake.users_files import shown
 
 MOST_CHANNELS, MOST_LEVELS = 1 << 16, 16
 

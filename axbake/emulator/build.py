@@ -27,6 +27,7 @@ from axbake.emulator.config import (
     merged,
     read_config,
 )
+from axbake.emulator.dtypes import DTYPES
 from axbake.emulator.fields import MESSAGES
 from axbake.emulator.graph import Graph, GraphError, TensorSpec, load_graph
 from axbake.emulator.precision import Precision, idle_output_types, resolve_precision, unmatched_op_types
@@ -42,21 +43,9 @@ EMULATED = (
     "NPU program and cannot run on a board."
 )
 
-SOURCE_TYPES = {
-    "U8": TensorProto.UINT8,
-    "S8": TensorProto.INT8,
-    "U16": TensorProto.UINT16,
-    "S16": TensorProto.INT16,
-    "U32": TensorProto.UINT32,
-    "S32": TensorProto.INT32,
-    "FP16": TensorProto.FLOAT16,
-    "FP32": TensorProto.FLOAT,
-}
 LAYOUTS = {"NHWC": (0, 2, 3, 1), "NCHW": (0, 3, 1, 2)}  # axes of the other one, in the order of this
-TYPE_NAMES = {number: name for name, number in SOURCE_TYPES.items()} | {
-    TensorProto.INT64: "S64",
-    TensorProto.BOOL: "BOOL",
-}
+TYPE_NAMES = {helper.np_dtype_to_tensor_dtype(dtype): name for name, dtype in DTYPES.items()}
+TYPE_NAMES |= {TensorProto.INT64: "S64", TensorProto.BOOL: "BOOL"}
 
 
 def build(config_file: Path | None, flags: Mapping[str, Any]) -> None:
@@ -240,7 +229,9 @@ def _run_time_input(config: BuildConfig, spec: TensorSpec, quantiser: Quantiser)
     processor, calibration = entry_for(config.processors, spec.name), entry_for(config.inputs, spec.name)
     own = helper.np_dtype_to_tensor_dtype(spec.dtype)
     said = processor.src_dtype if processor else None
-    source = SOURCE_TYPES[said] if said else {TensorProto.INT64: TensorProto.INT32}.get(own, own)
+    source = (
+        helper.np_dtype_to_tensor_dtype(DTYPES[said]) if said else {TensorProto.INT64: TensorProto.INT32}.get(own, own)
+    )
     name = spec.name
     if source != own:
         inner = quantiser.fresh(f"{spec.name}/cast")

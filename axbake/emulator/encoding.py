@@ -4,14 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from axbake.emulator.dtypes import DTYPES
 from axbake.errors import AxbakeError
 
-INTEGERS: dict[str, np.dtype[np.integer]] = {
-    "U8": np.dtype(np.uint8),
-    "S8": np.dtype(np.int8),
-    "U16": np.dtype(np.uint16),
-    "S16": np.dtype(np.int16),
-}
+#: Types of quantised tensors
+INTEGERS: dict[str, np.dtype[np.integer]] = {name: DTYPES[name] for name in ("U8", "S8", "U16", "S16")}
 WEIGHT_LIMIT = 127  # S8, symmetric: -128 is not used
 BIAS_LIMIT = 2**31 - 1  # S32
 TINY = float(np.finfo(np.float32).tiny)  # smallest normal float32

@@ -16,7 +16,8 @@ from axbake.errors import AxbakeError
 from axbake.families.others import recognise
 from axbake.jobs.code import code_of
 from axbake.networks.component import Shapes
-from axbake.users_files import load_json, shown
+from axbake.printable import shown
+from axbake.users_files import load_json
 
 #: What stands before a module's name -> the network that it is in
 PREFIXES = {

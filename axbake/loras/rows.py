@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from axbake.networks.component import DENOISER, TEXT
+from axbake.printable import shown
 from axbake.runtime.prompt import LORA
-from axbake.users_files import shown
 
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 ARGUMENT = re.compile(rf"\s*(?:(?P<name>te|unet)\s*=\s*)?(?P<number>{NUMBER})\s*")  # one strength

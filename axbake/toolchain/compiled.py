@@ -20,6 +20,7 @@ from axbake.distance import cosine, psnr, sqnr
 from axbake.emulator.calibration_data import Source, open_archive, per_channel, read_sample
 from axbake.emulator.config import InputCalibration
 from axbake.emulator.graph import TensorSpec, tensor_spec
+from axbake.emulator.run import bin_name
 from axbake.errors import AxbakeError
 from axbake.runtime.progress import progress
 from axbake.toolchain.axmodel import Value
@@ -142,7 +143,7 @@ def _run_in(
         (place / "in" / str(number)).mkdir(parents=True)
         for name, value in feed.items():
             given = _as_run_time(name, value, inputs[name], settings)
-            given.tofile(place / "in" / str(number) / file_name(name))
+            given.tofile(place / "in" / str(number) / bin_name(name))
     (place / "list.txt").write_text("".join(f"{number}\n" for number in range(len(feeds))))
     told, finished, lines = progress("running sample"), 0, []
 
@@ -191,7 +192,7 @@ def _as_run_time(name: str, value: np.ndarray, wanted: Value, settings: dict[str
 def _read(directory: Path, outputs: dict[str, Value], settings: dict[str, Any]) -> Feed:
     found = {}
     for name, wanted in outputs.items():
-        path = directory / file_name(name)
+        path = directory / bin_name(name)
         size = int(np.prod(wanted.shape)) * wanted.dtype.itemsize
         if not path.is_file() or path.stat().st_size != size:
             has = f"{path.stat().st_size} bytes" if path.is_file() else "no file"
@@ -214,8 +215,3 @@ def _distances(wanted: list[Feed], found: list[Feed]) -> dict[str, dict[str, flo
             "largest_error": float(max(np.abs(one - other).max() for one, other in pairs)),
         }
     return distances
-
-
-def file_name(tensor: str) -> str:
-    """Name of the raw file of *tensor*, as documented."""
-    return re.sub(r"[^a-zA-Z0-9_-]", "_", tensor) + ".bin"
