@@ -4,12 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from axbake.cache.errors import KeepUnreadable, readable
+from axbake.cache.errors import KeepUnreadable
 from axbake.cache.garbage import DAYS, Usage, remove_garbage, usage
 from axbake.cache.store import Cache, cache_directory
 from axbake.digest import is_sha256
 from axbake.errors import AxbakeError
 from axbake.printable import shown
+from axbake.units import size_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,10 +75,10 @@ def _show(cache: Cache, found: Usage, what: str) -> None:
         (f"  {what}", found.freed),
     ]
     for title, size in rows:
-        print(f"{title:<50}{readable(size):>12}")
+        print(f"{title:<50}{size_of(size):>12}")
     for one in found.garbage:
         place = one.path.relative_to(cache.directory) if one.path.is_relative_to(cache.directory) else one.path
-        print(f"    {one.what:<46}{readable(one.size):>12}  {shown(place, 400)}")
+        print(f"    {one.what:<46}{size_of(one.size):>12}  {shown(place, 400)}")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ class Blob:
     def __post_init__(self) -> None:
         """Raise ValueError unless it is a digest and a size: the digest becomes a file's name."""
         if not is_sha256(self.sha256):
-            raise ValueError(f"sha256 is {shown(self.sha256)}, wanted 64 hex digits")
+            raise ValueError(f"sha256 is {quoted(self.sha256)}, wanted 64 hex digits")
         if type(self.size) is not int or not 0 <= self.size <= MOST_BYTES:
-            raise ValueError(f"size is {shown(self.size)}, wanted a number of bytes")
+            raise ValueError(f"size is {quoted(self.size)}, wanted a number of bytes")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _key(value: Any) -> Key:
     for name, content in _object(value["inputs"], "inputs").items():
         # One input may stand for several files, or for none.
         if not isinstance(content, str) or (content and not all(is_sha256(one) for one in content.split(" "))):
-            raise Damaged(f"input {shown(name)} is {shown(content)}, wanted 64 hex digits")
+            raise Damaged(f"input {quoted(name)} is {quoted(content)}, wanted 64 hex digits")
     for name, file in _object(value["outputs"], "outputs").items():
         text_of(file, name)
     key = Key(**value)
@@ -100,7 +100,7 @@ def _blob(value: Any, name: str) -> Blob:
     try:
         return Blob(**value)
     except ValueError as error:
-        raise Damaged(f"output {shown(name)}: {error}") from error
+        raise Damaged(f"output {quoted(name)}: {error}") from error
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -113,5 +113,5 @@ def _has(value: Any, names: set[str], what: str) -> None:
     """Raise Damaged unless *value* is an object of these *names*."""
     found = _object(value, what).keys()
     if found != names:
-        differ = sorted(shown(name) for name in found ^ names)
+        differ = sorted(quoted(name) for name in found ^ names)
         raise Damaged(f"{shown(what, 60)} with or without {', '.join(differ[:5])}, wanted {', '.join(sorted(names))}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from axbake.errors import AxbakeError
+from axbake.units import size_of
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -52,7 +53,7 @@ def trouble(error: OSError, path: Path) -> str:
     parents = [place.absolute(), *place.absolute().parents]
     there = next(parent for parent in parents if os.path.exists(parent))  # noqa: PTH110, which raises where it may not look
     with contextlib.suppress(OSError):
-        what += f", {readable(shutil.disk_usage(there).free)} free on its file system"
+        what += f", {size_of(shutil.disk_usage(there).free)} free on its file system"
     return f"{place}: {what}"
 
 
@@ -69,12 +70,3 @@ def writing(path: Path) -> Iterator[None]:
         else:
             hint = "See what is there"
         raise NotWritten(f"{trouble(error, path)}. {hint}, and run again.") from error
-
-
-def readable(size: float) -> str:
-    """*size* in bytes, for people."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

@@ -26,7 +26,6 @@ from axbake.cache.errors import (
     NoResult,
     NotWritten,
     Overtaken,
-    readable,
     trouble,
     writing,
 )
@@ -36,6 +35,7 @@ from axbake.cache.locks import lock, now
 from axbake.cache.reasons import explain, made_any
 from axbake.cache.records import LONGEST
 from axbake.cache.tree import ABSENT, Tree, names_in
+from axbake.units import size_of
 
 logger = logging.getLogger(__name__)
 ENTRY = re.compile(r"[0-9a-f]{64}\.json")
@@ -280,7 +280,7 @@ class Cache:
         self.blobs.note_places(entry.outputs, places)
         with contextlib.suppress(OSError, Damaged):
             self.tree.touch(self.entry_path(key))  # last use, for whoever removes garbage
-        size = readable(sum(blob.size for blob in entry.outputs.values()))
+        size = size_of(sum(blob.size for blob in entry.outputs.values()))
         how = ", ".join(f"{count} by {way}" for way, count in sorted(ways.items()))
         reason = f"stored {entry.created}, built in {entry.seconds:.0f} s"
         seconds = time.monotonic() - started

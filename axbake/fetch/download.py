@@ -20,7 +20,7 @@ from typing import Any
 import requests
 from urllib3.exceptions import HTTPError
 
-from axbake.cache.errors import FULL, readable
+from axbake.cache.errors import FULL
 from axbake.digest import write_atomically
 from axbake.fetch.errors import Interrupted, NoRoom, NotAFile, WrongDigest
 from axbake.fetch.forms import what_else
@@ -28,6 +28,7 @@ from axbake.fetch.line import SLOWEST
 from axbake.fetch.offers import Offer
 from axbake.fetch.web import Patience, Web, describe
 from axbake.runtime.progress import SECONDS
+from axbake.units import size_of
 
 logger = logging.getLogger(__name__)
 PIECE = 1 << 20  # bytes
@@ -61,7 +62,7 @@ class Part:
         if not size or not (validator or whatever):
             part.restart()
             return part
-        logger.info("%s of it are here from earlier; going on from there", readable(size))
+        logger.info("%s of it are here from earlier; going on from there", size_of(size))
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         return cls(path, size, digest, validator, resumed=True)
@@ -214,18 +215,18 @@ def _look_for_room(part: Part, total: int | None, offer: Offer) -> None:
         part.restart()
         what = "says that it sends" if total else "has sent more than"
         raise NotAFile(
-            f"{offer.name}: the site {what} {readable(total or MOST_BYTES)}; no checkpoint is larger than"
-            f" {readable(MOST_BYTES)}. {offer.howto}."
+            f"{offer.name}: the site {what} {size_of(total or MOST_BYTES)}; no checkpoint is larger than"
+            f" {size_of(MOST_BYTES)}. {offer.howto}."
         )
     free = shutil.disk_usage(part.path.parent).free
     if total is None and free < SPARE:
         raise NoRoom(
-            f"{part.path.parent}: {readable(part.bytes)} have come of a file whose size the site does not say, and"
-            f" {readable(free)} are free; {readable(SPARE)} stay so. Make room and run again; what has come is kept."
+            f"{part.path.parent}: {size_of(part.bytes)} have come of a file whose size the site does not say, and"
+            f" {size_of(free)} are free; {size_of(SPARE)} stay so. Make room and run again; what has come is kept."
         )
     if total is not None and total - part.bytes > free:
         raise NoRoom(
-            f"{part.path.parent}: {readable(total - part.bytes)} are to come, and {readable(free)} are free. Make room, or make"
+            f"{part.path.parent}: {size_of(total - part.bytes)} are to come, and {size_of(free)} are free. Make room, or make"
             " checkpoints/ a link to a directory on a larger disk."
         )
 
@@ -256,7 +257,7 @@ def _append(answer: requests.Response, part: Part, file: RawIOBase, offer: Offer
         if error.errno in FULL | {errno.EFBIG}:
             # What the file holds may be less than what was counted; the next run looks at the file itself.
             raise NoRoom(
-                f"{part.path}: no room after {readable(part.bytes)} of {readable(total) if total else 'an unknown size'}"
+                f"{part.path}: no room after {size_of(part.bytes)} of {size_of(total) if total else 'an unknown size'}"
                 f" ({errno.errorcode[error.errno or 0]}). Make room and run again; what has come is kept."
             ) from None
         raise Interrupted(describe(error)) from None

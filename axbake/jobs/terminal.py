@@ -11,8 +11,8 @@ from pathlib import Path
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache
-from axbake.pages.html import duration
-from axbake.pages.summary import describe_failure
+from axbake.jobs.failure import describe_failure
+from axbake.units import duration
 
 SNAKEMAKES = "DefaultStreamHandler"  # the name that Snakemake 9 gives to its handler of the screen
 UNSAID = {LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.JOB_STARTED}

@@ -8,8 +8,9 @@ import time
 import pytest
 from PIL import Image
 
+from axbake.jobs.failure import describe_failure
 from axbake.pages.overview import write_overview
-from axbake.pages.summary import Outcome, RowRefused, describe_failure, refuse_row, show_outcomes, write_summary
+from axbake.pages.summary import Outcome, RowRefused, refuse_row, show_outcomes, write_summary
 
 ROWS = {name: {"height": 480, "width": 320} for name in ("a", "b", "c", "d")}
 OUTCOMES = [

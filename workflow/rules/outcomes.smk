@@ -6,7 +6,8 @@ import time
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.pages.overview import write_overview
-from axbake.pages.summary import Outcome, describe_failure, show_outcomes, write_summary
+from axbake.jobs.failure import describe_failure
+from axbake.pages.summary import Outcome, show_outcomes, write_summary
 
 STARTED = time.time()
 FAILURES = {}  # number of a job -> Snakemake's record of its latest failure
