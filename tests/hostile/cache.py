@@ -32,6 +32,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from axbake import digest
 from axbake.cache import Cache, Key
@@ -645,8 +646,8 @@ def run(count: int, first: int = 0) -> list[Trial]:
     with tempfile.TemporaryDirectory(dir=memory) as place, tempfile.TemporaryDirectory() as other_disk:
         for directory in (place, other_disk):
             Path(directory).chmod(0o755)
-        digest.MEMORY = Path(place) / "digests"
-        return [trial(number, Path(place), Path(other_disk)) for number in range(first, first + count)]
+        with mock.patch.object(digest, "MEMORY", Path(place) / "digests"):
+            return [trial(number, Path(place), Path(other_disk)) for number in range(first, first + count)]
 
 
 def table(trials: list[Trial]) -> str:

@@ -38,6 +38,17 @@ torch.set_num_threads(1)  # tiny tensors are done sooner by one, above all on bu
 logging.getLogger("torch.__trace").propagate = False  # thousands of lines an export, beside a failing test's own
 
 
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    """A program that a test calls in this process may log to where the test ends; the next test's words would go there."""
+    loggers = [logging.getLogger(name) for name in (None, "axbake", "axbake.emulator")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
 @dataclass(frozen=True)
 class TinyModel:
     """A tiny model's networks, its checkpoint, and what axbake imported of it."""
