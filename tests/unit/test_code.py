@@ -902,8 +902,8 @@ def test_a_word_in_any_error_of_merges_changes_no_job_but_that_which_merges(pack
         assert changed(before) <= MERGES, part
     assert len(parts) == 3
 
-    path.write_text(text.replace('or "their family"', 'or "family"').replace("{place} says {kind}", "{place}: {kind}"))
-    assert path.read_text().count('"family"') == path.read_text().count("{place}: {kind}") == 1
+    path.write_text(text.replace("{place} says {kind}", "{place}: {kind}"))
+    assert path.read_text() != text
     assert changed(before) <= MERGES
 
 
