@@ -114,11 +114,14 @@ def files_sha256(paths: Sequence[Path]) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write *text* to *path* so that nobody ever reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Threads of one process write the same file, and jobs on two nodes may have the same process number.
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        try:
+            beside.write_text(text, encoding="utf-8")
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

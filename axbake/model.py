@@ -1,5 +1,6 @@
 """A model of the table: its row, its own config, its family and its sources, and what its jobs are given of all that."""
 
+import math
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,6 +25,8 @@ from axbake.toolchain.build_config import Build, build_config, read_own_fields
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
 
 
+#: Parameters of a model for which one thread is as fast as two (docs/numbers.md); those that are published have 500 million and more
+SMALL = 50_000_000
 #: What was made of a graph and the user's fields: a thousand rows ask for few different ones
 _CONFIGS: dict[str, dict[str, Any]] = {}
 
@@ -79,6 +82,14 @@ class Model:
                 " column, or leave it empty."
             )
         return found
+
+    @cached_property
+    def is_small(self) -> bool:
+        """Whether more threads would only wait for each other. Of what is still to be fetched, or cannot be read, nobody knows."""
+        try:
+            return not self.sources.is_remote(CHECKPOINT) and parameters_of(checkpoint_path(self.row)) < SMALL
+        except AxbakeError:
+            return False
 
     def component(self, name: str) -> Component:
         """The component called *name*.
@@ -246,6 +257,19 @@ class Model:
             except AxbakeError as error:
                 faults.append(f"{type(error).__name__}: {error}")
         return "\n".join(faults)
+
+
+def parameters_of(path: Path) -> int:
+    """Number of parameters in the local checkpoint *path*, from its header; of a recipe, in the first that is merged.
+
+    Raises:
+        Errors of who opens it.
+    """
+    return read_header(path, "parameters", _count, "axbake.model._count")
+
+
+def _count(container: Container) -> int:
+    return sum(math.prod(shape) for shape in container.shapes.values())
 
 
 def family_of(path: Path) -> Family:

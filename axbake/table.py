@@ -4,7 +4,7 @@ import csv
 import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import jsonschema
@@ -136,8 +136,13 @@ def _name_faults(value: dict, schema: dict, components: Collection[str], above: 
         yield from (f"{above}{name}: unknown{_nearest(str(name), known)}" for name in value if name not in known)
 
 
-def read_row_config(path: Path, config: dict, *, schema: Path, components: Collection[str]) -> dict:
+def read_row_config(path: Path, config: dict, *, schema: Path, components: Mapping[str, str]) -> dict:
     """*config* with the entries of a row's own YAML file over it.
+
+    An entry of a role counts for the components of that role which the project's config names, too.
+
+    Args:
+        components: name of each component -> its role.
 
     Raises:
         ProjectConfigError: the file cannot be read, or has entries that cannot be used, or that only the project has.
@@ -156,15 +161,16 @@ def read_row_config(path: Path, config: dict, *, schema: Path, components: Colle
         raise ProjectConfigError(
             f"{path}: {', '.join(others)}: the same for all rows; set it in config/config.yaml. A row can set {', '.join(rows)}."
         )
-    return check_config(_laid_over(config, own), schema=schema, source=str(path), components=components)
+    return check_config(_laid_over(config, own, components), schema=schema, source=str(path), components=components)
 
 
-def _laid_over(below: dict, above: dict) -> dict:
-    """*above*'s entries over *below*'s, objects entry by entry."""
+def _laid_over(below: dict, above: dict, components: Mapping[str, str]) -> dict:
+    """*above*'s entries over *below*'s, objects entry by entry, an entry of a role over those of its components."""
+    of_roles = {name: above[role] for name, role in components.items() if name in below and role in above}
     laid = dict(below)
-    for name, value in above.items():
+    for name, value in (of_roles | above).items():
         both = isinstance(value, dict) and isinstance(below.get(name), dict)
-        laid[name] = _laid_over(below[name], value) if both else value
+        laid[name] = _laid_over(below[name], value, components) if both else value
     return laid
 
 

@@ -22,7 +22,7 @@ from tests.unit.conftest import SCHEMAS, SD1, halves, row_of
 from tests.unit.test_sources import FORMS
 
 PAGE = "https://civitai.com/models/47274?modelVersionId=102222"
-OF_CONFIG = {"schema": SCHEMAS / "config.schema.yaml", "components": SD1.names}
+OF_CONFIG = {"schema": SCHEMAS / "config.schema.yaml", "components": {one.name: one.role for one in SD1.components}}
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +163,18 @@ def test_a_rows_own_entries_go_over_the_projects(model):
     assert own.entries_of("precision") == dict.fromkeys(halves(SD1), "U16") | {"text_encoder": "S16", "unet": "U8"}
     assert own.entries_of("parity/min_psnr") == dict.fromkeys(SD1.names, 60) | {"vae_decoder": 45}
     assert other.entries_of("precision") == dict.fromkeys(halves(SD1), "U16") | {"text_encoder": "S16", "unet": "S16"}
+
+
+def test_a_rows_entry_of_a_role_counts_for_the_component_that_the_project_names(model):
+    Path("own.yaml").write_text("precision: {denoiser: U8}\npulsar2: {denoiser: {compiler: {check: 3}}}\n")
+    project = {"precision": {"unet": "S16"}, "pulsar2": {"unet": {"compiler": {"check": 2, "npu_perf": True}}}}
+    own = model(config="own.yaml", project=project)
+
+    assert own.entries_of("precision")["unet"] == "U8"
+    assert own.entry_of("pulsar2", own.component("unet"))["compiler"] == {"check": 3, "npu_perf": True}
+
+    Path("own.yaml").write_text("precision: {denoiser: U8, unet: U16}\n")
+    assert model(config="own.yaml", project=project).entries_of("precision")["unet"] == "U16"
 
 
 def test_pulsar2_has_what_axbake_sets_and_over_it_the_users_fields(model):

@@ -52,7 +52,7 @@ def program(script, *arguments, packages, place, more=()):
     """A run of one of the bundle's programs in the directory *place*; no installed package is seen but those given."""
     path = os.pathsep.join(map(str, [packages, *more]))
     # As many threads as the project's bakes have: another number adds in another order.
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-S", "-s", "-B", script, *arguments]
     place.mkdir(exist_ok=True)
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)

@@ -40,7 +40,7 @@ rule record_trajectories:
         "benchmarks/{model}/calibration/trajectories.tsv"
     conda:
         "../../envs/axbake.yaml"
-    threads: 4
+    threads: threads_of(4)
     resources:
         mem_mb=more_each_time(10000),
         runtime=more_each_time(120),
@@ -74,7 +74,7 @@ for family in IN_TABLE:
             model=models_of([family]),
         conda:
             "../../envs/axbake.yaml"
-        threads: 4
+        threads: threads_of(4)
         resources:
             mem_mb=more_each_time(10000),
             runtime=more_each_time(90),
@@ -103,7 +103,7 @@ for family in IN_TABLE:
             model=models_of([family]),
         conda:
             "../../envs/axbake.yaml"
-        threads: 4
+        threads: threads_of(4)
         resources:
             mem_mb=more_each_time(6000),
             runtime=more_each_time(30),

@@ -31,7 +31,7 @@ rule check_compiled:
         "benchmarks/{model}/check/{component}.tsv"
     conda:
         "../../envs/axbake.yaml"
-    threads: 4
+    threads: threads_of(4)
     resources:
         mem_mb=more_each_time(12000),
         runtime=more_each_time(120),

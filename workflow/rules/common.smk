@@ -1,5 +1,6 @@
 # Takes config/config.yaml and the table of models. Checks both, and makes what rules share: MODELS, and the settings files of jobs.
 
+import gc
 import inspect
 import os
 import re
@@ -22,8 +23,11 @@ from axbake.sources import COLUMNS
 from axbake.table import check_config, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch
 
+# Planning makes millions of objects that all stay. To look for garbage among them takes a fifth of its time (bench/many_models.py).
+gc.set_threshold(50_000, 20, 1_000)
+
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
-COMPONENTS = sorted({name for family in FAMILIES.values() for name in family.names})
+COMPONENTS = {one.name: one.role for family in FAMILIES.values() for one in family.components}
 TORCH = ["torch", "diffusers", "transformers"]
 
 
@@ -134,6 +138,11 @@ def more_each_time(amount):
         return amount * attempt
 
     return with_signature(resource)
+
+
+def threads_of(most):
+    """*most* threads, or one for a small model, of which more jobs run beside each other then."""
+    return with_signature(lambda wildcards: 1 if model_of(wildcards).is_small else most)
 
 
 def step(function, *, of=None, values=None, row=(), means=None, sources=None, tools=(), data=(), names=None, **how):

@@ -19,7 +19,7 @@ rule compile_model:
         "benchmarks/{model}/build/{graph}.tsv"
     conda:
         "../../envs/axbake.yaml"
-    threads: 4
+    threads: threads_of(4)
     resources:
         mem_mb=more_each_time(12000),
         runtime=more_each_time(60 if EMULATES else 240),

@@ -38,7 +38,7 @@ rule export_onnx:
     priority: 10  # preflight waits for it
     conda:
         "../../envs/axbake.yaml"
-    threads: 2
+    threads: threads_of(2)
     resources:
         mem_mb=more_each_time(10000),
         runtime=more_each_time(30),
@@ -76,7 +76,7 @@ for family, component in CHAINS:
         priority: 10
         conda:
             "../../envs/axbake.yaml"
-        threads: 2
+        threads: threads_of(2)
         resources:
             mem_mb=more_each_time(10000),
             runtime=more_each_time(60),

@@ -34,7 +34,7 @@ rule draw_reference:
         "benchmarks/{model}/reference.tsv"
     conda:
         "../../envs/axbake.yaml"
-    threads: 4
+    threads: threads_of(4)
     resources:
         mem_mb=more_each_time(10000),
         runtime=more_each_time(60),

@@ -33,7 +33,7 @@ rule simulate:
         "benchmarks/{model}/simulation.tsv"
     conda:
         "../../envs/axbake.yaml"
-    threads: 4
+    threads: threads_of(4)
     resources:
         mem_mb=more_each_time(12000),
         runtime=more_each_time(180),
