@@ -25,7 +25,7 @@ from axbake.toolchain.build_config import Build, build_config, read_own_fields
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
 
 
-#: Parameters of a model for which one thread is as fast as two (docs/numbers.md); those that are published have 500 million and more
+#: With fewer parameters one thread is as fast as two (docs/numbers.md); published models have 500 million and more
 SMALL = 50_000_000
 #: What was made of a graph and the user's fields: a thousand rows ask for few different ones
 _CONFIGS: dict[str, dict[str, Any]] = {}
@@ -85,7 +85,7 @@ class Model:
 
     @cached_property
     def is_small(self) -> bool:
-        """Whether more threads would only wait for each other. Of what is still to be fetched, or cannot be read, nobody knows."""
+        """Whether more threads would only wait for each other; no, where its checkpoint cannot be read or is still to be fetched."""
         try:
             return not self.sources.is_remote(CHECKPOINT) and parameters_of(checkpoint_path(self.row)) < SMALL
         except AxbakeError:
