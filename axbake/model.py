@@ -85,7 +85,7 @@ class Model:
 
     @cached_property
     def is_small(self) -> bool:
-        """Whether more threads would only wait for each other; no, where its checkpoint cannot be read or is still to be fetched."""
+        """Whether more threads would only wait for each other; no, where its checkpoint cannot be read or is not fetched yet."""
         try:
             return not self.sources.is_remote(CHECKPOINT) and parameters_of(checkpoint_path(self.row)) < SMALL
         except AxbakeError:
