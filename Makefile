@@ -63,4 +63,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf results logs benchmarks build .snakemake .axbake
+	rm -rf results logs build .snakemake .axbake

@@ -11,10 +11,7 @@ MARK = " DEBUG job record: "  # in the log; below what the screen shows
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A step of a job that ended well.
-
-    Snakemake's benchmark file tells how long the job ran; of a result that came from the build cache that is the placing.
-    """
+    """A step of a job that ended well."""
 
     step: str  # the function's name
     component: str | None

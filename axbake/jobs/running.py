@@ -149,9 +149,9 @@ def build_beside(places: list[Path], work: Work) -> None:
 
 
 def peak_memory() -> float:
-    """Highest resident memory so far of this process or of the largest program it ran, in GiB.
+    """Highest resident memory so far of this process or of the largest program it ran, in GiB, as the kernel counts it.
 
-    Snakemake's benchmark files look every half minute at most, and miss peaks.
+    Snakemake's `benchmark` would look every half minute at most, and miss peaks.
     """
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
 

@@ -26,7 +26,6 @@ class Pending:
     number: int  # Snakemake's
     steps: tuple[tuple[str, str | None], ...]  # that go through the build cache: function's name, component
     threads: int
-    timed: bool  # whether it takes time worth telling
 
 
 def last_times(cache: Cache, jobs: list[Pending]) -> dict[int, float | None]:
@@ -41,7 +40,7 @@ def last_times(cache: Cache, jobs: list[Pending]) -> dict[int, float | None]:
         known = [found[place] for place in job.steps]
         return None if None in known else sum(known)  # type: ignore[arg-type]
 
-    return {job.number: seconds(job) if job.timed else 0.0 for job in jobs}
+    return {job.number: seconds(job) for job in jobs}
 
 
 class Screen(logging.Formatter):

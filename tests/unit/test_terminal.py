@@ -9,9 +9,9 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from axbake.cache import Cache, Key
 from axbake.jobs.terminal import Pending, Screen, last_times
 
-EXPORT = Pending(1, (("export_onnx", "unet"), ("measure_parity", "unet")), threads=1, timed=True)
-COMPILE = Pending(2, (("compile_model", "unet"),), threads=4, timed=True)
-REPORT = Pending(3, (), threads=1, timed=False)
+EXPORT = Pending(1, (("export_onnx", "unet"), ("measure_parity", "unet")), threads=1)
+COMPILE = Pending(2, (("compile_model", "unet"),), threads=4)
+REPORT = Pending(3, (), threads=1)
 JOBS = [EXPORT, COMPILE, REPORT]
 
 
@@ -63,7 +63,7 @@ def test_a_job_takes_as_long_as_the_last_builds_of_its_steps_together(tmp_path):
     cache = Cache(tmp_path / "cache")
     for name, seconds in (("export_onnx", 0.3), ("measure_parity", 0.2)):
         store(cache, tmp_path, name, "unet", seconds)
-    other = Pending(4, (("export_onnx", "unet"), ("measure_parity", "vae_decoder")), threads=1, timed=True)
+    other = Pending(4, (("export_onnx", "unet"), ("measure_parity", "vae_decoder")), threads=1)
 
     times = last_times(cache, [EXPORT, COMPILE, REPORT, other])
 

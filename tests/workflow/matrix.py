@@ -165,7 +165,7 @@ def copy_all(project: Project) -> Project:
 def clone(project: Project) -> None:
     """As after `git clone`: nothing is there but what the user brings; the cache is kept."""
     project.forget()
-    for name in ("results", "logs", "benchmarks"):
+    for name in ("results", "logs"):
         shutil.rmtree(project.directory / name)
 
 

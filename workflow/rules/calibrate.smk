@@ -36,8 +36,6 @@ rule record_trajectories:
         trajectories="results/{model}/calibration/trajectories.npz",
     log:
         "logs/{model}/calibration/trajectories.log",
-    benchmark:
-        "benchmarks/{model}/calibration/trajectories.tsv"
     conda:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
@@ -68,8 +66,6 @@ for family in IN_TABLE:
             record=f"results/{{model}}/calibration/{family.denoiser.name}.json",
         log:
             f"logs/{{model}}/calibration/{family.denoiser.name}.log",
-        benchmark:
-            f"benchmarks/{{model}}/calibration/{family.denoiser.name}.tsv"
         wildcard_constraints:
             model=models_of([family]),
         conda:
@@ -97,8 +93,6 @@ for family in IN_TABLE:
             decoder_archive=f"results/{{model}}/calibration/{family.of_role(DECODER).name}.tar",
         log:
             "logs/{model}/calibration/vae.log",
-        benchmark:
-            "benchmarks/{model}/calibration/vae.tsv"
         wildcard_constraints:
             model=models_of([family]),
         conda:
@@ -132,8 +126,6 @@ rule calibrate_text_encoder:
         archive="results/{model}/calibration/{component}.tar",
     log:
         "logs/{model}/calibration/{component}.log",
-    benchmark:
-        "benchmarks/{model}/calibration/{component}.tsv"
     wildcard_constraints:
         component="|".join(sorted({one.name for family in IN_TABLE for one in family.text_encoders})),
     localrule: True

@@ -27,8 +27,6 @@ rule check_compiled:
         check="results/{model}/check/{component}.json",
     log:
         "logs/{model}/check/{component}.log",
-    benchmark:
-        "benchmarks/{model}/check/{component}.tsv"
     conda:
         "../../envs/axbake.yaml"
     threads: threads_of(4)

@@ -15,8 +15,6 @@ rule compile_model:
         record="results/{model}/build/{graph}.json",
     log:
         "logs/{model}/build/{graph}.log",
-    benchmark:
-        "benchmarks/{model}/build/{graph}.tsv"
     conda:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
@@ -44,8 +42,6 @@ use rule compile_model as emulate_model with:
         record="results/{model}/emulated/{graph}.json",
     log:
         "logs/{model}/emulated/{graph}.log",
-    benchmark:
-        "benchmarks/{model}/emulated/{graph}.tsv"
     resources:
         mem_mb=more_each_time(12000),
         runtime=more_each_time(60),

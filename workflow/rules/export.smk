@@ -30,8 +30,6 @@ rule export_onnx:
         parity="results/{model}/parity/{component}.json",
     log:
         "logs/{model}/onnx/{component}.log",
-    benchmark:
-        "benchmarks/{model}/onnx/{component}.tsv"
     wildcard_constraints:
         model=rf"{NO_CHAIN}[^/]+",
         component="|".join(map(re.escape, SINGLE)),
@@ -69,8 +67,6 @@ for family, component in CHAINS:
             chain=f"results/{{model}}/{component.name}/chain.json",
         log:
             f"logs/{{model}}/onnx/{component.name}.log",
-        benchmark:
-            f"benchmarks/{{model}}/onnx/{component.name}.tsv"
         wildcard_constraints:
             model=models_of([family]),
         priority: 10

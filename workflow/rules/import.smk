@@ -22,8 +22,6 @@ rule convert_checkpoint:
         checkpoint="results/{model}/{column}.safetensors",
     log:
         "logs/{model}/{column}.safetensors.log",
-    benchmark:
-        "benchmarks/{model}/{column}.safetensors.tsv"
     wildcard_constraints:
         column="|".join(COLUMNS),
     conda:
@@ -56,8 +54,6 @@ for family in IN_TABLE:
             listing="results/{model}/embeddings.json",
         log:
             "logs/{model}/weights.log",
-        benchmark:
-            "benchmarks/{model}/weights.tsv"
         wildcard_constraints:
             model=models_of([family]),
         conda:
@@ -93,8 +89,6 @@ rule write_single_file:
         single_file="results/{model}/single_file.safetensors",
     log:
         "logs/{model}/single_file.log",
-    benchmark:
-        "benchmarks/{model}/single_file.tsv"
     conda:
         "../../envs/axbake.yaml"
     resources:

@@ -30,8 +30,6 @@ rule draw_reference:
         settings="results/{model}/reference/settings.json",
     log:
         "logs/{model}/reference.log",
-    benchmark:
-        "benchmarks/{model}/reference.tsv"
     conda:
         "../../envs/axbake.yaml"
     threads: threads_of(4)

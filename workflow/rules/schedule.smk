@@ -20,8 +20,6 @@ rule derive_schedule:
         schedule="results/{model}/schedule.npz",
     log:
         "logs/{model}/schedule.log",
-    benchmark:
-        "benchmarks/{model}/schedule.tsv"
     localrule: True
     conda:
         "../../envs/axbake.yaml"

@@ -29,8 +29,6 @@ rule simulate:
         held_out="results/{model}/simulation/held_out.json",
     log:
         "logs/{model}/simulation.log",
-    benchmark:
-        "benchmarks/{model}/simulation.tsv"
     conda:
         "../../envs/axbake.yaml"
     threads: threads_of(4)

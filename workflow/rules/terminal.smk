@@ -10,7 +10,7 @@ onstart:
     show_progress(
         logger,
         [
-            Pending(job.jobid, tuple(names_of_steps(job)), job.threads, bool(job.benchmark))
+            Pending(job.jobid, tuple(names_of_steps(job)), job.threads)
             for job in workflow.dag.needrun_jobs()
             if job.output
         ],
