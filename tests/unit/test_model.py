@@ -2,19 +2,20 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from axbake import model as module
 from axbake import sources
 from axbake.checkpoints.refusals import UnknownFamily
 from axbake.emulator.config import Pulsar2ConfigError
 from axbake.families import FAMILIES
-from axbake.model import MissingFamily, Model, NoComponent, SeveralGraphs, WrongFamily, family_of
+from axbake.model import MissingFamily, Model, NoComponent, SeveralGraphs, WrongFamily, family_of, parameters_of
 from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
 from axbake.table import check_config, read_row_config
 from tests import loras, tiny
@@ -371,3 +372,20 @@ def test_a_recipe_that_cannot_be_used_is_told_with_the_faults():
     Path("tiny.yaml").write_text(yaml.safe_dump({"checkpoints": {}, "steps": []}))
 
     assert model_of(checkpoint="tiny.yaml").fault().startswith("RecipeError: tiny.yaml: this recipe cannot be used:")
+
+
+def test_a_small_model_is_told_by_its_parameters(networks, monkeypatch):
+    tiny.save(networks["sd1"], Path("tiny.safetensors"))
+    count = sum(math.prod(tensor.shape) for tensor in load_file("tiny.safetensors").values())
+
+    assert parameters_of(Path("tiny.safetensors")) == count
+    assert model_of(checkpoint="tiny.safetensors").is_small
+    monkeypatch.setattr("axbake.model.SMALL", count)
+    assert not model_of(checkpoint="tiny.safetensors").is_small
+
+
+def test_a_model_whose_size_nobody_knows_yet_is_not_small(model):
+    Path("broken.safetensors").write_bytes(b"not a checkpoint")
+
+    assert not model().is_small  # to be fetched
+    assert not model_of(checkpoint="broken.safetensors").is_small

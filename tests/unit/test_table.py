@@ -28,7 +28,10 @@ from axbake.table import (
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "workflow" / "schemas"
-OF_CONFIG = {"schema": SCHEMAS / "config.schema.yaml", "components": {one.name: one.role for one in FAMILIES["sd1"].components}}
+OF_CONFIG = {
+    "schema": SCHEMAS / "config.schema.yaml",
+    "components": {one.name: one.role for one in FAMILIES["sd1"].components},
+}
 ROW = {
     "model": "tiny",
     "checkpoint": "tiny.safetensors",
