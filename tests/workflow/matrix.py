@@ -28,6 +28,8 @@ SHARED = {
     "export_onnx": ["export_onnx", "measure_parity"],
     "calibrate_denoiser_of_sd1": ["observe_denoiser", "calibrate_denoiser"],
     "calibrate_vae_of_sd1": ["draw_pictures", "encode_pictures", "calibrate_encoder", "calibrate_decoder"],
+    "record_trajectories": ["derive_schedule", "record_trajectories"],
+    "check_compiled_of_sd1": ["check_compiled"],
     "simulate": ["simulate", "attribute_error", "check_calibration"],
 }
 BUILDING = re.compile(r" building (\S+): ")  # in a job's log, of each step that does real work
@@ -108,10 +110,9 @@ def job_name(log: Path) -> str:
     rules = {
         "weights": "import_sd1",
         "reference": "draw_reference",
-        "schedule": "derive_schedule",
         "onnx": "export_onnx",
         "build": "compile_model",
-        "check": "check_compiled",
+        "check": "check_compiled_of_sd1",
         "verdict": "judge",
         "simulation": "simulate",
         "report": "write_report",

@@ -56,7 +56,6 @@ def test_one_of_its_graphs_is_compiled_alone(fresh):
 
     assert plan.jobs == {
         "import_chain": 1,
-        "derive_schedule": 1,
         "export_unet_of_chain": 1,
         "record_trajectories": 1,
         "calibrate_denoiser_of_chain": 1,

@@ -1,13 +1,20 @@
-# Takes the weights, the schedule, the denoiser's graphs and the row's calibration prompts. Makes calibration/{graph}.tar: samples
-# of what each graph sees, in Pulsar2's formats. Those of VAE and text encoders do not depend on the model around them.
+# Takes the weights, the denoiser's graphs, the row's sampler and its calibration prompts. Makes schedule.npz, all that a loop in NumPy
+# needs of sampler and time embedding; and calibration/{graph}.tar: samples of what each graph sees, in Pulsar2's formats. Those of VAE
+# and text encoders do not depend on the model around them.
 
 
 rule record_trajectories:
-    """Draw the latents of all calibration prompts, and keep what the denoiser saw."""
+    """Write the row's schedule, draw the latents of all calibration prompts by it, and keep what the denoiser saw."""
     input:
         files(
             settings=settings(
                 "record_trajectories",
+                step(
+                    "axbake.drawing.schedule.derive_schedule",
+                    values=lambda model, _: {"rows": model.family.denoiser.rows},
+                    row=["scheduler", "steps", "guidance_scale"],
+                    tools=["torch", "diffusers", "numpy"],
+                ),
                 step(
                     "axbake.calibration.trajectories.record_trajectories",
                     values=lambda model, _: {
@@ -30,9 +37,9 @@ rule record_trajectories:
             text_encoders="results/{model}/weights/{text}.safetensors",
             denoiser="results/{model}/weights/{denoiser}.safetensors",
         ),
-        schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
     output:
+        schedule="results/{model}/schedule.npz",
         trajectories="results/{model}/calibration/trajectories.npz",
     log:
         "logs/{model}/calibration/trajectories.log",

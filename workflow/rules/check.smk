@@ -3,41 +3,36 @@
 # what depends on it.
 
 
-rule check_compiled:
-    """Compare a component's compiled models with their float graphs."""
-    input:
-        files(
-            settings=settings(
-                "check_compiled",
-                step(
-                    "axbake.toolchain.compiled.check_compiled",
-                    of="component",
-                    values=lambda model, wildcards: check_settings(model, model.component(wildcards.component)),
-                    means=launch,
-                    tools=["numpy", "onnx", "onnxruntime", "pillow"],
-                ),
-                part="component",
-            ),
-            axmodels="results/{model}/{graph}.axmodel",
-            graphs="results/{model}/onnx/{graph}.onnx",
-            tensors="results/{model}/onnx/{graph}.onnx.data",
-            archives="results/{model}/calibration/{graph}.tar",
-        ),
-    output:
-        check="results/{model}/check/{component}.json",
-    log:
-        "logs/{model}/check/{component}.log",
-    conda:
-        "../../envs/axbake.yaml"
-    threads: threads_of(4)
-    resources:
-        mem_mb=more_each_time(12000),
-        runtime=more_each_time(120),
-        pulsar2=int(not EMULATES),
-    message:
-        "Running the compiled {wildcards.component} of {wildcards.model} against its float graph"
-    script:
-        "../scripts/job.py"
+for family in IN_TABLE:
+
+    rule:
+        """Compare a model's compiled components with their float graphs."""
+        name:
+            f"check_compiled_of_{family.name}"
+        input:
+            **{
+                f"{one.name}_{what}": [f"results/{{model}}/{pattern.format(graph)}" for graph in addresses(one)]
+                for one in family.components
+                for what, pattern in CHECKED.items()
+            },
+            settings=settings("check_compiled", more=check_steps),
+        output:
+            **{f"{name}_check": f"results/{{model}}/check/{name}.json" for name in family.names},
+        log:
+            "logs/{model}/check.log",
+        wildcard_constraints:
+            model=models_of([family]),
+        conda:
+            "../../envs/axbake.yaml"
+        threads: threads_of(4)
+        resources:
+            mem_mb=more_each_time(12000),
+            runtime=more_each_time(120),
+            pulsar2=int(not EMULATES),
+        message:
+            "Running the compiled models of {wildcards.model} against their float graphs"
+        script:
+            "../scripts/job.py"
 
 
 rule judge:

@@ -233,14 +233,33 @@ def parity_of(model, wildcards):
     return f"results/{model.name}/parity/{component.name}.json"
 
 
-def check_settings(model, component):
-    """What the check of a compiled component is given."""
-    return {
-        "component": component.name,
-        "configs": [model.pulsar2_config(component, number) for number in range(len(component.graphs))],
-        "samples": model.entry("compiled/samples"),
-        "compiler": compiler(model),
-    }
+#: What the check of a component reads of each of its graphs -> file of the model
+CHECKED = {
+    "axmodels": "{}.axmodel",
+    "graphs": "onnx/{}.onnx",
+    "tensors": "onnx/{}.onnx.data",
+    "archives": "calibration/{}.tar",
+}
+
+
+def check_steps(model, wildcards):
+    """The checks of the compiled components, one after the other: each takes most of a host."""
+    return [
+        step(
+            "axbake.toolchain.compiled.check_compiled",
+            of=component.name,
+            values=lambda model, _, component=component: {
+                "component": component.name,
+                "configs": [model.pulsar2_config(component, number) for number in range(len(component.graphs))],
+                "samples": model.entry("compiled/samples"),
+                "compiler": compiler(model),
+            },
+            means=launch,
+            tools=["numpy", "onnx", "onnxruntime", "pillow"],
+            names={what: f"{component.name}_{what}" for what in (*CHECKED, "check")},
+        )
+        for component in model.family.components
+    ]
 
 
 def simulate_steps(model, wildcards):
@@ -278,14 +297,14 @@ def simulate_steps(model, wildcards):
     ]
 
 
-ONCE = ["weights", "reference", "schedule", "calibration/trajectories", "calibration/vae"]
-LAST = ["verdict", "simulation", "preflight"]
+ONCE = ["weights", "reference", "calibration/trajectories", "calibration/vae"]
+LAST = ["check", "verdict", "simulation", "preflight"]
 
 
 def logs_of(model):
     """Logs of all jobs of a model but the report's own, in the order in which the page shows them."""
     family = model.family
-    named = [f"{place}/{name}" for place in ("onnx", "check") for name in family.names]
+    named = [f"onnx/{name}" for name in family.names]
     named += [f"calibration/{one.name}" for one in [*family.text_encoders, family.denoiser]]
     named += [f"build/{graph}" for graph in model.graphs]
     return [f"logs/{model.name}/{job}.log" for job in [*ONCE, *named, *LAST]]
