@@ -29,11 +29,14 @@ LOCK = ROOT / "requirements.lock"
 def data_digest(path: str) -> str:
     """Digest of a data file of this package, or of all files below a folder, by name and content.
 
+    Modules are no data: of them counts what a step reaches, and Python writes compiled ones beside them when it likes.
+
     Args:
         path: from the checkout's root on: `resources/clip`.
     """
     base = ROOT / path
-    files = sorted(file for file in base.rglob("*") if file.is_file()) if base.is_dir() else [base]
+    below = (file for file in base.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc"))
+    files = sorted(below) if base.is_dir() else [base]
     contents = {str(file.relative_to(ROOT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -81,6 +82,13 @@ def fetch(cache, place, key=KEY, content=CONTENT):
     hit = cache.fetch_or_build(key, places, build).hit
     assert {name: path.read_bytes() for name, path in places.items()} == content
     return hit
+
+
+def open_to_all(results):
+    """Let any user reach *results*; pytest keeps its directories to the user who runs it."""
+    for path in results.parents:
+        if path.is_relative_to(tempfile.gettempdir()) and path != Path(tempfile.gettempdir()):
+            path.chmod(path.stat().st_mode | 0o555)
 
 
 def as_nobody(do):
@@ -501,8 +509,7 @@ def test_what_may_not_be_read_is_built_anew(cache, results, what, sticky):
     theirs = results / "theirs"
     theirs.mkdir()
     os.chown(theirs, NOBODY, NOBODY)
-    for path in [*results.parents][:3]:
-        path.chmod(path.stat().st_mode | 0o555)
+    open_to_all(results)
 
     def somebody_else():
         Cache(cache.directory).find(KEY)
@@ -618,8 +625,7 @@ def test_another_users_blob_is_read_as_it_is_copied_whatever_is_noted(cache, res
     theirs = results / "theirs"
     theirs.mkdir()
     os.chown(theirs, NOBODY, NOBODY)
-    for path in [*results.parents][:3]:
-        path.chmod(path.stat().st_mode | 0o555)
+    open_to_all(results)
     assert as_nobody(lambda: fetch(Cache(cache.directory), theirs / "a"))
 
     rot(blob_of(cache))
@@ -643,8 +649,7 @@ def test_a_file_just_built_is_not_replaced_by_another_users(cache, results):
     theirs = results / "theirs"
     theirs.mkdir()
     os.chown(theirs, NOBODY, NOBODY)
-    for path in [*results.parents][:3]:
-        path.chmod(path.stat().st_mode | 0o555)
+    open_to_all(results)
 
     assert as_nobody(lambda: fetch(Cache(cache.directory), theirs, key_of(height=1))) is False
     place = theirs / "unet.axmodel"
@@ -675,8 +680,7 @@ def test_users_with_a_closed_umask_share_a_cache(cache, results):
     theirs = results / "theirs"
     theirs.mkdir(parents=True)
     os.chown(theirs, NOBODY, NOBODY)
-    for path in [*results.parents][:3]:
-        path.chmod(path.stat().st_mode | 0o555)
+    open_to_all(results)
 
     def with_umask(do):
         before = os.umask(0o077)

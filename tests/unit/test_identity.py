@@ -49,6 +49,20 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+def test_modules_in_a_folder_of_data_are_none(package):
+    """Python writes compiled ones there, while a run that was planned without them goes on."""
+    digest = "from axbake.jobs.identity import data_digest; print(data_digest('axbake/pages'))"
+    pages, before = package / "axbake" / "pages", python(digest, package)
+
+    (pages / "__pycache__").mkdir(exist_ok=True)
+    (pages / "__pycache__" / "html.cpython-311.pyc").write_bytes(b"compiled")
+    edit(pages / "html.py", '"""Fills', '"""Still fills')
+    assert python(digest, package) == before
+
+    edit(pages / "page.css", "{", "{ /* so */")
+    assert python(digest, package) != before
+
+
 def test_comments_docstrings_and_layout_do_not_change_the_code(package):
     before = code(package)
 

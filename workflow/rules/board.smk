@@ -69,7 +69,7 @@ rule benchmark_host:
         "logs/{model}/host/benchmark.log",
     conda:
         "../../envs/axbake.yaml"
-    threads: 4
+    threads: threads_of(4)
     resources:
         mem_mb=more_each_time(12000),
         runtime=more_each_time(60),
