@@ -152,10 +152,9 @@ def read_lora(path: Path) -> LoraFile:
         module.tensors[role] = key  # type: ignore[index]
     _refuse_others(container)
     if not modules:
-        other = recognise(container.shapes)
-        is_that = f" It is {other.kind}." if other and other.kind not in ("a LoRA", "a LyCORIS") else ""
         raise LoraError(
-            f"{path}: no LoRA: {listed(list(container.tensors))}.{is_that} Wanted names such as {', '.join(PREFIXES)}."
+            f"{path}: no LoRA: {listed(list(container.tensors))}.{_instead(container)}"
+            f" Wanted names such as {', '.join(PREFIXES)}."
         )
     if strange:
         raise LoraError(
@@ -164,6 +163,12 @@ def read_lora(path: Path) -> LoraFile:
         )
     bundled = {key.split(".")[1] for key in container.tensors if key.startswith(BUNDLE)}
     return LoraFile(container, modules, tuple(sorted(bundled)))
+
+
+def _instead(container: Container) -> str:
+    """What a file is that has no module of a LoRA, as a sentence behind another one."""
+    other = recognise(container.shapes)
+    return f" It is {other.kind}." if other and other.kind not in ("a LoRA", "a LyCORIS") else ""
 
 
 def _unwrapped(key: str) -> str:
