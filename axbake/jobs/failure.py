@@ -9,7 +9,7 @@ STATUS = re.compile(r"SLURM status is: '(\w+)'")  # as snakemake-executor-plugin
 # What Slurm's states of jobs mean (https://slurm.schedmd.com/job_state_codes.html), and what to do.
 SLURM = {
     "TIMEOUT": "ended by its time limit; give it a higher `runtime` in the profile",
-    "OUT_OF_MEMORY": "ended for want of memory; give it a higher `mem_mb` in the profile",
+    "OUT_OF_MEMORY": "ended because memory ran out; give it a higher `mem_mb` in the profile",
     "CANCELLED": "cancelled",
     "NODE_FAIL": "its node failed; run again",
     "PREEMPTED": "its node was taken away by another job; run again",
@@ -33,8 +33,8 @@ def describe_failure(logs: Iterable[Path], said: str | None, *, since: float) ->
             return errors[-1]
     if status := STATUS.search(said or ""):
         name = _cause(texts) or status[1]
-        return f"Slurm says {status[1]}: {SLURM.get(name, 'it ended without a word in its log')}"
-    return "ended without a word in its log; killed, perhaps for want of memory?"
+        return f"Slurm says {status[1]}: {SLURM.get(name, 'it ended, and its log does not say why')}"
+    return "ended, and its log does not say why; killed, perhaps because memory ran out?"
 
 
 def _cause(texts: list[str]) -> str | None:

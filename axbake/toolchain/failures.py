@@ -38,7 +38,7 @@ FAILURES = (
     Failure(
         "out-of-memory",
         r"^Killed$|MemoryError|std::bad_alloc|Cannot allocate memory|out of memory",
-        "it was killed, most likely for want of memory",
+        "it was killed, most likely because memory ran out",
         "Give the machine, the container or the Slurm job (mem_mb of compile_model) more; run one compile at a time; calibrate"
         " with fewer samples (calibration/samples).",
         statuses=(-9, 137),

@@ -130,8 +130,8 @@ def test_a_failure_is_told_by_the_last_error_in_its_log(tmp_path):
     )
 
     assert describe_failure([log], None, since=0) == "CompileError: unet: two"
-    assert "without a word" in describe_failure([log], None, since=time.time() + 60)  # another run's
-    assert "without a word" in describe_failure([tmp_path / "none.log"], None, since=0)
+    assert "does not say why" in describe_failure([log], None, since=time.time() + 60)  # another run's
+    assert "does not say why" in describe_failure([tmp_path / "none.log"], None, since=0)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_a_failure_is_told_by_the_last_error_in_its_log(tmp_path):
     [
         ("TIMEOUT", "", "Slurm says TIMEOUT: ended by its time limit"),
         ("FAILED", "slurmstepd: error: *** STEP 5.0 CANCELLED AT 09:00 DUE TO TIME LIMIT ***", "time limit"),
-        ("FAILED", "slurmstepd: error: StepId=5.0 exceeded memory limit (900 > 500), being killed", "want of memory"),
-        ("OUT_OF_MEMORY", "error: Detected 1 oom_kill event in StepId=5.batch.", "want of memory"),
-        ("FAILED", "", "Slurm says FAILED: it ended without a word"),
+        ("FAILED", "slurmstepd: error: StepId=5.0 exceeded memory limit (900 > 500), being killed", "memory ran out"),
+        ("OUT_OF_MEMORY", "error: Detected 1 oom_kill event in StepId=5.batch.", "memory ran out"),
+        ("FAILED", "", "Slurm says FAILED: it ended, and its log does not say why"),
     ],
 )
 def test_what_a_cluster_ended_is_told_in_words(tmp_path, status, cluster, words):

@@ -129,7 +129,7 @@ def test_a_build_is_ended_at_its_time_limit(engine, containers, inputs, tmp_path
 def test_a_build_killed_for_memory_says_so(engine, containers, inputs, tmp_path):
     fields = {"compiler": {"check_tensor_black_list": ["double:out-of-memory"]}}
 
-    with pytest.raises(CompileError, match=r"killed, most likely for want of memory \(status 137\)"):
+    with pytest.raises(CompileError, match=r"killed, most likely because memory ran out \(status 137\)"):
         compile_decoder(tmp_path, inputs, engine, fields=fields)
 
 

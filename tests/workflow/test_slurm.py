@@ -68,7 +68,7 @@ def test_a_compile_that_lacks_memory_is_tried_again_with_more_and_done(cluster, 
 
     assert done.returncode == 0, done.stdout
     assert "FAILED: Compiling the text_encoder of tiny" in done.stdout
-    assert "Slurm says FAILED: ended for want of memory" in done.stdout
+    assert "Slurm says FAILED: ended because memory ran out" in done.stdout
     assert "Trying to restart job" in done.stdout
     assert (uncompiled.directory / TARGET).is_file()
     # What the node stored, the next run finds, here as there.
