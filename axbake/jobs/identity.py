@@ -53,8 +53,8 @@ def tool_version(package: str) -> str:
 
 
 @functools.cache
-def _code(functions: tuple[str, ...]) -> dict[str, str]:
-    return code_of(*functions)
+def _code(functions: tuple[str, ...], data: tuple[str, ...]) -> dict[str, str]:
+    return code_of(*functions) | {path: data_digest(path) for path in data}
 
 
 _parameters = functools.cache(parameters_of)
@@ -101,7 +101,7 @@ def identify(
     encoded = {name: encode(value) for name, value in settings.items()}
     given = {name: value for name, (value, _) in encoded.items()}
     roots = (function, *dict.fromkeys(one for _, names in encoded.values() for one in names))
-    code = (_code(roots) if own_code else {}) | {path: data_digest(path) for path in data}
+    code = _code(roots if own_code else (), tuple(data))
     taken = [name for name in _parameters(function) if name not in given and name not in (means or {})]
     versions = {tool: tool_version(tool) for tool in tools}
     return Step(

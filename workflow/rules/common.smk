@@ -83,7 +83,9 @@ def graphs_of(family, *roles):
     return [graph for one in family.components if one.role in (roles or ROLES) for graph in addresses(one)]
 
 
-ALL = {"graph": graphs_of, "latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
+ALL = {"graph": graphs_of}
+ALL |= {"latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
+ALL |= {"picture_graph": lambda family: graphs_of(family, ENCODER, DECODER)}
 ALL |= {"component": lambda family: family.names, TEXT: lambda family: [one.name for one in family.text_encoders]}
 ONE = {role: lambda family, role=role: family.of_role(role).name for role in (DENOISER, ENCODER, DECODER)}
 PLACES = (
@@ -95,7 +97,7 @@ def files(settings=None, **patterns):
     """Input function: a job's settings file, and files by name.
 
     In a pattern {graph} stands for each graph of the model, or of the job's component, {latent_graph} for each that has a part in
-    drawing a latent, {component} for each component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component
+    drawing a latent, {picture_graph} for each of the autoencoder, {component} for each component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component
     of that role.
     """
 
@@ -187,13 +189,13 @@ def settings(name, *steps, part=None, more=None):
 
     def path_of(model, wildcards):
         # A directory of its own: Snakemake lists a directory once a run, and takes for missing what comes into it later.
-        place = ".".join(Path(wildcards[part]).parts) if part else "model"
-        path = Path("results", model.name, "settings", name, place, "settings.json")
+        place = wildcards[part].replace("/", ".") if part else "model"
+        path = f"results/{model.name}/settings/{name}/{place}/settings.json"
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
             given = [*(more(model, wildcards) if more else ()), *steps]
-            write_steps(path, [one(model, wildcards) for one in given])
-        return str(path)
+            write_steps(Path(path), [one(model, wildcards) for one in given])
+        return path
 
     return with_model(path_of)
 

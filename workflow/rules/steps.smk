@@ -282,6 +282,7 @@ def simulate_steps(model, wildcards):
             values=lambda *_: drawn | {"picture": unnamed, "latents": family.latents},
             tools=tools,
             data=["resources/clip"],
+            names={what: [f"latent_{what}", f"picture_{what}"] for what in ("graphs", "tensors")},
         ),
         step(
             "axbake.calibration.held_out.check_calibration",
@@ -292,7 +293,7 @@ def simulate_steps(model, wildcards):
             },
             tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
             data=["resources/clip"],
-            names={"graphs": "seen_graphs", "tensors": "seen_tensors"},
+            names={"graphs": "latent_graphs", "tensors": "latent_tensors"},
         ),
     ]
 
