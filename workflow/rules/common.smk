@@ -189,7 +189,7 @@ def settings(name, *steps, part=None, more=None):
 
     def path_of(model, wildcards):
         # A directory of its own: Snakemake lists a directory once a run, and takes for missing what comes into it later.
-        place = wildcards[part].replace("/", ".") if part else "model"
+        place = ".".join(Path(wildcards[part]).parts) if part else "model"
         path = f"results/{model.name}/settings/{name}/{place}/settings.json"
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
