@@ -20,7 +20,7 @@ from axbake.networks.component import DENOISER, TEXT, Component, addresses
 from axbake.runtime.values import Picture
 from axbake.sources import CHECKPOINT, VAE, Sources, read_header
 from axbake.table import checkpoint_path, loras_sha256
-from axbake.toolchain.build_config import Build, build_config, read_own_fields
+from axbake.toolchain.build_config import Build, build_config, overridden, read_own_fields
 
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
 
@@ -229,12 +229,20 @@ class Model:
         return [{"name": lora.name, "text_encoder": lora.text_encoder, "unet": lora.unet} for lora in self.row["loras"]]
 
     def advice(self) -> list[str]:
-        """Marks of LoRAs that change nothing, and what an LCM-LoRA's scheduler and guidance should be, a sentence each."""
+        """What a user may not have meant, a sentence each.
+
+        Marks of LoRAs that change nothing; what an LCM-LoRA's scheduler and guidance should be; what the user's own Pulsar2 config
+        overrides.
+        """
         sentences = list(unknown_marks(self.row))
         for lora in self.row["loras"]:
             if lora_facts(Path(lora.path)).lcm:
                 sentences += lcm_advice(self.row, Path(lora.path))
-        return sentences
+        for component in self.family.components:
+            if said := self.entry_of("pulsar2", component):
+                builds = [self.build(component, number) for number in range(len(component.graphs))]
+                sentences += [sentence for build in builds for sentence in overridden(build, said)]
+        return list(dict.fromkeys(sentences))
 
     def fault(self) -> str:
         """What would end a run that asks for this model by name, a line a fault; empty if nothing would.

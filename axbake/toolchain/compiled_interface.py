@@ -10,12 +10,9 @@ from onnx import helper
 from axbake.emulator.dtypes import DTYPES
 from axbake.toolchain.axmodel import Value
 
-#: Types that count as another: 32-bit ids of either sign are the same bytes, and compiled models have no 64-bit inputs
-ALIKE = {"uint32": "int32", "int64": "int32"}
-
 
 def wanted_interface(graph: Path, settings: dict[str, Any]) -> tuple[dict[str, Value], dict[str, Value]]:
-    """Inputs and outputs that a model compiled from *graph* has, by Pulsar2's config *settings*; types as `as_taken` has them."""
+    """Inputs and outputs that a model compiled from *graph* has, by Pulsar2's config *settings*."""
     content = onnx.load(graph, load_external_data=False).graph
     constants = {tensor.name for tensor in content.initializer}
     inputs = {value.name: _value(value) for value in content.input if value.name not in constants}
@@ -27,23 +24,20 @@ def wanted_interface(graph: Path, settings: dict[str, Any]) -> tuple[dict[str, V
         if processor.get("src_layout", "NCHW") != processor.get("tensor_layout", "NCHW") and len(shape) == 4:
             axes = (0, 2, 3, 1) if processor.get("src_layout") == "NHWC" else (0, 3, 1, 2)
             shape = tuple(shape[axis] for axis in axes)
-        inputs[name] = as_taken(Value(dtype, shape))
+        inputs[name] = Value(dtype, shape)
     for name, value in outputs.items():
         processor = processor_of(settings.get("output_processors", []), name)
         order = processor.get("dst_perm") or range(len(value.shape))
         dtype = DTYPES.get(processor.get("output_dtype", ""), value.dtype)
-        outputs[name] = as_taken(Value(dtype, tuple(value.shape[axis] for axis in order)))
+        outputs[name] = Value(dtype, tuple(value.shape[axis] for axis in order))
     return inputs, outputs
 
 
 def _value(value: onnx.ValueInfoProto) -> Value:
     tensor = value.type.tensor_type
-    return Value(helper.tensor_dtype_to_np_dtype(tensor.elem_type), tuple(dim.dim_value for dim in tensor.shape.dim))
-
-
-def as_taken(value: Value) -> Value:
-    """*value* with the one type of 32-bit integers that stands here for all that are taken as such."""
-    return Value(np.dtype(ALIKE.get(str(value.dtype), str(value.dtype))), value.shape)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    # Compiled models have no 64-bit inputs.
+    return Value(np.dtype(np.int32) if dtype == np.int64 else dtype, tuple(dim.dim_value for dim in tensor.shape.dim))
 
 
 def processor_of(processors: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from axbake.preflight.verdict import check_build
 from axbake.runtime.producer import EMULATOR
 from axbake.toolchain.axmodel import CHIPS, PULSAR2, Axmodel, AxmodelError, read_axmodel
 from axbake.toolchain.build_config import doubts
-from axbake.toolchain.compiled_interface import as_taken, wanted_interface
+from axbake.toolchain.compiled_interface import wanted_interface
 from axbake.toolchain.failures import explain
 from axbake.toolchain.launch import WRITABLE, Launch, link_or_copy, says_version
 from axbake.toolchain.process import TimeLimit
@@ -144,6 +144,6 @@ def _interface_faults(found: Axmodel, graph: Path, settings: dict[str, Any]) -> 
         for name in sorted(set(has) | set(wants)):
             if name not in has or name not in wants:
                 faults.append(f"{what} {name}: {'not wanted' if name in has else 'missing'}")
-            elif as_taken(has[name]) != wants[name]:
+            elif has[name] != wants[name]:
                 faults.append(f"{what} {name}: {has[name]}, wanted {wants[name]}")
     return faults

@@ -12,7 +12,7 @@ from axbake.emulator.fields import MESSAGES
 from axbake.families import FAMILIES
 from axbake.model import Model
 from axbake.networks.component import ROLES
-from axbake.toolchain.build_config import build_config, doubts, read_own_fields
+from axbake.toolchain.build_config import build_config, doubts, overridden, read_own_fields
 from docs.make_pulsar2 import PAGE, page
 from tests.builds import CHIP, COLUMNS, build_of
 from tests.double.arguments import MESSAGES as DOCUMENTED
@@ -63,7 +63,7 @@ def test_the_formats_are_those_of_the_archives_and_of_the_programs_on_boards():
         "vae_decoder": "NumpyObject",
     }
     (ids,), (picture,) = built["text_encoder"].processors, built["vae_encoder"].processors
-    assert ids.src_dtype == "U32"
+    assert ids.src_dtype == "S32"  # programs feed int32, and pyaxengine compares types
     # Pictures of 0 to 255 become -1 to 1 while calibrating; on the board the program has done so already.
     assert (built["vae_encoder"].inputs[0].mean, built["vae_encoder"].inputs[0].std) == ((127.5,) * 3, (127.5,) * 3)
     assert (picture.tensor_format, picture.mean, picture.std) == ("RGB", (0.0,) * 3, (1.0,) * 3)
@@ -128,6 +128,83 @@ def test_a_file_of_the_users_is_a_base_with_its_comments_and_without_what_axbake
     assert "input" not in values and "output_dir" not in values
 
 
+TOKENS = build_of(SD1.component("text_encoder"))
+TIMED = build_of(SD1.denoiser, program="euler")  # its inputs: sample, t, encoder_hidden_states
+
+
+def config_of(build, **said):
+    return build_config(build, read_own_fields(build, said))
+
+
+@pytest.mark.parametrize("name", ["DEFAULT", "input_ids"])
+def test_the_only_inputs_name_and_default_are_the_same(name):
+    entry = {"tensor_name": name, "calibration_size": 16}
+    values = config_of(
+        TOKENS, quant={"input_configs": [entry]}, input_processors=[{"tensor_name": name, "src_layout": "NHWC"}]
+    )
+
+    (calibration,), (processor,) = values["quant"]["input_configs"], values["input_processors"]
+    assert calibration == TOKENS.calibration | {"calibration_size": 16}
+    assert processor == {"tensor_name": "input_ids", "src_dtype": "S32", "src_layout": "NHWC"}
+
+
+def test_all_inputs_by_name_with_the_same_fields_are_default():
+    entries = [{"tensor_name": name, "calibration_size": 16} for name in TIMED.inputs]
+
+    assert config_of(TIMED, quant={"input_configs": entries})["quant"]["input_configs"] == [
+        TIMED.calibration | {"calibration_size": 16}
+    ]
+
+
+def test_entries_are_laid_over_those_of_the_same_tensor_and_stand_beside_others(tmp_path):
+    file = tmp_path / "mine.json"
+    base = {"input_processors": [{"tensor_name": "sample", "src_layout": "NCHW", "src_dtype": "FP16"}]}
+    base |= {"quant": {"layer_configs": [{"op_types": ["Softmax"], "data_type": "FP32"}]}}
+    file.write_text(json.dumps(base))
+
+    values = config_of(
+        TIMED,
+        base=str(file),
+        input_processors=[{"tensor_name": "sample", "src_dtype": "FP32"}],
+        quant={
+            "layer_configs": [
+                {"op_type": "Softmax", "output_data_type": "U16"},
+                {"layer_name": "last", "data_type": "S16"},
+            ]
+        },
+    )
+
+    assert values["input_processors"] == [
+        {"tensor_name": "t", "src_dtype": "S32"},
+        {"tensor_name": "sample", "src_layout": "NCHW", "src_dtype": "FP32"},
+    ]
+    assert values["quant"]["layer_configs"] == [
+        {"start_tensor_names": ["DEFAULT"], "end_tensor_names": ["DEFAULT"], "data_type": "U16"},
+        {"op_type": "Softmax", "data_type": "FP32", "output_data_type": "U16"},
+        {"layer_name": "last", "data_type": "S16"},
+    ]
+
+
+def test_what_a_users_file_overrides_is_told(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(OWN_FILE.replace('"transformer_opt_level": 1', '"precision_analysis": false'))
+    said = {"base": str(file), "compiler": {"check": 3}}
+
+    assert overridden(UNET, said) == [
+        f"{file}: npu_mode: NPU2, where axbake would set NPU3",
+        f"{file}: quant/calibration_method: MSE, where axbake would set MinMax",
+    ]
+    assert overridden(TOKENS, {"input_processors": [{"tensor_name": "DEFAULT", "src_dtype": "U32"}]}) == [
+        "pulsar2/text_encoder: input_processors/input_ids/src_dtype: U32, where axbake would set S32"
+    ]
+
+
+def test_what_axera_publishes_and_does_not_document_is_doubted_and_not_refused():
+    values = configured("unet", npu_mode="NPU5")
+
+    assert any(sentence.startswith("npu_mode: NPU5: not in Pulsar2's documentation") for sentence in doubts(values))
+
+
 def test_comments_of_a_users_file_decide_nothing(tmp_path):
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     first.write_text(OWN_FILE)
@@ -154,6 +231,10 @@ def test_comments_of_a_users_file_decide_nothing(tmp_path):
             "calibration_dataset: axbake sets it",
         ),
         ({"quant": {"input_configs": [{"tensor_name": "sample"}]}}, "wanted one, with tensor_name DEFAULT"),
+        (
+            {"input_processors": [{"tensor_name": "sample"}, {"tensor_name": "sample"}]},
+            "pulsar2/unet: input_processors: 2 entries for sample",
+        ),
         ({"quant": {"enable_lsq": True, "enable_brecq": True}}, "set at most one of"),
         ({"base": "nowhere.json"}, "pulsar2/unet/base: nowhere.json: cannot be read"),
         ({"quant": {"layer_configs": [{"op_types": ["Silu"], "data_type": "FP32"}]}}, "Silu: no operator of ONNX"),

@@ -10,9 +10,7 @@ import os
 import numpy as np
 import onnxruntime
 
-# ONNX Runtime's name -> the model's type. Text encoders that AXERA compiles with `src_dtype: U32` take int32: launcher.py of
-# AXERA-TECH/sd1.5-lcm.axera gives them that, and pyaxengine compares types.
-DTYPES = {"float": "float32", "uint32": "int32"}
+DTYPES = {"float": "float32"}  # ONNX Runtime's name -> NumPy's, where they differ
 PROVIDERS = ["AXCLRTExecutionProvider", "AxEngineExecutionProvider"]
 
 
@@ -43,8 +41,6 @@ class InferenceSession:
             self._session = onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise RuntimeError("axclrtEngineLoadFromFile failed.") from error
-        kinds = {node.name: node.type.removeprefix("tensor(").removesuffix(")") for node in self._session.get_inputs()}
-        self._types = {name: {"float": "float32"}.get(kind, kind) for name, kind in kinds.items()}
 
     def get_inputs(self, shape_group=0):
         return [NodeArg(node) for node in self._session.get_inputs()]
@@ -66,7 +62,7 @@ class InferenceSession:
                 f"model inputs({node.name}) expect shape {node.shape} and dtype {node.dtype}, howerver gets input with"
                 f" shape {array.shape} and dtype {array.dtype}"
             )
-            feed[node.name] = as_in_memory(array).view(self._types[node.name])
+            feed[node.name] = as_in_memory(array)
         return self._session.run(names, feed)
 
 
