@@ -231,7 +231,7 @@ class Model:
     def advice(self) -> list[str]:
         """What a user may not have meant, a sentence each.
 
-        Marks of LoRAs that change nothing; what an LCM-LoRA's scheduler and guidance should be; what the user's own Pulsar2 config
+        Marks of LoRAs that change nothing; what an LCM-LoRA's scheduler and guidance should be; what an own Pulsar2 config
         overrides.
         """
         sentences = list(unknown_marks(self.row))
