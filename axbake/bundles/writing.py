@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import tarfile
 import tempfile
@@ -22,7 +23,6 @@ from axbake.networks.sampling import SamplingError
 from axbake.runtime.bundle import FORMAT
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.values import Conditioning, Latents, Picture
-from axbake.toolchain.launch import link_or_copy
 from axbake.weights.files import read_sampling
 
 logger = logging.getLogger(__name__)
@@ -197,7 +197,10 @@ def _place(source: Path, target: Path, *, copy: bool = False) -> None:
     if copy:
         shutil.copyfile(source, target)
     else:
-        link_or_copy(source, target)
+        try:
+            os.link(source.resolve(), target)
+        except OSError:  # another file system
+            shutil.copyfile(source, target)
 
 
 def _files(directory: Path) -> list[Path]:

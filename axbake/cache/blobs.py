@@ -28,6 +28,8 @@ READ_AGAIN = 7 * 86400  # s after which a blob that seems unchanged is read agai
 LONGEST = 1 << 14  # bytes of a note
 HOLLOW = 1 << 30  # bytes; a larger file of which a hundredth is on disk is not one that a job wrote
 READ_ONLY = 0o444
+#: Results of these endings are never hard links: ONNX and ONNX Runtime refuse external tensors in a file of several names
+ONE_NAME = (".onnx.data",)
 NOTE = re.compile(r"[0-9a-f]{64}\.json")
 
 
@@ -61,7 +63,8 @@ class Blobs:
     """The blobs of a cache.
 
     A blob is placed as a clone where the file system can (btrfs, XFS), else as a hard link where cache and place share a
-    file system and the blob is this user's, else as a copy. Never as a symbolic link: ONNX refuses tensors behind one.
+    file system and the blob is this user's, else as a copy. External tensors of a graph are never hard links, and nothing is
+    a symbolic link: onnx 1.21 and newer refuse tensors in a file of several names, or behind a symbolic link (onnx/onnx#7686).
 
     What is believed:
         A blob that this user's axbake has read, and that is this user's file, is not read again for a week while its file seems
@@ -142,7 +145,7 @@ class Blobs:
                 beside = Name(f".{path.name}.{os.urandom(4).hex()}", directory)
                 try:
                     make_writable(made, shared=True)  # readable for all before others find it
-                    if share(opened, beside, source=Name(made)) != "link":
+                    if share(opened, beside, source=_source(Name(made), made)) != "link":
                         beside.chmod(READ_ONLY)
                     os.rename(beside.name, path.name, src_dir_fd=directory, dst_dir_fd=directory)
                 finally:
@@ -170,7 +173,7 @@ class Blobs:
             held.callback(os.close, opened)
             state = os.fstat(opened)
             known = _is_mine(state) and self._known(state) == blob.sha256
-            source = Name(path.name, directory) if known and _may_be_linked(state) else None
+            source = _source(Name(path.name, directory), target) if known and _may_be_linked(state) else None
             try:
                 how = share(opened, Name(target), source=source, sha256=None if known else blob.sha256)
             except OSError as error:
@@ -286,6 +289,11 @@ class Blobs:
             with contextlib.suppress(OSError):  # then it is read again
                 self.tree.write(self._note(inode), json.dumps(said), time=look.read)
                 self._saved[inode] = look
+
+
+def _source(file: Name, result: Path) -> Name | None:
+    """What *result* and its blob may be hard links of."""
+    return None if result.name.endswith(ONE_NAME) else file
 
 
 def make_writable(path: Path, *, shared: bool) -> None:

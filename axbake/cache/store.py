@@ -344,7 +344,7 @@ class Cache:
             with contextlib.suppress(OSError, Damaged):
                 kept, own = self.tree.state(self.blobs.path(blob)), made.stat()
                 if not os.path.samestat(kept, own) and (kept.st_dev, kept.st_uid) == (own.st_dev, own.st_uid):
-                    beside = made.with_name(f".{made.name}.shared")
+                    beside = made.with_name(f".shared.{made.name}")
                     if self.blobs.place(blob, beside) != "copy":
                         beside.replace(made)
         sync(made)

@@ -85,8 +85,8 @@ def estimate(role: str, graph: Graph, toolchain: str) -> Estimate:
         time_basis=known.told,
         # Fitted to the peaks of four emulated compiles: 7.5, 2.0, 1.2 and 1.0 GiB (docs/numbers.md).
         memory_bytes=int(0.4 * 2**30) + 2 * graph.float_bytes + 8 * graph.largest_tensor,
-        # The optimised graph in float, the quantised one, and the model.
-        disk_bytes=graph.float_bytes + 2 * graph.quantised_bytes,
+        # The graph's copy, the optimised one in float, the quantised one, and the model.
+        disk_bytes=2 * graph.float_bytes + 2 * graph.quantised_bytes,
         cmm_mb=weights + (card.cmm_mb - card.file_mb) * first / card.first_input,
     )
 

@@ -26,7 +26,7 @@ from axbake.runtime.progress import progress
 from axbake.toolchain.axmodel import Value
 from axbake.toolchain.compiled_interface import processor_of, wanted_interface
 from axbake.toolchain.failures import explain
-from axbake.toolchain.launch import WRITABLE, Launch, link_or_copy
+from axbake.toolchain.launch import WRITABLE, Launch, own_copy
 
 logger = logging.getLogger(__name__)
 FORMATS = {"AutoColorSpace": "BGR"}  # as Pulsar2 takes pictures where nothing is said
@@ -138,7 +138,7 @@ def _run_in(
     place: Path, axmodel: Path, graph: Path, settings: dict[str, Any], feeds: list[Feed], launch: Launch
 ) -> list[Feed]:
     inputs, outputs = wanted_interface(graph, settings)
-    link_or_copy(axmodel, place / axmodel.name)
+    own_copy(axmodel, place / axmodel.name)
     for number, feed in enumerate(feeds):
         (place / "in" / str(number)).mkdir(parents=True)
         for name, value in feed.items():

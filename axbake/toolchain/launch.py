@@ -4,13 +4,13 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from axbake.cache.files import Name, share
 from axbake.digest import write_atomically
 from axbake.errors import AxbakeError
 from axbake.toolchain.engines import Engine, container_name
@@ -138,12 +138,13 @@ class Launch:
             ) from error
 
 
-def link_or_copy(source: Path, place: Path) -> None:
-    """A second name of *source*'s bytes at *place*: a hard link, or a copy on another file system (ONNX refuses symlinks)."""
-    try:
-        os.link(source.resolve(), place)
-    except OSError:
-        shutil.copyfile(source, place)
+def own_copy(source: Path, place: Path) -> None:
+    """*source*'s bytes at *place*, as a file of its own; where the file system can, of the same blocks.
+
+    No link of either kind: onnx 1.21 and newer refuse both for external tensors (onnx/onnx#7686).
+    """
+    with source.open("rb") as opened:
+        share(opened.fileno(), Name(place), source=None)
 
 
 def says_version(said: str, version: str) -> bool:

@@ -16,7 +16,7 @@ from axbake.toolchain.axmodel import CHIPS, PULSAR2, Axmodel, AxmodelError, read
 from axbake.toolchain.build_config import doubts
 from axbake.toolchain.compiled_interface import wanted_interface
 from axbake.toolchain.failures import explain
-from axbake.toolchain.launch import WRITABLE, Launch, link_or_copy, says_version
+from axbake.toolchain.launch import WRITABLE, Launch, own_copy, says_version
 from axbake.toolchain.process import TimeLimit
 from axbake.toolchain.reading import BuildLog, read_context
 
@@ -40,10 +40,10 @@ def compile_model(
     axmodel: Path,
     record: Path,
 ) -> None:
-    """Compile *graph* into *axmodel*, in a directory of links to what Pulsar2 needs and nothing else.
+    """Compile *graph* into *axmodel*, in a directory of copies of what Pulsar2 needs and nothing else.
 
     Args:
-        tensors, archive: of the graph, and its calibration; linked under their own names.
+        tensors, archive: of the graph, and its calibration; copied under their own names.
         component: that it is of, or address of one of several graphs; *role*: the component's.
         config: Pulsar2's, whole (`axbake.toolchain.build_config`).
         compiler: what decides the build besides the inputs: Pulsar2's version, or the emulator's code and tools.
@@ -65,7 +65,7 @@ def compile_model(
     settings = place / f"{axmodel.stem}.config.json"
     settings.write_text(json.dumps(config, indent=2) + "\n")
     for path in (graph, tensors, archive):
-        link_or_copy(path, place / path.name)
+        own_copy(path, place / path.name)
     command = ["build", "--input", graph.name, "--config", settings.name, "--output_dir", WRITABLE]
     log = BuildLog()
     try:

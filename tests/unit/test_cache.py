@@ -262,6 +262,20 @@ def test_on_one_disk_a_result_is_the_blob_itself(cache, results):
     assert blob.stat().st_mode & 0o200
 
 
+def test_external_tensors_of_a_graph_have_one_name_however_they_are_placed(cache, results):
+    """ONNX refuses them otherwise (onnx/onnx#7686)."""
+    key = dataclasses.replace(KEY, outputs={"axmodel": "unet.onnx.data"})
+    again = dataclasses.replace(key, component="same content, built anew")
+    places = {name: results / name / "unet.onnx.data" for name in "abc"}
+
+    for asked, name in ((key, "a"), (key, "b"), (again, "c")):
+        cache.fetch_or_build(asked, {"axmodel": places[name]}, Builder())
+
+    blob = cache.blobs.path(cache.find(key).outputs["axmodel"])
+    assert [place.stat().st_nlink for place in (blob, *places.values())] == [1, 1, 1, 1]
+    assert {place.read_bytes() for place in places.values()} == {CONTENT["axmodel"]}
+
+
 def test_on_another_disk_a_result_is_a_copy(cache, other_disk):
     cache.fetch_or_build(KEY, places_in(other_disk / "a"), Builder())
     cache.fetch_or_build(KEY, places_in(other_disk / "b"), Builder())

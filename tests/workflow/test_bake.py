@@ -7,6 +7,9 @@ import math
 import re
 
 import numpy as np
+import onnx
+import onnxruntime
+import onnxsim
 import pytest
 from PIL import Image
 
@@ -39,6 +42,19 @@ def test_every_model_runs_under_the_names_of_its_interface(baked, component):
     assert tuple(session.outputs) == face.outputs
     assert producer(path) == EMULATOR
     assert json.loads(results(baked, f"build/{component}.json").read_text())["emulated"] is True
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_graph_opens_in_the_tools_that_people_use(baked, component):
+    path = results(baked, f"onnx/{component}.onnx")
+    assert path.with_name(f"{path.name}.data").stat().st_nlink == 1  # where the cache shares a file system with the project, too
+
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path)
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    simplified, same = onnxsim.simplify(model)
+
+    assert same and {value.name for value in simplified.graph.output} == {value.name for value in model.graph.output}
 
 
 def test_nothing_half_made_is_left_behind(baked):
