@@ -2,6 +2,8 @@
 .PHONY: help demo report plan test lint docs site lock clean
 CORES ?= $(shell nproc)
 BIN = .venv/bin
+# Of tests: one more than cores, up to 4, since some tests wait for services.
+WORKERS = $(shell expr $(CORES) + 1 '&' $(CORES) '<' 4 '|' 4)
 
 help:
 	@echo "make demo                 bake the demo model, which takes minutes"
@@ -36,7 +38,7 @@ plan: .venv/installed
 	@$(BIN)/python -m axbake.plan $(TARGET)
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

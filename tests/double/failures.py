@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,8 @@ def fail(wanted: str, stage: str) -> None:
     if RAISED.get(wanted, ("",))[0] == stage:
         raise RAISED[wanted][1]
     if KILLED.get(wanted) == stage and wanted == "hang":
-        subprocess.run(["sleep", "3600"])  # what it started has to end as well
+        # What it started has to end as well.
+        subprocess.run([sys.executable, "-c", "import time; time.sleep(3600)"])
     elif KILLED.get(wanted) == stage:
         os.kill(os.getpid(), signal.SIGKILL)
 
