@@ -46,27 +46,21 @@ from axbake.npz import npz_bytes
 from axbake.weights.files import read_sampling
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SPACING = {"steps_offset": 1, "timestep_spacing": "leading"}
+LEADING = {"steps_offset": 1, "timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}
+LINSPACE = {"timestep_spacing": "linspace"}
+DPMPP_2M_KARRAS = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True}
 
-#: Name in the table's `scheduler` column -> class and its configuration. `dpmpp_2m_karras` is configured as in github
-#: yuyun2000/sd15-to-ax8850-deploy; the others with the values of SD 1.5's published scheduler_config.json.
+#: Name in the table's `scheduler` column -> class and its configuration, which is what diffusers makes of SD 1.5's published
+#: scheduler_config.json. That says no timestep_spacing, so it is the class's own, and UniPC and Euler begin at 999, as in
+#: AUTOMATIC1111's web UI. Its DPM++ 2M Karras is `dpmpp_2m_karras_zero`; `dpmpp_2m_karras` is that of github
+#: yuyun2000/sd15-to-ax8850-deploy, which ends at the smallest noise level.
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
-    "dpmpp_2m_karras": (
-        DPMSolverMultistepScheduler,
-        {
-            "algorithm_type": "dpmsolver++",
-            "solver_order": 2,
-            "use_karras_sigmas": True,
-            "final_sigmas_type": "sigma_min",
-        },
-    ),
-    "unipc": (UniPCMultistepScheduler, SPACING),
-    "euler": (EulerDiscreteScheduler, SPACING),
-    "ddim": (DDIMScheduler, {**SPACING, "clip_sample": False, "set_alpha_to_one": False}),
-    "lcm": (
-        LCMScheduler,
-        {**SPACING, "clip_sample": False, "set_alpha_to_one": False, "original_inference_steps": 50},
-    ),
+    "dpmpp_2m_karras": (DPMSolverMultistepScheduler, {**DPMPP_2M_KARRAS, "final_sigmas_type": "sigma_min"}),
+    "dpmpp_2m_karras_zero": (DPMSolverMultistepScheduler, {**DPMPP_2M_KARRAS, "final_sigmas_type": "zero"}),
+    "unipc": (UniPCMultistepScheduler, LINSPACE),
+    "euler": (EulerDiscreteScheduler, LINSPACE),
+    "ddim": (DDIMScheduler, LEADING),
+    "lcm": (LCMScheduler, {**LEADING, "original_inference_steps": 50}),
 }
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")  # what the model gives: the noise, or Salimans and Ho's velocity

@@ -14,7 +14,7 @@ OTHER_CONTEXT = 1024  # of Stable Diffusion 2.x
 HEADS = 8  # of attention, at every level of the UNet
 END = 49407  # <|endoftext|>, with which CLIP was trained to fill up
 LDM_CLIP, LDM_UNET = "cond_stage_model.transformer.text_model.", "model.diffusion_model."
-SCHEDULERS = ("dpmpp_2m_karras", "unipc", "euler", "ddim", "lcm")
+SCHEDULERS = ("dpmpp_2m_karras", "dpmpp_2m_karras_zero", "unipc", "euler", "ddim", "lcm")
 
 
 def fits(denoiser: Shapes) -> bool:

@@ -24,16 +24,9 @@ class Time(NamedTuple):
     def value(self, shape: tuple[int, ...]) -> np.ndarray:
         """What an input of *shape* takes: the timestep as int32, if it is (1,), else the row.
 
-        Raises:
-            BundleError: the timestep is not whole.
+        Euler's timesteps lie between whole ones. They are cut, as github Mojo24x7/SD1.5_AXM1-AX8850_Euler cuts them.
         """
-        if shape != (1,):
-            return self.row
-        if self.timestep != round(self.timestep):
-            raise BundleError(
-                f"timestep {self.timestep:g}: the denoiser takes whole ones. Take a scheduler whose timesteps are whole."
-            )
-        return np.array([self.timestep], dtype=np.int32)
+        return self.row if shape != (1,) else np.array([self.timestep], dtype=np.float64).astype(np.int32)
 
 
 #: (latent (1, C, h, w), time, prompts (B, T, W)), arrays float32 -> the network's output for each prompt, (B, C, h, w)

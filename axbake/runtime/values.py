@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Name of a scheduler -> name that web UIs know it by
+#: Name of a scheduler -> name that web UIs know it by; of one that they have not, more than that
 SAMPLERS = {
-    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "dpmpp_2m_karras": "DPM++ 2M Karras to sigma_min",
+    "dpmpp_2m_karras_zero": "DPM++ 2M Karras",
     "unipc": "UniPC",
     "euler": "Euler",
     "ddim": "DDIM",

@@ -111,7 +111,7 @@ def test_png_text_is_what_web_uis_read(tmp_path):
 
     opened = Image.open(tmp_path / "one.png")
     assert opened.text["parameters"] == (
-        "a cat, 猫\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 42, "
+        "a cat, 猫\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M Karras to sigma_min, CFG scale: 7, Seed: 42, "
         'Size: 320x480, Model: "xxmix9: v4, pruned", Clip skip: 2'
     )
     assert (np.asarray(opened) == image).all()

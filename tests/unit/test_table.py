@@ -161,7 +161,7 @@ def test_good_names_are_taken(name):
         ("width", "0", "0 is less than the minimum of 64"),
         ("width", "2048", "2048 is greater than the maximum of 1024"),
         ("width", "64.5", "'64.5' is not of type integer"),
-        ("scheduler", "dpm", "'dpm' is not one of dpmpp_2m_karras, unipc, euler, ddim, lcm"),
+        ("scheduler", "dpm", "'dpm' is not one of dpmpp_2m_karras, dpmpp_2m_karras_zero, unipc, euler, ddim, lcm"),
         ("steps", "many", "'many' is not of type integer"),
         ("steps", "0", "0 is less than the minimum of 1"),
         ("guidance_scale", "0.5", "0.5 is less than the minimum of 1"),

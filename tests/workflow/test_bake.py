@@ -47,7 +47,9 @@ def test_every_model_runs_under_the_names_of_its_interface(baked, component):
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_graph_opens_in_the_tools_that_people_use(baked, component):
     path = results(baked, f"onnx/{component}.onnx")
-    assert path.with_name(f"{path.name}.data").stat().st_nlink == 1  # where the cache shares a file system with the project, too
+    assert (
+        path.with_name(f"{path.name}.data").stat().st_nlink == 1
+    )  # where the cache shares a file system with the project, too
 
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(path)
