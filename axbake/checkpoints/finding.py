@@ -50,25 +50,69 @@ def _prefixes(shapes: Shapes, naming: Naming) -> list[str]:
     return sorted(name.removesuffix(end) for name in shapes if name == end or name.endswith(f".{end}"))
 
 
-def find_names(path: Path, shapes: Shapes, component: Component) -> tuple[str, Mapping[str, Origin]]:
+def find_names(container: Container, component: Component) -> tuple[str, Mapping[str, Origin]]:
     """Prefix of *component*'s names, and its tensors by their diffusers names.
 
+    A network that is there twice with the same bytes counts once: merges carry a text encoder under the names of two programs.
+
     Raises:
-        TensorMismatch: not there, there twice, or two tensors become one.
+        TensorMismatch: not there, there twice and not the same, or two tensors become one.
     """
-    namings = component.files.namings
-    places = [(naming, prefix) for naming in namings for prefix in _prefixes(shapes, naming)]
-    # Converted files may have names of both kinds under one prefix.
-    if len({prefix for _, prefix in places}) != 1:
-        found = " and ".join(f"{prefix}{naming.marker}" for naming, prefix in places)
-        wanted = " or ".join(naming.marker for naming in namings)
-        why = f"there are several: {found}" if found else f"wanted a tensor {wanted}, with any prefix"
-        vae = ", or another VAE in the column vae" if component.role in (ENCODER, DECODER) else ""
+    vae = ", or another VAE in the column vae" if component.role in (ENCODER, DECODER) else ""
+    places = _places(container, component)
+    if not places:
+        wanted = " or ".join(naming.marker for naming in component.files.namings)
         raise TensorMismatch(
-            f"{path}: cannot tell where its {component.name} is: {why}. Give a whole checkpoint of one model{vae}."
+            f"{container.path}: its {component.name} is not found: wanted a tensor {wanted}, with any prefix. Give a whole"
+            f" checkpoint{vae}."
         )
-    naming, prefix = places[0]
-    inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    (prefix, origins), *others = places.items()
+    for other, same in others:
+        if difference := _difference(container, origins, same):
+            raise TensorMismatch(
+                f"{container.path}: holds two networks that could be its {component.name}, below {prefix or 'no prefix'} and"
+                f" below {other or 'no prefix'}, which differ: {difference}. Keep the tensors of one of them in the file{vae}."
+            )
+    return prefix, origins
+
+
+def copies_of(container: Container, component: Component) -> set[str]:
+    """Names in *container* of the tensors of *component* that `find_names` has left aside, since they are there twice."""
+    _, *others = _places(container, component).values()
+    return {origin.name for origins in others for origin in origins.values()}
+
+
+def _places(container: Container, component: Component) -> dict[str, Mapping[str, Origin]]:
+    """Tensors of each network that could be *component*, by diffusers' names; by the prefix of their own."""
+    places: dict[str, Naming] = {}
+    for naming in component.files.namings:
+        for prefix in _prefixes(container.shapes, naming):
+            places.setdefault(prefix, naming)  # converted files may have names of both kinds under one prefix
+    return {prefix: _names_below(container, prefix, naming, places) for prefix, naming in places.items()}
+
+
+def _difference(container: Container, these: Mapping[str, Origin], those: Mapping[str, Origin]) -> str:
+    """In what two networks of *container* differ; empty if in nothing."""
+    if alone := sorted(these.keys() ^ those.keys()):
+        return f"one alone has {alone[0]}"
+    for name, one in these.items():
+        other = those[name]
+        first, second = container.tensors[one.name], container.tensors[other.name]
+        alike = (first.dtype, first.shape, one.part, one.parts) == (second.dtype, second.shape, other.part, other.parts)
+        if not alike or container.content(one.name) != container.content(other.name):
+            return f"{one.name} is not {other.name}"
+    return ""
+
+
+def _names_below(container: Container, prefix: str, naming: Naming, places: Iterable[str]) -> Mapping[str, Origin]:
+    """Tensors of the network below *prefix*, by diffusers' names; of those in *places* that lie deeper, none."""
+    path = container.path
+    deeper = tuple(other for other in places if other != prefix and other.startswith(prefix))
+    inside = {
+        name.removeprefix(prefix): shape
+        for name, shape in container.shapes.items()
+        if name.startswith(prefix) and not (deeper and name.startswith(deeper))
+    }
     rename = naming.renamer(inside)
     origins: dict[str, Origin] = {}
     for name in sorted(inside):
@@ -82,7 +126,7 @@ def find_names(path: Path, shapes: Shapes, component: Component) -> tuple[str, M
             if each in origins:
                 raise TensorMismatch(f"{path}: {origins[each].name} and {prefix}{name} are both {each}")
             origins[each] = Origin(prefix + name, part, len(news), scale)
-    return prefix, origins
+    return origins
 
 
 def _part_shape(new: str, shape: tuple[int, ...], origin: Origin) -> tuple[int, ...]:
@@ -138,17 +182,17 @@ def find_family(container: Container, families: Mapping[str, Family]) -> Family:
             f"{container.path}: a denoiser that is of several families, {names}; their `fits` must differ."
         )
     if not fitting:
-        _, origins = find_names(container.path, shapes, denoisers[there[0]])
+        _, origins = find_names(container, denoisers[there[0]])
         raise UnknownFamily(
-            f"{container.path}: a denoiser of {len(origins)} tensors that is of no family; known: {known}. Missing:"
-            " cross-attention, by whose widths they are told apart (attn2.to_k.weight, proj_in.weight)."
+            f"{container.path}: a denoiser of {len(origins)} tensors that is of no family; known: {known}. It has no"
+            " cross-attention of a width that one of them has (attn2.to_k.weight, proj_in.weight)."
         )
     return fitting[0]
 
 
 def is_of(container: Container, denoiser: Component, fits: Callable[[Shapes], bool]) -> bool:
     """Whether the network that *denoiser* names in *container* is of the family with this *fits*."""
-    _, origins = find_names(container.path, container.shapes, denoiser)
+    _, origins = find_names(container, denoiser)
     with contextlib.suppress(StopIteration, IndexError):  # without the tensors that show it
         return fits({new: container.shapes[origin.name] for new, origin in origins.items()})
     return False
@@ -191,7 +235,7 @@ def read_network(container: Container, component: Component) -> Found:
         TensorMismatch: not enough to tell its config, or types that are none of weights.
     """
     files = component.files
-    prefix, origins = find_names(container.path, container.shapes, component)
+    prefix, origins = find_names(container, component)
     shapes = {new: _part_shape(new, container.tensors[origin.name].shape, origin) for new, origin in origins.items()}
     try:
         config = files.architecture(shapes)

@@ -10,6 +10,7 @@ from axbake.checkpoints.containers import Container, open_container
 from axbake.checkpoints.finding import (
     Found,
     averaged_namings,
+    copies_of,
     find_names,
     find_network,
     has_network,
@@ -169,9 +170,11 @@ def _unused(
         for name in (origin.name, origin.scale)
     }
     replaced = _names_of_vae(container, components) if own_vae else set()
+    copies = {name for one in components if holders[one.name] is container for name in copies_of(container, one)}
     unused: dict[str, list[str]] = {}
     for name in sorted(set(container.tensors) - used):
         why = "the row's column vae names another VAE" if name in replaced else _why_unused(name)
+        why = "the same as other tensors that are used" if name in copies else why
         unused.setdefault(why, []).append(name)
     return [{"why": why, "count": len(names), "first": names[:5]} for why, names in unused.items()]
 
@@ -179,7 +182,7 @@ def _unused(
 def _names_of_vae(container: Container, components: Sequence[Component]) -> set[str]:
     """Names of the autoencoder's tensors in *container*, if it holds one."""
     halves = [one for one in components if one.role in (ENCODER, DECODER) and has_network(container, one)]
-    found = [find_names(container.path, container.shapes, half)[1] for half in halves]
+    found = [find_names(container, half)[1] for half in halves]
     return {origin.name for origins in found for origin in origins.values()}
 
 

@@ -309,6 +309,29 @@ def test_a_tensor_that_the_network_has_no_use_for_is_named(model, tensors, name,
     assert "adapter.weight: (3,), which the network has no use for" in said
 
 
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder"])
+def test_a_network_that_is_there_twice_counts_once_if_both_are_the_same(model, tensors, component, tmp_path):
+    """Merges carry a text encoder under the names of two programs."""
+    starts = {"text_encoder": "cond_stage_model.", "unet": UNET, "vae_decoder": "first_stage_model."}
+    twins = {f"twin.{name}": tensor.clone() for name, tensor in tensors.items() if name.startswith(starts[component])}
+    paths = [tmp_path / "once.safetensors", tmp_path / "twice.safetensors"]
+    for path, content in zip(paths, (tensors, tensors | twins), strict=True):
+        (tmp_path / path.stem).mkdir()
+        import_part(saved(content, tmp_path / path.stem), component=component, weights=path)
+    once, twice = map(load_file, paths)
+
+    assert once.keys() == twice.keys() and all(torch.equal(once[name], twice[name]) for name in once)
+
+    inside = ".decoder." if component == "vae_decoder" else "."
+    other = next(name for name in twins if inside in name and name.endswith(".bias"))
+    said = refusal(TensorMismatch, tensors | twins | {other: twins[other] + 1}, tmp_path, component)
+    assert f"holds two networks that could be its {component}" in said
+    assert (
+        f"{other.removeprefix('twin.')} is not {other}" in said
+        or f"{other} is not {other.removeprefix('twin.')}" in said
+    )
+
+
 def test_several_faults_are_told_at_once_and_eight_at_most(tensors, tmp_path):
     gone = [name for name in tensors if name.startswith(UNET + "output_blocks.11.1.") and name.endswith("bias")]
     kept = {name: tensor for name, tensor in tensors.items() if name not in gone}
