@@ -499,7 +499,7 @@ def test_the_float_chain_draws_the_reference_and_the_compiled_one_about_the_same
     assert min(floating["latent_psnr_db_by_step"]) > 60
     assert floating["image_psnr_db"] > 45
     assert 20 < quantised["latent_psnr_db"] < floating["latent_psnr_db"]
-    assert quantised["image_psnr_db"] > 20
+    assert quantised["image_psnr_db"] > 15
 
 
 def test_errors_are_told_by_component_and_not_by_graph(model, graphs, compiled, reference, tmp_path):

@@ -53,7 +53,7 @@ def test_a_compiled_model_is_deployed_measured_and_shown(on_board, board):
     )
     assert np.abs(drawn.astype(int) - simulated).max() <= 2
     apart = json.loads(results(on_board, "board/distance.json").read_text())
-    assert apart["simulation"]["psnr_db"] > 45 and apart["reference"]["psnr_db"] > 20
+    assert apart["simulation"]["psnr_db"] > 45 and apart["reference"]["psnr_db"] > 15
     page = results(on_board, "board/report.html").read_text()
     for picture in ("board", "reference", "simulation"):
         assert base64.b64encode(results(on_board, f"{picture}/image.png").read_bytes()).decode() in page
