@@ -59,6 +59,16 @@ def test_every_graph_opens_in_the_tools_that_people_use(baked, component):
     assert same and {value.name for value in simplified.graph.output} == {value.name for value in model.graph.output}
 
 
+def test_a_home_that_cannot_be_written_does_not_matter(fresh, monkeypatch):
+    """As on nodes of a cluster, and in containers whose user has none (snakemake/snakemake#1593)."""
+    monkeypatch.setenv("HOME", "/proc/nohome")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    fresh.bake("results/tiny/checkpoint.json")
+
+    assert results(fresh, "checkpoint.json").is_file()
+
+
 def test_nothing_half_made_is_left_behind(baked):
     assert not [name for name in baked.results() if any(part.startswith(".") for part in name.split("/"))]
     assert {f"tiny/{component}.axmodel" for component in COMPONENTS} < set(baked.results())
