@@ -46,7 +46,7 @@ OWN = {
 }
 OWN_CALIBRATION = ("calibration_dataset", "calibration_format")
 
-# Lists whose entries are told apart by one of their fields, or by what layers they are of: list -> fields
+# Lists whose entries have a key: one of their fields, or the layers that they select. List -> fields of the key
 KEYS = {
     "input_configs": ("tensor_name",),
     "input_processors": ("tensor_name",),
