@@ -22,7 +22,7 @@ def main() -> None:
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     directory, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 10
-    checkpoint = tiny.save(tiny.sd1(), directory / "tiny.safetensors")
+    checkpoint = tiny.save(tiny.small_sd1(), directory / "tiny.safetensors")
     project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
     project.write_rows(*(ROW | {"model": f"tiny{n}", "prompt": f"{n} penguins", "seed": str(n)} for n in range(count)))
     with local_slurm() as cluster:

@@ -1,7 +1,10 @@
-"""For all tests: a build cache of their own. For those of boards: one that is played."""
+"""For all tests: a build cache of their own, and what one worker makes for all. For those of boards: one that is played."""
 
+import fcntl
 import os
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     os.environ["AXBAKE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A directory that all of pytest's workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def once(shared) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A function that gives the directory of a name in which one worker made something; the others wait for it."""
+
+    def make(name: str, work: Callable[[Path], object]) -> Path:
+        place, made = shared / name, shared / f"{name}.made"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                place.mkdir()
+                work(place)
+                made.touch()
+        return place
+
+    return make
 
 
 @pytest.fixture(scope="session")

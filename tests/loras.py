@@ -11,7 +11,7 @@ from tests.tiny import Networks
 
 RANK, ALPHA = 4, 2.0
 FIRST = "down_blocks.0.attentions.0"
-#: Modules that every tiny model of full depth has: matrices, 1×1 and 3×3 convolutions
+#: Modules that every tiny model with a mid block has: matrices, 1×1 and 3×3 convolutions
 MODULES = {
     "unet": (
         f"{FIRST}.proj_in",

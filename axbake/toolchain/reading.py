@@ -59,9 +59,11 @@ class BuildLog:
         self.last.append(line)
         if cycles := CYCLES.search(line):
             self.cycles = int(cycles[1].replace(",", ""))
-        stage = next((name for pattern, name in STAGES if pattern.search(line)), None)
-        if stage is None:
+        # An engine may put the bar, which is on stderr, into a line of stdout: what comes later counts.
+        stages = [name for pattern, name in STAGES if pattern.search(line)]
+        if not stages:
             return
+        stage = stages[-1]
         counted = COUNTED.search(line + " ")
         done, total = (int(counted[1]), int(counted[2])) if counted else (0, 0)
         if stage != self.stage or (total and done == total) or time.monotonic() - self._told >= SECONDS:

@@ -23,13 +23,6 @@ def _script(verb: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory) -> Path:
-    """A directory that all of pytest's workers share."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
-@pytest.fixture(scope="session")
 def engine(shared):
     """Name of the engine's command, which is up and on the PATH and has the image `pulsar2:4.2`."""
     made = shared / "image"

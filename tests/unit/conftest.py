@@ -254,12 +254,13 @@ def tensors_of(graph: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def graph_of(model, tmp_path_factory):
-    """A function that gives the ONNX graph of a component, exported once a size."""
+def graph_of(model, once):
+    """A function that gives the ONNX graph of a component, exported once a size; for reading alone."""
 
-    @functools.cache
     def export(component: str, height: int = 64, width: int = 64) -> Path:
-        graph = tmp_path_factory.mktemp(f"{component}-{height}x{width}") / f"{component}.onnx"
-        return export_part(model.weights[component], graph, height=height, width=width)
+        name = f"{component}.onnx"
+        weights, size = model.weights[component], {"height": height, "width": width}
+        made = once(f"{component}-{height}x{width}", lambda place: export_part(weights, place / name, **size))
+        return made / name
 
     return export

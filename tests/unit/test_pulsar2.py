@@ -1,6 +1,7 @@
 """Builds by a double of the compiler: models that are what was asked for, or words that say what failed and what to try."""
 
 import json
+import logging
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from axbake.toolchain.axmodel import read_axmodel
 from axbake.toolchain.engines import REFUSALS
 from axbake.toolchain.launch import Launch, WrongToolchain
 from axbake.toolchain.pulsar2 import CompileError
+from axbake.toolchain.reading import BuildLog
 from tests.decoder import LAUNCH, check_decoder, compile_decoder, write_inputs
 from tests.double.failures import KILLED, RAISED, SPOILT
 
@@ -72,6 +74,19 @@ def test_the_emulator_is_started_read_and_accepted_in_the_same_way(inputs, tmp_p
     assert "emulat" in json.loads(record.read_text())["version"]
     assert read_axmodel(axmodel).npu_mode == "NPU3"
     assert any("calibrating 3 of 3" in message for message in caplog.messages)
+
+
+def test_the_bar_counts_in_a_line_of_stdout_too(caplog):
+    """As Docker's client gives the two, which a container writes at the same time."""
+    caplog.set_level(logging.INFO)
+    log = BuildLog()
+
+    log.hear(
+        "[12:00:01] AX Runtime Calibration Pass Running ... Calibration Progress(Phase 1):   0%|      | 0/3 [00:00<?]"
+    )
+
+    assert log.stage == "calibrating"
+    assert caplog.messages[-1].startswith("calibrating 0 of 3, ")
 
 
 @pytest.mark.parametrize("failure", FAILURES)

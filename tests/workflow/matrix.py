@@ -195,7 +195,7 @@ def embeddings(project: Project) -> None:
 def unet_lora(project: Project) -> None:
     """Give the row a LoRA, of the UNet alone."""
     path = project.directory / "loras" / "film.safetensors"
-    loras.save(loras.kohya(loras.pairs(tiny.sd1(), ("unet",))), path)
+    loras.save(loras.kohya(loras.pairs(tiny.small_sd1(), ("unet",))), path)
     project.write_rows(ROW | {"loras": "loras/film.safetensors:0.5"})
 
 
@@ -407,7 +407,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        checkpoint = tiny.save(tiny.sd1(), directory / "tiny.safetensors")
+        checkpoint = tiny.save(tiny.small_sd1(), directory / "tiny.safetensors")
         baked = Project.lay_out(directory / "baked" / "project", directory / "baked" / "cache", checkpoint)
         baked.bake(REPORT)
 

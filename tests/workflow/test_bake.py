@@ -319,7 +319,7 @@ def test_all_models_of_the_table_are_the_default_target(fresh):
 
 
 def test_models_of_two_families_are_planned_together(fresh):
-    tiny.save(tiny.sd2(), fresh.directory / "checkpoints" / "two.safetensors")
+    tiny.save(tiny.small_sd2(), fresh.directory / "checkpoints" / "two.safetensors")
     fresh.write_rows(ROW, ROW | {"model": "two", "checkpoint": "checkpoints/two.safetensors"})
 
     plan = fresh.plan()

@@ -26,7 +26,7 @@ def checkpoint_of_chain(tmp_path_factory):
 
 def lay_out(directory, checkpoint_of_chain) -> Project:
     """A project of the family's model, run by a checkout in which its file stands among the families."""
-    checkpoint = tiny.save(tiny.sd1(), directory / "tiny.safetensors")
+    checkpoint = tiny.save(tiny.small_sd1(), directory / "tiny.safetensors")
     project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
     project = project.copy_checkout(directory / "checkout")
     shutil.copy(ROOT / "LICENSE", project.checkout)  # which a bundle holds

@@ -23,7 +23,7 @@ def wanted(model):
 def project(checkpoint, tmp_path_factory):
     """A project with a pickle, a diffusers folder, and a file whose prediction type stands in a YAML beside it."""
     directory = tmp_path_factory.mktemp("project")
-    networks = tiny.sd2()
+    networks = tiny.small_sd2()
     project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
     place = project.directory / "checkpoints"
     tiny.save_pickle(networks, place / "pickle.ckpt")

@@ -222,8 +222,9 @@ def test_an_interrupted_run_leaves_no_container(engine, containers, project):
     log.unlink()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     run = subprocess.Popen(command, cwd=project.directory, env=project.environment, start_new_session=True, **pipes)
-    # Not our own word for it: an engine may mix the bar, which is on stderr, into a line of stdout.
-    assert soon(lambda: log.is_file() and "Calibration Progress" in log.read_text(), seconds=120)
+    while not (log.is_file() and "INFO calibrating 0 of" in log.read_text()):
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.1)
     assert len(containers()) == 1
 
     os.killpg(run.pid, signal.SIGINT)  # a Ctrl-C, which reaches all processes of the terminal

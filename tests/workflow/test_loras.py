@@ -34,10 +34,10 @@ def run(checkpoint, tmp_path_factory) -> tuple[Project, str]:
     """A project with four models, of which two have LoRAs and one is a merge, and what the run said that imported them."""
     directory = tmp_path_factory.mktemp("project")
     project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
-    networks = tiny.sd1()
+    networks = tiny.small_sd1()
     loras.save(loras.kohya(loras.pairs(networks, ("unet",))), project.directory / FILM)
     loras.save(loras.peft(loras.pairs(networks)), project.directory / STYLE)
-    other = tiny.sd1()
+    other = tiny.small_sd1()
     other.unet.conv_out.bias.data += 0.5
     digests = {
         name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -54,7 +54,7 @@ def run(checkpoint, tmp_path_factory) -> tuple[Project, str]:
 
 def test_a_lora_is_in_the_weights_with_the_strength_that_the_prompt_says(run):
     project, _ = run
-    networks = tiny.sd1()
+    networks = tiny.small_sd1()
     plain, film = networks.unet.state_dict(), load_file(project.directory / UNET.format("film"))
     pairs = {f"{module}.weight": factors for (_, module), factors in loras.pairs(networks, ("unet",)).items()}
 
@@ -87,7 +87,7 @@ def test_what_does_not_count_is_told_once(run):
 
 def test_a_merge_is_a_checkpoint_that_a_job_makes(run):
     project, _ = run
-    found, networks = load_file(project.directory / UNET.format("mix")), tiny.sd1()
+    found, networks = load_file(project.directory / UNET.format("mix")), tiny.small_sd1()
 
     wanted = networks.unet.state_dict()["conv_out.bias"] + 0.125
     torch.testing.assert_close(found["conv_out.bias"], wanted.half(), atol=1e-4, rtol=1e-3)  # rounded to half a step

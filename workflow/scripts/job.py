@@ -1,5 +1,16 @@
 """Every rule's script: the rule's settings file names the function that does the work."""
 
-from axbake.jobs.running import run
+import gc
+import os
+import sys
+
+# A job is a short process: a third of torch's and diffusers' import went into looking for garbage, and a second at the end
+# into taking their modules apart.
+gc.set_threshold(10_000)
+
+from axbake.jobs.running import run  # noqa: E402
 
 run(snakemake)
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(0)
