@@ -26,7 +26,7 @@ from axbake.checkpoints.conversion import open_unconverted
 from axbake.checkpoints.finding import averaged_namings, find_family, has_network, read_network, use_average
 from axbake.checkpoints.forms import AXMODEL, form_of_file
 from axbake.checkpoints.prediction import decide_sampling, gather_evidence, read_sidecar, reasons
-from axbake.checkpoints.refusals import check_channels
+from axbake.checkpoints.refusals import check_latents, check_texts
 from axbake.digest import file_sha256, files_sha256, remembered_sha256
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
@@ -79,7 +79,7 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
     said["ema"] = (
         "is the UNet, since there is no other" if container.averaged else "inside; not used" if inside else None
     )
-    said["components"] = {}
+    said["components"], configs = {}, {}
     no_vae = not any(has_network(container, half) for half in family.autoencoder)
     for component in family.components:
         if component in family.autoencoder and no_vae:
@@ -98,7 +98,13 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
             if component in family.text_encoders:
                 width, layers = found.config["hidden_size"], found.config["num_hidden_layers"]
                 said["components"][component.name] |= {"width": width, "layers": layers}
-            check_channels(path, found.config, family.latents)
+            configs[component.name] = found.config
+            check_latents(path, found.config, family.latents)
+        except AxbakeError as error:
+            faults.append(str(error))
+    if not faults:
+        try:
+            check_texts(path, family.components, configs)
         except AxbakeError as error:
             faults.append(str(error))
     if faults:

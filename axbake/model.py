@@ -6,6 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from axbake.advice import advise
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.finding import averaged_namings, find_family, use_average
 from axbake.drawing.parts import Drawn, Part
@@ -13,9 +14,10 @@ from axbake.emulator.config import Pulsar2ConfigError
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
+from axbake.fit import check_fit, check_samples
 from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
-from axbake.loras.rows import Lora, lcm_advice, unknown_marks
+from axbake.loras.rows import Lora
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
 from axbake.runtime.values import Picture
 from axbake.sources import CHECKPOINT, VAE, Sources, read_header
@@ -228,16 +230,13 @@ class Model:
         """Names of its LoRAs, and their strengths, for the report."""
         return [{"name": lora.name, "text_encoder": lora.text_encoder, "unet": lora.unet} for lora in self.row["loras"]]
 
+    @cached_property
     def advice(self) -> list[str]:
-        """What a user may not have meant, a sentence each.
+        """What of it has no effect, or not the one that its user may expect, a sentence each (`axbake.advice`).
 
-        Marks of LoRAs that change nothing; what an LCM-LoRA's scheduler and guidance should be; what an own Pulsar2 config
-        overrides.
+        And what an own Pulsar2 config overrides.
         """
-        sentences = list(unknown_marks(self.row))
-        for lora in self.row["loras"]:
-            if lora_facts(Path(lora.path)).lcm:
-                sentences += lcm_advice(self.row, Path(lora.path))
+        sentences = list(advise(self.row, self.family, self.sources))
         for component in self.family.components:
             if said := self.entry_of("pulsar2", component):
                 builds = [self.build(component, number) for number in range(len(component.graphs))]
@@ -247,7 +246,7 @@ class Model:
     def fault(self) -> str:
         """What would end a run that asks for this model by name, a line a fault; empty if nothing would.
 
-        Of each kind of source the first fault: whatever its files tell, without reading more than headers.
+        Of each kind of source the first fault, as far as headers tell; if there is none, what does not fit together.
         """
         looks: list[Callable[[], Any]] = [
             lambda: [self.sources.file(CHECKPOINT), self.sources.sidecar, self.family],
@@ -258,13 +257,26 @@ class Model:
                 *(lora_facts(Path(one.path)) for one in self.row["loras"]),
             ],
         ]
-        faults = []
-        for look in looks:
-            try:
-                look()
-            except AxbakeError as error:
-                faults.append(f"{type(error).__name__}: {error}")
-        return "\n".join(faults)
+        return "\n".join(_faults(looks) or _faults([self.check_fit, self.check_samples]))
+
+    def check_fit(self) -> None:
+        """Raise what its networks would end a job with, as far as headers and the row tell (`axbake.fit`)."""
+        check_fit(self.row, self.family, self.sources)
+
+    def check_samples(self) -> None:
+        """Raise CalibrationError if its prompts will not give as many calibration samples as are wanted."""
+        check_samples(self.row, self.config["calibration"])
+
+
+def _faults(looks: list[Callable[[], Any]]) -> list[str]:
+    """What *looks* raise, a line each."""
+    faults = []
+    for look in looks:
+        try:
+            look()
+        except AxbakeError as error:
+            faults.append(f"{type(error).__name__}: {error}")
+    return faults
 
 
 def parameters_of(path: Path) -> int:

@@ -19,21 +19,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from axbake.calibration.counting import check_count
 from axbake.calibration.coverage import Shares, choose, shares
 from axbake.calibration.denoiser_samples import EMPTY, PROMPT, DenoiserSamples, Which, load_samples
 from axbake.calibration.observation import read_observed, run_chain
 from axbake.drawing.prompts import load_tokenizer
-from axbake.errors import AxbakeError
 from axbake.networks.component import Graph as Piece
 from axbake.runtime.prompt import chunk_prompt
 
 logger = logging.getLogger(__name__)
 WORST = 10  # tensors that a record names
 ENOUGH = (0.99, 1.0)  # shares of the ranges for which a record says how many samples they take
-
-
-class CalibrationError(AxbakeError):
-    """There are not as many samples as wanted."""
 
 
 def stratified(count: int, *, prompts: int, steps: int, branches: int) -> list[Which]:
@@ -44,22 +40,13 @@ def stratified(count: int, *, prompts: int, steps: int, branches: int) -> list[W
     Raises:
         CalibrationError: there are fewer than *count*.
     """
-    _check_count(count, prompts=prompts, steps=steps, branches=branches)
+    check_count(count, prompts=prompts, steps=steps, branches=branches)
     # Numbers of one step follow one another, so they are of different prompts, and of the other branch when a prompt
     # comes round again.
     return [
         (number % prompts, number * steps // count, (number // prompts + number % prompts) % branches)
         for number in range(count)
     ]
-
-
-def _check_count(count: int, *, prompts: int, steps: int, branches: int, empty: int = 0) -> None:
-    if count > prompts * steps * branches + empty:
-        more = f", the empty prompt {empty}" if empty else ""
-        raise CalibrationError(
-            f"calibration/samples: {count}, but {prompts} prompts × {steps} steps × {branches} branches give"
-            f" {prompts * steps * branches}{more}. Give more calibration prompts, or a lower number."
-        )
 
 
 def calibrate_denoiser(
@@ -98,7 +85,7 @@ def calibrate_denoiser(
     drawn = [which for which in observed.samples if which[2] != EMPTY]
     prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
     sizes = {"prompts": len(prompts), "steps": len(steps), "branches": len(branches)}
-    _check_count(samples, **sizes, empty=len(observed.samples) - len(drawn) if selection == "coverage" else 0)
+    check_count(samples, **sizes, empty=len(observed.samples) - len(drawn) if selection == "coverage" else 0)
     required = required_samples(recorded, observed.samples)
     covered = shares(observed.ranges, observed.outputs)
     by_coverage = choose(covered, samples, [list(group.values()) for group in required])

@@ -4,7 +4,6 @@ Only headers are read, so a look at a checkpoint of any size takes milliseconds;
 """
 
 import itertools
-import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -16,9 +15,9 @@ from axbake.checkpoints.forms import PICKLE, SAFETENSORS, form_of_file
 from axbake.checkpoints.recipes import is_recipe, read_recipe
 from axbake.errors import AxbakeError
 from axbake.printable import shown
+from axbake.runtime.tokenizer import VOCABULARY
 from axbake.users_files import MOST_JSON_BYTES, UnreadableFile, is_file, kind_of, load_json, open_file, read_json
 
-logger = logging.getLogger(__name__)
 # A checkpoint's header is 0.1 to 0.3 MB for 1,000 to 2,600 tensors. A file that claims more is damaged, or wants our memory.
 MOST_HEADER_BYTES = 16_000_000
 MOST_TENSORS = 100_000
@@ -37,7 +36,6 @@ CONVERTED = "axbake.source"  # entry in the metadata of what `convert_checkpoint
 FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 SCHEDULER = "scheduler"
 TOKENIZER, ADDED_TOKENS = "tokenizer", ("added_tokens.json", "tokenizer_config.json")
-VOCABULARY = 49408  # words and parts of words that CLIP knows
 PIPELINE, NETWORK = "model_index.json", "config.json"  # in the folder of a whole model; in that of one of its networks
 # Of several copies of one network the first of these is taken: whole precision, then half. Others by name alone.
 VARIANTS = ("", "fp16", "bf16")
@@ -432,25 +430,11 @@ def _open_folder(path: Path) -> Container:
             if doubles := set(part) & set(tensors):
                 raise UnreadableCheckpoint(f"{file}: {sorted(doubles)[0]} is in another shard too.")
             tensors |= part
-    return Container(path, "diffusers folder", tensors, {}, _configs(folder))
+    return Container(path, "diffusers folder", tensors, {}, read_configs(folder))
 
 
 def read_configs(folder: Folder) -> dict[str, dict]:
-    """Each network's config.json, and the scheduler's, by the name of its folder.
-
-    Words that were added to the tokenizer are not read; a warning names them.
-    """
-    if words := added_words(folder):
-        logger.warning(
-            "%s has words that were added to CLIP's: %s. Prompts do not know them: their letters are read as words. Save their"
-            " vectors as textual-inversion embeddings, and name the files in the column embeddings.",
-            folder.tokenizer[0].parent,
-            shown(", ".join(words), 200),
-        )
-    return _configs(folder)
-
-
-def _configs(folder: Folder) -> dict[str, dict]:
+    """Each network's config.json, and the scheduler's, by the name of its folder."""
     return {name: _read_json(file) for name, file in folder.configs.items()}
 
 

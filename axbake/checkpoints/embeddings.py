@@ -4,6 +4,7 @@ import contextlib
 import math
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ from axbake.checkpoints.containers import (
 )
 from axbake.checkpoints.forms import PICKLE, SAFETENSORS
 from axbake.checkpoints.pickles import UnsafeCheckpoint, convert_pickle
+from axbake.digest import remembered
 from axbake.errors import AxbakeError
+from axbake.jobs.code import code_of
+from axbake.runtime.prompt import CHUNK
+from axbake.runtime.tokenizer import VOCABULARY
 
 BUNDLE = re.compile(r"bundle_emb\.(?P<name>[^.]+)\.(?P<inside>.+)")  # in LoRAs, as AUTOMATIC1111 reads them
 MOST_VALUES = 10_000_000  # of one embedding; 75 vectors of SDXL's text encoder have 96,000
 LARGEST = 65504  # that fp16 holds, in which token tables are stored
 FLOATS = ("F32", "F16", "BF16", "F64")
+# What an embedding was made for, by the width of its vectors
+ENCODERS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "Stable Diffusion XL"}
 WANTED = "wanted a textual-inversion embedding: string_to_param, emb_params, or one tensor of (vectors, width)."
 
 
@@ -51,11 +58,44 @@ def read_embedding(path: Path) -> Any:
 
 def read_embeddings(path: Path) -> dict[str, Any]:
     """Vectors of each embedding in *path*, torch's (N, W), by its own name; an empty one: it is called as its file is."""
+    with _embeddings(path) as (container, found):
+        return {name: _vectors(path, container, tensor) for name, tensor in found.items()}
+
+
+def embedding_sizes(path: Path) -> dict[str, list[int]]:
+    """Number of vectors, and of numbers in one, of each embedding in *path* by its own name; remembered with the file.
+
+    Raises:
+        EmbeddingError: as `read_embedding`, but for the numbers' values.
+    """
+
+    def read() -> dict[str, list[int]]:
+        with _embeddings(path) as (container, found):
+            return {name: list(_checked(path, container, tensor)) for name, tensor in found.items()}
+
+    return remembered(path, f"embedding-{code_of(f'{__name__}.embedding_sizes')[__name__]}", read)
+
+
+def check_vectors(path: Path, count: int, found: int, *, rows: int, width: int) -> None:
+    """Raise EmbeddingError unless a text encoder of *rows* tokens of *width* numbers takes *count* vectors of *found* numbers."""
+    if rows != VOCABULARY:
+        raise EmbeddingError(
+            f"{path}: the text encoder has {rows} tokens, wanted CLIP's {VOCABULARY} to add embeddings to."
+        )
+    if found != width:
+        made_for = f", for {ENCODERS[found]}" if found in ENCODERS else ""
+        raise EmbeddingError(f"{path}: vectors of {found} numbers{made_for}; the model's text encoder takes {width}.")
+    if count > CHUNK:
+        raise EmbeddingError(f"{path}: {count} vectors; a prompt's chunk holds {CHUNK}.")
+
+
+@contextlib.contextmanager
+def _embeddings(path: Path) -> Iterator[tuple[Container, dict[str, str]]]:
+    """The tensors of *path*, and which of them each embedding is."""
     with contextlib.ExitStack() as stack:
         try:
             container = _opened(path, stack)
-            found = _sorted(path, container)
-            return {name: _vectors(path, container, tensor) for name, tensor in found.items()}
+            yield container, _sorted(path, container)
         except UnsafeCheckpoint as error:
             raise EmbeddingError(
                 f"{path}: asks for {error.asked}, which was not run. Wanted an embedding; get it as .safetensors."
@@ -95,16 +135,22 @@ def _sorted(path: Path, container: Container) -> dict[str, str]:
     return {"": names[0]}
 
 
-def _vectors(path: Path, container: Container, name: str) -> Any:
-    """The tensor *name* as vectors (N, W), after checking that a token table can hold them."""
+def _checked(path: Path, container: Container, name: str) -> tuple[int, int]:
+    """Vectors, and numbers in one, of the tensor *name*, which has shape and type of an embedding."""
     stored: Stored = container.tensors[name]
     if len(stored.shape) not in (1, 2) or not 0 < math.prod(stored.shape) <= MOST_VALUES:
         raise EmbeddingError(f"{path}: holds {name}; {WANTED} Its shape is {list(stored.shape)}.")
     if stored.dtype not in FLOATS:
         raise EmbeddingError(f"{path}: {name} is of type {stored.dtype}, wanted one of {', '.join(FLOATS)}.")
+    return (1, stored.shape[0]) if len(stored.shape) == 1 else (stored.shape[0], stored.shape[1])
+
+
+def _vectors(path: Path, container: Container, name: str) -> Any:
+    """The tensor *name* as vectors (N, W), after checking that a token table can hold them."""
+    size = _checked(path, container, name)
     vectors = container.read(name)
     if not all_finite(vectors) or float(vectors.abs().max()) > LARGEST:
         raise EmbeddingError(
             f"{path}: {name} holds values that are not finite, or beyond {LARGEST}, which fp16 cannot hold. The file is damaged."
         )
-    return vectors if vectors.ndim == 2 else vectors[None]
+    return vectors.reshape(size)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from axbake.checkpoints.containers import Container, all_finite, open_container, torch_dtype
-from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily, check_channels, check_limits, check_told
+from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily, check_latents, check_limits, check_told
 from axbake.families.family import Family
 from axbake.families.others import recognise
 from axbake.networks.component import DECODER, ENCODER, Component, Naming, Shapes
@@ -223,7 +223,7 @@ def find_network(container: Container, component: Component, latents: Latents) -
             f"{container.path}: {component.name}: its shapes describe no network that can be built: {str(error)[:300]}"
         ) from error
     _compare(container.path, component.name, found.shapes, network)
-    check_channels(container.path, found.config, latents)
+    check_latents(container.path, found.config, latents)
     return found
 
 

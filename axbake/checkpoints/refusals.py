@@ -1,13 +1,14 @@
 """What a network's config may be: others are refused by name, before one is built."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
-from axbake.networks.component import Files
+from axbake.networks.component import DENOISER, TEXT, Component, Files
 from axbake.printable import shown
+from axbake.runtime.tokenizer import VOCABULARY
 from axbake.runtime.values import Latents
 
 MOST_CHANNELS, MOST_LEVELS = 1 << 16, 16
@@ -105,8 +106,12 @@ def check_limits(path: Path, component: str, config: dict) -> None:
         raise TensorMismatch(f"{path}: {component}: {width} channels cannot be shared by {heads} attention heads.")
 
 
-def check_channels(path: Path, config: dict, latents: Latents) -> None:
-    """Refuse networks that take or give other latents than *latents*."""
+def check_latents(path: Path, config: dict, latents: Latents) -> None:
+    """Refuse networks that take or give other latents than *latents*.
+
+    Raises:
+        UnknownFamily: of other channels, or of other pixels a side for one of a latent's.
+    """
     kinds = {9: "an inpainting checkpoint", 8: "an instruct-pix2pix checkpoint", 5: "a depth-to-image checkpoint"}
     kinds |= {7: "an upscaler"}
     found = {name: config[name] for name in ("in_channels", "out_channels") if "cross_attention_dim" in config}
@@ -118,3 +123,36 @@ def check_channels(path: Path, config: dict, latents: Latents) -> None:
                 f"{path}: {name}: {channels}, wanted {latents.channels}: this is {kind}, which axbake does not bake."
                 " Give the checkpoint for text to image."
             )
+    levels = (
+        config.get("encoder_block_out_channels") or config["block_out_channels"] if "latent_channels" in config else []
+    )
+    factor = 2 ** (len(levels) - 1)  # each level but the last halves the picture
+    if levels and factor != latents.factor:
+        raise UnknownFamily(
+            f"{path}: an autoencoder that makes one pixel of a latent of {factor} × {factor} of a picture, wanted"
+            f" {latents.factor} × {latents.factor}. It is of another model; give a VAE for the checkpoint's family."
+        )
+
+
+def check_texts(path: Path, components: Sequence[Component], configs: Mapping[str, dict]) -> None:
+    """Refuse text encoders whose words are not CLIP's, or that do not speak of tokens of the denoiser's width.
+
+    Args:
+        configs: of the networks, by component.
+
+    Raises:
+        TensorMismatch
+    """
+    for one in components:
+        if one.role == TEXT and configs[one.name]["vocab_size"] < VOCABULARY:
+            raise TensorMismatch(
+                f"{path}: {one.name}: knows {configs[one.name]['vocab_size']} tokens, wanted CLIP's {VOCABULARY}, by whose"
+                " tokenizer prompts are read. Give a checkpoint with CLIP's text encoder."
+            )
+    widths = {one.name: one.width(configs[one.name]) for one in components if one.width}
+    told = sum(widths[one.name] for one in components if one.role == TEXT)
+    (heard,) = (widths[one.name] for one in components if one.role == DENOISER)
+    if told != heard:
+        raise TensorMismatch(
+            f"{path}: its text encoder gives {told} channels a token, its UNet takes {heard}. They are not of one model."
+        )

@@ -39,9 +39,9 @@ def text_encoding(text_encoder: Path, build: Callable[[dict], Any]) -> Encode:
 def prompt_embedding(
     encodes: Sequence[Encode], tokenizer: ClipTokenizer, *, chunks: int, conditioning: Conditioning
 ) -> Callable[[str], np.ndarray]:
-    """A function that gives a prompt's (1, 77 × chunks, W) float32, and warns of what of the prompt does not count.
+    """A function that gives a prompt's (1, 77 × chunks, W) float32, and writes to the log what of the prompt does not count.
 
-    Of LoRAs' marks the workflow has told already (`axbake.loras.rows.unknown_marks`).
+    The screen has it from the workflow (`axbake.advice`).
 
     Args:
         encodes: the text encoders, in the order of *conditioning*.
@@ -49,7 +49,7 @@ def prompt_embedding(
 
     def embed(prompt: str) -> np.ndarray:
         for warning in prompt_warnings(without_lora_marks(prompt), tokenizer, chunks=chunks):
-            logger.warning("prompt «%s»: %s", prompt, warning)
+            logger.info("prompt «%s»: %s", prompt, warning)
         return embed_prompt(encodes, tokenizer, prompt, chunks=chunks, conditioning=conditioning)
 
     return embed

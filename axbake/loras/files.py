@@ -213,9 +213,10 @@ def listed(names: list[str]) -> str:
 class LoraFacts:
     """What the workflow has to know of a LoRA before any job runs."""
 
-    components: list[str]  # that it changes
+    components: dict[str, list[str]]  # that it changes -> names of the modules, as the file has them
     lcm: bool  # whether it is one of latent consistency
     embeddings: list[str]  # names of textual-inversion embeddings that it bundles (`axbake.checkpoints.embeddings`)
+    width: int | None  # channels of a token that it was made for; None: it changes nothing that takes one
 
 
 def lora_facts(path: Path) -> LoraFacts:
@@ -227,7 +228,8 @@ def lora_facts(path: Path) -> LoraFacts:
 
     def read() -> dict:
         lora = read_lora(path)
-        return vars(LoraFacts(sorted(lora.modules), looks_like_lcm(lora), list(lora.embeddings)))
+        changed = {component: sorted(lora.modules[component]) for component in sorted(lora.modules)}
+        return vars(LoraFacts(changed, looks_like_lcm(lora), list(lora.embeddings), context_width(lora)))
 
     # What this code tells of a file is remembered no longer than the code is the same.
     return LoraFacts(**remembered(path, f"lora-{code_of(f'{__name__}.read_lora')[__name__]}", read))

@@ -5,7 +5,6 @@ W + s (f(W) - W), where f is the LoRA at full strength. Several are applied one 
 web UI does (`extensions-builtin/Lora/networks.py`) and ComfyUI; of a plain LoRA it is W + s alpha / rank * up @ down.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from axbake.loras.files import LoraError, LoraFile, Module, PeftConfig, check_fa
 from axbake.loras.names import spellings
 from axbake.networks.component import Shapes
 
-logger = logging.getLogger(__name__)
 Tensors = Mapping[str, torch.Tensor]  # role -> tensor, float32
 MOST_SHOWN = 8  # faults in a message
 # What torch and LyCORIS raise on tensors that do not go together, and what a file's metadata may lead to
@@ -175,25 +173,21 @@ class Fusion:
             width: channels of a token's embedding.
 
         Raises:
-            LoraError: a file is no LoRA, was made for another network, or has a tensor that would not be used.
+            LoraError: a file is no LoRA, was made for another network, or changes a module in a way that cannot be used.
         """
         self._changes: dict[str, list[Change]] = {}
         table = spellings(component, shapes)
         for path, strength in loras:
             lora = read_lora(path)
             check_family(lora, width=width)
-            if lora.embeddings:
-                logger.warning(
-                    "%s brings the embeddings %s along: prompts know them where the column embeddings names this file too.",
-                    path,
-                    listed(list(lora.embeddings)),
-                )
             config = peft_config(lora, component)
-            faults = [
-                fault
-                for module in lora.modules.get(component, {}).values()
-                for fault in self._take(lora, module, strength, table, shapes, config)
-            ]
+            modules = lora.modules.get(component, {}).values()
+            # As web UIs do with a network that was made smaller; `axbake.advice` tells which these are.
+            there = [module for module in modules if module.name in table]
+            faults = [fault for module in there for fault in self._take(lora, module, strength, table, shapes, config)]
+            if modules and not there:
+                names = [name for module in modules for name in module.tensors.values()]
+                faults = [f"{listed(names)}: the network has no such module"]
             if faults:
                 more = f"; and {len(faults) - MOST_SHOWN} more" if len(faults) > MOST_SHOWN else ""
                 raise LoraError(
@@ -213,9 +207,7 @@ class Fusion:
     ) -> list[str]:
         """Keep what *module* changes; what of it cannot be used, in words."""
         names = list(module.tensors.values())
-        target = table.get(module.name)
-        if target is None:
-            return [f"{listed(names)}: the network has no such module"]
+        target = table[module.name]
         roles = frozenset(module.tensors) - {BIAS}
         kind = next((kind for kind in KINDS if any(some <= roles <= some | kind.others for some in kind.one_of)), None)
         if roles and kind is None:

@@ -17,6 +17,7 @@ def write_report(
     *,
     model: str,
     loras: list[dict[str, Any]],
+    advice: list[str],
     addresses: list[str],
     components: list[str],
     logs: list[str],
@@ -43,6 +44,7 @@ def write_report(
         addresses: of all graphs, in the order of *records*.
         components: in the order of *parities* and *checks*.
         loras: those of its row: `name`, and the strengths for `text_encoder` and `unet`.
+        advice: what of the row has no effect, or another than its writer may expect; sentences without full stops.
         checkpoint: `checkpoint.json`.
         drawn: how the reference picture was made, JSON.
         reference, floating, simulation: PNGs: of diffusers, of the float ONNX graphs, of the compiled models.
@@ -76,6 +78,7 @@ def write_report(
         "family": described["title"],
         "settings": _read_json(drawn),
         "loras": loras,
+        "advice": advice + _unused_parameters(described),
         "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
         "distance": distances,
         "attribution": _read_json(attribution)["quantised"],
@@ -101,6 +104,12 @@ def write_report(
         findings=before["findings"],
     )
     page.write_text(html, encoding="utf-8")
+
+
+def _unused_parameters(described: dict) -> list[str]:
+    """A sentence about the parameters of the address that changed nothing, if there were any."""
+    unused = (described["fetched"] or {}).get("unused_parameters", [])
+    return [f"the checkpoint's address has parameters that change nothing here: {', '.join(unused)}"] if unused else []
 
 
 def times(jobs: list[JobRecord]) -> dict[str, float]:

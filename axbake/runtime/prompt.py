@@ -46,6 +46,12 @@ NOT_READ = {
     re.compile(r"\[(?:[^\[\]:]*:)?[^\[\]:]*:\s*[\d.]+\s*\]"): "prompt editing, which axbake has not",
     re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"): "alternating words, which axbake has not",
     re.compile(r"\bAND\b"): "a composition of prompts, which axbake has not",
+    re.compile(r"__[\w*/-]+__"): "a wildcard, which axbake has not",
+    re.compile(r"\{[^{}]*\|[^{}]*\}"): "a choice of words, which axbake has not",
+    re.compile(r"\{[^{}|]+\}"): "a weight as NovelAI writes it; write (…) for it",
+    re.compile(r"[（［｛][^（）［］｛｝]*[）］｝]"): "in full-width brackets, which give no weight; write (…) for it",
+    re.compile(r"\)[+-]+"): "a weight as Compel writes it; write (…:1.1) for it",
+    re.compile(r"::\s*-?\d[\d.]*|(?<!\S)--[a-z]+(?:\s+[\d.:]+)?"): "a parameter of Midjourney's",
 }
 
 #: Embeddings that prompts on the net name without a mark, as words: the stems of their files at Civitai, in small letters
@@ -218,6 +224,12 @@ def cut_off(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> str:
     rows, plain = _rows(prompt, tokenizer)
     places = [row[0].place for row in rows[chunks:] if row]
     return plain[places[0] :].strip() if places else ""
+
+
+def embeddings_in(prompt: str, tokenizer: ClipTokenizer) -> set[str]:
+    """Names of the tokenizer's embeddings that stand in *prompt*."""
+    found = {ids for ids, _ in tokenizer.words(_without_marks(prompt))}
+    return {name for name, ids in tokenizer.embeddings.items() if tuple(ids) in found}
 
 
 def prompt_warnings(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> list[str]:

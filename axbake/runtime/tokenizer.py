@@ -11,6 +11,7 @@ from tokenizers.models import BPE
 
 from .errors import BundleError
 
+VOCABULARY = 49408  # tokens that CLIP knows: words and parts of words
 TOKENS = 77  # that CLIP's text encoder takes, start and end included
 START, END, COMMA = "<|startoftext|>", "<|endoftext|>", ",</w>"
 

@@ -19,8 +19,8 @@ from axbake.checkpoints.finding import (
     precision_of,
 )
 from axbake.checkpoints.prediction import decide_sampling, gather_evidence, reasons
-from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
-from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, Component, Shapes
+from axbake.checkpoints.refusals import UnknownFamily, check_texts
+from axbake.networks.component import DECODER, DENOISER, ENCODER, Component, Shapes
 from axbake.networks.sampling import Sampling
 from axbake.runtime.values import Latents
 
@@ -90,7 +90,7 @@ def describe_checkpoint(
             f" `python -m axbake.inspect {container.path}` says what the file is."
         )
     found = {one.name: find_network(holders[one.name], one, latents) for one in components}
-    check_widths(container.path, components, found)
+    check_texts(container.path, components, {name: one.config for name, one in found.items()})
     (decoder,) = (one for one in components if one.role == DECODER)
     evidence = gather_evidence(container, sidecar=sidecar)
     config = found[denoiser.name].config
@@ -136,21 +136,6 @@ def describe_checkpoint(
         "unused_tensors": _unused(container, components, holders, found, own_vae=own is not None),
     }
     description.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def check_widths(path: Path, components: Sequence[Component], found: dict[str, Found]) -> None:
-    """Refuse a denoiser and text encoders that do not speak of tokens of the same width.
-
-    Raises:
-        TensorMismatch
-    """
-    widths = {one.name: one.width(found[one.name].config) for one in components if one.width}
-    told = sum(widths[one.name] for one in components if one.role == TEXT)
-    (heard,) = (widths[one.name] for one in components if one.role == DENOISER)
-    if told != heard:
-        raise TensorMismatch(
-            f"{path}: its text encoder gives {told} channels a token, its UNet takes {heard}. They are not of one model."
-        )
 
 
 def _unused(

@@ -1,14 +1,11 @@
 """Ids that textual-inversion embeddings have in the token table: `embeddings.json`."""
 
 import json
-import logging
 from pathlib import Path
 
-from axbake.checkpoints.containers import VOCABULARY
 from axbake.checkpoints.embeddings import EmbeddingError, read_embeddings
+from axbake.runtime.tokenizer import VOCABULARY
 from axbake.weights.files import read_description
-
-logger = logging.getLogger(__name__)
 
 
 def list_embeddings(text_encoder: Path, embeddings: list[Path], *, names: list[str], listing: Path) -> None:
@@ -31,12 +28,5 @@ def list_embeddings(text_encoder: Path, embeddings: list[Path], *, names: list[s
                 raise EmbeddingError(f"{path}: there is another embedding of the name {name}. Leave one of them out.")
             ids[name] = list(range(first, first + len(vectors)))
             first += len(vectors)
-    config = read_description(text_encoder).config
-    if (rows := config.get("vocab_size", first)) > first:
-        logger.warning(
-            "the text encoder knows %d words more than CLIP's vocabulary and the row's embeddings have names for: no prompt can"
-            " say them. Save their vectors as textual-inversion embeddings, and name the files in the column embeddings.",
-            rows - first,
-        )
-    content = {"pad_token_id": config["pad_token_id"], "embeddings": ids}
+    content = {"pad_token_id": read_description(text_encoder).config["pad_token_id"], "embeddings": ids}
     listing.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 from transformers import CLIPTokenizer
 
+from axbake.calibration.counting import CalibrationError
 from axbake.calibration.denoiser_samples import load_samples
 from axbake.calibration.observation import read_observed
-from axbake.calibration.tars import CalibrationError, calibrate_encoder, calibrate_text_encoder, stratified
+from axbake.calibration.tars import calibrate_encoder, calibrate_text_encoder, stratified
 from axbake.calibration.trajectories import _denoising
 from axbake.drawing.prompts import CLIP
 from axbake.networks.unet import TIME_INPUT

@@ -11,8 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, open_container
-from axbake.checkpoints.conversion import convert_checkpoint
+from axbake.checkpoints.containers import UnreadableCheckpoint, open_container
 from axbake.checkpoints.finding import find_family
 from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
 from axbake.errors import AxbakeError
@@ -497,12 +496,3 @@ def test_what_anybody_can_write_into_the_metadata_does_no_harm(said, model, tens
 
     told = json.loads((tmp_path / "checkpoint.json").read_text())
     assert (told["container"], told["bytes"], told["left_out_of_pickle"]) == ("safetensors", path.stat().st_size, [])
-
-
-def test_words_that_a_folder_adds_to_clips_are_reported_when_it_is_converted(tmp_path, caplog):
-    folder = tiny.save_folder(tiny.bk_sdm_tiny(), tmp_path / "model")
-    (folder / "tokenizer" / "added_tokens.json").write_text('{"<cat-toy>": 49408}')
-
-    convert_checkpoint(files_of(folder), checkpoint=tmp_path / "made.safetensors")
-
-    assert "words that were added to CLIP's: <cat-toy>. Prompts do not know them" in caplog.text

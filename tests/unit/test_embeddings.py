@@ -90,16 +90,3 @@ def test_two_embeddings_of_one_name_are_refused(weights, tmp_path):
 
     with pytest.raises(EmbeddingError, match="another embedding of the name Neg"):
         list_embeddings(weights, paths, names=["neg", "lora"], listing=tmp_path / "embeddings.json")
-
-
-def test_words_that_no_prompt_can_say_are_reported(tmp_path, caplog):
-    networks = tiny.sd1()
-    tensors = tiny.single_file_tensors(networks)
-    table = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
-    tensors[table] = torch.cat([tensors[table], tensors[table][:1]])
-    save_file(tensors, tmp_path / "more.safetensors")
-    import_part(tmp_path / "more.safetensors", component="text_encoder", weights=tmp_path / "w.safetensors")
-
-    list_embeddings(tmp_path / "w.safetensors", [], names=[], listing=tmp_path / "embeddings.json")
-
-    assert "knows 1 words more than CLIP's vocabulary" in caplog.text

@@ -342,7 +342,7 @@ def test_advice_names_marks_without_effect_and_what_an_lcm_lora_wants(networks, 
     loras.save(loras.kohya(loras.pairs(networks["sd1"])), Path("lcm-lora.safetensors"))
     found = model(loras="lcm-lora.safetensors", prompt="a rocket <lora:grain:1>")
 
-    mark, advice = found.advice()
+    mark, advice = found.advice
     assert mark.startswith("<lora:grain:1> in column prompt is not applied")
     assert advice.startswith("lcm-lora.safetensors is an LCM-LoRA, and the row has scheduler dpmpp_2m_karras")
 

@@ -84,8 +84,8 @@ def test_settings_lie_beside_the_picture_and_in_it(model, tmp_path):
     assert "Steps: 3, Sampler: Euler, CFG scale: 5, Seed: 9, Size: 96x64, Model: tiny" in parameters
 
 
-def test_a_prompt_longer_than_its_chunks_warns_with_the_end_that_does_not_count(model, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
+def test_the_log_has_the_end_of_a_prompt_that_is_longer_than_its_chunks(model, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
         draw(model, tmp_path / "long", prompt="word " * 75 + "lighthouse", steps=1)
         draw(model, tmp_path / "short", prompt="word " * 75, steps=1)
 

@@ -14,6 +14,7 @@ from axbake.checkpoints.embeddings import EmbeddingError, read_embedding
 from axbake.distance import psnr
 from axbake.drawing.prompts import load_tokenizer, text_encoding
 from axbake.graphs.parity import measure_parity
+from axbake.networks.clip_skip import ClipSkipError
 from axbake.networks.component import as_files
 from axbake.runtime.prompt import chunk_prompt, embed_prompt
 from axbake.runtime.session import open_model
@@ -21,7 +22,6 @@ from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description, read_tensor
 from axbake.weights.importing import import_component
 from axbake.weights.networks import load
-from axbake.weights.text_encoder import ClipSkipError
 from tests import tiny
 from tests.unit.conftest import SD1, export_part, import_part, tensors_of
 

@@ -22,13 +22,7 @@ rule write_bundle:
                 "write_bundle",
                 step(
                     "axbake.bundles.writing.write_bundle",
-                    values=lambda model, wildcards: {
-                        "layout": wildcards.layout,
-                        "picture": model.picture,
-                        "components": model.family.components,
-                        "latents": model.family.latents,
-                        "conditioning": model.family.conditioning,
-                    },
+                    values=bundled,
                     row=["program", "source"],
                     tools=["torch", "diffusers", "numpy", "jinja2", "pyyaml"],
                     data=CARRIED,

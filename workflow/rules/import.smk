@@ -44,7 +44,7 @@ for family in IN_TABLE:
         input:
             **{f"{one.name}_loras": loras_for(one) for one in family.components if one.role in (TEXT, DENOISER)},
             settings=settings("import_model", more=import_steps),
-            checkpoint=with_model(lambda model, _: model.sources.file("checkpoint")),
+            checkpoint=with_model(checkpoint_of),
             vae=with_model(lambda model, _: model.sources.file(column_of(model, "vae"))),
             embeddings=with_model(embeddings_of),
             records=with_model(lambda model, _: model.sources.fetch_records),

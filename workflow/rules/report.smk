@@ -13,6 +13,7 @@ rule write_report:
                     values=lambda model, _: {
                         "model": model.name,
                         "loras": model.lora_strengths,
+                        "advice": model.advice,
                         "addresses": model.graphs,
                         "components": list(model.family.names),
                         "logs": logs_of(model),

@@ -81,6 +81,13 @@ def described(model, wildcards):
     }
 
 
+def checkpoint_of(model, wildcards):
+    """The file that a model is imported from, once headers and row were found to fit."""
+    path = model.sources.file("checkpoint")
+    model.check_fit()
+    return path
+
+
 def column_of(model, column):
     """*column*; the checkpoint's where the row has no VAE of its own."""
     return column if model.row[column] else "checkpoint"
@@ -92,7 +99,7 @@ def loras_for(component):
     def paths(model, wildcards):
         if model.name not in ADVISED and workflow.is_main_process:
             ADVISED.add(model.name)
-            for sentence in model.advice():
+            for sentence in model.advice:
                 logger.warning(f"{model.name}: {sentence}.")
         return [lora.path for lora in model.loras_of(component)]
 
@@ -158,6 +165,7 @@ def chain_step(model, wildcards, component, names):
 
 def calibrate_denoiser_steps(model, wildcards):
     """What is observed, and what is chosen of it."""
+    model.check_samples()
     denoiser = model.family.denoiser
     chosen = {name: model.entry(f"calibration/{name}") for name in ("samples", "selection")}
     return [
@@ -317,3 +325,17 @@ BOARD = ("host", "user", "port", "directory", "kind", "device")
 def of_board(*names):
     """What a job is told of the board: function of model and wildcards."""
     return lambda *_: {name: config["board"][name] for name in names}
+
+
+def bundled(model, wildcards):
+    """What a bundle is made of; refuses a layout whose program does not draw as the row says."""
+    layout = LAYOUTS[wildcards.layout]
+    cells = {name: model.row[name] for name in layout.demands if name in model.row}
+    layout.check(wildcards.layout, layout.demands | cells | {"model": model.name}, model.roles)
+    return {
+        "layout": wildcards.layout,
+        "picture": model.picture,
+        "components": model.family.components,
+        "latents": model.family.latents,
+        "conditioning": model.family.conditioning,
+    }

@@ -1,0 +1,124 @@
+"""What of a row has no effect, or another one than its writer expects: a sentence each, on the screen and in the report."""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from axbake.checkpoints.containers import added_words, form_of, scan_folder
+from axbake.checkpoints.embeddings import embedding_sizes
+from axbake.drawing.prompts import CLIP
+from axbake.families.family import Family
+from axbake.fit import configs_of, modules_of
+from axbake.loras.files import listed, lora_facts
+from axbake.loras.names import spellings
+from axbake.loras.rows import lcm_advice, unknown_marks
+from axbake.networks.component import DENOISER, TEXT
+from axbake.printable import shown
+from axbake.runtime.prompt import embeddings_in, prompt_warnings, without_lora_marks
+from axbake.runtime.tokenizer import VOCABULARY, ClipTokenizer
+from axbake.sources import CHECKPOINT, Sources
+
+MOST = 8  # calibration prompts of which a sentence each is told
+COLUMNS = ("prompt", "negative_prompt")
+
+
+def advise(row: dict[str, Any], family: Family, sources: Sources) -> Iterator[str]:
+    """Sentences without full stops about a row whose files are there and fit (`axbake.fit`).
+
+    Raises:
+        Errors of who reads the headers of its files.
+    """
+    yield from unknown_marks(row)
+    for lora in row["loras"]:
+        yield from _of_lora(row, Path(lora.path), family, sources)
+    names = {
+        own or Path(path).stem: count
+        for path in row["embeddings"]
+        for own, (count, _) in embedding_sizes(Path(path)).items()
+    }
+    yield from _of_prompts(row, names)
+    yield from _of_words(row, family, sources, more=sum(names.values()))
+
+
+def _of_lora(row: dict[str, Any], path: Path, family: Family, sources: Sources) -> Iterator[str]:
+    facts = lora_facts(path)
+    if facts.lcm:
+        yield from lcm_advice(row, path)
+    if facts.embeddings and str(path) not in row["embeddings"]:
+        yield (
+            f"{path} brings the embeddings {listed(facts.embeddings)} along: prompts know them once the column embeddings names"
+            " this file too"
+        )
+    if sources.is_remote(CHECKPOINT):
+        return
+    for component in family.components:
+        changed = facts.components.get(component.name, [])
+        if changed and component.role in (TEXT, DENOISER):
+            known = spellings(component.name, modules_of(Path(row[CHECKPOINT]), family, component))
+            if lacking := [name for name in changed if name not in known]:
+                yield (
+                    f"{path}: {len(lacking)} of the {len(changed)} modules that it changes are not in the checkpoint's"
+                    f" {component.name}, so this part of it has no effect: {listed(lacking)}"
+                )
+
+
+def _of_prompts(row: dict[str, Any], names: Mapping[str, int]) -> Iterator[str]:
+    """Of what is read as words, or not at all; and of embeddings that no prompt names.
+
+    Args:
+        names: of the embeddings, with their numbers of vectors.
+    """
+    sizes, chunks = tuple(names.items()), row["prompt_chunks"]
+    calibration = list(dict.fromkeys(row["calibration_prompts"]))
+    for column in COLUMNS:
+        yield from (f"column {column}: {said}" for said in _read(row[column], sizes, chunks)[0])
+    told = [(prompt, said) for prompt in calibration for said in _read(prompt, sizes, chunks)[0]]
+    yield from (f"calibration prompt «{shown(prompt, 80)}»: {said}" for prompt, said in told[:MOST])
+    if len(told) > MOST:
+        yield f"calibration prompts: {len(told) - MOST} more such things, which the jobs' logs name"
+    used = {
+        name
+        for prompt in [row["prompt"], row["negative_prompt"], *calibration]
+        for name in _read(prompt, sizes, chunks)[1]
+    }
+    if unused := [name for name in names if name not in used]:
+        yield f"column embeddings: no prompt names {listed(unused)}: the picture is as without"
+
+
+@cache
+def _read(prompt: str, embeddings: tuple[tuple[str, int], ...], chunks: int) -> tuple[list[str], set[str]]:
+    """Warnings of a prompt, and the embeddings that it names."""
+    tokenizer = _tokenizer(embeddings)
+    return prompt_warnings(without_lora_marks(prompt), tokenizer, chunks=chunks), embeddings_in(prompt, tokenizer)
+
+
+@cache
+def _tokenizer(embeddings: tuple[tuple[str, int], ...]) -> ClipTokenizer:
+    """CLIP's, with ids for each embedding's vectors as `axbake.weights.embeddings` gives them."""
+    ids, first = {}, VOCABULARY
+    for name, count in embeddings:
+        ids[name] = range(first, first + count)
+        first += count
+    return ClipTokenizer(CLIP, ids)
+
+
+def _of_words(row: dict[str, Any], family: Family, sources: Sources, *, more: int) -> Iterator[str]:
+    """Of rows in token tables that no word of a prompt becomes; *more*: that the row's embeddings add."""
+    if sources.is_remote(CHECKPOINT):
+        return
+    path = Path(row[CHECKPOINT])
+    help_ = "Save their vectors as textual-inversion embeddings, and name the files in the column embeddings"
+    if form_of(path) == "diffusers folder" and (words := added_words(scan_folder(path))):
+        yield (
+            f"{path} has words that were added to CLIP's: {shown(', '.join(words), 200)}. Prompts do not know them: their letters"
+            f" are read as words. {help_}"
+        )
+        return
+    configs = configs_of(row, family, sources)
+    for encoder in family.text_encoders:
+        if (rows := configs[encoder.name]["vocab_size"]) > VOCABULARY:
+            yield (
+                f"{path}: its {encoder.name} knows {rows - VOCABULARY} words more than CLIP's vocabulary: no prompt can say them."
+                f" {help_}"
+            )

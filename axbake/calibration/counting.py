@@ -1,0 +1,22 @@
+"""How many calibration samples a denoiser's drawings give."""
+
+from axbake.errors import AxbakeError
+
+
+class CalibrationError(AxbakeError):
+    """There are not as many samples as wanted."""
+
+
+def check_count(count: int, *, prompts: int, steps: int, branches: int, empty: int = 0) -> None:
+    """Raise CalibrationError unless there are *count* samples.
+
+    Args:
+        branches: of guidance: 2, or 1 without.
+        empty: samples of the empty prompt that there are besides.
+    """
+    if count > prompts * steps * branches + empty:
+        more = f", the empty prompt {empty}" if empty else ""
+        raise CalibrationError(
+            f"calibration/samples: {count}, but {prompts} prompts × {steps} steps × {branches} branches give"
+            f" {prompts * steps * branches}{more}. Give more calibration prompts, or a lower number."
+        )

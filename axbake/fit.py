@@ -1,0 +1,123 @@
+"""Whether a row's files and cells fit each other, by headers and the table alone: what would otherwise end a later job.
+
+The import looks at all of it again, and at every tensor's shape, since what is still to be fetched has no header yet.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from axbake.calibration.counting import check_count
+from axbake.checkpoints.containers import Container
+from axbake.checkpoints.embeddings import check_vectors, embedding_sizes
+from axbake.checkpoints.finding import averaged_namings, read_network, use_average
+from axbake.checkpoints.refusals import check_latents, check_texts
+from axbake.families import FAMILIES
+from axbake.families.family import Family
+from axbake.jobs.values import encode
+from axbake.loras.files import check_family, lora_facts, read_lora
+from axbake.networks.clip_skip import layers_left
+from axbake.networks.component import Component, Shapes
+from axbake.sources import COLUMNS, Sources, read_header
+
+Configs = Mapping[str, dict[str, Any]]  # of networks, by component
+
+
+def check_fit(row: dict[str, Any], family: Family, sources: Sources) -> None:
+    """Compare the networks in a row's files with each other, and with what the row asks of them.
+
+    Raises:
+        UnknownFamily, TensorMismatch: a network is not there, or of another kind than the family's; token widths differ.
+        SamplingError, TimeEmbeddingError, ClipSkipError: the row asks for what its networks cannot do.
+        EmbeddingError, LoraError: made for another text encoder.
+    """
+    configs = configs_of(row, family, sources)
+    if family.denoiser.name in configs:  # and so the text encoders, which are in the same file
+        _check_conditioning(row, family, configs)
+        _check_denoiser(row, family, configs)
+    for component in family.components:
+        for piece in component.graphs if component.name in configs else ():
+            piece.interface(configs[component.name], **{name: row[name] for name in component.columns})
+
+
+def configs_of(row: dict[str, Any], family: Family, sources: Sources) -> dict[str, dict[str, Any]]:
+    """Config of each network of a row, by component; of those that are still to be fetched none.
+
+    Raises:
+        UnknownFamily, TensorMismatch: a network is not there, or of another kind than the family's.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    for column in COLUMNS:
+        components = [one for one in family.components if sources.column_of(one) == column]
+        if components and not sources.is_remote(column):
+            configs |= _configs_in(Path(row[column]), family, components)
+    return configs
+
+
+def modules_of(path: Path, family: Family, component: Component) -> Shapes:
+    """Shapes of the weights of *component* in the local checkpoint *path*, by diffusers' names; remembered likewise."""
+
+    def look(container: Container) -> dict[str, list[int]]:
+        shapes = read_network(use_average(container, averaged_namings([component])), component).shapes
+        return {name: list(shape) for name, shape in shapes.items() if name.endswith(".weight")}
+
+    return read_header(path, f"modules-{component.name}", look, *_code(family.name, (component.name,)))
+
+
+def _configs_in(path: Path, family: Family, components: Sequence[Component]) -> Configs:
+    """Config of each of *components* in *path*, in diffusers' form; remembered while file and code are the same."""
+
+    def look(container: Container) -> dict[str, Any]:
+        container = use_average(container, averaged_namings(components))
+        found = {one.name: read_network(container, one).config for one in components}
+        for config in found.values():
+            check_latents(container.path, config, family.latents)
+        return found
+
+    names = tuple(one.name for one in components)
+    return read_header(path, f"configs-{family.name}-{len(components)}", look, *_code(family.name, names))
+
+
+@cache
+def _code(family: str, components: tuple[str, ...]) -> list[str]:
+    """Dotted names of what decides how the headers of *components* are read."""
+    names = ["axbake.checkpoints.finding.read_network", "axbake.checkpoints.refusals.check_latents"]
+    return names + [name for one in components for name in encode({"files": FAMILIES[family].component(one).files})[1]]
+
+
+def _check_conditioning(row: dict[str, Any], family: Family, configs: Configs) -> None:
+    """Text encoders, what is put into them, and what the denoiser takes of them."""
+    check_texts(Path(row["checkpoint"]), family.components, configs)
+    encoders = [(one, configs[one.name]) for one in family.text_encoders]
+    for _, config in encoders:
+        if row["clip_skip"] > 1:
+            layers_left(config["num_hidden_layers"], row["clip_skip"], title=family.title, shortened=family.clip_skip)
+    if len(encoders) > 1:
+        return  # what was made for which of them is not told by a width
+    ((encoder, config),) = encoders
+    assert encoder.width
+    width = encoder.width(config)
+    for path in map(Path, row["embeddings"]):
+        for count, found in embedding_sizes(path).values():
+            check_vectors(path, count, found, rows=config["vocab_size"], width=width)
+    for lora in row["loras"]:
+        if lora_facts(Path(lora.path)).width not in (None, width):
+            check_family(read_lora(Path(lora.path)), width=width)
+
+
+def _check_denoiser(row: dict[str, Any], family: Family, configs: Configs) -> None:
+    """Whether it draws as the row says; what it predicts does not matter for that."""
+    sampling = family.process.sampling(configs[family.denoiser.name], "epsilon", zero_terminal_snr=False)
+    sampling.check(**{name: row[name] for name in ("scheduler", "steps", "guidance_scale")})
+
+
+def check_samples(row: dict[str, Any], calibration: Mapping[str, Any]) -> None:
+    """Whether the denoiser will see as many samples as are to be chosen.
+
+    Raises:
+        CalibrationError: prompts × steps × branches give fewer.
+    """
+    sizes = {"prompts": len(row["calibration_prompts"]), "steps": row["steps"]}
+    empty = row["steps"] if calibration["selection"] == "coverage" else 0
+    check_count(calibration["samples"], **sizes, branches=2 if row["guidance_scale"] > 1 else 1, empty=empty)
