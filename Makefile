@@ -5,6 +5,11 @@ BIN = .venv/bin
 # Of tests: one more than cores, up to 4, since some tests wait for services.
 WORKERS = $(shell expr $(CORES) + 1 '&' $(CORES) '<' 4 '|' 4)
 
+# Snakemake writes the path of Python into shell commands as it is.
+ifneq ($(words [$(CURDIR)]$(if $(findstring ',$(CURDIR))$(findstring ",$(CURDIR))$(findstring \,$(CURDIR)), quoted)),1)
+$(error The path of this directory has a space, a quote or a backslash, with which Snakemake cannot start jobs: $(CURDIR). Move it)
+endif
+
 help:
 	@echo "make demo                 bake the demo model, which takes minutes"
 	@echo "make plan TARGET=FILE     what a run would do, why, and for how long"

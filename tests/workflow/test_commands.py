@@ -77,3 +77,25 @@ def test_the_report_over_all_models_has_what_the_pages_promise(clone):
 
     assert said.startswith("results/report.html: 1 model;")
     assert "tiny/report.html" in (clone.directory / "results" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["My Projects", "it's", 'a"b'])
+def test_a_checkout_whose_path_no_shell_takes_is_refused_before_anything_is_installed(name, clone, tmp_path):
+    """Snakemake writes Python's path into commands as it is (snakemake/snakemake#2645)."""
+    place = tmp_path / name
+    (place / "venv").mkdir(parents=True)
+    shutil.copy2(ROOT / "Makefile", place)
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (place / "venv" / part).symlink_to(Path(sys.prefix) / part)
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    snakemake = [place / "venv" / "bin" / "python", "-m", "snakemake", *clone.command[1:], "--dry-run"]
+
+    made = subprocess.run(["make", "demo"], cwd=place, **how)
+    run = subprocess.run(snakemake, cwd=clone.directory, env=clone.environment, **how)
+
+    assert (
+        made.returncode != 0
+        and "has a space, a quote or a backslash, with which Snakemake cannot start jobs" in made.stdout
+    )
+    assert not (place / ".venv").exists()
+    assert run.returncode != 0 and "the path of Python has a space, or another character" in run.stdout

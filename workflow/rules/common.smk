@@ -4,6 +4,8 @@ import gc
 import inspect
 import os
 import re
+import shlex
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,12 @@ from axbake.toolchain.launch import ENGINES, Launch
 gc.set_threshold(50_000, 20, 1_000)
 
 SCHEMAS = Path(workflow.basedir) / "workflow" / "schemas"
+if shlex.quote(sys.executable) != sys.executable:
+    raise WorkflowError(
+        f"{sys.executable}: the path of Python has a space, or another character that means something to a shell, and Snakemake"
+        " writes it into commands as it is (snakemake/snakemake#2645). Move the checkout, or install into another directory."
+    )
+
 COMPONENTS = {one.name: one.role for family in FAMILIES.values() for one in family.components}
 TORCH = ["torch", "diffusers", "transformers"]
 
