@@ -1,6 +1,7 @@
 """`python -m axbake.add ADDRESS`: fetch a checkpoint, and give it a row in the table of models."""
 
 import argparse
+import codecs
 import logging
 import re
 import sys
@@ -20,6 +21,7 @@ from axbake.fetch.store import Fetched, ask_sha256, fetch
 from axbake.jobs.identity import ROOT
 from axbake.printable import one_line, printable
 from axbake.table import ProjectConfigError, check_config, read_models, read_schema
+from axbake.users_files import lines_of
 
 SCHEMAS = ROOT / "workflow" / "schemas"
 MODELS_SCHEMA = SCHEMAS / "models.schema.yaml"
@@ -40,6 +42,9 @@ DISTILLED = {"SD 1.5 LCM": {"scheduler": "lcm", "steps": "4", "guidance_scale": 
 
 class NoRow(AxbakeError):
     """The table cannot take the row."""
+
+
+ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
 def table_path() -> Path:
@@ -70,9 +75,11 @@ def edit_table(path: Path, edit: Callable[[list[str], list[list[str]]], None]) -
         TableError, NoRow, NotWritten: nothing was written.
     """
     with writing(path), lock(path.with_name(f".{path.name}.lock"), about=f"edit of {path}"):
-        text = path.read_bytes().decode("utf-8")
-        ending = "\r\n" if "\r\n" in text else "\n"
-        lines = [line.removesuffix("\r").split("\t") for line in text.removesuffix("\n").split("\n")]
+        content = path.read_bytes()
+        encoding = next((name for mark, name in ENCODINGS.items() if content.startswith(mark)), "utf-8")
+        text = content.decode(encoding)  # a byte order mark stays in it
+        ending = next((one for one in ("\r\n", "\n", "\r") if one in text), "\n")
+        lines = [line.split("\t") for line in lines_of(text)]
         first = next((number for number, cells in enumerate(lines) if "model" in map(_column, cells)), 0)
         named, rows = lines[first], lines[first + 1 :]
         header = list(map(_column, named))
@@ -81,7 +88,7 @@ def edit_table(path: Path, edit: Callable[[list[str], list[list[str]]], None]) -
         new = ending.join("\t".join(cells) for cells in [*lines[:first], [*named, *header[known:]], *rows]) + ending
         beside = path.with_name(f".{path.name}.new")
         try:
-            beside.write_bytes(new.encode())
+            beside.write_bytes(new.encode(encoding))
             read_table(beside)
             beside.replace(path)
         finally:

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import io
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -15,10 +16,13 @@ from axbake.checkpoints.containers import files_of
 from axbake.digest import file_sha256, files_sha256
 from axbake.errors import AxbakeError
 from axbake.fetch.errors import BadSource
-from axbake.fetch.sources import parse_source
-from axbake.loras.rows import Lora, lora_faults, row_loras
+from axbake.fetch.sources import parse_source, path_mistake
+from axbake.loras.rows import Lora, lora_cells, lora_faults, row_loras
+from axbake.users_files import UnreadableFile, lines_of, read_text, read_yaml
 
 MOST_COLUMNS = 64  # of a table
+MOST_BYTES = 100_000_000  # of a table, or of a file of prompts
+TABLE = "a header line, and lines of as many cells, separated by tabs, in UTF-8"
 EMBEDDING_FORMS = (".safetensors", ".pt", ".bin")
 NO_LINE_BREAK = r"(?!\n)"  # in patterns: for a machine, since $ matches before a last line feed
 
@@ -148,9 +152,9 @@ def read_row_config(path: Path, config: dict, *, schema: Path, components: Mappi
         ProjectConfigError: the file cannot be read, or has entries that cannot be used, or that only the project has.
     """
     try:
-        own = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ProjectConfigError(f"{path}: {error}; wanted a YAML file of config entries") from error
+        own = read_yaml(path)
+    except UnreadableFile as error:
+        raise ProjectConfigError(f"{error} Wanted a YAML file of config entries.") from None
     if not isinstance(own, dict):
         raise ProjectConfigError(
             f"{path}: holds no entries; wanted some of config.yaml's, as `precision: {{unet: S16}}`"
@@ -206,6 +210,7 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
     known = rules["properties"]
     faults = [f"column {name}: unknown{_nearest(name, list(known))}" for name in header if name not in known]
     faults += [f"column {name}: missing" for name in rules["required"] if name not in header]
+    faults += [f"column {name}: stands {count} times" for name, count in Counter(header).items() if count > 1 and name]
     if faults:
         raise TableError(f"{path}: {_listed(faults, 'these columns cannot be used')}")
     rows = {
@@ -240,13 +245,17 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
 
 
 def _read_cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
-    """The header, and the cells of each line that is not blank, by its number in the file.
+    """The header, and the cells of each line that is neither blank nor a comment, by its number in the file.
 
-    Cells are text as they stand: prompts hold quotes and the word «null».
+    Cells are text as they stand, but for the quotes that spreadsheets put around some: prompts hold quotes and the word «null».
     """
     try:
+        text = lines_of(read_text(path, most_bytes=MOST_BYTES))
+    except UnreadableFile as error:
+        raise TableError(f"{error} Wanted a table: {TABLE}.") from None
+    try:
         table = pd.read_csv(
-            path,
+            io.StringIO("\n".join("" if line.lstrip().startswith("#") else line for line in text)),
             sep="\t",
             header=None,
             names=range(MOST_COLUMNS),  # so that a line of too many cells is seen, and not cut
@@ -255,15 +264,16 @@ def _read_cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
             quoting=csv.QUOTE_NONE,
             skip_blank_lines=False,  # lines are counted as editors count them
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise TableError(
-            f"{path}: {error}. Wanted a header line, and lines of as many cells, parted by tabs, in UTF-8."
-        ) from error
-    if table.empty:
-        raise TableError(f"{path}: empty. Wanted a header line, and lines of as many cells, parted by tabs, in UTF-8.")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise TableError(f"{path}: {error}. Wanted a table: {TABLE}.") from error
     lines = [[cell if isinstance(cell, str) else "" for cell in row] for row in table.itertuples(index=False)]
     lines = [line[: 1 + max((i for i, cell in enumerate(line) if cell.strip()), default=-1)] for line in lines]
-    header = lines[0]
+    first = next((number for number, line in enumerate(lines) if line), None)
+    if first is None:
+        raise TableError(f"{path}: empty. Wanted a table: {TABLE}.")
+    every = all(_is_quoted(name) for name in lines[first] if name)  # a spreadsheet may be told to quote all texts
+    lines = [[unquoted(cell, every=every) for cell in line] for line in lines]
+    header = [name.strip() for name in lines[first]]
     long = [number for number, line in enumerate(lines, start=1) if len(line) > len(header)]
     if long:
         raise TableError(
@@ -277,7 +287,25 @@ def _read_cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
             f"{path}: line {', '.join(map(str, spaced))}: one cell, where the header has {len(header)}. Cells are parted by tabs;"
             " does your editor write spaces for them? Copy the tabs of another row."
         )
-    return header, {number: line for number, line in enumerate(lines, start=1) if line and number > 1}
+    return header, {number: line for number, line in enumerate(lines, start=1) if line and number > first + 1}
+
+
+def unquoted(cell: str, *, every: bool = False) -> str:
+    """A cell without the quotes that a spreadsheet put around it, as it does where it has a quote or a comma in it.
+
+    Others stay: whoever writes a prompt of one quoted word means the quotes.
+
+    Args:
+        every: whether the spreadsheet put quotes around all texts.
+    """
+    inside = cell.strip()[1:-1]
+    if _is_quoted(cell) and (every or '""' in inside or "," in inside) and '"' not in inside.replace('""', ""):
+        return inside.replace('""', '"')
+    return cell
+
+
+def _is_quoted(cell: str) -> bool:
+    return len(cell.strip()) > 1 and cell.strip()[0] == cell.strip()[-1] == '"'
 
 
 def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) -> Iterator[str]:
@@ -292,6 +320,14 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
         yield f"{place}, column checkpoint: {error}"
     if row.get("family") and row["family"] not in families:
         yield f"{place}, column family: {row['family']!r}: unknown{_nearest(row['family'], list(families))}"
+    paths = embedding_paths(row.get("embeddings", ""))
+    files = [(name, row[name]) for name in ("vae", "config", "calibration_prompts") if row.get(name)]
+    files += [("embeddings", path) for path in paths] + [
+        ("loras", one.path) for one in lora_cells(row.get("loras", ""))
+    ]
+    if mistakes := [(name, said) for name, path in files if (said := path_mistake(path))]:
+        yield from (f"{place}, column {name}: {said}" for name, said in mistakes)
+        return
     if row.get("config") and not Path(row["config"]).is_file():
         yield f"{place}, column config: {row['config']} not found; wanted a YAML file of config entries"
     if row.get("calibration_prompts"):
@@ -300,7 +336,6 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
         except PromptsError as error:
             yield f"{place}, column calibration_prompts: {error}"
     yield from (f"{place}, column {fault}" for fault in lora_faults(row))
-    paths = embedding_paths(row.get("embeddings", ""))
     for path in paths:
         if Path(path).suffix not in EMBEDDING_FORMS:
             yield f"{place}, column embeddings: {path!r} is not one of {', '.join(EMBEDDING_FORMS)}"
@@ -320,12 +355,10 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         PromptsError: no such file, not UTF-8, or no prompt in it.
     """
-    if not path.is_file():
-        raise PromptsError(f"{path} is no file")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise PromptsError(f"{path} is not UTF-8 ({error}); wanted text, a prompt a line") from error
+        lines = [unquoted(line.strip()) for line in lines_of(read_text(path, most_bytes=MOST_BYTES))]
+    except UnreadableFile as error:
+        raise PromptsError(f"{error} Wanted text, a prompt a line.") from None
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise PromptsError(f"{path} has no prompts; one a line")

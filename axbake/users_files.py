@@ -4,6 +4,7 @@ Strangers made them. Reading one takes memory and time in proportion to its size
 part of it, without control characters.
 """
 
+import codecs
 import contextlib
 import json
 import os
@@ -76,21 +77,28 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_text(path: Path, *, most_bytes: int) -> str:
-    """The text of *path*: UTF-8, with a byte order mark or without.
+    """The text of *path*: UTF-8, or UTF-16 with the byte order mark of Windows' editors and spreadsheets; without that mark.
 
     Raises:
-        UnreadableFile: as `open_file`; larger than *most_bytes*, or not UTF-8.
+        UnreadableFile: as `open_file`; larger than *most_bytes*, or in another encoding.
     """
     with open_file(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise UnreadableFile(f"{shown(path, 400)}: more than {most_bytes} bytes. Wanted a small text file.")
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableFile(
-            f"{shown(path, 400)}: byte {error.start} is not UTF-8. Save the file as UTF-8 text."
+            f"{shown(path, 400)}: byte {error.start} is not {'UTF-16' if wide else 'UTF-8'}. Save the file as UTF-8 text."
         ) from None
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines of a user's text, whatever system's: ended by LF, CR LF or CR. Other separators are part of a line."""
+    lines = re.split(r"\r\n|\r|\n", text)
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def load_json(text: str) -> Any:

@@ -15,6 +15,7 @@ import json5
 
 from axbake.emulator.fields import MESSAGES, ROOT, Setting, combination_problems, nearest, problems, settings
 from axbake.errors import AxbakeError
+from axbake.users_files import MOST_JSON_BYTES, UnreadableFile, read_text
 
 ALL = "DEFAULT"  # as a tensor name: every input without an entry of its own; as start and end tensor: the whole graph
 
@@ -218,9 +219,9 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: the emulator reads JSON configurations only; give a .json file or use the real Pulsar2"
         )
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Pulsar2ConfigError(f"{path}: cannot be read ({error}); `--config` wants a JSON file") from error
+        text = read_text(path, most_bytes=MOST_JSON_BYTES)
+    except UnreadableFile as error:
+        raise Pulsar2ConfigError(f"{error} `--config` wants a JSON file.") from error
     try:
         values = json5.loads(HASH_COMMENT.sub(lambda match: match[1] or "//", text), allow_duplicate_keys=False)
     except ValueError as error:

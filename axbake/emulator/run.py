@@ -15,6 +15,7 @@ from axbake.emulator import PRODUCER
 from axbake.emulator.graph import GraphError, TensorSpec, read_model, runtime_errors, session_options, tensor_spec
 from axbake.emulator.writer import written_beside
 from axbake.errors import AxbakeError
+from axbake.users_files import MOST_JSON_BYTES, UnreadableFile, lines_of, read_text
 
 log = logging.getLogger("axbake.emulator")
 
@@ -77,9 +78,9 @@ def _lines(listing: Path | None) -> list[str]:
     if listing is None:
         return [""]
     try:
-        lines = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{listing}: cannot be read ({error}); `--list` wants a text file, one name a line") from error
+        lines = [line.strip() for line in lines_of(read_text(listing, most_bytes=MOST_JSON_BYTES))]
+    except UnreadableFile as error:
+        raise RunError(f"{error} `--list` wants a text file, one name a line.") from error
     outside = [line for line in lines if Path(line).is_absolute() or ".." in Path(line).parts]
     if outside:
         raise RunError(f"{listing}: {outside[0]}: wanted names of subdirectories of input_dir")

@@ -101,6 +101,19 @@ def parse_source(cell: str) -> Address | None:
     return None
 
 
+def path_mistake(cell: str) -> str:
+    """What is wrong with *cell* as the path of a file that is not fetched; empty if nothing is."""
+    try:
+        address = parse_source(cell)
+    except BadSource as error:
+        return str(error)
+    if address is None:
+        return ""
+    return (
+        f"{_quoted(cell)!r}: an address. Only the column checkpoint is fetched: download the file, and write its path."
+    )
+
+
 def check_pin(row: dict, *, allow_unpinned: bool) -> str:
     """The SHA-256, or its first ten digits, that the table's *row* wants of what its address has; empty takes what is there.
 
@@ -170,6 +183,9 @@ def _mistake(whole: str, text: str) -> str:
             meant = ""
         hint = f"Write {one_line(meant)}" if meant and meant != text else "Write the whole path"
         return f"{one_line(text)!r}: {home[0]} is understood by a shell, and not in a table. {hint}."
+    if drive := re.match(r"([A-Za-z]):[\\/]", text):
+        wsl = one_line(f"/mnt/{drive[1].lower()}/" + text[3:].replace("\\", "/"))
+        return f"{one_line(text)!r}: a path of Windows. Write the path that the file has on Linux; in WSL {wsl}."
     return ""
 
 

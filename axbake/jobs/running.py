@@ -15,6 +15,7 @@ from axbake.cache import Cache, Key, Outcome, cache_directory
 from axbake.cache.locks import now
 from axbake.errors import AxbakeError
 from axbake.jobs.identity import Step, files_of, read_steps
+from axbake.jobs.inputs import meant
 from axbake.jobs.record import JobRecord, log_record
 from axbake.jobs.values import decode
 from axbake.runtime.errors import BundleError
@@ -45,7 +46,7 @@ def run(snakemake) -> None:
 
 def named_files(files) -> dict[str, list[Path]]:
     """A job's inputs or outputs by name, as Snakemake has them."""
-    return {name: [Path(path) for path in (file if is_list(file) else [file])] for name, file in files.items()}
+    return {name: [meant(Path(path)) for path in (file if is_list(file) else [file])] for name, file in files.items()}
 
 
 def is_list(file) -> bool:

@@ -48,9 +48,9 @@ NOT_READ = {
     re.compile(r"\bAND\b"): "a composition of prompts, which axbake has not",
     re.compile(r"__[\w*/-]+__"): "a wildcard, which axbake has not",
     re.compile(r"\{[^{}]*\|[^{}]*\}"): "a choice of words, which axbake has not",
-    re.compile(r"\{[^{}|]+\}"): "a weight as NovelAI writes it; write (…) for it",
-    re.compile(r"[（［｛][^（）［］｛｝]*[）］｝]"): "in full-width brackets, which give no weight; write (…) for it",
-    re.compile(r"\)[+-]+"): "a weight as Compel writes it; write (…:1.1) for it",
+    re.compile(r"\{[^{}|]+\}"): "a weight in NovelAI's syntax",
+    re.compile(r"[（［｛][^（）［］｛｝]*[）］｝]"): "in full-width brackets, which give no weight",
+    re.compile(r"\)[+-]+"): "a weight in Compel's syntax",
     re.compile(r"::\s*-?\d[\d.]*|(?<!\S)--[a-z]+(?:\s+[\d.:]+)?"): "a parameter of Midjourney's",
 }
 

@@ -171,6 +171,18 @@ def test_a_config_that_is_not_yaml_ends_in_a_sentence_with_its_line(sites, capsy
     )
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_table_keeps_its_encoding(sites, model, encoding):
+    text = "# mine\r\nmodel\tcheckpoint\theight\twidth\tprompt\tcalibration_prompts\r\n"
+    TABLE.write_bytes(text.encode(encoding))
+    sites.publish(model.checkpoint.read_bytes())
+
+    assert main([AIR, "--name", "new"]) == 0
+
+    assert TABLE.read_bytes().startswith(text.removesuffix("\r\n").encode(encoding))
+    assert list(read_table(TABLE)) == ["new"]
+
+
 def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(sites, model):
     prompts = TABLE.read_text().splitlines()[1].split("\t")[-1]
     lines = [

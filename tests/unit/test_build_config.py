@@ -236,7 +236,7 @@ def test_comments_of_a_users_file_decide_nothing(tmp_path):
             "pulsar2/unet: input_processors: 2 entries for sample",
         ),
         ({"quant": {"enable_lsq": True, "enable_brecq": True}}, "set at most one of"),
-        ({"base": "nowhere.json"}, "pulsar2/unet/base: nowhere.json: cannot be read"),
+        ({"base": "nowhere.json"}, "pulsar2/unet/base: nowhere.json: No such file or directory. Correct the path."),
         ({"quant": {"layer_configs": [{"op_types": ["Silu"], "data_type": "FP32"}]}}, "Silu: no operator of ONNX"),
         ({"quant": {"layer_configs": [{"op_type": "Conv", "data_type": "FP32"}]}}, "Conv in FP32"),
     ],

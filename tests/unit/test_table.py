@@ -132,8 +132,85 @@ def test_what_editors_add_does_no_harm(change):
     assert list(read(change.format(table(ROW)))) == ["tiny"]
 
 
-def test_line_ends_of_windows_do_no_harm():
-    assert read(table(ROW).replace("\n", "\r\n")) == read(table(ROW))
+WRITTEN = {
+    "Windows' line ends": lambda text: text.replace("\n", "\r\n").encode(),
+    "an old Mac's line ends": lambda text: text.replace("\n", "\r").encode(),
+    "UTF-16 of Excel's": lambda text: text.replace("\n", "\r\n").encode("utf-16"),
+    "UTF-16, the other way round": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "a byte order mark": lambda text: text.encode("utf-8-sig"),
+    "quotes around all texts": lambda text: (
+        "".join(
+            "\t".join('"' + cell.replace('"', '""') + '"' for cell in line.split("\t")) + "\n"
+            for line in text.splitlines()
+        )
+    ).encode(),
+    "quotes where a comma or a quote is": lambda text: (
+        "".join("\t".join(_as_excel(cell) for cell in line.split("\t")) + "\n" for line in text.splitlines())
+    ).encode(),
+    "a comment and a blank line before the header": lambda text: f"# my models\n\n{text}".encode(),
+    "comments between the rows": lambda text: text.replace("\n", "\n# a row\n").encode(),
+}
+
+
+def _as_excel(cell):
+    return '"' + cell.replace('"', '""') + '"' if "," in cell or '"' in cell else cell
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_a_table_is_read_as_editors_and_spreadsheets_write_it(how):
+    row = ROW | {"prompt": 'a "big" rocket, in the night', "negative_prompt": "(blurry:1.2), null"}
+
+    assert read(WRITTEN[how](table(row))) == read(table(row))
+
+
+@pytest.mark.parametrize("separator", "\u2028\u2029\x85\x0b\x0c\x1c\x1e")
+def test_what_only_some_programs_end_a_line_with_is_part_of_a_prompt(separator):
+    prompt = f"a rocket{separator}in the night"
+    Path("prompts.txt").write_text(f"{prompt}\nrocket\n", encoding="utf-8")
+
+    (row,) = read(table(ROW | {"prompt": prompt})).values()
+
+    assert row["prompt"] == prompt
+    assert row["calibration_prompts"] == [prompt, "rocket"]
+
+
+@pytest.mark.parametrize("how", ["Windows' line ends", "UTF-16 of Excel's", "a byte order mark"])
+def test_prompts_are_read_as_editors_write_them(how):
+    Path("prompts.txt").write_bytes(WRITTEN[how]('# some\nslice of pizza\nan "old" map, torn\n'))
+
+    assert read(table(ROW))["tiny"]["calibration_prompts"] == ["slice of pizza", 'an "old" map, torn']
+
+
+MISTAKES = {
+    "~/{}": "~/ is understood by a shell, and not in a table. Write ",
+    "$HOME/{}": "$HOME/ is understood by a shell, and not in a table. Write the whole path.",
+    "'{}'": "quotes around a path. Write it without: ",
+    "file:///a/{}": "a path as browsers write it. Write /a/",
+    "C:\\models\\{}": "a path of Windows. Write the path that the file has on Linux; in WSL /mnt/c/models/",
+    "https://example.org/{}": "an address. Only the column checkpoint is fetched",
+}
+PATHS = ("checkpoint", "vae", "config", "embeddings", "loras", "calibration_prompts")
+
+
+@pytest.mark.parametrize(
+    ("column", "written"),
+    [(column, written) for column in PATHS for written in MISTAKES if column != "checkpoint" or "https" not in written],
+)
+def test_a_path_as_others_write_it_is_named_in_every_column(column, written):
+    assert f"line 2 (tiny), column {column}: " in (
+        told := refusal(table(ROW | {column: written.format("x.safetensors")}))
+    )
+    assert MISTAKES[written] in told
+
+
+def test_a_column_that_stands_twice_is_refused():
+    text = "\n".join(f"{line}\t{cell}" for line, cell in zip(table(ROW).splitlines(), ("seed", "8"), strict=True))
+
+    assert "column seed: stands 2 times" in refusal(text)
+
+
+def test_lines_are_counted_with_those_before_the_header():
+    assert "line 4 (tiny), column height: 63 is not" in refusal("# mine\n\n" + table(ROW | {"height": "63"}))
 
 
 @pytest.mark.parametrize("name", ["a", "0", "sd1.5-lcm", "xx_mix.v4"])
@@ -179,7 +256,7 @@ def test_good_names_are_taken(name):
         ("prompt", "", "prompt: missing"),
         ("prompt", "  ", "prompt: missing"),
         ("calibration_prompts", "", "calibration_prompts: missing"),
-        ("calibration_prompts", "nowhere.txt", "nowhere.txt is no file"),
+        ("calibration_prompts", "nowhere.txt", "nowhere.txt: No such file or directory"),
         ("calibration_prompts", "comments.txt", "comments.txt has no prompts; one a line"),
         ("calibration_prompts", "latin1.txt", "latin1.txt"),
     ],
@@ -278,7 +355,7 @@ def test_a_file_that_is_no_table_is_refused(content):
     text = refusal(content)
 
     assert text.startswith("models.tsv: ")
-    assert "parted by tabs, in UTF-8" in text
+    assert "separated by tabs, in UTF-8" in text
 
 
 def test_a_table_that_is_not_there_is_named_with_the_entry_that_names_it():
@@ -386,8 +463,8 @@ def test_a_rows_own_entries_go_over_the_projects_and_those_beside_them_stay():
         ("1: 2\n", "1: unknown"),
         ("", "holds no entries; wanted some of config.yaml's"),
         ("- precision\n", "holds no entries; wanted some of config.yaml's"),
-        ("precision: [\n", "wanted a YAML file of config entries"),
-        (b"precision: \xe9\n", "wanted a YAML file of config entries"),
+        ("precision: [\n", "Wanted a YAML file of config entries"),
+        (b"precision: \xe9\n", "Wanted a YAML file of config entries"),
     ],
 )
 def test_a_rows_entries_that_cannot_be_used_are_refused_with_their_file(text, said):

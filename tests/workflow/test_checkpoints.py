@@ -12,6 +12,7 @@ from tests.workflow.project import ROW, Project
 
 # Two stand for all: what they are to be imported from differs.
 WEIGHTS = [f"results/{{model}}/weights/{component}.safetensors" for component in ("text_encoder", "unet")]
+PICKLE, FOLDER = "{model} (v1).ckpt", "a <folder> {of} mine"  # names that mean something to Snakemake, and to a shell
 UNET = "results/tiny/weights/unet.safetensors"
 
 
@@ -26,9 +27,9 @@ def project(checkpoint, tmp_path_factory):
     networks = tiny.small_sd2()
     project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
     place = project.directory / "checkpoints"
-    tiny.save_pickle(networks, place / "pickle.ckpt")
-    tiny.save_folder(networks, place / "folder", shard="1MB")
-    paths = {"pickle": "pickle.ckpt", "folder": "folder", "tiny": "tiny.safetensors"}
+    tiny.save_pickle(networks, place / PICKLE)
+    tiny.save_folder(networks, place / FOLDER, shard="1MB")
+    paths = {"pickle": PICKLE, "folder": FOLDER, "tiny": "tiny.safetensors"}
     project.write_rows(*(ROW | {"model": name, "checkpoint": f"checkpoints/{path}"} for name, path in paths.items()))
     project.bake(*wanted("pickle"), *wanted("folder"), UNET)
     return project
@@ -49,7 +50,7 @@ def test_a_pickle_is_converted_once_for_all_components_and_a_safetensors_file_no
 
 def test_a_touched_folder_is_nothing_new_and_a_changed_file_in_it_is(project, tmp_path):
     copy = project.copy(tmp_path / "project")
-    folder = copy.directory / "checkpoints" / "folder"
+    folder = copy.directory / "checkpoints" / FOLDER
     for path in folder.rglob("*"):
         os.utime(path)
 
@@ -75,7 +76,7 @@ def test_a_payload_stops_the_run_with_its_name(project, tmp_path):
     mark = tmp_path / "ran"
     text = f"touch {mark}".encode()
     hostile = b"\x80\x02cposix\nsystem\nX" + len(text).to_bytes(4, "little") + text + b"\x85R."
-    (copy.directory / "checkpoints" / "pickle.ckpt").write_bytes(hostile)
+    (copy.directory / "checkpoints" / PICKLE).write_bytes(hostile)
 
     said = copy.refusal(*wanted("pickle"))
 
@@ -88,7 +89,7 @@ def test_a_model_is_written_back_as_a_single_file_that_can_be_baked(project):
     project.bake("results/folder/single_file.safetensors")
     shutil.copy(project.directory / "results/folder/single_file.safetensors", project.directory / "checkpoints")
     row = ROW | {"model": "again", "checkpoint": "checkpoints/single_file.safetensors"}
-    project.write_rows(ROW | {"model": "folder", "checkpoint": "checkpoints/folder"}, row)
+    project.write_rows(ROW | {"model": "folder", "checkpoint": f"checkpoints/{FOLDER}"}, row)
 
     project.bake(*wanted("again"))
 

@@ -19,6 +19,7 @@ from axbake.families import FAMILIES
 from axbake.host import chosen_precision
 from axbake.jobs.code import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
+from axbake.jobs.inputs import as_input
 from axbake.model import Model, family_of
 from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
 from axbake.sources import COLUMNS
@@ -78,6 +79,16 @@ def model_of(wildcards):
 def with_model(function):
     """Input function that gives what *function* makes of a job's model and wildcards."""
     return with_signature(lambda wildcards: told(function, model_of(wildcards), wildcards))
+
+
+def brought(function):
+    """The same of a file, or files, that the user may have brought."""
+
+    def paths(model, wildcards):
+        found = function(model, wildcards)
+        return as_input(found) if isinstance(found, str) else [as_input(path) for path in found]
+
+    return with_model(paths)
 
 
 def with_signature(function):

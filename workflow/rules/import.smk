@@ -17,7 +17,7 @@ rule convert_checkpoint:
             ),
             part="column",
         ),
-        source=with_model(lambda model, wildcards: model.sources.brought(wildcards.column)),
+        source=brought(lambda model, wildcards: model.sources.brought(wildcards.column)),
     output:
         checkpoint="results/{model}/{column}.safetensors",
     log:
@@ -44,9 +44,9 @@ for family in IN_TABLE:
         input:
             **{f"{one.name}_loras": loras_for(one) for one in family.components if one.role in (TEXT, DENOISER)},
             settings=settings("import_model", more=import_steps),
-            checkpoint=with_model(checkpoint_of),
-            vae=with_model(lambda model, _: model.sources.file(column_of(model, "vae"))),
-            embeddings=with_model(embeddings_of),
+            checkpoint=brought(checkpoint_of),
+            vae=brought(lambda model, _: model.sources.file(column_of(model, "vae"))),
+            embeddings=brought(embeddings_of),
             records=with_model(lambda model, _: model.sources.fetch_records),
         output:
             **{name: f"results/{{model}}/weights/{name}.safetensors" for name in family.names},

@@ -103,7 +103,7 @@ def loras_for(component):
                 logger.warning(f"{model.name}: {sentence}.")
         return [lora.path for lora in model.loras_of(component)]
 
-    return with_model(paths)
+    return brought(paths)
 
 
 def embeddings_of(model, wildcards):
