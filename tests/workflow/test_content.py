@@ -108,9 +108,9 @@ def test_another_model_of_the_same_checkpoint_compiles_nothing_anew(project):
     assert built == {"draw_reference", "simulate"}  # their pictures name the model
 
 
-def test_the_reason_of_a_build_is_told_in_values(project):
+def test_the_reason_of_a_build_is_told_in_values_and_the_report_has_what_counts_otherwise(project):
     project.write_rows(ROW | {"seed": "8"})
-    project.edit(ROW["calibration_prompts"], "penguin", "tractor")
+    project.edit(ROW["calibration_prompts"], "penguin", "a {red|blue} tractor")
 
     assert bake(project)[1] == UNET | PICTURES
 
@@ -118,3 +118,5 @@ def test_the_reason_of_a_build_is_told_in_values(project):
     assert "building draw_reference: draw_reference: picture/seed: 7 → 8" in (logs / "reference.log").read_text()
     assert "prompt 2 changed" in (logs / "calibration" / "trajectories.log").read_text()
     assert "prompt 2 changed" in (logs / "build" / "unet.log").read_text()
+    page = (project.directory / REPORT).read_text()
+    assert "{red|blue} is a choice of words, which axbake has not: it is read as words." in page
