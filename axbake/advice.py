@@ -9,7 +9,7 @@ from axbake.checkpoints.containers import added_words, form_of, scan_folder
 from axbake.checkpoints.embeddings import embedding_sizes
 from axbake.drawing.prompts import CLIP
 from axbake.families.family import Family
-from axbake.fit import configs_of, modules_of
+from axbake.fit import Configs, modules_of
 from axbake.loras.files import listed, lora_facts
 from axbake.loras.names import spellings
 from axbake.loras.rows import lcm_advice, unknown_marks
@@ -23,8 +23,11 @@ MOST = 8  # calibration prompts of which a sentence each is told
 COLUMNS = ("prompt", "negative_prompt")
 
 
-def advise(row: dict[str, Any], family: Family, sources: Sources) -> Iterator[str]:
+def advise(row: dict[str, Any], family: Family, sources: Sources, configs: Configs) -> Iterator[str]:
     """Sentences without full stops about a row whose files are there and fit (`axbake.fit`).
+
+    Args:
+        configs: as `axbake.fit.configs_of` gives them.
 
     Raises:
         Errors of who reads the headers of its files.
@@ -38,7 +41,8 @@ def advise(row: dict[str, Any], family: Family, sources: Sources) -> Iterator[st
         for own, (count, _) in embedding_sizes(Path(path)).items()
     }
     yield from _of_prompts(row, names)
-    yield from _of_words(row, family, sources, more=sum(names.values()))
+    if not sources.is_remote(CHECKPOINT):
+        yield from _of_words(Path(row[CHECKPOINT]), family, configs)
 
 
 def _of_lora(row: dict[str, Any], path: Path, family: Family, sources: Sources) -> Iterator[str]:
@@ -103,11 +107,8 @@ def _tokenizer(embeddings: tuple[tuple[str, int], ...]) -> ClipTokenizer:
     return ClipTokenizer(CLIP, ids)
 
 
-def _of_words(row: dict[str, Any], family: Family, sources: Sources, *, more: int) -> Iterator[str]:
-    """Of rows in token tables that no word of a prompt becomes; *more*: that the row's embeddings add."""
-    if sources.is_remote(CHECKPOINT):
-        return
-    path = Path(row[CHECKPOINT])
+def _of_words(path: Path, family: Family, configs: Configs) -> Iterator[str]:
+    """Of rows in token tables that no word of a prompt becomes."""
     help_ = "Save their vectors as textual-inversion embeddings, and name the files in the column embeddings"
     if form_of(path) == "diffusers folder" and (words := added_words(scan_folder(path))):
         yield (
@@ -115,7 +116,6 @@ def _of_words(row: dict[str, Any], family: Family, sources: Sources, *, more: in
             f" are read as words. {help_}"
         )
         return
-    configs = configs_of(row, family, sources)
     for encoder in family.text_encoders:
         if (rows := configs[encoder.name]["vocab_size"]) > VOCABULARY:
             yield (

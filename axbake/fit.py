@@ -24,15 +24,17 @@ from axbake.sources import COLUMNS, Sources, read_header
 Configs = Mapping[str, dict[str, Any]]  # of networks, by component
 
 
-def check_fit(row: dict[str, Any], family: Family, sources: Sources) -> None:
+def check_fit(row: dict[str, Any], family: Family, configs: Configs) -> None:
     """Compare the networks in a row's files with each other, and with what the row asks of them.
 
+    Args:
+        configs: as `configs_of` gives them.
+
     Raises:
-        UnknownFamily, TensorMismatch: a network is not there, or of another kind than the family's; token widths differ.
+        TensorMismatch: token widths differ.
         SamplingError, TimeEmbeddingError, ClipSkipError: the row asks for what its networks cannot do.
         EmbeddingError, LoraError: made for another text encoder.
     """
-    configs = configs_of(row, family, sources)
     if family.denoiser.name in configs:  # and so the text encoders, which are in the same file
         _check_conditioning(row, family, configs)
         _check_denoiser(row, family, configs)

@@ -14,7 +14,7 @@ from axbake.emulator.config import Pulsar2ConfigError
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.families.family import Family
-from axbake.fit import check_fit, check_samples
+from axbake.fit import Configs, check_fit, check_samples, configs_of
 from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora
@@ -61,6 +61,7 @@ class Model:
         self.row, self.config = row, config
         self.name: str = row["model"]
         self.sources = Sources(row, allow_unpinned=config["fetch"]["allow_unpinned"])
+        self._fits = False
 
     @cached_property
     def family(self) -> Family:
@@ -236,7 +237,7 @@ class Model:
 
         And what an own Pulsar2 config overrides.
         """
-        sentences = list(advise(self.row, self.family, self.sources))
+        sentences = list(advise(self.row, self.family, self.sources, self.configs))
         for component in self.family.components:
             if said := self.entry_of("pulsar2", component):
                 builds = [self.build(component, number) for number in range(len(component.graphs))]
@@ -259,9 +260,20 @@ class Model:
         ]
         return "\n".join(_faults(looks) or _faults([self.check_fit, self.check_samples]))
 
+    @cached_property
+    def configs(self) -> Configs:
+        """Config of each of its networks whose file is here, by component, from the headers.
+
+        Raises:
+            UnknownFamily, TensorMismatch: a network is not there, or of another kind than the family's.
+        """
+        return configs_of(self.row, self.family, self.sources)
+
     def check_fit(self) -> None:
         """Raise what its networks would end a job with, as far as headers and the row tell (`axbake.fit`)."""
-        check_fit(self.row, self.family, self.sources)
+        if not self._fits:
+            check_fit(self.row, self.family, self.configs)
+            self._fits = True
 
     def check_samples(self) -> None:
         """Raise CalibrationError if its prompts will not give as many calibration samples as are wanted."""
