@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
+from axbake.networks.component import DECODER, DENOISER, ENCODER
 
 logger = logging.getLogger(__name__)
+GOOD, FAIR, POOR = "good", "fair", "poor"  # what a picture is called
 
 
 class ParityError(AxbakeError):
@@ -61,6 +63,47 @@ def judge(
         "min_sqnr_db": {said["component"]: min_sqnr[said["component"]] for said in compared},
     }
     verdict.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def judge_picture(
+    distance: Mapping[str, Any], quantised: Mapping[str, Any], roles: Mapping[str, str], limits: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What to call the picture that the compiled models draw.
+
+    Args:
+        distance: of it from the reference: `image_psnr_db`, `image_ssim`.
+        quantised: name of a component -> the same where it alone is quantised; `none`: where none is, as
+            `simulation/attribution.json` has them.
+        roles: of the components.
+        limits: config's `picture`.
+
+    Returns:
+        `verdict`: good, fair or poor; `why`: a sentence, empty for good; `advice`: what to try, sentences.
+    """
+    psnr, ssim = distance["image_psnr_db"], distance["image_ssim"]
+    good, poor = limits["good"], limits["poor"]
+    low = [f"PSNR {psnr} dB, below {poor['psnr']:g}"] if psnr < poor["psnr"] else []
+    low += [f"SSIM {ssim}, below {poor['ssim']:g}"] if ssim < poor["ssim"] else []
+    if not low and psnr >= good["psnr"] and ssim >= good["ssim"]:
+        return {"verdict": GOOD, "why": "", "advice": []}
+    missed = [f"PSNR {psnr} dB of {good['psnr']:g}", f"SSIM {ssim} of {good['ssim']:g}"]
+    why = f"picture against reference: {' and '.join(low or missed)} (config picture/{POOR if low else GOOD})"
+    return {"verdict": POOR if low else FAIR, "why": why, "advice": list(_advice(psnr, quantised, roles))}
+
+
+def _advice(psnr: float, quantised: Mapping[str, Any], roles: Mapping[str, str]) -> Iterator[str]:
+    """What to try against the distance of a picture."""
+    floating = quantised["none"]["image_psnr_db"]
+    if floating <= psnr + 3:
+        yield f"the float graphs are as far from the reference ({floating} dB): look at parity, sampler and steps first"
+        return
+    alone = {name: quantised[name]["image_psnr_db"] for name in roles if name in quantised}
+    worst = min(alone, key=lambda name: alone[name])
+    yield f"{worst} costs most: {alone[worst]} dB when it alone is quantised; give it a finer precision (precision/{worst})"
+    if roles[worst] == DENOISER:
+        yield "more calibration samples (calibration/samples), or calibration prompts nearer to the row's"
+    if roles[worst] in (ENCODER, DECODER):
+        yield "another VAE in the column vae"
 
 
 def _parity_faults(said: dict[str, Any], least: float) -> Iterator[str]:

@@ -237,6 +237,7 @@ class Model:
 
         And what an own Pulsar2 config overrides.
         """
+        self.check_fit()
         sentences = list(advise(self.row, self.family, self.sources, self.configs))
         for component in self.family.components:
             if said := self.entry_of("pulsar2", component):
@@ -249,7 +250,12 @@ class Model:
 
         Of each kind of source the first fault, as far as headers tell; if there is none, what does not fit together.
         """
-        looks: list[Callable[[], Any]] = [
+        return "\n".join(_faults(self._looks) or _faults([self.check_fit, self.check_samples]))
+
+    @property
+    def _looks(self) -> list[Callable[[], Any]]:
+        """What looks at each kind of its sources: whether the files are there, and are what they are taken for."""
+        return [
             lambda: [self.sources.file(CHECKPOINT), self.sources.sidecar, self.family],
             lambda: self.row[VAE] and self.sources.file(VAE),
             lambda: self.sources.embeddings_digest,
@@ -258,7 +264,6 @@ class Model:
                 *(lora_facts(Path(one.path)) for one in self.row["loras"]),
             ],
         ]
-        return "\n".join(_faults(looks) or _faults([self.check_fit, self.check_samples]))
 
     @cached_property
     def configs(self) -> Configs:
@@ -272,6 +277,8 @@ class Model:
     def check_fit(self) -> None:
         """Raise what its networks would end a job with, as far as headers and the row tell (`axbake.fit`)."""
         if not self._fits:
+            for look in self._looks:
+                look()
             check_fit(self.row, self.family, self.configs)
             self._fits = True
 

@@ -290,6 +290,25 @@ def _read_cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
     return header, {number: line for number, line in enumerate(lines, start=1) if line and number > first + 1}
 
 
+def model_names(path: Path) -> list[str]:
+    """Names in the column `model` of the table *path*, whose other cells are not looked at.
+
+    Raises:
+        TableError: no table.
+    """
+    header, lines = _read_cells(path)
+    place = header.index("model") if "model" in header else len(header)
+    return [cells[place].strip() for cells in lines.values() if len(cells) > place]
+
+
+def commented_line(path: Path, model: str) -> int | None:
+    """Number of the line in the table *path* that would be the row of *model* if it were no comment."""
+    for number, line in enumerate(lines_of(read_text(path, most_bytes=MOST_BYTES)), start=1):
+        if re.match(rf"\s*#[#\s]*{re.escape(model)}\s*\t", line):
+            return number
+    return None
+
+
 def unquoted(cell: str, *, every: bool = False) -> str:
     """A cell without the quotes that a spreadsheet put around it, as it does where it has a quote or a comma in it.
 

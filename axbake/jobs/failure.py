@@ -4,7 +4,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-ERROR = re.compile(r"^\S+ \S+ ERROR (\w+: .*)", re.MULTILINE)  # as `axbake.jobs.running.job_log` writes them
+INTERRUPTED = "interrupted"
+ERROR = re.compile(
+    rf"^\S+ \S+ ERROR (\w+: .*|{INTERRUPTED}$)", re.MULTILINE
+)  # as `axbake.jobs.running.job_log` writes them
 STATUS = re.compile(r"SLURM status is: '(\w+)'")  # as snakemake-executor-plugin-slurm says
 # What Slurm's states of jobs mean (https://slurm.schedmd.com/job_state_codes.html), and what to do.
 SLURM = {
@@ -19,18 +22,21 @@ MEMORY = re.compile(r"oom[-_ ]kill|exceeded memory limit|Out Of Memory", re.IGNO
 TIME = re.compile(r"DUE TO TIME LIMIT")
 
 
-def describe_failure(logs: Iterable[Path], said: str | None, *, since: float) -> str:
-    """One line on why a job failed.
+def describe_failure(logs: Iterable[Path], said: str | None, *, since: float, interrupted: bool = False) -> str:
+    """One line on why a job failed; empty of one that only the user's Ctrl-C ended.
 
     Args:
+        interrupted: whether the run was.
         logs: the job's own, then those of a cluster.
         said: Snakemake's or the cluster's words, if any.
         since: time in seconds since the epoch when the run began; logs that are older are of another run.
     """
     texts = [path.read_text(errors="replace") for path in logs if path.is_file() and path.stat().st_mtime >= since]
     for text in texts[:1]:
-        if errors := ERROR.findall(text):
+        if errors := [error for error in ERROR.findall(text) if not interrupted or error != INTERRUPTED]:
             return errors[-1]
+    if interrupted:
+        return ""
     if status := STATUS.search(said or ""):
         name = _cause(texts) or status[1]
         return f"Slurm says {status[1]}: {SLURM.get(name, 'it ended, and its log does not say why')}"

@@ -5,13 +5,14 @@ file keeps Snakemake's own words.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache
-from axbake.jobs.failure import describe_failure
+from axbake.jobs.failure import INTERRUPTED, describe_failure
 from axbake.units import duration
 
 SNAKEMAKES = "DefaultStreamHandler"  # the name that Snakemake 9 gives to its handler of the screen
@@ -49,13 +50,21 @@ class Screen(logging.Formatter):
     Args:
         seconds: of each job by number, as `last_times` has them.
         cores: that the run may use.
+        interrupted: signals by which the user stopped the run, once he has.
     """
 
     def __init__(
-        self, usual: logging.Formatter | None, jobs: list[Pending], seconds: dict[int, float | None], *, cores: int
+        self,
+        usual: logging.Formatter | None,
+        jobs: list[Pending],
+        seconds: dict[int, float | None],
+        *,
+        cores: int,
+        interrupted: Sequence[int] = (),
     ):
         super().__init__()
         self.usual = usual or logging.Formatter()
+        self.interrupted = interrupted
         self.total = len(jobs)
         self.messages: dict[int, str] = {}  # of the jobs that began, by number
         # A job that takes half of the cores shares its time with another one.
@@ -88,7 +97,10 @@ class Screen(logging.Formatter):
 
     def _failed(self, what: str, logs: list[str], said: str | None) -> str:
         # A job here has told its error already; one on a cluster has not, and *said* are the cluster's words.
-        why = [f"  {describe_failure(map(Path, logs), said, since=0)}"] if said else []
+        reason = describe_failure(map(Path, logs), said, since=0, interrupted=bool(self.interrupted))
+        if reason in ("", INTERRUPTED):
+            return f"Interrupted: {what}"
+        why = [f"  {reason}"] if said else []
         return "\n".join([f"FAILED: {what}", *why, *(f"  its log: {log}" for log in logs)])
 
     def remaining(self) -> str:
@@ -100,11 +112,14 @@ class Screen(logging.Formatter):
         return f", {duration(sum(known))} left as the last time" + (", and what is new" if some_unknown else "")
 
 
-def show_progress(logger: logging.Logger, jobs: list[Pending], cache: Path, *, cores: int) -> None:
+def show_progress(
+    logger: logging.Logger, jobs: list[Pending], cache: Path, *, cores: int, interrupted: Sequence[int]
+) -> None:
     """Have Snakemake's *logger* show the screen of a run that starts *jobs*; nothing if a logger plugin shows it."""
+    seconds = last_times(Cache(cache), jobs)
     for handler in logger.handlers:
         if handler.name == SNAKEMAKES:
-            handler.setFormatter(Screen(handler.formatter, jobs, last_times(Cache(cache), jobs), cores=cores))
+            handler.setFormatter(Screen(handler.formatter, jobs, seconds, cores=cores, interrupted=interrupted))
 
 
 def show_made(paths: list[str]) -> str:

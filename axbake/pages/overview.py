@@ -8,11 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-import yaml
-
 from axbake.digest import write_atomically
 from axbake.pages.gallery import read_picture, thumbnail_uri
 from axbake.pages.html import render
+from axbake.pages.summary import BAKED
+from axbake.table import model_names
+from axbake.users_files import read_yaml
 
 
 def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
@@ -45,7 +46,7 @@ def _left(results: Path, missing: list[str], table: list[str]) -> list[dict]:
     summary, rows = results / "summary.tsv", {}
     if summary.is_file():
         with summary.open(encoding="utf-8", newline="") as file:
-            rows = {row["model"]: row for row in csv.DictReader(file, delimiter="\t") if row["state"] != "done"}
+            rows = {row["model"]: row for row in csv.DictReader(file, delimiter="\t") if row["state"] not in BAKED}
         ended = summary.stat().st_mtime
         baked = set(table) - set(missing)
         later = {name for name in baked if (results / name / "report.json").stat().st_mtime > ended}
@@ -66,9 +67,7 @@ def _board(directory: Path) -> dict | None:
 
 def main() -> int:
     """Write `results/report.html` of the project in the working directory."""
-    table = Path(yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8"))["models"])
-    with table.open(encoding="utf-8", newline="") as file:
-        names = [row["model"] for row in csv.DictReader(file, delimiter="\t")]
+    table = Path(read_yaml(Path("config/config.yaml"))["models"])
     page = Path("results/report.html")
     if not any(page.parent.glob("*/report.json")):
         print(
@@ -76,7 +75,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    count = write_overview(page.parent, page, table=names)
+    count = write_overview(page.parent, page, table=model_names(table))
     print(f"{page}: {count} model{'s' if count != 1 else ''}; each has a page of its own, results/NAME/report.html.")
     return 0
 

@@ -1,6 +1,7 @@
 """One page a model: pictures, distances, calibration, sizes, times, and where all of it comes from."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from axbake.jobs.record import JobRecord, read_records
+from axbake.judging import POOR, judge_picture
 from axbake.pages.gallery import difference_map, picture_uri, read_picture, thumbnail_uri
 from axbake.pages.html import render
 from axbake.pages.plots import coverage_plot, decibel_plot
+
+logger = logging.getLogger(__name__)
 
 
 def write_report(
@@ -18,6 +22,8 @@ def write_report(
     model: str,
     loras: list[dict[str, Any]],
     advice: list[str],
+    roles: dict[str, str],
+    limits: dict[str, Any],
     addresses: list[str],
     components: list[str],
     logs: list[str],
@@ -45,6 +51,8 @@ def write_report(
         components: in the order of *parities* and *checks*.
         loras: those of its row: `name`, and the strengths for `text_encoder` and `unet`.
         advice: what of the row has no effect, or another than its writer may expect; sentences without full stops.
+        roles: of the components.
+        limits: config's `picture`.
         checkpoint: `checkpoint.json`.
         drawn: how the reference picture was made, JSON.
         reference, floating, simulation: PNGs: of diffusers, of the float ONNX graphs, of the compiled models.
@@ -62,7 +70,11 @@ def write_report(
     made, compared = [_read_json(path) for path in records], [_read_json(path) for path in checks]
     distances = _read_json(distance)
     described, before = _read_json(checkpoint), _read_json(preflight)
-    limits = _read_json(verdict)
+    thresholds = _read_json(verdict)
+    quantised = _read_json(attribution)["quantised"]
+    judged = judge_picture(distances, quantised, roles, limits)
+    if judged["verdict"] == POOR:
+        logger.warning("POOR %s. Try: %s.", judged["why"], "; ".join(judged["advice"]))
     graphs = dict(zip(addresses, made, strict=True))
     jobs = [record for log in logs for record in read_records(Path(log))]
     pictures = {
@@ -81,9 +93,10 @@ def write_report(
         "advice": advice + _unused_parameters(described),
         "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
         "distance": distances,
-        "attribution": _read_json(attribution)["quantised"],
+        "attribution": quantised,
+        "picture": judged,
         "components": {
-            name: _component(name, described["components"][name], graphs, before, _read_json(parity), check, limits)
+            name: _component(name, described["components"][name], graphs, before, _read_json(parity), check, thresholds)
             for name, parity, check in zip(components, parities, compared, strict=True)
         },
         "jobs": [asdict(record) for record in jobs],

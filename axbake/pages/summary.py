@@ -10,8 +10,10 @@ import pandas as pd
 
 from axbake.digest import write_atomically
 from axbake.errors import AxbakeError
+from axbake.judging import POOR
 
-STATES = ("done", "failed", "skipped", "unfinished")
+STATES = ("done", "poor", "failed", "skipped", "unfinished")
+BAKED = ("done", "poor")  # all is there; of the second the picture is far from its reference
 
 
 class RowRefused(AxbakeError):
@@ -28,22 +30,38 @@ class Outcome:
     log: str = ""  # of the jobs that failed, a path a line
 
 
+def baked_outcome(model: str, results: Path) -> Outcome:
+    """Of a model of which nothing is left to do: done, or poor if its report calls the picture so."""
+    try:
+        picture = json.loads((results / model / "report.json").read_text(encoding="utf-8"))["picture"]
+    except (FileNotFoundError, KeyError):  # no report was asked for, or it is of an older version
+        return Outcome(model, "done")
+    if picture["verdict"] != POOR:
+        return Outcome(model, "done")
+    return Outcome(model, "poor", f"{picture['why']}. Try: {'; '.join(picture['advice'])}.")
+
+
 def refuse_row(*, why: str, never: Path) -> None:
     """Raise RowRefused, whose text is *why*; *never* is the file that is not written."""
     raise RowRefused(why)
 
 
-def show_outcomes(outcomes: list[Outcome]) -> str:
-    """*outcomes* for the screen: their number by state, and a line for each fault."""
+def show_outcomes(outcomes: list[Outcome], *, of_all: bool) -> str:
+    """*outcomes* for the screen: their number by state, and a line for each fault.
+
+    Args:
+        of_all: whether they are those of all rows, which `write_summary` has written.
+    """
     counts = Counter(outcome.state for outcome in outcomes)
-    lines = [f"{len(outcomes)} models: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}."]
+    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    lines = [f"{len(outcomes)} model{'s' if len(outcomes) > 1 else ''}: {told}."]
     for outcome in outcomes:
         if outcome.state != "done":
             lines += [f"  {outcome.state:10} {outcome.model}: {line}" for line in outcome.why.splitlines()]
             lines += [f"  {'':10} log: {line}" for line in outcome.log.splitlines()]
-    return "\n".join(
-        [*lines, "  All of it is in results/summary.tsv and, with pictures, on the page results/report.html."]
-    )
+    if of_all:
+        lines.append("  All of it is in results/summary.tsv and, with pictures, on the page results/report.html.")
+    return "\n".join(lines)
 
 
 def write_summary(outcomes: list[Outcome], rows: Mapping[str, dict], *, results: Path) -> None:
@@ -62,7 +80,7 @@ def write_summary(outcomes: list[Outcome], rows: Mapping[str, dict], *, results:
 def _row(outcome: Outcome, row: dict, results: Path) -> dict:
     """The summary's row of a model. PSNR in dB of what the compiled models draw, against the reference."""
     figures = {"compiled": "", "megabytes": "", "image_psnr_db": "", "image_ssim": "", "latent_psnr_db": ""}
-    if outcome.state == "done":
+    if outcome.state in BAKED:
         place = results / outcome.model
         records = [json.loads(path.read_text()) for path in sorted(place.glob("build/**/*.json")) if _is_record(path)]
         emulated = any(record["emulated"] for record in records)

@@ -15,7 +15,7 @@ import numpy
 ROOT = Path(__file__).parents[2]
 HOME = Path("/double")  # of the double, in the image
 PACKAGES = ("numpy", "onnx", "onnxruntime", "PIL", "json5", "google", "ml_dtypes", "flatbuffers", "packaging")
-PACKAGES += ("jsonschema", "jsonschema_specifications", "referencing", "rpds", "attr", "attrs")
+PACKAGES += ("jsonschema", "jsonschema_specifications", "referencing", "rpds", "attr", "attrs", "yaml")
 LIBRARIES = ("numpy.libs", "pillow.libs", "ml_dtypes.libs")  # shared ones that wheels bring along
 SINGLE = ("typing_extensions.py",)
 STANDARD = Path(sys.base_prefix) / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}"

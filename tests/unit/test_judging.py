@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from axbake.judging import CompiledTooFar, ParityError, hold_parity, judge
+from axbake.judging import CompiledTooFar, ParityError, hold_parity, judge, judge_picture
+from axbake.networks.component import DECODER, DENOISER, TEXT
 
 WANTED = {"text_encoder": 60, "unet": 50}  # dB of PSNR
 NEAR = {"text_encoder": 30, "unet": 20}  # dB of SQNR
@@ -138,3 +139,53 @@ def test_a_compile_is_held_by_its_own_components_parity(tmp_path):
     with pytest.raises(ParityError, match=r"^unet/up: onnx against torch is 40\.0 dB, below the 41 dB"):
         hold_parity(path, min_psnr=41)
     assert [found.name for found in tmp_path.iterdir()] == ["unet.json"]
+
+
+LIMITS = {"good": {"psnr": 30, "ssim": 0.9}, "poor": {"psnr": 20, "ssim": 0.7}}
+ROLES = {"text_encoder": TEXT, "unet": DENOISER, "vae_decoder": DECODER}
+
+
+def picture(psnr, ssim, *, none=60.0, **alone):
+    """The verdict on a picture; *alone*: dB where one component alone is quantised."""
+    quantised = {"all": {"image_psnr_db": psnr}, "none": {"image_psnr_db": none}}
+    quantised |= {name: {"image_psnr_db": alone.get(name, 50.0)} for name in ROLES}
+    return judge_picture({"image_psnr_db": psnr, "image_ssim": ssim}, quantised, ROLES, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("psnr", "ssim", "verdict"),
+    [
+        (30, 0.9, "good"),
+        (29.9, 0.95, "fair"),
+        (35, 0.89, "fair"),
+        (20, 0.7, "fair"),
+        (19.9, 0.95, "poor"),
+        (35, 0.69, "poor"),
+    ],
+)
+def test_a_picture_has_a_verdict_by_both_figures(psnr, ssim, verdict):
+    assert picture(psnr, ssim)["verdict"] == verdict
+
+
+def test_a_poor_picture_says_why_and_what_to_try():
+    said = picture(17.97, 0.61, unet=25.0, vae_decoder=18.5)
+
+    assert (
+        said["why"]
+        == "picture against reference: PSNR 17.97 dB, below 20 and SSIM 0.61, below 0.7 (config picture/poor)"
+    )
+    assert said["advice"] == [
+        "vae_decoder costs most: 18.5 dB when it alone is quantised; give it a finer precision (precision/vae_decoder)",
+        "another VAE in the column vae",
+    ]
+    assert "more calibration samples" in picture(15, 0.5, unet=16.0)["advice"][1]
+
+
+def test_what_quantisation_is_not_to_blame_for_is_said():
+    (advice,) = picture(18.0, 0.6, none=19.0)["advice"]
+
+    assert advice.startswith("the float graphs are as far from the reference (19.0 dB)")
+
+
+def test_a_good_picture_needs_no_word():
+    assert picture(40, 0.98) == {"verdict": "good", "why": "", "advice": []}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from axbake.jobs.failure import describe_failure
 from axbake.pages.overview import write_overview
-from axbake.pages.summary import Outcome, RowRefused, refuse_row, show_outcomes, write_summary
+from axbake.pages.summary import Outcome, RowRefused, baked_outcome, refuse_row, show_outcomes, write_summary
 
 ROWS = {name: {"height": 480, "width": 320} for name in ("a", "b", "c", "d")}
 OUTCOMES = [
@@ -113,8 +113,31 @@ def test_the_page_over_all_models_tells_what_the_table_does_and_escapes_it(resul
     assert "0 baked, 5 of the table not done" in page  # of «a» there is no report here
 
 
+@pytest.mark.parametrize(
+    ("picture", "state", "why"),
+    [
+        (None, "done", ""),
+        ({"verdict": "fair", "why": "PSNR", "advice": ["x"]}, "done", ""),
+        ({"verdict": "poor", "why": "PSNR 9 dB", "advice": ["this", "that"]}, "poor", "PSNR 9 dB. Try: this; that."),
+    ],
+)
+def test_a_model_whose_picture_is_poor_is_not_called_done(results, picture, state, why):
+    assert baked_outcome("a", results) == Outcome("a", "done")  # no report was asked for
+    (results / "a" / "report.json").write_text(json.dumps(FACTS | ({"picture": picture} if picture else {})))
+
+    outcome = baked_outcome("a", results)
+
+    assert outcome == Outcome("a", state, why)
+    write_summary([outcome], ROWS, results=results)
+    with (results / "summary.tsv").open() as file:
+        (row,) = csv.DictReader(file, delimiter="\t")
+    assert (row["state"], row["why"], row["image_psnr_db"]) == (state, why, "41.1")
+    write_overview(results, results / "report.html", table=["a"])
+    assert "Not done" not in (results / "report.html").read_text()
+
+
 def test_the_screen_tells_every_fault_and_log_but_not_what_is_well():
-    said = show_outcomes(OUTCOMES)
+    said = show_outcomes(OUTCOMES, of_all=True)
 
     assert said.startswith("4 models: 1 done, 1 failed, 1 skipped, 1 unfinished.\n")
     assert "b: compile_model: CompileError: <unet>: too large" in said
@@ -132,6 +155,19 @@ def test_a_failure_is_told_by_the_last_error_in_its_log(tmp_path):
     assert describe_failure([log], None, since=0) == "CompileError: unet: two"
     assert "does not say why" in describe_failure([log], None, since=time.time() + 60)  # another run's
     assert "does not say why" in describe_failure([tmp_path / "none.log"], None, since=0)
+
+
+def test_an_interrupt_is_no_failure(tmp_path):
+    log, other, silent = (tmp_path / name for name in ("unet.log", "other.log", "silent.log"))
+    log.write_text("2026-11-22 08:00:00,123 ERROR interrupted\nTraceback (most recent call last):\n")
+    other.write_text("2026-11-22 08:00:00,123 ERROR CompileError: unet: one\n")
+    silent.write_text("2026-11-22 08:00:00,123 INFO calibrating: 1 of 8\n")
+
+    assert describe_failure([log], None, since=0) == "interrupted"
+    for ended in (log, silent):
+        assert describe_failure([ended], None, since=0, interrupted=True) == ""
+    assert describe_failure([], "SLURM status is: 'CANCELLED'", since=0, interrupted=True) == ""
+    assert describe_failure([other], None, since=0, interrupted=True) == "CompileError: unet: one"
 
 
 @pytest.mark.parametrize(

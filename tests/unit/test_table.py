@@ -455,7 +455,7 @@ def test_a_rows_own_entries_go_over_the_projects_and_those_beside_them_stay():
             "npu_mode: NPU1\ntoolchain: docker\n",
             "npu_mode, toolchain: the same for all rows; set it in config/config.yaml",
         ),
-        ("npu_mode: NPU1\n", "A row can set pulsar2, precision, calibration, compiled, parity."),
+        ("npu_mode: NPU1\n", "A row can set pulsar2, precision, calibration, compiled, picture, parity."),
         ("precisoin: {unet: U8}\n", "precisoin: unknown; did you mean precision?"),
         ("precision: {unet_: U8}\n", "precision/unet_: unknown; did you mean unet?"),
         ("precision: {unet: U4}\n", "precision/unet: 'U4' is not one of U8, U16, S16"),

@@ -57,6 +57,9 @@ class Project:
         shutil.copy(checkpoint, directory / ROW["checkpoint"])
         (directory / ROW["calibration_prompts"]).write_text("slice of pizza\npenguin\n")
         project.edit("config/config.yaml", "samples: 32", "samples: 8")
+        project.edit(
+            "config/config.yaml", "psnr: 20\n    ssim: 0.7", "psnr: 10\n    ssim: 0.2"
+        )  # of untrained networks
         project.write_rows(ROW)
         return project
 

@@ -469,6 +469,11 @@ def test_a_model_that_has_no_row_is_refused_with_those_that_have(fresh):
     assert "nosuch: no row of that name in config/models.tsv; there are tiny." in text
     assert "Traceback" not in text
     assert "NAME: no row of that name" in fresh.refusal("results/NAME/report.html")
+
+    fresh.edit("config/models.tsv", "tiny\tcheck", "# tiny\tcheck")
+    assert "tiny: no row of that name in config/models.tsv; line 2 is a comment. Take the # in front" in fresh.refusal(
+        REPORT
+    )
     assert fresh.results() == []
 
 

@@ -2,12 +2,17 @@
 
 import csv
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import time
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.workflow.project import ROW, Project
+from tests.workflow.project import ROOT, ROW, Project
 
 MISSING = ROW | {"model": "missing", "checkpoint": "checkpoints/nowhere.safetensors"}
 BROKEN = ROW | {"model": "broken", "checkpoint": "checkpoints/broken.safetensors"}  # what only its import finds
@@ -128,3 +133,68 @@ def test_a_row_asked_for_by_name_without_its_checkpoint_is_an_error(batch):
 
     assert "MissingCheckpoint: missing: checkpoints/nowhere.safetensors is not there." in said
     assert "Job stats:" not in said
+
+
+def test_the_table_that_is_shipped_has_no_row_that_cannot_be_baked(tmp_path):
+    project = Project(tmp_path / "project", tmp_path / "cache")
+    shutil.copytree(ROOT / "config", project.directory / "config")
+    (project.directory / "resources").symlink_to(ROOT / "resources")
+
+    said = project.bake("--dry-run")
+
+    assert "Left out" not in said and "refuse_row" not in said
+
+
+SLEEPER = """#!/bin/sh
+[ "$1" = version ] && echo "version: 4.2" && exit 0
+touch "$(dirname "$0")/begun"
+exec sleep 600
+"""
+
+
+@pytest.mark.parametrize("target", [[], ["results/tiny/unet.axmodel"]], ids=["all rows", "a named target"])
+def test_ctrl_c_is_an_interrupt_and_no_failure(target, project, tmp_path):
+    place = tmp_path / "bin"
+    place.mkdir()
+    (place / "pulsar2").write_text(SLEEPER)
+    (place / "pulsar2").chmod(0o755)
+    project.edit("config/config.yaml", "toolchain: emulator", "toolchain: native")
+    environment = project.environment | {"PATH": f"{place}:{os.environ['PATH']}"}
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    run = subprocess.Popen([*project.command, *target], cwd=project.directory, env=environment, **how)
+    while not (place / "begun").exists():
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.1)
+
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal's Ctrl-C
+    said, _ = run.communicate()
+
+    assert run.returncode != 0
+    assert "1 model: 1 unfinished." in said and "interrupted; the same command goes on where it stopped" in said
+    assert "Interrupted: Compiling the " in said
+    assert "because memory" not in said and "FAILED" not in said and "Traceback" not in said
+    if not target:
+        assert summary(project)["tiny"]["state"] == "unfinished"
+        assert "interrupted" in (project.directory / "results" / "report.html").read_text()
+
+
+def test_a_named_target_that_fails_has_a_summary_too(batch):
+    project, _ = batch
+    project.write_rows(BROKEN, ROW)
+
+    said = project.refusal("results/broken/weights/unet.safetensors")
+
+    assert "1 model: 1 failed.\n  failed     broken: import_sd1: TensorMismatch: " in said
+    assert "log: logs/broken/weights.log" in said and "summary.tsv" not in said
+
+
+def test_a_poor_picture_is_not_called_done(project):
+    project.edit("config/config.yaml", "    psnr: 10\n", "    psnr: 98\n")
+
+    said = project.bake()
+
+    why = "picture against reference: PSNR "
+    assert f"tiny/report: POOR {why}" in said and "1 model: 1 poor.\n  poor       tiny: " + why in said
+    assert "Try: " in said and "costs most: " in said
+    assert summary(project)["tiny"]["state"] == "poor"
+    assert 'class="verdict poor"' in (project.directory / "results" / "report.html").read_text()

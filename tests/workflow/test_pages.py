@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
+from axbake.families.sd1 import FAMILY
 from axbake.pages.overview import write_overview
 from axbake.pages.report import write_report
 from tests.workflow.project import COMPONENTS, REPORT, ROW
@@ -153,7 +154,7 @@ def test_what_models_say_is_text_and_never_markup(show, hostile):
     assert page.locator("table").nth(1).locator("td").first.inner_text() == HOSTILE
 
 
-def test_a_models_loras_are_named_with_their_strengths(baked, tmp_path, show):
+def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_path, show, caplog):
     place, logs = baked.directory / "results/tiny", baked.directory / "logs/tiny"
     each = {"parities": "parity", "records": "build", "checks": "check"}
     write_report(
@@ -161,6 +162,9 @@ def test_a_models_loras_are_named_with_their_strengths(baked, tmp_path, show):
         addresses=list(COMPONENTS),
         components=list(COMPONENTS),
         loras=[{"name": HOSTILE, "unet": 0.9, "text_encoder": 0.5}],
+        advice=[f"column prompt: {HOSTILE} is not applied"],
+        roles={one.name: one.role for one in FAMILY.components},
+        limits={"good": {"psnr": 98, "ssim": 1}, "poor": {"psnr": 99, "ssim": 0}},
         checkpoint=place / "checkpoint.json",
         drawn=place / "reference/settings.json",
         reference=place / "reference/image.png",
@@ -181,6 +185,15 @@ def test_a_models_loras_are_named_with_their_strengths(baked, tmp_path, show):
     page = show(tmp_path / "report.html")
     assert page.locator("dt", has_text="LoRA").inner_text() == f"LoRA {HOSTILE}"
     assert page.locator("dd", has_text="in the UNet").inner_text() == "× 0.9 in the UNet, × 0.5 in the text encoder"
+    assert page.locator("#advice + ul li").inner_text() == f"Column prompt: {HOSTILE} is not applied."
+    assert page.locator(".verdict.poor b").inner_text() == "Poor"
+    colours = [
+        page.locator(place).evaluate("one => getComputedStyle(one).color")
+        for place in (".verdict b", ".tile:last-child b")
+    ]
+    assert colours[0] != colours[1]
+    assert page.get_by_text("Poor: picture against reference: PSNR").is_visible()
+    assert "POOR picture against reference: PSNR" in caplog.text and "Try: " in caplog.text
 
 
 def test_a_page_made_anew_shows_a_hostile_prompt_as_written_and_tells_what_came_from_the_cache(project, show):

@@ -23,7 +23,7 @@ from axbake.jobs.inputs import as_input
 from axbake.model import Model, family_of
 from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
 from axbake.sources import COLUMNS
-from axbake.table import check_config, read_models, read_prompts, read_row_config
+from axbake.table import check_config, commented_line, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch
 
 # Planning makes millions of objects that all stay. To look for garbage among them takes a fifth of its time (bench/many_models.py).
@@ -70,9 +70,10 @@ def told(function, *arguments):
 def model_of(wildcards):
     """The model of a job."""
     if wildcards.model not in MODELS:
-        raise SystemExit(
-            f"{wildcards.model}: no row of that name in {config['models']}; there are {', '.join(MODELS)}."
-        )
+        there = f"there are {', '.join(MODELS)}"
+        if line := commented_line(Path(config["models"]), wildcards.model):
+            there = f"line {line} is a comment. Take the # in front of it away"
+        raise SystemExit(f"{wildcards.model}: no row of that name in {config['models']}; {there}.")
     return MODELS[wildcards.model]
 
 

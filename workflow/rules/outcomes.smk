@@ -1,16 +1,18 @@
 # What batch.smk needs: which rows can be baked, and what became of each in this run.
 
 import functools
+import signal
 import time
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.pages.overview import write_overview
 from axbake.jobs.failure import describe_failure
-from axbake.pages.summary import Outcome, show_outcomes, write_summary
+from axbake.pages.summary import Outcome, baked_outcome, show_outcomes, write_summary
 
 STARTED = time.time()
 FAILURES = {}  # number of a job -> Snakemake's record of its latest failure
+INTERRUPTED = []  # signals by which the user stopped the run
 
 
 @functools.cache
@@ -52,18 +54,26 @@ def note_failure(record):
     return True
 
 
+def note_interrupt(number, frame):
+    """Keep that the user stopped the run, before its jobs, which the same Ctrl-C reaches, are told to have failed."""
+    INTERRUPTED.append(number)
+    signal.default_int_handler(number, frame)
+
+
 if workflow.is_main_process:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note_interrupt)
     # Hooks are not told which jobs failed. Snakemake takes handlers off its logger, but not filters.
     logger.addFilter(note_failure)
 
 
-def outcomes():
-    """What became of every row in this run of all rows."""
+def outcomes(*, of_all):
+    """What became of every row in this run; of a run of named targets, of the rows of which a job is left."""
     left = {}
     for job in workflow.dag.needrun_jobs():
         if model := job.wildcards_dict.get("model"):
             left.setdefault(model, []).append(job)
-    return [outcome(model, left.get(model, [])) for model in MODELS]
+    return [outcome(model, left.get(model, [])) for model in MODELS if of_all or model in left]
 
 
 def outcome(model, left):
@@ -71,23 +81,30 @@ def outcome(model, left):
     if model in refused_rows():
         return Outcome(model, "skipped", refused_rows()[model])
     needed = workflow.dag.bfs(workflow.dag.dependencies, *left)
-    failures = [FAILURES[job.jobid] for job in needed if job.jobid in FAILURES and not workflow.dag.finished(job)]
-    if not failures:
-        return Outcome(model, "unfinished" if left else "done", f"{len(left)} jobs are left" if left else "")
-    rules = {}  # why -> rules that failed for it
-    for record in failures:
-        why = describe_failure(map(Path, record.log), record.rule_msg, since=STARTED)
-        rules.setdefault(why, {})[record.rule_name] = None
-    logs = [str(record.log[0]) for record in failures if record.log]
+    failed = [FAILURES[job.jobid] for job in needed if job.jobid in FAILURES and not workflow.dag.finished(job)]
+    how = {"since": STARTED, "interrupted": bool(INTERRUPTED)}
+    causes = [(record, describe_failure(map(Path, record.log), record.rule_msg, **how)) for record in failed]
+    rules, logs = {}, []  # why -> rules that failed for it
+    for record, why in causes:
+        if why:  # and not only the user's Ctrl-C
+            rules.setdefault(why, {})[record.rule_name] = None
+            logs += map(str, record.log[:1])
+    if not rules:
+        stopped = ": interrupted; the same command goes on where it stopped" if INTERRUPTED else ""
+        if left:
+            return Outcome(model, "unfinished", f"{len(left)} jobs are left{stopped}")
+        return baked_outcome(model, Path("results"))
     return Outcome(
         model, "failed", "\n".join(f"{', '.join(names)}: {why}" for why, names in rules.items()), "\n".join(logs)
     )
 
 
 def summarise():
-    """Write the summary of a run of all rows and the page over all models, and say it."""
-    if any(job.rule.name == "all" for job in workflow.dag.jobs):
-        made = outcomes()
+    """Say what became of each row; of a run of all rows, write the summary and the page over all models, too."""
+    of_all = any(job.rule.name == "all" for job in workflow.dag.jobs)
+    made = outcomes(of_all=of_all)
+    if of_all:
         write_summary(made, {name: model.row for name, model in MODELS.items()}, results=Path("results"))
         write_overview(Path("results"), Path("results/report.html"), table=list(MODELS))
-        logger.info(show_outcomes(made))
+    if made:
+        logger.info(show_outcomes(made, of_all=of_all))

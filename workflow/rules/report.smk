@@ -14,6 +14,8 @@ rule write_report:
                         "model": model.name,
                         "loras": model.lora_strengths,
                         "advice": model.advice,
+                        "roles": {one.name: one.role for one in model.family.components},
+                        "limits": model.entry("picture"),
                         "addresses": model.graphs,
                         "components": list(model.family.names),
                         "logs": logs_of(model),

@@ -16,6 +16,7 @@ onstart:
         ],
         cache_directory(None),
         cores=run_cores(),
+        interrupted=INTERRUPTED,
     )
 
 
