@@ -58,7 +58,7 @@ class Project:
         (directory / ROW["calibration_prompts"]).write_text("slice of pizza\npenguin\n")
         project.edit("config/config.yaml", "samples: 32", "samples: 8")
         project.edit(
-            "config/config.yaml", "psnr: 20\n    ssim: 0.7", "psnr: 10\n    ssim: 0.2"
+            "config/config.yaml", "psnr: 20 # dB\n    ssim: 0.7", "psnr: 10 # dB\n    ssim: 0.2"
         )  # of untrained networks
         project.write_rows(ROW)
         return project
