@@ -87,7 +87,7 @@ def test_a_compile_out_of_time_is_told_as_such_beside_those_that_failed_themselv
     assert "compile_model: Slurm says TIMEOUT: ended by its time limit" in failed["why"]
     assert "compile_model: CompileError: unet: " in failed["why"]
     assert "logs/tiny/build/text_encoder.log" in failed["log"]
-    assert "1 models: 1 failed." in done.stdout
+    assert "1 model: 1 failed." in done.stdout
     assert cluster.jobs(project) == []
 
 
