@@ -82,13 +82,13 @@ def judge_picture(
     """
     psnr, ssim = distance["image_psnr_db"], distance["image_ssim"]
     good, poor = limits["good"], limits["poor"]
-    low = [f"PSNR {psnr} dB, below {poor['psnr']:g}"] if psnr < poor["psnr"] else []
-    low += [f"SSIM {ssim}, below {poor['ssim']:g}"] if ssim < poor["ssim"] else []
-    if not low and psnr >= good["psnr"] and ssim >= good["ssim"]:
-        return {"verdict": GOOD, "why": "", "advice": []}
-    missed = [f"PSNR {psnr} dB of {good['psnr']:g}", f"SSIM {ssim} of {good['ssim']:g}"]
-    why = f"picture against reference: {' and '.join(low or missed)} (config picture/{POOR if low else GOOD})"
-    return {"verdict": POOR if low else FAIR, "why": why, "advice": list(_advice(psnr, quantised, roles))}
+    for verdict, entry, least in ((POOR, POOR, poor), (FAIR, GOOD, good)):
+        low = [f"PSNR {psnr} dB, below {least['psnr']:g}"] if psnr < least["psnr"] else []
+        low += [f"SSIM {ssim}, below {least['ssim']:g}"] if ssim < least["ssim"] else []
+        if low:
+            why = f"picture against reference: {' and '.join(low)} (config picture/{entry})"
+            return {"verdict": verdict, "why": why, "advice": list(_advice(psnr, quantised, roles))}
+    return {"verdict": GOOD, "why": "", "advice": []}
 
 
 def _advice(psnr: float, quantised: Mapping[str, Any], roles: Mapping[str, str]) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _advice(psnr: float, quantised: Mapping[str, Any], roles: Mapping[str, str])
         return
     alone = {name: quantised[name]["image_psnr_db"] for name in roles if name in quantised}
     worst = min(alone, key=lambda name: alone[name])
-    yield f"{worst} costs most: {alone[worst]} dB when it alone is quantised; give it a finer precision (precision/{worst})"
+    yield f"most is lost by {worst}: {alone[worst]} dB when it alone is quantised; give it a finer precision (precision/{worst})"
     if roles[worst] == DENOISER:
         yield "more calibration samples (calibration/samples), or calibration prompts nearer to the row's"
     if roles[worst] in (ENCODER, DECODER):

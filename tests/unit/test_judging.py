@@ -167,6 +167,10 @@ def test_a_picture_has_a_verdict_by_both_figures(psnr, ssim, verdict):
     assert picture(psnr, ssim)["verdict"] == verdict
 
 
+def test_a_fair_picture_names_the_figure_that_is_not_good():
+    assert picture(25.92, 0.95)["why"] == "picture against reference: PSNR 25.92 dB, below 30 (config picture/good)"
+
+
 def test_a_poor_picture_says_why_and_what_to_try():
     said = picture(17.97, 0.61, unet=25.0, vae_decoder=18.5)
 
@@ -175,7 +179,7 @@ def test_a_poor_picture_says_why_and_what_to_try():
         == "picture against reference: PSNR 17.97 dB, below 20 and SSIM 0.61, below 0.7 (config picture/poor)"
     )
     assert said["advice"] == [
-        "vae_decoder costs most: 18.5 dB when it alone is quantised; give it a finer precision (precision/vae_decoder)",
+        "most is lost by vae_decoder: 18.5 dB when it alone is quantised; give it a finer precision (precision/vae_decoder)",
         "another VAE in the column vae",
     ]
     assert "more calibration samples" in picture(15, 0.5, unet=16.0)["advice"][1]
