@@ -19,7 +19,7 @@ from axbake.runtime.prompt import embeddings_in, prompt_warnings, without_lora_m
 from axbake.runtime.tokenizer import VOCABULARY, ClipTokenizer
 from axbake.sources import CHECKPOINT, Sources
 
-MOST = 8  # calibration prompts of which a sentence each is told
+MOST = 8  # sentences about calibration prompts
 COLUMNS = ("prompt", "negative_prompt")
 
 

@@ -1,4 +1,4 @@
-"""What has no effect is told, a sentence each: of prompts, embeddings, LoRAs and words that a checkpoint brings."""
+"""What has no effect is reported, one sentence for each: prompts, embeddings, LoRAs, words that a checkpoint adds."""
 
 import json
 from pathlib import Path

@@ -55,7 +55,7 @@ def note_failure(record):
 
 
 def note_interrupt(number, frame):
-    """Keep that the user stopped the run, before its jobs, which the same Ctrl-C reaches, are told to have failed."""
+    """Remember that the user stopped the run: the same Ctrl-C ends its jobs, which then have not failed."""
     INTERRUPTED.append(number)
     signal.default_int_handler(number, frame)
 
