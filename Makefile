@@ -1,7 +1,10 @@
 # Each target installs what it needs into .venv first.
 .PHONY: help demo report plan test lint docs site lock clean
-CORES ?= $(shell nproc)
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN = .venv/bin
+PYTHON ?= python3
+# Which build of PyTorch: cpu (0.2 GB), or another one that uv's --torch-backend knows, such as auto or cu130 (about 3 GB).
+TORCH ?= cpu
 # Of tests: one more than cores, up to 4, since some tests wait for services.
 WORKERS = $(shell expr $(CORES) + 1 '&' $(CORES) '<' 4 '|' 4)
 
@@ -17,10 +20,22 @@ help:
 	@echo "make test, make lint      the tests; style, types and rules"
 	@echo "make docs, make site      pages made from the code; the documentation as a site"
 
-.venv/installed: requirements.lock
-	python3 -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "axbake needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name one: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || \
+	  { echo "$(PYTHON) has no venv: install your system's package for it (Debian, Ubuntu: python3-venv)."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip uv==0.13.9
+	@# PyTorch for processors alone is not in the index that pip asks; uv knows where it is.
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH) --constraint requirements.lock torch || \
+	  echo "PyTorch's own index cannot be reached ($(TORCH)): pip takes the build that its index has, on a PC mostly CUDA's, 3 GB."
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+.venv/developer: .venv/installed requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
 	touch $@
 
 demo: .venv/installed
@@ -36,37 +51,42 @@ demo: .venv/installed
 
 # The page over all models that have a report; a run makes the models' own.
 report: .venv/installed
-	@$(BIN)/python -m axbake.pages.overview
+	@$(BIN)/axbake report
 
 # `make plan TARGET=results/demo/unet.axmodel`: what a run would do, why, and for how long.
 plan: .venv/installed
-	@$(BIN)/python -m axbake.plan $(TARGET)
+	@$(BIN)/axbake plan $(TARGET)
 
-test: .venv/installed
+test: .venv/developer
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-lint: .venv/installed
+lint: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 
-docs: .venv/installed
+docs: .venv/developer
 	$(BIN)/python docs/make_settings.py
 	$(BIN)/python docs/make_pulsar2.py
 	$(BIN)/python docs/make_errors.py
 
-site: .venv/installed
+site: .venv/developer
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 	@echo "The documentation is in build/site/index.html."
 
 lock:
 	rm -rf .venv-lock
-	python3 -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --requirement requirements.in
-	(echo "# Made by \`make lock\` from requirements.in on Python 3.11."; \
-	 .venv-lock/bin/python -m pip freeze | sed 's/+cpu$$//') > requirements.lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade pip
+	.venv-lock/bin/python -m pip install --quiet .
+	(echo "# Made by \`make lock\` from pyproject.toml on Python 3.11."; \
+	 .venv-lock/bin/python -m pip freeze --exclude axbake | sed 's/+cpu$$//') > requirements.lock
+	.venv-lock/bin/python -m pip install --quiet --constraint requirements.lock --group dev
+	(echo "# What tests, style and the site take besides requirements.lock. Made by \`make lock\` from pyproject.toml on Python 3.11."; \
+	 .venv-lock/bin/python -m pip freeze --exclude axbake | sed 's/+cpu$$//' | grep --invert-match --line-regexp --fixed-strings --file requirements.lock) \
+	 > requirements-dev.lock
 	rm -rf .venv-lock
 
 clean:

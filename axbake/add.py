@@ -1,11 +1,11 @@
-"""`python -m axbake.add ADDRESS`: fetch a checkpoint, and give it a row in the table of models."""
+"""Give a checkpoint a row in the table of models: a file of yours, or an address, which is fetched."""
 
 import argparse
 import codecs
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from axbake.families import FAMILIES
 from axbake.fetch.errors import BadSource, NotBakeable
 from axbake.fetch.sources import Address, CivitaiAddress, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
-from axbake.jobs.identity import ROOT
-from axbake.printable import one_line, printable
+from axbake.printable import one_line, shown
+from axbake.project import CONFIG, lay_out
+from axbake.root import BIN, shipped
 from axbake.table import ProjectConfigError, check_config, read_models, read_schema
 from axbake.users_files import lines_of
 
-SCHEMAS = ROOT / "workflow" / "schemas"
+SCHEMAS = shipped("workflow/schemas")
 MODELS_SCHEMA = SCHEMAS / "models.schema.yaml"
-CONFIG = Path("config/config.yaml")
 logger = logging.getLogger(__name__)
 # What a new row begins with; the user edits it.
 PICTURE = {
@@ -42,6 +42,14 @@ DISTILLED = {"SD 1.5 LCM": {"scheduler": "lcm", "steps": "4", "guidance_scale": 
 
 class NoRow(AxbakeError):
     """The table cannot take the row."""
+
+
+class InTable(NoRow):
+    """The table has the file already."""
+
+    def __init__(self, table: Path, models: list[str]):
+        super().__init__(f"{table} has this file already, as {', '.join(models)}. For another row of it give a --name.")
+        self.models = models
 
 
 ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -100,8 +108,8 @@ def _column(cell: str) -> str:
     return cell.strip('\ufeff" ')
 
 
-def add_model(address: str, name: str | None) -> str:
-    """Fetch *address*, look whether it can be baked, and write its row.
+def add_model(checkpoint: str, name: str | None) -> str:
+    """Fetch *checkpoint* if it is an address, look whether it can be baked, and write its row.
 
     Returns:
         the model's name.
@@ -109,9 +117,7 @@ def add_model(address: str, name: str | None) -> str:
     Raises:
         AxbakeError: the table is as it was; what was downloaded stays.
     """
-    source = parse_source(address)
-    if source is None:
-        raise BadSource(f"{address!r}: a path. Write its row into the table yourself; only addresses are fetched.")
+    source = parse_source(checkpoint)
     table = table_path()
     rows = read_table(table)
     if name and not re.fullmatch(form := read_schema(MODELS_SCHEMA)["properties"]["model"]["pattern"], name):
@@ -119,14 +125,9 @@ def add_model(address: str, name: str | None) -> str:
         raise NoRow(f"--name {name!r} does not match {form}")
     if name in rows:
         raise NoRow(f"{table} has a row {name} already. Take another --name.")
-    fetched = fetch(source, "")
-    said = check_bakeable(fetched.path)
-    told = [row["model"] for row in rows.values() if row["sha256"] and fetched.sha256.startswith(row["sha256"])]
-    if told and not name:
-        raise NoRow(f"{table} has this file already, as {', '.join(told)}. For another row of it give a --name.")
-    name = name or free_name(fetched.record, set(rows))
-    pinned = pinned_address(source, fetched.record)
-    cells = row_cells(name, pinned, fetched, family=said["family"], steps=said["steps"])
+    cells = _cells_of_path(Path(checkpoint)) if source is None else _cells_of_address(source, table, rows, name)
+    called = cells.pop("called")
+    cells["model"] = name = name or free_name(called, set(rows))
 
     def append(header: list[str], lines: list[list[str]]) -> None:
         header += [column for column in cells if column not in header]
@@ -135,8 +136,29 @@ def add_model(address: str, name: str | None) -> str:
         lines.append([cells.get(column, "") for column in header])
 
     edit_table(table, append)
-    logger.info("%s: %s, SHA-256 %s", fetched.record["file_name"], said["title"], fetched.sha256)
     return name
+
+
+def _cells_of_address(source: Address, table: Path, rows: Mapping[str, dict], name: str | None) -> dict[str, str]:
+    fetched = fetch(source, "")
+    said = check_bakeable(fetched.path)
+    there = [row["model"] for row in rows.values() if row["sha256"] and fetched.sha256.startswith(row["sha256"])]
+    if there and not name:
+        raise InTable(table, there)
+    logger.info("%s: %s, SHA-256 %s", fetched.record["file_name"], said["title"], fetched.sha256)
+    return row_cells(pinned_address(source, fetched.record), fetched, family=said["family"], steps=said["steps"])
+
+
+def _cells_of_path(path: Path) -> dict[str, str]:
+    if not path.exists():
+        raise BadSource(
+            f"{shown(path, 400)}: no such file or folder, and no address. Give a checkpoint's path, https://…, Civitai's AIR, or"
+            " hf://owner/repository/file."
+        )
+    said = check_bakeable(path)
+    here = path.resolve().is_relative_to(Path.cwd())
+    cells = {"called": path.stem, "checkpoint": str(path.resolve().relative_to(Path.cwd()) if here else path.resolve())}
+    return {**cells, **PICTURE, **_distilled(said["steps"])}
 
 
 def check_bakeable(path: Path) -> dict[str, Any]:
@@ -164,18 +186,17 @@ def pinned_address(source: Address, record: dict[str, Any]) -> str:
     return f"{page}&format=PickleTensor" if source.pickled else page
 
 
-def free_name(record: dict[str, Any], taken: set[str]) -> str:
-    """A name for a model that no row has, made of what its site calls it."""
-    words = [record.get("model"), record.get("version")] if record.get("model") else [Path(record["file_name"]).stem]
-    text = re.sub(r"[^a-z0-9._]+", "-", " ".join(str(word) for word in words if word).lower()).strip("-._")
+def free_name(called: str, taken: set[str]) -> str:
+    """A name for a model that no row has, made of what its site or its file calls it."""
+    text = re.sub(r"[^a-z0-9._]+", "-", called.lower()).strip("-._")
     base = text[:48].rstrip("-._") or "model"
     return next(
         name for number in range(1, 10_000) if (name := base if number == 1 else f"{base}-{number}") not in taken
     )
 
 
-def row_cells(name: str, address: str, fetched: Fetched, *, family: str, steps: int | None) -> dict[str, str]:
-    """Cells of the new row by column.
+def row_cells(address: str, fetched: Fetched, *, family: str, steps: int | None) -> dict[str, str]:
+    """Cells of the new row by column, and as `called` what its site calls the model.
 
     Args:
         family: that the file is of.
@@ -183,14 +204,21 @@ def row_cells(name: str, address: str, fetched: Fetched, *, family: str, steps: 
     """
     record = fetched.record
     base_model = str(record.get("base_model"))
-    cells = {"model": name, "checkpoint": address, "sha256": fetched.sha256, "family": family}
+    words = [record.get("model"), record.get("version")] if record.get("model") else [Path(record["file_name"]).stem]
+    cells = {"called": " ".join(str(word) for word in words if word)}
+    cells |= {"checkpoint": address, "sha256": fetched.sha256, "family": family}
     cells["source"] = source_note(record)
     cells |= PICTURE | DISTILLED.get(base_model, {})
-    cells |= {"steps": str(steps), "guidance_scale": "1"} if steps else {}
+    cells |= _distilled(steps)
     cells |= {"height": "768", "width": "768"} if base_model.endswith(" 768") else {}  # SD 2.0 768, SD 2.1 768
-    if words := trained_words(record):
-        cells["prompt"] = f"{words}, {PICTURE['prompt']}"
+    if trained := trained_words(record):
+        cells["prompt"] = f"{trained}, {PICTURE['prompt']}"
     return {column: " ".join(cell.split()) for column, cell in cells.items()}
+
+
+def _distilled(steps: int | None) -> dict[str, str]:
+    """Cells of a distilled UNet that is made for *steps*."""
+    return {"steps": str(steps), "guidance_scale": "1"} if steps else {}
 
 
 def trained_words(record: dict[str, Any]) -> str:
@@ -254,34 +282,43 @@ def pin_model(name: str) -> str:
     return sha256
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 1 if there is no new row, or no pin."""
-    parser = argparse.ArgumentParser(prog="python -m axbake.add", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What `axbake add` takes."""
+    parser.description = __doc__
     parser.add_argument(
-        "address", nargs="?", help="https://…, Civitai's page or AIR, or hf://owner/repository/file[@revision]"
+        "checkpoint",
+        nargs="?",
+        help="a path, https://…, Civitai's page or AIR, or hf://owner/repository/file[@revision]",
     )
     parser.add_argument("--name", help="of the model; otherwise made of what its page calls it")
     parser.add_argument("--pin", metavar="MODEL", help="write the SHA-256 of what a row's address has into that row")
-    options = parser.parse_args(arguments)
-    if (options.address is None) == (options.pin is None):
-        parser.error("wanted an address, or --pin MODEL")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("axbake").setLevel(logging.INFO)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write a row or a pin. Exit status: 130 if the user interrupted it.
+
+    Raises:
+        AxbakeError: there is no new row, or no pin.
+    """
+    if (options.checkpoint is None) == (options.pin is None):
+        raise NoRow("Wanted a checkpoint's path or address, or --pin MODEL.")
+    show_fetching()
+    if made := lay_out():
+        print(f"A new project in {Path.cwd()}: {', '.join(made)}.")
     try:
         if options.pin:
             print(f"{options.pin}: sha256 {pin_model(options.pin)} stands in {table_path()} now.")
             return 0
-        name = add_model(options.address, options.name)
-    except AxbakeError as error:
-        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
-        return 1
+        name = add_model(options.checkpoint, options.name)
     except KeyboardInterrupt:
         print("Interrupted; the table is as it was, and what has been downloaded is kept.", file=sys.stderr)
         return 130  # as shells have it: 128 + SIGINT
     print(f"{table_path()} has a row {name} now. Its size and prompts are a beginning; edit them as you like. Then:")
-    print(f"  snakemake --cores 4 results/{name}/report.html")
+    print(f"  {BIN}snakemake --cores 4 results/{name}/report.html")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def show_fetching() -> None:
+    """Have the screen say how a download goes."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("axbake").setLevel(logging.INFO)

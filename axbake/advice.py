@@ -13,7 +13,6 @@ from axbake.fit import Configs, modules_of
 from axbake.loras.files import listed, lora_facts
 from axbake.loras.names import spellings
 from axbake.loras.rows import lcm_advice, unknown_marks
-from axbake.networks.component import DENOISER, TEXT
 from axbake.printable import shown
 from axbake.runtime.prompt import embeddings_in, prompt_warnings, without_lora_marks
 from axbake.runtime.tokenizer import VOCABULARY, ClipTokenizer
@@ -58,8 +57,8 @@ def _of_lora(row: dict[str, Any], path: Path, family: Family, sources: Sources) 
         return
     for component in family.components:
         changed = facts.components.get(component.name, [])
-        if changed and component.role in (TEXT, DENOISER):
-            known = spellings(component.name, modules_of(Path(row[CHECKPOINT]), family, component))
+        if changed and component.files.lora_names:
+            known = spellings(component.files, modules_of(Path(row[CHECKPOINT]), family, component))
             if lacking := [name for name in changed if name not in known]:
                 yield (
                     f"{path}: {len(lacking)} of the {len(changed)} modules that it changes are not in the checkpoint's"

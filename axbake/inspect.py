@@ -1,7 +1,5 @@
 """What a file is, and whether it can be baked, from its header alone.
 
-    python -m axbake.inspect FILE [--json] [--hash]
-
 A safetensors file of any size takes milliseconds. Of a pickle the names and shapes are read in a process of its own, which takes
 seconds. SHA-256 and AutoV2 (its first ten digits, by which Civitai knows files) are shown where the workflow has computed them
 before; `--hash` computes them, which takes seconds a GB.
@@ -207,20 +205,17 @@ def lines(said: dict[str, Any]) -> list[str]:
     return [f"{name:13} {shown(text, 4000)}" for name, text in rows]
 
 
-def main() -> int:
-    """0: it can be baked; 1: it cannot."""
-    parser = argparse.ArgumentParser(
-        "python -m axbake.inspect", description="Say what a file is, and if it can be baked."
-    )
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What `axbake inspect` takes."""
+    parser.description = __doc__
     parser.add_argument("file", type=Path, help="a checkpoint, or what may be one: file or diffusers folder")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--hash", action="store_true", help="compute SHA-256 and AutoV2 if they are not remembered")
-    arguments = parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status: 0 if it can be baked, 1 if it cannot."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path may be in any encoding
-    said = inspect_checkpoint(arguments.file, hashing=arguments.hash)
-    print(json.dumps(said, indent=1, ensure_ascii=False) if arguments.json else "\n".join(lines(said)))
+    said = inspect_checkpoint(options.file, hashing=options.hash)
+    print(json.dumps(said, indent=1, ensure_ascii=False) if options.json else "\n".join(lines(said)))
     return 0 if said["bakeable"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

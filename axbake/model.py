@@ -75,7 +75,7 @@ class Model:
             if not said:
                 raise MissingFamily(
                     f"{self.name}: column family: empty, wanted one of {', '.join(FAMILIES)}, since the checkpoint is not here"
-                    f" yet. `python -m axbake.add {self.row['checkpoint']}` fetches it and fills the column in."
+                    f" yet. `axbake add {self.row['checkpoint']}` fetches it and fills the column in."
                 )
             return FAMILIES[said]
         found = family_of(checkpoint_path(self.row))

@@ -1,4 +1,4 @@
-"""What a run would do, job by job, before it does it: `python -m axbake.plan [TARGET …] [Snakemake's options]`.
+"""What a run would do, job by job, before it does it: `axbake plan [TARGET …] [Snakemake's options]`.
 
 `snakemake -n` says which jobs would start. Most of them may only place a result from the build cache; whether one does is known
 as soon as the content of its inputs is, and that of a job not yet run is known if its result is stored. So each job is
@@ -10,9 +10,9 @@ as soon as the content of its inputs is, and that of a job not yet run is known 
     run      it does not go through the build cache
 """
 
+import argparse
 import contextlib
 import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,30 +182,35 @@ def show(verdicts: list[Verdict]) -> str:
     for verdict in verdicts:
         time = f"{verdict.seconds:,.0f} s" if verdict.kind == "build" and verdict.seconds is not None else ""
         lines.append(f"{verdict.kind:8} {verdict.name:30} {time:>9}  {verdict.text}".rstrip())
+    return "\n".join([*lines, total(verdicts)])
+
+
+def total(verdicts: list[Verdict]) -> str:
+    """The plan in a line."""
     count = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in KINDS}
     known = [verdict.seconds for verdict in verdicts if verdict.kind == "build" and verdict.seconds is not None]
     new = count["build"] - len(known)
-    total = f"about {sum(known):,.0f} s as the last time" + (f", and {new} never built before" if new else "")
+    time = f"about {sum(known):,.0f} s as the last time" + (f", and {new} never built before" if new else "")
     fetched = f"{count['fetch']} to fetch, " if count["fetch"] else ""
-    lines.append(
-        f"{len(verdicts)} jobs: {fetched}{count['stored']} stored, {count['build']} to build ({total}),"
+    return (
+        f"{len(verdicts)} jobs: {fetched}{count['stored']} stored, {count['build']} to build ({time}),"
         f" {count['unknown']} unknown until those are built, {count['run']} that always run."
         if verdicts
         else "Nothing to be done: all results are there and up to date."
     )
-    return "\n".join(lines)
 
 
-def main() -> int:
-    """Print the plan of what `snakemake` with the same arguments would do."""
-    try:
-        planner = Planner(pending_jobs(sys.argv[1:]), Cache(cache_directory(None)))
-    except AxbakeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What `axbake plan` takes besides Snakemake's options."""
+    parser.usage = "axbake plan [TARGET …] [Snakemake's options]"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan of what `snakemake` with the same arguments would do.
+
+    Raises:
+        PlanError
+    """
+    planner = Planner(pending_jobs(options.given), Cache(cache_directory(None)))
     print(show(list(planner.verdicts.values())))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -32,6 +32,7 @@ class Sources:
         self.row = row
         self.allow_unpinned = allow_unpinned
         self._digests: dict[str, str] = {}
+        self._converted: dict[str, bool] = {}
 
     def column_of(self, component: Component) -> str:
         """Column that names the file in which *component* is; mostly the checkpoint, but a VAE may have one of its own."""
@@ -61,10 +62,11 @@ class Sources:
 
     def is_converted(self, column: str) -> bool:
         """Whether a job makes a safetensors file of what is in *column*, which is there and is what the table means."""
-        self.digest(column)
-        if self.is_remote(column):
-            return bool(self.remote.pickled)
-        return needs_conversion(Path(self.row[column]))
+        if column not in self._converted:
+            self.digest(column)
+            remote = self.remote if self.is_remote(column) else None
+            self._converted[column] = bool(remote.pickled) if remote else needs_conversion(Path(self.row[column]))
+        return self._converted[column]
 
     def arrived(self, column: str) -> str:
         """Where what is in *column* lies as it came: fetched, or as the user brought it."""

@@ -1,14 +1,14 @@
 """What a bundle says of itself in words: model card, licence notes, requirements."""
 
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 
 from axbake.bundles.layouts import LAYOUTS
+from axbake.root import shipped
 
-TEMPLATES = Path(__file__).parents[2] / "resources" / "bundle"
+TEMPLATES = shipped("resources/bundle")
 REQUIREMENTS = """\
 # Python 3.9 or newer
 numpy>=1.22

@@ -20,13 +20,13 @@ from axbake.cache import Cache, cache_directory
 from axbake.errors import AxbakeError
 from axbake.networks.component import Component, addresses
 from axbake.networks.sampling import SamplingError
+from axbake.root import shipped
 from axbake.runtime.bundle import FORMAT
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.values import Conditioning, Latents, Picture
 from axbake.weights.files import read_sampling
 
 logger = logging.getLogger(__name__)
-ROOT = Path(__file__).parents[2]
 MORE_STEPS = (10, 20)  # that a bundle of axbake's own has schedules for, besides the row's
 MANIFEST = "manifest.json"
 ORIGIN = ("sha256", "autov2", "family", "title", "prediction_type")  # of a checkpoint, that a manifest tells
@@ -102,7 +102,7 @@ def write_bundle(
         for graph, file in files.items():
             _place(compiled[graph], made / file)
         for name in TOKENIZER:
-            _place(ROOT / "resources" / "clip" / name, made / plan.tokenizer / name, copy=True)
+            _place(shipped("resources/clip") / name, made / plan.tokenizer / name, copy=True)
         texts = {
             "README.md": model_card(content),
             "LICENSE.md": licence_notes(content, names),
@@ -158,10 +158,10 @@ def _models(
 def _own_files(*, emulated: bool) -> dict[str, bytes]:
     """What the layout axbake has that no other has: its programs."""
     sources = {
-        "axbake/__init__.py": ROOT / "axbake" / "__init__.py",
-        "axbake/LICENSE": ROOT / "LICENSE",
-        **{path.name: path for path in (ROOT / "resources" / "bundle").glob("*.py")},
-        **{f"axbake/runtime/{path.name}": path for path in (ROOT / "axbake" / "runtime").glob("*.py")},
+        "axbake/__init__.py": shipped("axbake/__init__.py"),
+        "axbake/LICENSE": shipped("LICENSE"),
+        **{path.name: path for path in shipped("resources/bundle").glob("*.py")},
+        **{f"axbake/runtime/{path.name}": path for path in shipped("axbake/runtime").glob("*.py")},
     }
     return {name: path.read_bytes() for name, path in sources.items()} | {
         "requirements.txt": requirements(emulated=emulated).encode()

@@ -330,7 +330,7 @@ class Cache:
         except OSError as error:
             logger.warning(
                 "%s: %s. The result is placed but NOT STORED; who needs it next builds it again."
-                " `python -m axbake.cache` shows what could go from the cache; %s.",
+                " `axbake cache` shows what could go from the cache; %s.",
                 key.name,
                 trouble(error, self.directory),
                 ELSEWHERE,

@@ -55,7 +55,7 @@ def convert_checkpoint(
     place = place_of(source)
     form = form_of(place)
     if form == "recipe":
-        from axbake.checkpoints.merging import merge_checkpoints  # here, since other forms do without sd-mecha
+        from axbake.checkpoints.merging import merge_checkpoints  # here, since other forms do without it
 
         assert latents, "a recipe's family is known"
         merge_checkpoints(place, checkpoint=checkpoint, components=components, latents=latents)

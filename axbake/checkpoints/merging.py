@@ -1,23 +1,15 @@
 """Merges of checkpoints, as a recipe says: weighted sums and differences, with shares by block.
 
-sd-mecha (github ljleb/sd-mecha) evaluates them, one tensor at a time in float32. It is given each checkpoint's networks under
-diffusers' names, so files of different layouts and precisions can be merged if they are of one architecture.
+They are made one tensor at a time in float32, of each checkpoint's networks under diffusers' names, so files of different
+layouts and precisions can be merged if they are of one architecture.
 """
 
-import contextlib
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import sd_mecha
 import torch
-from sd_mecha.extensions.model_configs import KeyMetadata, ModelComponent, ModelConfigImpl, register_aux
-from sd_mecha.recipe_nodes import LiteralRecipeNode, OpenModelRecipeNode, RecipeNode
-from sd_mecha.streaming import SafetensorsMapping, StateDictKeyError, TensorMetadata
-from tqdm import tqdm
 
 from axbake.checkpoints.containers import CONVERTED, SCHEDULER, Container, open_safetensors, torch_dtype
 from axbake.checkpoints.finding import (
@@ -30,25 +22,25 @@ from axbake.checkpoints.finding import (
     use_average,
 )
 from axbake.checkpoints.prediction import gather_evidence, read_sidecar
-from axbake.checkpoints.recipes import Recipe, RecipeError, Step, read_recipe, unet_block
+from axbake.checkpoints.recipes import Recipe, RecipeError, Step, read_recipe
 from axbake.checkpoints.writing import header_of, tensor_bytes
-from axbake.networks.component import Component
-from axbake.networks.names import ldm_unet_name
+from axbake.networks.component import Component, Files
 from axbake.runtime.progress import progress
 from axbake.runtime.values import Latents
 
 
-class Model(SafetensorsMapping):
-    """A checkpoint as sd-mecha reads models: its networks' tensors under diffusers' names, read when asked for."""
+class Model:
+    """One of the checkpoints: its networks' tensors under diffusers' names, read when asked for."""
 
     def __init__(self, path: Path, components: Sequence[Component], latents: Latents) -> None:
         self.container: Container = use_average(open_safetensors(path), averaged_namings(components))
         self.found = {one.name: find_network(self.container, one, latents) for one in components}
-        self.places: dict[str, tuple[Found, str]] = {
-            one.files.prefix + name: (self.found[one.name], name)
-            for one in components
-            for name in self.found[one.name].shapes
-        }
+        self.places: dict[str, tuple[Found, str]] = {}
+        self.blocks: dict[str, tuple[str, ...]] = {}  # of each tensor, the narrowest first
+        for one in components:
+            for name in self.found[one.name].shapes:
+                self.places[one.files.prefix + name] = self.found[one.name], name
+                self.blocks[one.files.prefix + name] = _blocks_of(one.files, name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         found, inside = self.places[name]
@@ -58,34 +50,12 @@ class Model(SafetensorsMapping):
         found, inside = self.places[name]
         return torch_dtype(precision_of(self.container, found.origins[inside]))
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.places:
-            raise StateDictKeyError(name)
+    def tensor(self, name: str) -> torch.Tensor:
         return read_found_tensor(self.container, *self.places[name])
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.places
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def keys(self) -> Any:
-        return self.places.keys()
-
-    def values(self) -> Any:
-        return (self[name] for name in self)
-
-    def items(self) -> Any:
-        return ((name, self[name]) for name in self)
-
-    def metadata(self) -> Any:
-        return ((name, TensorMetadata(torch.Size(self.shape(name)), self.dtype(name))) for name in self)
-
-    def close(self) -> None:
-        """Files are opened for each tensor alone."""
+def _blocks_of(files: Files, name: str) -> tuple[str, ...]:
+    return (files.merge_block(name),) if files.merge_block else (files.folder, "BASE")
 
 
 def merge_checkpoints(recipe: Path, *, checkpoint: Path, components: Sequence[Component], latents: Latents) -> None:
@@ -106,37 +76,47 @@ def merge_checkpoints(recipe: Path, *, checkpoint: Path, components: Sequence[Co
     models = {name: Model(path, components, latents) for name, path in read.checkpoints.items()}
     _check_architectures(read, models)
     first, *others = models.values()
-    types = {name: _common_type([first.dtype(name), *(model.dtype(name) for model in others)]) for name in first}
+    types = {name: _common_type([first.dtype(name), *(model.dtype(name) for model in others)]) for name in first.places}
     header, order = header_of(
-        {name: (types[name], first.shape(name)) for name in first}, metadata=_metadata(read, models)
+        {name: (types[name], first.shape(name)) for name in first.places}, metadata=_metadata(read, models)
     )
-    config = _registered({name: KeyMetadata(list(first.shape(name)), torch_dtype(types[name])) for name in order})
-    nodes = {
-        name: OpenModelRecipeNode(model, read.checkpoints[name], config, "weight") for name, model in models.items()
-    }
+    tell = progress("merging: tensor")
     with checkpoint.open("wb") as file:
         file.write(header)
-        written = _Writer(file, order, {name: torch_dtype(kind) for name, kind in types.items()})
-        sd_mecha.merge(
-            _node(read.steps, nodes, config),
-            output=written,
-            threads=0,  # one tensor after the other, in their order
-            merge_dtype=torch.float32,
-            output_dtype=None,
-            strict_mandatory_keys=True,
-            tqdm=partial(tqdm, disable=True),
+        for number, name in enumerate(order, start=1):
+            tensor = _merged(name, read.steps, models, first.blocks[name])
+            file.write(tensor_bytes(_narrowed(name, tensor, torch_dtype(types[name]))))
+            tell(number, len(order))
+
+
+def _merged(name: str, steps: list[Step], models: Mapping[str, Model], blocks: tuple[str, ...]) -> torch.Tensor:
+    """Tensor *name*, which lies in *blocks*, of the last step's model; float32."""
+    known: dict[str, torch.Tensor] = {}
+
+    def of(model: str) -> torch.Tensor:
+        if model not in known:
+            known[model] = models[model].tensor(name).float()
+        return known[model]
+
+    for step in steps:
+        alpha = step.share(*blocks)
+        a, b, *c = map(of, step.models)
+        known[step.name] = torch.add(a, b - c[0], alpha=alpha) if c else torch.lerp(a, b, alpha)
+    return known[steps[-1].name]
+
+
+def _narrowed(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """*tensor* as *dtype*.
+
+    Raises:
+        RecipeError: too large for it.
+    """
+    result = tensor.to(dtype)
+    if not torch.isfinite(result).all():
+        raise RecipeError(
+            f"{name}: the merge is too large for {dtype}, up to {float(tensor.abs().max()):g}. Give lower shares."
         )
-        written.check()
-
-
-def _registered(keys: dict[str, KeyMetadata]) -> ModelConfigImpl:
-    """sd-mecha's config of a model of *keys*, which it has to know by a name."""
-    config = ModelConfigImpl(
-        f"axbake-{hashlib.sha256(repr(keys).encode()).hexdigest()}", {"model": ModelComponent(keys)}
-    )
-    with contextlib.suppress(ValueError):  # known since an earlier merge of this process
-        register_aux(config)
-    return config
+    return result
 
 
 def _check_architectures(recipe: Recipe, models: dict[str, Model]) -> None:
@@ -178,64 +158,3 @@ def _metadata(recipe: Recipe, models: dict[str, Model]) -> dict[str, str]:
         scheduler["prediction_type"] = next(iter(said.values()))
     origin = {"form": "recipe", "bytes": sum(path.stat().st_size for path in recipe.checkpoints.values())}
     return {CONVERTED: json.dumps(origin | {"configs": {SCHEDULER: scheduler}}, sort_keys=True)}
-
-
-def _node(steps: list[Step], models: Mapping[str, RecipeNode], config: ModelConfigImpl) -> RecipeNode:
-    """The last of *steps* as sd-mecha's recipe of *models*, which have names."""
-    nodes = dict(models)
-    for step in steps:
-        alpha = _shares(step, config) if step.blocks else step.alpha
-        a, b, *c = (nodes[model] for model in step.models)
-        merged = sd_mecha.add_difference(a, b - c[0], alpha=alpha) if c else sd_mecha.weighted_sum(a, b, alpha=alpha)
-        nodes[step.name] = merged
-    return merged
-
-
-def _shares(step: Step, config: ModelConfigImpl) -> RecipeNode:
-    """alpha of each tensor, by its block."""
-    shares = {name: torch.tensor(step.share(*_blocks_of(name))) for name in config.keys()}  # noqa: SIM118  # no dict
-    return LiteralRecipeNode(shares, model_config=config, merge_space="param")
-
-
-def _blocks_of(name: str) -> tuple[str, ...]:
-    """Blocks of a tensor, the narrowest first."""
-    network, _, inside = name.partition(".")
-    return (unet_block(ldm_unet_name(inside)),) if network == "unet" else (network, "BASE")
-
-
-class _Writer(MutableMapping):
-    """Takes tensors in the order of a file, and appends each to it."""
-
-    def __init__(self, file: BinaryIO, order: list[str], types: dict[str, torch.dtype]) -> None:
-        self.file, self.types = file, types
-        self.waiting = order[::-1]
-        self.tell = progress("merging: tensor")
-        self.count = len(order)
-
-    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
-        if name == "__metadata__":  # sd-mecha's own text form, with paths
-            return
-        assert self.waiting and name == self.waiting[-1], f"{name}, wanted {self.waiting[-1:]}"
-        result = tensor.to(self.types[self.waiting.pop()])
-        if not torch.isfinite(result).all():
-            raise RecipeError(
-                f"{name}: the merge is too large for {result.dtype}, up to {float(tensor.abs().max()):g}. Give lower shares."
-            )
-        self.file.write(tensor_bytes(result))
-        self.tell(self.count - len(self.waiting), self.count)
-
-    def check(self) -> None:
-        """Every tensor was written."""
-        assert not self.waiting, f"{len(self.waiting)} tensors were not merged: {self.waiting[-3:]}"
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        raise KeyError(name)
-
-    def __delitem__(self, name: str) -> None:
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return self.count - len(self.waiting)

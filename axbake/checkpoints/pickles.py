@@ -23,6 +23,7 @@ from typing import IO, Any
 from axbake.checkpoints.containers import MOST_AXES, MOST_TENSORS, UnreadableCheckpoint, check_names
 from axbake.checkpoints.writing import tensor_bytes, write_tensors
 from axbake.printable import shown
+from axbake.root import PACKAGE
 from axbake.users_files import UnreadableFile, open_file
 
 # Checkpoints of 2,600 tensors have 0.4 MB of instructions.
@@ -134,7 +135,7 @@ def convert_pickle(source: Path, target: Path | None) -> dict:
         str(source),
         *([str(target)] if target else []),
     ]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
     if done.returncode == -signal.SIGPROF:
         raise UnreadableCheckpoint(

@@ -1,7 +1,6 @@
 """Recipes: YAML files that name a merge of several checkpoints. `axbake.checkpoints.merging` does what they say."""
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ import yaml
 from axbake.digest import file_sha256
 from axbake.errors import AxbakeError
 from axbake.printable import shown
+from axbake.root import shipped
 from axbake.users_files import UnreadableFile, is_file, kind_of, read_yaml
 
 SUFFIXES = (".yaml", ".yml")
-SCHEMA = Path(__file__).parents[2] / "workflow" / "schemas" / "recipe.schema.yaml"
+SCHEMA = shipped("workflow/schemas/recipe.schema.yaml")
 MOST_ALPHA = 10.0
 MOST_FAULTS = 20  # in a message
-MOST_MERGES = 100  # of a recipe, where a step that several others use counts each time
 UNET_BLOCKS = ("M00", *(f"{side}{number:02}" for side in ("IN", "OUT") for number in range(12)))
 #: Names of the parts of a model that have a share of their own: those of SuperMerger, and two of its base's parts
 BLOCKS = ("BASE", *UNET_BLOCKS, "text_encoder", "vae")
@@ -96,10 +95,7 @@ def _listed(faults: Iterator[str]) -> list[str]:
 
 
 def _step_faults(content: dict) -> Iterator[str]:
-    merges = dict.fromkeys(
-        content["checkpoints"], 0
-    )  # name -> merges that lead to it, one that is used twice counted twice
-    used = set()
+    known, used = dict.fromkeys(content["checkpoints"]), set()
     last = content["steps"][-1].get("name")
     for number, step in enumerate(content["steps"], start=1):
         place = f"steps/{number}"
@@ -108,9 +104,9 @@ def _step_faults(content: dict) -> Iterator[str]:
         if given != wanted:
             yield f"{place}: {step['method']} of {', '.join(given)}; wanted {', '.join(wanted)}"
         yield from (
-            f"{place}/{name}: '{shown(step[name])}' is not one of {_few(merges)}"
+            f"{place}/{name}: '{shown(step[name])}' is not one of {_few(known)}"
             for name in given
-            if step[name] not in merges
+            if step[name] not in known
         )
         used |= {step[name] for name in given}
         for block, alpha in {"alpha": step["alpha"], **step.get("blocks", {})}.items():
@@ -118,18 +114,11 @@ def _step_faults(content: dict) -> Iterator[str]:
                 yield f"{place}/blocks/{shown(block)}: none of {', '.join(BLOCKS)}"
             if isinstance(alpha, bool) or not abs(alpha) <= MOST_ALPHA:
                 yield f"{place}/{shown(block)}: {shown(alpha)}, wanted a number from -{MOST_ALPHA:g} to {MOST_ALPHA:g}"
-        count = 1 + sum(merges.get(step[name], 0) for name in given)
-        if count > MOST_MERGES:
-            yield (
-                f"{place}: steps that use a step before them several times make {MOST_MERGES} merges and more of it."
-                " Write the merge with fewer steps"
-            )
-            return
         if name := step.get("name"):
-            if name in merges:
+            if name in known:
                 yield f"{place}/name: '{shown(name)}' stands twice"
-            merges[name] = count
-    if unused := [name for name in merges if name not in used and name != last]:
+            known[name] = None
+    if unused := [name for name in known if name not in used and name != last]:
         yield f"no step uses {_few(unused)}"
 
 
@@ -148,12 +137,3 @@ def _file_faults(checkpoints: dict) -> Iterator[str]:
             yield f"{place} is {kind_of(path) or 'not there'}"
         elif not (found := file_sha256(path)).startswith(entry["sha256"].lower()):
             yield f"{place} has SHA-256 {found}, the recipe says {entry['sha256']}"
-
-
-def unet_block(name: str) -> str:
-    """Block of a UNet's tensor by its LDM name, without prefix; BASE for the time embedding (SuperMerger's `mergers.py`)."""
-    if name.startswith("time_embed."):
-        return "BASE"
-    if m := re.match(r"(input|output)_blocks\.(\d+)\.", name):
-        return f"{'IN' if m[1] == 'input' else 'OUT'}{int(m[2]):02}"
-    return "M00" if name.startswith("middle_block.") else "OUT11"

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from axbake.root import shipped
 from axbake.runtime import tokenizer as clip_tokenizer
 from axbake.runtime.prompt import Encode, embed_prompt, prompt_warnings, without_lora_marks
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.values import Conditioning
 
 logger = logging.getLogger(__name__)
-CLIP = Path(__file__).parents[2] / "resources" / "clip"
+CLIP = shipped("resources/clip")
 
 
 def load_tokenizer(embeddings: Path) -> ClipTokenizer:

@@ -129,7 +129,7 @@ def check_pin(row: dict, *, allow_unpinned: bool) -> str:
         return ""
     raise Unpinned(
         f"{model}: the column sha256 is empty, and {_quoted(source)} may be another file tomorrow."
-        f" `python -m axbake.add --pin {model}` asks for the SHA-256 of what is there now, and writes it into the row. Config"
+        f" `axbake add --pin {model}` asks for the SHA-256 of what is there now, and writes it into the row. Config"
         " entry fetch/allow_unpinned takes addresses as they are, over https."
     )
 

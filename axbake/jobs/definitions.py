@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
 PACKAGE = __name__.partition(".")[0]
+ABOVE = Path(__file__).parents[2]  # the package
 ANY = "*"  # an error of which it is not known what it is
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -25,14 +25,14 @@ class Place:
 
 def file_of(name: str) -> Path | None:
     """File of the module *name* of this package; None if there is no such module."""
-    base = ROOT.joinpath(*name.split("."))
+    base = ABOVE.joinpath(*name.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 @functools.cache
 def is_module(name: str) -> bool:
     """Whether there is a module or package of this name in this package."""
-    return bool(file_of(name)) or ROOT.joinpath(*name.split(".")).is_dir()
+    return bool(file_of(name)) or ABOVE.joinpath(*name.split(".")).is_dir()
 
 
 @functools.cache
@@ -79,7 +79,7 @@ class Module:
         """Where each of its names leads, and all modules in it."""
         places = [Place(self.name, name) for name in self.bound]
         places += [place for name in self.imports for place in self.define(name, [])]
-        inside = ROOT.joinpath(*self.name.split(".")).iterdir() if self._is_package else ()
+        inside = ABOVE.joinpath(*self.name.split(".")).iterdir() if self._is_package else ()
         below = {path.stem for path in inside if path.suffix == ".py" or (path / "__init__.py").is_file()}
         return places + [Place(f"{self.name}.{name}", "") for name in sorted(below - {"__init__"})]
 

@@ -20,8 +20,8 @@ from typing import Any
 from axbake.digest import write_atomically
 from axbake.jobs.code import code_of, parameters_of
 from axbake.jobs.values import encode
+from axbake.root import ROOT, shipped
 
-ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements.lock"
 
 
@@ -34,10 +34,12 @@ def data_digest(path: str) -> str:
     Args:
         path: from the checkout's root on: `resources/clip`.
     """
-    base = ROOT / path
+    base = shipped(path)
     below = (file for file in base.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc"))
     files = sorted(below) if base.is_dir() else [base]
-    contents = {str(file.relative_to(ROOT)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    contents = {
+        str(Path(path) / file.relative_to(base)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 

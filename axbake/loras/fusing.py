@@ -16,7 +16,7 @@ from lycoris.functional import general, locon, loha, lokr
 from axbake.checkpoints.containers import all_finite
 from axbake.loras.files import LoraError, LoraFile, Module, PeftConfig, check_family, listed, peft_config, read_lora
 from axbake.loras.names import spellings
-from axbake.networks.component import Shapes
+from axbake.networks.component import Component, Shapes
 
 Tensors = Mapping[str, torch.Tensor]  # role -> tensor, float32
 MOST_SHOWN = 8  # faults in a message
@@ -163,11 +163,13 @@ def _decomposed(weight: torch.Tensor, tensors: Tensors) -> torch.Tensor:
 class Fusion:
     """What the LoRAs of a model do to one of its networks."""
 
-    def __init__(self, component: str, shapes: Shapes, loras: Sequence[tuple[Path, float]], *, width: int) -> None:
+    def __init__(
+        self, component: Component, shapes: Shapes, loras: Sequence[tuple[Path, float]], *, width: int
+    ) -> None:
         """Sort the LoRAs' tensors; only headers are read.
 
         Args:
-            component: unet or text_encoder.
+            component: one that LoRAs change (`Files.lora_names`).
             shapes: of the network's tensors, by diffusers' names.
             loras: files, which are applied in this order, and their strengths.
             width: channels of a token's embedding.
@@ -176,12 +178,12 @@ class Fusion:
             LoraError: a file is no LoRA, was made for another network, or changes a module in a way that cannot be used.
         """
         self._changes: dict[str, list[Change]] = {}
-        table = spellings(component, shapes)
+        table = spellings(component.files, shapes)
         for path, strength in loras:
             lora = read_lora(path)
             check_family(lora, width=width)
-            config = peft_config(lora, component)
-            modules = lora.modules.get(component, {}).values()
+            config = peft_config(lora, component.name)
+            modules = lora.modules.get(component.name, {}).values()
             # As web UIs do with a network that was made smaller; `axbake.advice` tells which these are.
             there = [module for module in modules if module.name in table]
             faults = [fault for module in there for fault in self._take(lora, module, strength, table, shapes, config)]
@@ -191,7 +193,7 @@ class Fusion:
             if faults:
                 more = f"; and {len(faults) - MOST_SHOWN} more" if len(faults) > MOST_SHOWN else ""
                 raise LoraError(
-                    f"{path}: {component}: {len(faults)} of its modules do not fit the checkpoint's:"
+                    f"{path}: {component.name}: {len(faults)} of its modules do not fit the checkpoint's:"
                     f" {'; '.join(faults[:MOST_SHOWN])}{more}."
                     " Give a LoRA that was made for this kind of checkpoint."
                 )

@@ -8,12 +8,12 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from axbake.networks.component import Shapes
+from axbake.root import shipped
 
-CONFIGS = Path(__file__).parents[2] / "resources" / "sd1"
+CONFIGS = shipped("resources/sd1")
 TEXT_HEAD_WIDTH = 64  # channels of one attention head in every CLIP text encoder: 12 heads at 768, 16 at 1024
 
 #: (cross-attention in each level on the way down, resnets a level, mid block) -> who distilled such a UNet

@@ -36,6 +36,8 @@ class Files:
     without: Mapping[str, tuple] = field(default_factory=dict)
     ldm_name: Callable[[dict], Callable[[str], str]] | None = None  # config -> LDM's name of each tensor
     averaged: bool = False  # whether LDM's trainer keeps a moving average of it
+    lora_names: Callable[[str], list[str]] | None = None  # a module -> every name that LoRA files give it
+    merge_block: Callable[[str], str] | None = None  # a tensor -> the block whose share it has in a merge
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,32 @@ def ldm_unet_name(name: str) -> str:
     return f"{place}.0.{_swapped_start(rest, RESNET)}" if kind == "resnets" else f"{place}.1.{rest}"
 
 
+def unet_block(name: str) -> str:
+    """Block of a UNet's tensor as merges count them; BASE for the time embedding (SuperMerger's `mergers.py`)."""
+    ldm = ldm_unet_name(name)
+    if ldm.startswith("time_embed"):
+        return "BASE"
+    if m := re.match(r"(input|output)_blocks\.(\d+)\.", ldm):
+        return f"{'IN' if m[1] == 'input' else 'OUT'}{int(m[2]):02}"
+    return "M00" if ldm.startswith("middle_block.") else "OUT11"
+
+
+def unet_lora_names(module: str) -> list[str]:
+    """Names that LoRAs give a UNet's module: diffusers', LDM's, and those of diffusers' former attention processors."""
+    return [module, ldm_unet_name(f"{module}.weight").removesuffix(".weight"), _of_processor(module, "to_out.0")]
+
+
+def clip_lora_names(module: str) -> list[str]:
+    """Names that LoRAs give a module of a CLIP text encoder, with `text_model` and, as transformers 5 has them, without."""
+    # diffusers' former attention processors called its projections as diffusers' own.
+    processor = _of_processor(re.sub(r"self_attn\.([qkv])_proj", r"self_attn.to_\1", module), "out_proj")
+    return [f"{start}{name}" for start in ("text_model.", "") for name in (module, processor)]
+
+
+def _of_processor(module: str, last: str) -> str:
+    return f"{module.removesuffix(last)}to_out" if module.endswith(f".{last}") else module
+
+
 def ldm_vae_name(name: str, levels: int) -> str:
     """LDM's name of a tensor of an autoencoder of so many levels."""
     name = re.sub(r"\.down_blocks\.(\d+)\.resnets\.", r".down.\1.block.", name)

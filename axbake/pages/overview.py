@@ -1,8 +1,9 @@
-"""One page over all models that have a report: `python -m axbake.pages.overview`, as `make report` does.
+"""One page over all models that have a report: `axbake report`, as `make report` does.
 
 It is no rule's result, since it tells of what is there: with a rule, one model that fails would keep the page from all others.
 """
 
+import argparse
 import csv
 import json
 import sys
@@ -12,6 +13,7 @@ from axbake.digest import write_atomically
 from axbake.pages.gallery import read_picture, thumbnail_uri
 from axbake.pages.html import render
 from axbake.pages.summary import BAKED
+from axbake.root import BIN
 from axbake.table import model_names
 from axbake.users_files import read_yaml
 
@@ -65,20 +67,20 @@ def _board(directory: Path) -> dict | None:
     return {"thumbnail": thumbnail_uri(read_picture(drawn)), "outdated": newest > drawn.stat().st_mtime}
 
 
-def main() -> int:
-    """Write `results/report.html` of the project in the working directory."""
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`axbake report` takes nothing."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write `results/report.html` of the project in the working directory. Exit status: 1 if no model has a report."""
     table = Path(read_yaml(Path("config/config.yaml"))["models"])
     page = Path("results/report.html")
     if not any(page.parent.glob("*/report.json")):
         print(
-            "No model has a report yet. Bake one: .venv/bin/snakemake --cores 4 results/NAME/report.html",
+            f"No model has a report yet. Bake one: {BIN}snakemake --cores 4 results/NAME/report.html",
             file=sys.stderr,
         )
         return 1
     count = write_overview(page.parent, page, table=model_names(table))
     print(f"{page}: {count} model{'s' if count != 1 else ''}; each has a page of its own, results/NAME/report.html.")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,6 @@ import functools
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -12,8 +11,9 @@ from onnx import helper
 
 from axbake.preflight.findings import Finding, named
 from axbake.preflight.graph import Graph
+from axbake.root import shipped
 
-LIST = Path(__file__).parents[2] / "resources" / "ax650" / "operators.json"
+LIST = shipped("resources/ax650/operators.json")
 ONNX_DOMAINS = ("", "ai.onnx")
 Fault = tuple[str, str]  # level, text
 

@@ -33,7 +33,7 @@ FAILURES = (
         "disk-full",
         r"Errno 28|No space left on device|ENOSPC",
         "the disk is full",
-        "Free some beside the results, where builds run: `python -m axbake.cache` shows what the build cache could give back.",
+        "Free some beside the results, where builds run: `axbake cache` shows what the build cache could give back.",
     ),
     Failure(
         "out-of-memory",

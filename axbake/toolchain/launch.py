@@ -13,11 +13,11 @@ from pathlib import Path
 from axbake.cache.files import Name, share
 from axbake.digest import write_atomically
 from axbake.errors import AxbakeError
+from axbake.root import PACKAGE
 from axbake.toolchain.engines import Engine, container_name
 from axbake.toolchain.process import listen
 
 logger = logging.getLogger(__name__)
-ROOT = Path(__file__).parents[2]
 PROGRAMS = {"emulator": [sys.executable, "-m", "axbake.emulator"], "native": ["pulsar2"]}
 ENGINES = ("docker", "podman")
 VERSIONS = Path(".axbake/pulsar2")  # image id -> what `pulsar2 version` says in it; safe to delete
@@ -154,7 +154,9 @@ def says_version(said: str, version: str) -> bool:
 
 def _environment() -> dict[str, str]:
     """The environment in which the emulator finds this package, wherever the work directory is."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    }
 
 
 def _granted_memory() -> int:

@@ -87,7 +87,7 @@ def describe_checkpoint(
     if not is_of(container, denoiser, fits):  # of a file that was fetched, seen only now
         raise UnknownFamily(
             f"{container.path}: its {denoiser.name} is not one of {title}, which the column family says. Correct the column;"
-            f" `python -m axbake.inspect {container.path}` says what the file is."
+            f" `axbake inspect {container.path}` says what the file is."
         )
     found = {one.name: find_network(holders[one.name], one, latents) for one in components}
     check_texts(container.path, components, {name: one.config for name, one in found.items()})

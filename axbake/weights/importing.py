@@ -166,7 +166,7 @@ def _write(
 
         assert component.width, f"{component.name}: LoRAs change it, so its tokens have a width"
         given = list(zip(loras, strengths, strict=True))
-        fusion = Fusion(component.name, found.shapes, given, width=component.width(found.config))
+        fusion = Fusion(component, found.shapes, given, width=component.width(found.config))
         stored, read = fusion.precisions(stored), fusion.reader(read)
     write_tensors(
         weights,

@@ -35,8 +35,8 @@ from typing import Any
 from unittest import mock
 
 from axbake import digest
+from axbake.__main__ import main as main_of_axbake
 from axbake.cache import Cache, Key
-from axbake.cache.__main__ import main as main_of_cache
 from axbake.cache.garbage import remove_garbage, usage
 from axbake.errors import AxbakeError
 
@@ -571,7 +571,7 @@ def work(world: World) -> dict[str, Any]:
         attempt("garbage", lambda: remove_garbage(world.cache, days=0) and None)
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-        attempt("command", lambda: main_of_cache(["--directory", str(world.cache.directory)]) and None)
+        attempt("command", lambda: main_of_axbake(["cache", "--directory", str(world.cache.directory)]) and None)
     faults += [f"words: {line!r}" for line in shown.getvalue().split("\n") if not is_sentence(line)]
     lines = [line.strip("\n") for line in said.getvalue().split("\0")]
     warnings = [line for line in lines if line.startswith("WARNING")]

@@ -63,7 +63,9 @@ def vae(path: Path) -> None:
 def fused(path: Path) -> None:
     for component in ("unet", "text_encoder"):
         tensors = plain[component]
-        fusion = Fusion(component, {n: tuple(t.shape) for n, t in tensors.items()}, [(path, 0.7)], width=tiny.WIDTH)
+        fusion = Fusion(
+            SD1.component(component), {n: tuple(t.shape) for n, t in tensors.items()}, [(path, 0.7)], width=tiny.WIDTH
+        )
         for name, tensor in tensors.items():
             if fusion.changes(name):
                 fusion.apply(name, tensor)

@@ -1,4 +1,4 @@
-"""`python -m axbake.add` writes a row that can be baked, and leaves all others as they were."""
+"""`axbake add` writes a row that can be baked, and leaves all others as they were."""
 
 import shutil
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from axbake import add
-from axbake.add import PICTURE, SCHEMAS, edit_table, free_name, licence_note, main, read_table, row_cells, trained_words
+from axbake.__main__ import main
+from axbake.add import PICTURE, SCHEMAS, edit_table, free_name, licence_note, read_table, row_cells, trained_words
+from axbake.bake import row_of
 from axbake.families import FAMILIES
 from axbake.fetch.sources import parse_source
 from axbake.fetch.store import Fetched
 from axbake.model import Model
+from axbake.project import lay_out
 from axbake.table import check_config
 from tests.services.model_sites import model_sites
 
@@ -43,7 +46,7 @@ def test_a_link_becomes_a_row_with_pin_prompt_and_terms(sites, model, capsys):
     digest = sites.publish(model.checkpoint.read_bytes())
     header, *rows = TABLE.read_bytes().splitlines(keepends=True)
 
-    assert main([PAGE]) == 0
+    assert main(["add", PAGE]) == 0
 
     found = TABLE.read_bytes().splitlines(keepends=True)
     assert found[0] == header.removesuffix(b"\n") + b"\tfamily\n"  # a column that the table did not have
@@ -61,9 +64,9 @@ def test_a_link_becomes_a_row_with_pin_prompt_and_terms(sites, model, capsys):
     assert row["negative_prompt"] == PICTURE["negative_prompt"]
     assert "snakemake --cores 4 results/tiny-mix-v4.0/report.html" in capsys.readouterr().out
 
-    assert main([PAGE]) == 1
+    assert main(["add", PAGE]) == 1
     assert "has this file already, as tiny-mix-v4.0" in capsys.readouterr().err
-    assert main([PAGE, "--name", "again"]) == 0
+    assert main(["add", PAGE, "--name", "again"]) == 0
     assert list(read_table(TABLE))[-2:] == ["tiny-mix-v4.0", "again"]
     assert len(sites.asked("storage")) == 1
 
@@ -71,7 +74,7 @@ def test_a_link_becomes_a_row_with_pin_prompt_and_terms(sites, model, capsys):
 def test_a_distilled_model_gets_its_sampler(sites, model):
     sites.publish(model.checkpoint.read_bytes(), baseModel="SD 1.5 LCM")
 
-    assert main([AIR, "--name", "fast"]) == 0
+    assert main(["add", AIR, "--name", "fast"]) == 0
 
     row = read_table(TABLE)["fast"]
     assert (row["scheduler"], row["steps"], row["guidance_scale"]) == ("lcm", 4, 1)
@@ -79,8 +82,8 @@ def test_a_distilled_model_gets_its_sampler(sites, model):
 
 @pytest.mark.parametrize(("base", "steps", "wanted"), [("SD 2.1 768", None, (768, 20, 7)), ("SD 1.5", 1, (512, 1, 1))])
 def test_size_and_steps_are_those_that_the_model_was_made_for(base, steps, wanted, sites):
-    fetched = Fetched(Path("x"), "0" * 64, {"base_model": base})
-    cells = row_cells("some", AIR, fetched, family="sd1", steps=steps)
+    fetched = Fetched(Path("x"), "0" * 64, {"base_model": base, "file_name": "x"})
+    cells = {"model": "some"} | row_cells(AIR, fetched, family="sd1", steps=steps)
     edit_table(TABLE, lambda header, lines: lines.append([cells.get(column, "") for column in header]))
 
     row = read_table(TABLE)["some"]
@@ -92,7 +95,7 @@ def test_size_and_steps_are_those_that_the_model_was_made_for(base, steps, wante
 def test_the_family_is_read_from_the_file_and_the_workflow_takes_it_from_the_row(family, sites, model_of):
     sites.publish(model_of(family).checkpoint.read_bytes())
 
-    assert main([AIR, "--name", "new"]) == 0
+    assert main(["add", AIR, "--name", "new"]) == 0
 
     rows = read_table(TABLE)
     assert rows["new"]["family"] == family
@@ -157,14 +160,14 @@ def test_pinning_passes_over_lines_that_are_too_short_for_a_name(sites, capsys):
     row = "\t".join("" if name == "sha256" else cells.get(name, "") for name in columns)
     TABLE.write_text("\n".join(["\t".join(columns), "", row]) + "\n")
 
-    assert main(["--pin", "new"]) == 0, capsys.readouterr().err
+    assert main(["add", "--pin", "new"]) == 0, capsys.readouterr().err
     assert read_table(TABLE)["new"]["sha256"] == digest
 
 
 def test_a_config_that_is_not_yaml_ends_in_a_sentence_with_its_line(sites, capsys):
     Path("config/config.yaml").write_text("models: [\n")
 
-    assert main([AIR]) == 1
+    assert main(["add", AIR]) == 1
     assert (
         "ProjectConfigError: config/config.yaml: cannot be read" in (said := capsys.readouterr().err)
         and "line 2" in said
@@ -177,7 +180,7 @@ def test_a_table_keeps_its_encoding(sites, model, encoding):
     TABLE.write_bytes(text.encode(encoding))
     sites.publish(model.checkpoint.read_bytes())
 
-    assert main([AIR, "--name", "new"]) == 0
+    assert main(["add", AIR, "--name", "new"]) == 0
 
     assert TABLE.read_bytes().startswith(text.removesuffix("\r\n").encode(encoding))
     assert list(read_table(TABLE)) == ["new"]
@@ -194,7 +197,7 @@ def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(site
     TABLE.write_bytes("\r\n".join(lines).encode())
     sites.publish(model.checkpoint.read_bytes())
 
-    assert main([AIR, "--name", "new"]) == 0
+    assert main(["add", AIR, "--name", "new"]) == 0
 
     text = TABLE.read_bytes().decode()
     assert text.split("\r\n")[1] == lines[1]
@@ -207,7 +210,7 @@ def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(site
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["checkpoints/x.safetensors"], "a path. Write its row into the table yourself"),
+        (["checkpoints/x.safetensors"], "checkpoints/x.safetensors: no such file or folder, and no address. Give"),
         (["ftp://example.org/x"], "ftp:// is unknown"),
         ([AIR, "--name", "demo"], "has a row demo already"),
         ([AIR, "--name", "Big Name"], "'Big Name' does not match"),
@@ -222,7 +225,7 @@ def test_what_cannot_be_added_leaves_the_table_as_it_was(arguments, said, sites,
     sites.publish(model.checkpoint.read_bytes() if "Big Name" in arguments else other)
     before = TABLE.read_bytes()
 
-    assert main(arguments) == 1
+    assert main(["add", *arguments]) == 1
 
     assert said in capsys.readouterr().err
     assert TABLE.read_bytes() == before
@@ -237,7 +240,7 @@ def test_a_row_is_pinned_without_a_download_where_the_site_tells_its_digest(site
     cells[0:3] = ["new", PAGE, ""]
     TABLE.write_text("\n".join([*lines, "\t".join(cells)]) + "\n")
 
-    assert main(["--pin", "new"]) == 0
+    assert main(["add", "--pin", "new"]) == 0
 
     assert f"new: sha256 {digest} stands in config/models.tsv now" in capsys.readouterr().out
     assert TABLE.read_text().splitlines()[:-1] == lines
@@ -246,18 +249,16 @@ def test_a_row_is_pinned_without_a_download_where_the_site_tells_its_digest(site
     changed = sites.publish(b"another", primary=False)
     sites.api["/api/v1/model-versions/102222"]["files"].pop(0)
     del sites.api[f"/api/v1/model-versions/by-hash/{digest.upper()}"]
-    assert main(["--pin", "new"]) == 1
+    assert main(["add", "--pin", "new"]) == 1
     said = capsys.readouterr().err
     assert digest in said and changed in said
 
 
 def test_names_are_made_of_what_the_page_says_and_are_free():
-    record = {"model": "XXMix_9 «Realistic» ★", "version": "v4.0", "file_name": "x.safetensors"}
-
-    assert free_name(record, set()) == "xxmix_9-realistic-v4.0"
-    assert free_name(record, {"xxmix_9-realistic-v4.0"}) == "xxmix_9-realistic-v4.0-2"
-    assert free_name({"file_name": "Some File.safetensors"}, set()) == "some-file"
-    assert free_name({"model": "麦橘写实", "file_name": "x.safetensors"}, set()) == "model"
+    assert free_name("XXMix_9 «Realistic» ★ v4.0", set()) == "xxmix_9-realistic-v4.0"
+    assert free_name("XXMix_9 «Realistic» ★ v4.0", {"xxmix_9-realistic-v4.0"}) == "xxmix_9-realistic-v4.0-2"
+    assert free_name("Some File", set()) == "some-file"
+    assert free_name("麦橘写实", set()) == "model"
 
 
 def test_terms_in_a_few_words():
@@ -266,3 +267,40 @@ def test_terms_in_a_few_words():
     )
     assert licence_note({"license": "creativeml-openrail-m"}) == "creativeml-openrail-m"
     assert licence_note({}) == ""
+
+
+def test_a_file_of_the_users_gets_a_row_too(sites, model, capsys):
+    place = Path("checkpoints/My Model.safetensors")
+    place.parent.mkdir()
+    place.write_bytes(model.checkpoint.read_bytes())
+
+    assert main(["add", str(place)]) == 0, capsys.readouterr().err
+
+    row = read_table(TABLE)["my-model"]
+    assert (row["checkpoint"], row["sha256"], row["family"]) == (str(place), "", "")
+    assert row["prompt"] == PICTURE["prompt"]
+    assert not sites.asked("storage")
+
+
+def test_bake_finds_the_row_of_a_file_an_address_or_a_name(sites, model):
+    place = Path("mine.safetensors")
+    place.write_bytes(model.checkpoint.read_bytes())
+    sites.publish(model.checkpoint.read_bytes())
+
+    assert row_of(str(place), None) == row_of(str(place.resolve()), None) == row_of("mine", None) == "mine"
+    assert row_of(str(place), "again") == "again"
+    assert row_of(PAGE, None) == row_of(PAGE, None)
+    assert len(read_table(TABLE)) == 4  # with the demo's
+
+
+def test_an_installed_axbake_makes_a_project_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "models.tsv").write_text("mine")
+
+    made = lay_out()
+
+    assert {"Snakefile", "config/config.yaml", "profiles/default/config.yaml"} <= set(made)
+    assert all((tmp_path / path).is_file() for path in made)
+    assert (tmp_path / "config" / "models.tsv").read_text() == "mine"
+    assert lay_out() == []

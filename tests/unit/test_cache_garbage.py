@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from axbake.__main__ import main
 from axbake.cache import Cache, Key
-from axbake.cache.__main__ import main
 from axbake.cache.garbage import remove_garbage, usage
 
 DAY = 86400  # s
@@ -173,7 +173,7 @@ def test_removal_waits_for_who_stores_or_places(cache, old, tmp_path):
     with (cache.directory / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         child = subprocess.Popen(
-            [sys.executable, "-m", "axbake.cache", "--directory", cache.directory, "remove", "--yes"],
+            [sys.executable, "-m", "axbake", "cache", "--directory", cache.directory, "remove", "--yes"],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=subprocess.DEVNULL,
         )
@@ -187,29 +187,31 @@ def test_removal_waits_for_who_stores_or_places(cache, old, tmp_path):
 def test_the_command_shows_and_removes_only_on_a_second_word(cache, old, capsys, monkeypatch):
     monkeypatch.setenv("AXBAKE_CACHE", str(cache.directory))
 
-    assert main([]) == 0
+    assert main(["cache"]) == 0
     shown = capsys.readouterr().out
     assert str(cache.directory) in shown
     assert "1 builds, 1 blobs" in shown
     assert "compile_model/unet" in shown
 
-    assert main(["remove"]) == 1
+    assert main(["cache", "remove"]) == 1
     assert "Nothing was removed" in capsys.readouterr().out
     assert cache.find(old)
 
-    assert main(["remove", "--yes"]) == 0
+    assert main(["cache", "remove", "--yes"]) == 0
     assert "removed" in capsys.readouterr().out
     assert cache.find(old) is None
-    assert main(["remove"]) == 0
+    assert main(["cache", "remove"]) == 0
 
 
 def test_the_command_keeps_what_it_is_told_to_keep(cache, old, tmp_path):
     (tmp_path / "keys").write_text(f"{old.digest}\n")
 
-    assert main(["--directory", str(cache.directory), "--keep", str(tmp_path / "keys"), "remove", "--yes"]) == 0
+    assert (
+        main(["cache", "--directory", str(cache.directory), "--keep", str(tmp_path / "keys"), "remove", "--yes"]) == 0
+    )
     assert cache.find(old)
 
 
 def test_the_command_says_that_there_is_no_cache_yet(tmp_path, capsys):
-    assert main(["--directory", str(tmp_path / "none")]) == 0
+    assert main(["cache", "--directory", str(tmp_path / "none")]) == 0
     assert "no build cache yet" in capsys.readouterr().out

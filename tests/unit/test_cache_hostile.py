@@ -810,13 +810,13 @@ def test_what_is_in_the_way_of_a_result_is_a_sentence(cache, results, place):
 
 
 def test_a_list_of_keys_to_keep_that_is_none_stops_the_command(cache, results, tmp_path, capsys):
-    from axbake.cache.__main__ import main
+    from axbake.__main__ import main
 
     fetch(cache, results)
     (tmp_path / "keys").write_text(f"{KEY.digest}\nresults/demo\n")
 
     for path in (tmp_path / "keys", tmp_path / "none", tmp_path):
-        assert main(["--directory", str(cache.directory), "--keep", str(path), "remove", "--yes"]) == 1
+        assert main(["cache", "--directory", str(cache.directory), "--keep", str(path), "remove", "--yes"]) == 1
         assert re.match(r"KeepUnreadable: .*Nothing was removed\.\n", capsys.readouterr().err)
     assert cache.find(KEY)
 

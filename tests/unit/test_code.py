@@ -48,7 +48,7 @@ def forget():
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """An empty directory in which packages are looked up."""
-    monkeypatch.setattr(definitions, "ROOT", tmp_path)
+    monkeypatch.setattr(definitions, "ABOVE", tmp_path)
     forget()
     yield tmp_path
     forget()

@@ -37,6 +37,7 @@ from axbake.users_files import load_json, load_yaml
 from tests import tiny
 from tests.hostile import files as hostile
 from tests.hostile.files import Payload, joined, split, spoilt_bytes, zipped
+from tests.unit.conftest import SD1
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = 120  # inputs of the short attack
@@ -504,7 +505,12 @@ def peft_lora(count, path):
 
 
 def fused(path):
-    Fusion("unet", {f"down_blocks.0.resnets.{n}.conv1.weight": (1,) for n in range(9)}, [(path, 1.0)], width=32)
+    Fusion(
+        SD1.component("unet"),
+        {f"down_blocks.0.resnets.{n}.conv1.weight": (1,) for n in range(9)},
+        [(path, 1.0)],
+        width=32,
+    )
 
 
 def steps(count, **changes):

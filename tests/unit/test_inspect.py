@@ -178,7 +178,7 @@ def test_gguf_is_called_by_name(tmp_path):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "axbake.inspect", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "axbake", "inspect", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
     )
 
 
@@ -524,7 +524,7 @@ def test_what_is_not_there_or_no_file_is_said(tmp_path):
 def test_a_name_in_no_encoding_is_printed_without_harm(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff\x1b[31m.safetensors"
     Path(os.fsdecode(path)).write_text("<html>")
-    command = [sys.executable.encode(), b"-m", b"axbake.inspect", path]
+    command = [sys.executable.encode(), b"-m", b"axbake", b"inspect", path]
 
     for more in ([], [b"--json"]):
         done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True)

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from axbake.loras.files import LoraError, lora_facts, peft_config, read_lora
 from axbake.loras.fusing import Fusion
 from tests import loras, tiny
-from tests.unit.conftest import pipeline_of
+from tests.unit.conftest import SD1, pipeline_of
 
 COMPONENTS = ("unet", "text_encoder")
 
@@ -33,7 +33,7 @@ def fused(networks: tiny.Networks, component: str, *given: tuple[Path, float], d
     """The component's tensors with LoRAs in them."""
     tensors = {name: tensor.to(dtype) for name, tensor in plain_tensors(networks, component).items()}
     width = networks.text_encoder.config.hidden_size
-    fusion = Fusion(component, {name: tuple(t.shape) for name, t in tensors.items()}, given, width=width)
+    fusion = Fusion(SD1.component(component), {name: tuple(t.shape) for name, t in tensors.items()}, given, width=width)
     return {name: fusion.apply(name, tensor) for name, tensor in tensors.items()}
 
 

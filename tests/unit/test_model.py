@@ -129,7 +129,7 @@ def test_without_that_column_what_is_to_be_fetched_is_an_error_that_says_how_to_
 
     said = str(caught.value)
     assert said.startswith("tiny: column family: empty, wanted one of sd1, sd2, since the checkpoint is not here yet")
-    assert f"`python -m axbake.add {PAGE}`" in said
+    assert f"`axbake add {PAGE}`" in said
 
 
 def test_a_checkpoint_of_another_family_than_the_column_says_is_an_error(networks):

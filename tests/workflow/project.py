@@ -123,8 +123,8 @@ class Project:
         return self._run([*self.command, *arguments], self.environment)
 
     def planner(self, *targets: str) -> str:
-        """What `python -m axbake.plan` says of *targets*."""
-        command = [sys.executable, "-m", "axbake.plan", *targets, *self.command[1:]]
+        """What `axbake plan` says of *targets*."""
+        command = [sys.executable, "-m", "axbake", "plan", *targets, *self.command[1:]]
         done = self._run(command, self.environment | {"PYTHONPATH": str(self.checkout)})
         assert done.returncode == 0, done.stdout
         return done.stdout

@@ -16,7 +16,7 @@ COMMANDS = list(dict.fromkeys(shell((ROOT / "README.md").read_text()) + shell((D
 NOT_RUN = {
     "make demo": "installs from the network and bakes for minutes; the rules are those that bake the tiny model",
     "make test": "is what runs this test",
-    ".venv/bin/python -m axbake.add https://civitai.com/models/4384/dreamshaper": "needs Civitai",
+    ".venv/bin/axbake add https://civitai.com/models/4384/dreamshaper": "needs Civitai",
     ".venv/bin/snakemake --cores 4 results/NAME/board/report.html": "needs the real Pulsar2 and a board",
 }
 RUN = [command for command in COMMANDS if command not in NOT_RUN]
@@ -28,11 +28,13 @@ def clone(baked, tmp_path_factory) -> Project:
     directory = tmp_path_factory.mktemp("clone")
     Project(directory, baked.cache).copy_checkout(directory)
     shutil.copytree(baked.directory, directory, symlinks=True, dirs_exist_ok=True)
-    shutil.copy2(ROOT / "Makefile", directory)
+    for name in ("Makefile", "pyproject.toml", "requirements-dev.lock"):
+        shutil.copy2(ROOT / name, directory)
     (directory / ".venv").mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
         (directory / ".venv" / name).symlink_to(Path(sys.prefix) / name)
-    (directory / ".venv" / "installed").touch()
+    for name in ("installed", "developer"):
+        (directory / ".venv" / name).touch()
     return Project(directory, baked.cache, checkout=directory)
 
 

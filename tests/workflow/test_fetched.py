@@ -87,7 +87,7 @@ def test_what_cannot_be_fetched_says_why_and_nothing_that_looks_finished_is_left
     digest = sites.publish(checkpoint.read_bytes())
     fresh.write_rows(FETCHED)
     said = fresh.refusal("--dry-run", TINY)
-    assert "Unpinned: tiny: the column sha256 is empty" in said and "python -m axbake.add --pin tiny" in said
+    assert "Unpinned: tiny: the column sha256 is empty" in said and "axbake add --pin tiny" in said
 
     fresh.write_rows(FETCHED | {"sha256": "0" * 64})
     said = fresh.refusal(RECORD)

@@ -5,9 +5,7 @@ from axbake.bundles.layouts import LAYOUTS
 
 # What a bundle carries of this checkout besides the code that makes it.
 CARRIED = ["LICENSE", "axbake/__init__.py", "resources/clip", "resources/bundle"]
-CARRIED += sorted(
-    f"axbake/runtime/{path.name}" for path in (Path(workflow.basedir) / "axbake" / "runtime").glob("*.py")
-)
+CARRIED += sorted(f"axbake/runtime/{path.name}" for path in shipped("axbake/runtime").glob("*.py"))
 
 
 wildcard_constraints:

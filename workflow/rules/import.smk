@@ -12,7 +12,7 @@ rule convert_checkpoint:
             step(
                 "axbake.checkpoints.conversion.convert_checkpoint",
                 values=recipe_settings,
-                tools=["torch", "sd-mecha"],
+                tools=["torch"],
                 sources=lambda model, wildcards: {"source": model.sources.brought_digest(wildcards.column)},
             ),
             part="column",

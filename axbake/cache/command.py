@@ -1,4 +1,4 @@
-"""`python -m axbake.cache [usage | remove --yes]`: what the build cache holds, and removal of what nobody needs."""
+"""What the build cache holds (usage), and removal of what nobody needs (remove --yes)."""
 
 import argparse
 import sys
@@ -8,14 +8,13 @@ from axbake.cache.errors import KeepUnreadable
 from axbake.cache.garbage import DAYS, Usage, remove_garbage, usage
 from axbake.cache.store import Cache, cache_directory
 from axbake.digest import is_sha256
-from axbake.errors import AxbakeError
 from axbake.printable import shown
 from axbake.units import size_of
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 1 if something is to be removed and --yes was not said."""
-    parser = argparse.ArgumentParser(prog="python -m axbake.cache", description=__doc__)
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What `axbake cache` takes."""
+    parser.description = __doc__
     parser.add_argument("--directory", help="the build cache; otherwise AXBAKE_CACHE, or ~/.cache/axbake")
     parser.add_argument(
         "--days", type=float, default=DAYS, help="keep what was made or used since (default: %(default)s)"
@@ -24,23 +23,26 @@ def main(arguments: list[str] | None = None) -> int:
         "--keep", type=Path, metavar="FILE", help="keys that results need, one a line; - is standard input"
     )
     parser.add_argument("--yes", action="store_true", help="do remove")
-    parser.add_argument("command", nargs="?", choices=["usage", "remove"], default="usage")
-    options = parser.parse_args(arguments)
+    parser.add_argument("action", nargs="?", choices=["usage", "remove"], default="usage")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status: 1 if something is to be removed and --yes was not said.
+
+    Raises:
+        AxbakeError
+    """
     cache = Cache(Path(options.directory) if options.directory else cache_directory(None))
     if not cache.directory.is_dir():
         print(f"{cache.directory}: there is no build cache yet")
         return 0
-    try:
-        used = _digests(options.keep)
-        if options.command == "remove" and options.yes:
-            _show(cache, remove_garbage(cache, used, days=options.days), "removed")
-            return 0
-        found = usage(cache, used, days=options.days)
-    except AxbakeError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    used = _digests(options.keep)
+    if options.action == "remove" and options.yes:
+        _show(cache, remove_garbage(cache, used, days=options.days), "removed")
+        return 0
+    found = usage(cache, used, days=options.days)
     _show(cache, found, "not needed")
-    if options.command == "remove" and found.garbage:
+    if options.action == "remove" and found.garbage:
         print("Nothing was removed. `remove --yes` removes it.")
         return 1
     return 0
@@ -79,7 +81,3 @@ def _show(cache: Cache, found: Usage, what: str) -> None:
     for one in found.garbage:
         place = one.path.relative_to(cache.directory) if one.path.is_relative_to(cache.directory) else one.path
         print(f"    {one.what:<46}{size_of(one.size):>12}  {shown(place, 400)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The command `axbake`: a door to the workflow. What it bakes, `snakemake` in the same directory bakes too."""
+
+import argparse
+import importlib
+import sys
+
+import shtab
+
+from axbake import __version__
+from axbake.errors import AxbakeError
+from axbake.printable import printable
+
+#: Command -> module with `arguments(parser)` and `run(options)`, and what the command is for
+COMMANDS = {
+    "bake": ("axbake.bake", "bake a checkpoint, and open its report"),
+    "demo": ("axbake.demo", "bake the demo model, and open its report"),
+    "inspect": ("axbake.inspect", "what a file is, and whether it can be baked"),
+    "add": ("axbake.add", "give a checkpoint a row in the table of models"),
+    "plan": ("axbake.plan", "what a run would do, why, and for how long"),
+    "report": ("axbake.pages.overview", "write one page over all models that have a report"),
+    "cache": ("axbake.cache.command", "what the build cache holds, and what can go"),
+}
+
+
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line.
+
+    Args:
+        only: the one command whose module is imported; all of them without.
+    """
+    made = argparse.ArgumentParser(prog="axbake", description=__doc__)
+    made.add_argument("--version", action="version", version=f"axbake {__version__}")
+    shtab.add_argument_to(made, help="print the completion script of a shell")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, purpose) in COMMANDS.items():
+        if only not in (None, name):
+            commands.add_parser(name, help=purpose)
+            continue
+        does = importlib.import_module(module)
+        command = commands.add_parser(name, help=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
+        does.arguments(command)
+        command.set_defaults(run=does.run)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0; 1 after an error, which is told; 2 for a wrong command line; 130 when interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    wanted = next((word for word in given if not word.startswith("-")), None)
+    completes = any(word.startswith("--print-completion") for word in given)
+    made = parser(None if completes else wanted)
+    # Plans hand Snakemake's options on, as they are given.
+    options = made.parse_known_args(given)[0] if wanted == "plan" else made.parse_args(given)
+    options.given = given[given.index(options.command) + 1 :]
+    try:
+        return options.run(options)
+    except AxbakeError as error:
+        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130  # as shells have it: 128 + SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Bake a checkpoint, and open its report.
+
+FILE_OR_LINK is a checkpoint's path, an address that `axbake add` takes, or the name of a row in the table of models. A checkpoint
+that has no row gets one. What is made is what `snakemake results/NAME/report.html` makes.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import webbrowser
+from pathlib import Path
+
+from axbake.add import InTable, add_model, read_table, show_fetching, table_path
+from axbake.cache import Cache, cache_directory
+from axbake.fetch.sources import parse_source
+from axbake.plan import Planner, pending_jobs, total
+from axbake.project import lay_out
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What `axbake bake` takes."""
+    parser.description = __doc__
+    parser.add_argument("what", metavar="FILE_OR_LINK", help="checkpoint, address, or name of a row")
+    parser.add_argument("--name", help="of the model, if it gets a row; otherwise made of the file's or its page's")
+    how_to_run(parser)
+
+
+def how_to_run(parser: argparse.ArgumentParser) -> None:
+    """What every command that bakes takes."""
+    parser.add_argument(
+        "--cores", type=int, default=len(os.sched_getaffinity(0)), help="of the processor (default: all, %(default)s)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status: Snakemake's."""
+    prepare()
+    show_fetching()
+    return bake(row_of(options.what, options.name), cores=options.cores)
+
+
+def prepare() -> None:
+    """Make the working directory a project, and say so."""
+    if made := lay_out():
+        print(f"A new project in {Path.cwd()}: {', '.join(made)}.")
+
+
+def row_of(what: str, name: str | None) -> str:
+    """Name of the row of *what*, which gets one where it has none.
+
+    Raises:
+        AxbakeError: it can have none; the table is as it was.
+    """
+    rows = read_table(table_path())
+    if what in rows:
+        return what
+    there = [model for model, row in rows.items() if _same(row["checkpoint"], what)]
+    if there and name in (None, *there):
+        return name or there[0]
+    try:
+        return add_model(what, name)
+    except InTable as error:
+        return error.models[0]
+
+
+def _same(cell: str, what: str) -> bool:
+    """Whether a row's checkpoint is *what*: the same address, or the same file."""
+    if cell == what or parse_source(what) or parse_source(cell):
+        return cell == what
+    return Path(cell).exists() and Path(what).exists() and Path(cell).samefile(what)
+
+
+def bake(model: str, *, cores: int) -> int:
+    """Say what baking *model* takes, bake it, and open its report where there is a desktop. Exit status: Snakemake's.
+
+    Raises:
+        PlanError: the table or config cannot be used.
+    """
+    report = Path("results") / model / "report.html"
+    verdicts = list(Planner(pending_jobs([str(report)]), Cache(cache_directory(None))).verdicts.values())
+    print(f"{model}: {total(verdicts)}", flush=True)
+    running = subprocess.Popen([sys.executable, "-m", "snakemake", "--cores", str(cores), "--", report])
+    while True:
+        try:
+            status = running.wait()
+            break
+        except KeyboardInterrupt:  # Snakemake got it too, and ends in its own way
+            continue
+    if status == 0 and any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
+        webbrowser.open(report.resolve().as_uri())
+    return status

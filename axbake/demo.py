@@ -1,0 +1,17 @@
+"""Bake the demo model, which axbake brings along, and open its report."""
+
+import argparse
+
+from axbake.bake import bake, how_to_run, prepare
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What `axbake demo` takes."""
+    parser.description = __doc__
+    how_to_run(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status: Snakemake's."""
+    prepare()
+    return bake("demo", cores=options.cores)
