@@ -59,7 +59,7 @@ docs: .venv/installed
 
 site: .venv/installed
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
-	@echo "The documentation is in build/site/index.html."
+	@echo "The documentation is in build/site/index.html. Its search needs a web server: $(BIN)/mkdocs serve."
 
 lock:
 	rm -rf .venv-lock
