@@ -5,8 +5,6 @@ import functools
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -227,20 +225,6 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
         path = page.parent / name if name else page
         assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """The documentation as `make site` builds it."""
-    place = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [Path(sys.executable).with_name("mkdocs"), "build", "--strict", "--site-dir", place],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return place
 
 
 def read(page: Path) -> str:
