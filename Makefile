@@ -74,7 +74,7 @@ docs: .venv/developer
 
 site: .venv/developer
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
-	@echo "The documentation is in build/site/index.html."
+	@echo "The documentation is in build/site/index.html. Its search needs a web server: $(BIN)/mkdocs serve."
 
 lock:
 	rm -rf .venv-lock

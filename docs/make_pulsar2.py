@@ -1,11 +1,14 @@
-"""Write the table of Pulsar2's config fields in docs/pulsar2.md: `make docs`."""
+"""Write the table of config fields in docs/pulsar2.md, and the tables of its translations: `make docs`."""
 
+import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "pulsar2.md"
+TRANSLATIONS = [PAGE.with_suffix(".ja.md"), PAGE.with_suffix(".zh.md")]
 BEGIN, END = "<!-- fields -->\n", "<!-- end of fields -->\n"
+FAILURES = "<!-- failures -->\n"
 
 
 def table() -> str:
@@ -23,6 +26,16 @@ def page(text: str) -> str:
     return before + BEGIN + table() + END + rest.partition(END)[2]
 
 
+def translation(text: str, english: str) -> str:
+    """*text* with its table made anew, and with the tables of failures of the page in *english*."""
+    rows = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+    before, _, failures = page(text).partition(FAILURES)
+    tables = iter(rows.findall(english.partition(FAILURES)[2]))
+    return before + FAILURES + rows.sub(lambda _: next(tables), failures)
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     PAGE.write_text(page(PAGE.read_text()))
+    for path in TRANSLATIONS:
+        path.write_text(translation(path.read_text(), PAGE.read_text()))

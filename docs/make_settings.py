@@ -55,10 +55,17 @@ def of_all_roles(schema: dict) -> dict:
     return first
 
 
-def rows(schema: dict, prefix: str = "", of_row: bool = False) -> list[str]:
-    """A table row for every entry of *schema*, at every depth.
+def linked(path: str, table: str) -> str:
+    """An entry that links to itself, so that its address can be copied: settings.md#config-board-host, #models-height."""
+    anchor = f"{table}/{path}".translate(str.maketrans("/", "-", "{}"))
+    return f'<a id="{anchor}" href="#{anchor}">`{path}`</a>'
+
+
+def rows(schema: dict, table: str, prefix: str = "", of_row: bool = False) -> list[str]:
+    """A row for every entry of *schema*, at every depth.
 
     Args:
+        table: name of the schema.
         of_row: whether a row of the table of models can have its own.
     """
     lines = []
@@ -67,10 +74,11 @@ def rows(schema: dict, prefix: str = "", of_row: bool = False) -> list[str]:
         meaning = " ".join(entry.get("description", "").split())
         own = of_row or entry.get("ofRow", False)
         mark = " (row)" if own and not of_row else ""
+        link = linked(prefix + name, table)
         if "properties" in entry:
-            lines += [f"| `{prefix}{name}`{mark} | {meaning} | | |", *rows(entry, f"{prefix}{name}/", own)]
+            lines += [f"| {link}{mark} | {meaning} | | |", *rows(entry, table, f"{prefix}{name}/", own)]
             continue
-        lines.append(f"| `{prefix}{name}` | {meaning} | {allowed(entry)} | {default_of(entry)} |")
+        lines.append(f"| {link} | {meaning} | {allowed(entry)} | {default_of(entry)} |")
     return lines
 
 
@@ -81,7 +89,7 @@ def page() -> str:
     for title, name in (("config/config.yaml", "config"), ("config/models.tsv", "models")):
         schema = yaml.safe_load((ROOT / "workflow" / "schemas" / f"{name}.schema.yaml").read_text())
         about = [" ".join(schema["description"].split())] + ["", BY_ROLE.rstrip()] * (name == "config")
-        parts += [f"## {title}", "", *about, *head, *rows(schema), ""]
+        parts += [f"## {title}", "", *about, *head, *rows(schema, name), ""]
     return "\n".join(parts)
 
 

@@ -1,8 +1,10 @@
-"""For all tests: a build cache of their own, and what one worker makes for all. For those of boards: one that is played."""
+"""For all tests: a build cache of their own, and what one worker makes for all. For some: the site; a board that is played."""
 
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 
 from tests.board.played import PlayedBoard
 from tests.services import sshd
+
+ROOT = Path(__file__).parents[1]
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and so would be all that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,6 +46,17 @@ def once(shared) -> Callable[[str, Callable[[Path], object]], Path]:
         return place
 
     return make
+
+
+@pytest.fixture(scope="session")
+def site(once) -> Path:
+    """The documentation as `make site` builds it."""
+
+    def build(place: Path) -> None:
+        mkdocs = Path(sys.executable).with_name("mkdocs")
+        subprocess.run([mkdocs, "build", "--strict", "--quiet", "--site-dir", place], cwd=ROOT, check=True)
+
+    return once("site", build)
 
 
 @pytest.fixture(scope="session")

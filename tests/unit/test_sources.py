@@ -124,7 +124,7 @@ def test_what_is_to_be_fetched_is_known_by_the_table_alone(address, converted):
 
 
 def test_an_address_without_a_pin_is_refused_unless_config_allows_it():
-    with pytest.raises(Unpinned, match=r"tiny: the column sha256 is empty.*axbake\.add --pin tiny"):
+    with pytest.raises(Unpinned, match=r"tiny: the column sha256 is empty.*axbake add --pin tiny"):
         sources(checkpoint=PAGE).file(CHECKPOINT)
 
     assert sources(checkpoint=PAGE, allow_unpinned=True).digest() == ""

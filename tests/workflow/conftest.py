@@ -1,12 +1,18 @@
-"""One baked project for all tests, copies of it to edit, and projects in which nothing was baked yet."""
+"""One baked project for all tests, copies of it to edit, projects in which nothing was baked yet, and a browser."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Error, sync_playwright
 
 from tests import tiny
 from tests.services.engine import containers, engine  # noqa: F401 - fixtures of the container tests
 from tests.workflow.project import REPORT, Project
+
+# A test machine has no network for a browser's own errands, and its root user no sandbox.
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +41,17 @@ def baked(checkpoint, once) -> Project:
 def project(baked, tmp_path) -> Project:
     """A copy of the baked project, and of its cache, to edit."""
     return baked.copy(tmp_path / "project").copy_cache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium where it is installed, else the one that `playwright install chromium` fetches."""
+    with sync_playwright() as playwright:
+        try:
+            launched = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=OPTIONS)
+        except Error as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"no Chromium here (apt-get install chromium, or playwright install chromium): {error}")
+        yield launched
+        launched.close()

@@ -1,13 +1,11 @@
 """The pages in a real browser, offline: no error, nothing wider than a phone, light and dark, with and without JavaScript."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Error, sync_playwright
 
 from axbake.families.sd1 import FAMILY
 from axbake.pages.overview import write_overview
@@ -18,22 +16,6 @@ PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 HOSTILE = (
     '<script>document.title = "owned"</script><img src=x onerror="document.title = 1">"\'</style>&amp; {{ 7 * 7 }}'
 )
-# A test machine has no network for a browser's own errands, and its root user no sandbox.
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's Chromium where it is installed, else the one that `playwright install chromium` fetches."""
-    with sync_playwright() as playwright:
-        try:
-            launched = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=OPTIONS)
-        except Error as error:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(f"no Chromium here (apt-get install chromium, or playwright install chromium): {error}")
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
