@@ -40,7 +40,7 @@ print("\\nafter the end")
 """
 
 
-def run(tmp_path, columns, *, breaks="", until="3 of 8.*40 s left"):
+def run(tmp_path, columns, *, breaks="", until="began.*3 of 8.*40 s left"):
     """Status and terminal of RUN; what the terminal showed while the jobs ran."""
     live = []
 
