@@ -301,8 +301,8 @@ def part_of(said: str) -> str:
 def bar_of(job: Running) -> ProgressBar:
     """A job's bar: by what its log says, else by the time that it may take; else one that moves."""
     part = PART.search(job.said())
-    if part:
-        return ProgressBar(total=max(int(part[2]), 1), completed=int(part[1]), width=BAR)
+    if part and int(part[1]) < int(part[2]):  # what is all done says nothing of what the job does now
+        return ProgressBar(total=int(part[2]), completed=int(part[1]), width=BAR)
     if job.seconds and job.elapsed < job.seconds:
         return ProgressBar(total=job.seconds, completed=job.elapsed, width=BAR)
     return ProgressBar(total=None, pulse=True, width=BAR)

@@ -257,7 +257,7 @@ def short_path(path: Path) -> str:
     return str(path)
 
 
-def show_reports(paths: Sequence[str]) -> str:
+def show_reports(paths: Sequence[str | Path]) -> str:
     """Where the reports of a run are that had nothing to do."""
     shown = [f"  report: {path}" for path in paths[:MOST_NAMES]]
     more = f"  and {len(paths) - MOST_NAMES} more; `make report` gathers them on one page."

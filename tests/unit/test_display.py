@@ -3,12 +3,13 @@
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from axbake.jobs.display import Display, finished_line, part_of, shorten
+from axbake.jobs.display import Display, Running, bar_of, finished_line, part_of, shorten
 from tests.terminal import run_on_terminal
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,29 @@ def test_without_jobs_the_line_of_the_run_is_all():
 )
 def test_how_far_a_job_is_stands_in_what_it_says(said, part):
     assert part_of(said) == part
+
+
+@pytest.mark.parametrize(
+    "said, seconds, bar",
+    [
+        ("sample 3 of 8", None, (3, 8)),
+        ("sample 3 of 8", 1000.0, (3, 8)),
+        ("sample 8 of 8", None, (0, None)),  # and now something else
+        ("building the unet", None, (0, None)),
+    ],
+)
+def test_a_bar_is_of_what_the_log_says(said, seconds, bar, tmp_path):
+    job = Running("Exporting", tmp_path / "log", seconds)
+    job.log.write_text(f"2026-01-01 00:00:00,000 INFO {said}\n")
+
+    assert (bar_of(job).completed, bar_of(job).total) == bar
+
+
+def test_where_the_log_does_not_say_a_bar_is_of_the_time_that_the_job_may_take(tmp_path):
+    job = Running("Exporting", None, 1000.0, begun=time.monotonic() - 500)
+
+    assert bar_of(job).total == 1000 and 500 <= bar_of(job).completed < 1000
+    assert bar_of(Running("Exporting", None, 10.0, begun=time.monotonic() - 500)).total is None
 
 
 def test_what_goes_on_stands_below_the_message():

@@ -12,17 +12,17 @@ from axbake.jobs.identity import read_steps
 from axbake.jobs.terminal import Pending, header, install_screen, last_times, show_made, show_reports
 
 
-def targets(suffix=""):
-    """Paths that the run was asked for, of those that end so."""
-    paths = [str(path) for job in workflow.dag.targetjobs for path in (job.output or job.input)]
-    return [path for path in paths if path.endswith(suffix)]
+def targets():
+    """Paths that the run was asked for."""
+    return [Path(path) for job in workflow.dag.targetjobs for path in (job.output or job.input)]
 
 
 def reports():
-    """Where the reports are that were asked for, of those that exist."""
-    of_all = ["results/report.html"] if is_of_all() else []
-    there = [path for path in (*of_all, *targets("/report.html")) if Path(path).is_file()]
-    return show_reports(there[:1] if there[:1] == of_all else there)
+    """Words on where the reports are that were asked for, of those that exist."""
+    of_all = Path("results") / "report.html"
+    if is_of_all() and of_all.is_file():
+        return show_reports([of_all])
+    return show_reports([path for path in targets() if path.name == "report.html" and path.is_file()])
 
 
 def is_of_all():
@@ -73,4 +73,4 @@ def close_display():
 def say_what_was_made():
     """Say what a run of named targets made, and what to do with it."""
     if not is_of_all():
-        logger.info(show_made(targets()))
+        logger.info(show_made([str(path) for path in targets()]))
