@@ -11,6 +11,7 @@ configfile: "config/config.yaml"
 report: "workflow/report/workflow.rst"
 
 
+include: "workflow/rules/terminal.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/toolchain.smk"
 include: "workflow/rules/steps.smk"
@@ -26,7 +27,6 @@ include: "workflow/rules/simulate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/bundle.smk"
 include: "workflow/rules/board.smk"
-include: "workflow/rules/terminal.smk"
 include: "workflow/rules/outcomes.smk"
 include: "workflow/rules/batch.smk"
 

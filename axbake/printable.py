@@ -1,6 +1,7 @@
 """Text from elsewhere, as a terminal and a log can show it."""
 
 import re
+import textwrap
 import unicodedata
 from typing import Any
 
@@ -47,3 +48,21 @@ def one_line(text: str, most: int = 200) -> str:
     """
     line = " ".join(printable(text[: 4 * most]).split())
     return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 1]}…"
+
+
+def wrapped(text: str, width: int) -> str:
+    """*text* in lines of *width* characters, broken between words; what goes on is indented, and a longer word stays whole."""
+    return "\n".join(line if len(line) <= width else _broken(line, width) for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    words = line.lstrip(" ")
+    indent = " " * (len(line) - len(words))
+    return textwrap.fill(
+        words,
+        width,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

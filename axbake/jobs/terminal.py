@@ -4,20 +4,45 @@ Snakemake's logger plugins are packages that must be installed; this is a format
 file keeps Snakemake's own words.
 """
 
+from __future__ import annotations
+
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache
 from axbake.jobs.failure import INTERRUPTED, describe_failure
+from axbake.printable import wrapped
 from axbake.units import duration
 
+if TYPE_CHECKING:
+    from axbake.jobs.display import Display
+
+logger = logging.getLogger(__name__)
 SNAKEMAKES = "DefaultStreamHandler"  # the name that Snakemake 9 gives to its handler of the screen
-UNSAID = {LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.JOB_STARTED}
-CHATTER = ("Select jobs to execute", "Execute ")
+UNSAID = {LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.RUN_INFO, LogEvent.JOB_STARTED}
+# What Snakemake says before the first job and around the others; `header` says what of it is for people.
+CHATTER = (
+    "Assuming unrestricted shared filesystem usage",
+    "Building DAG of jobs",
+    "Using shell: ",
+    "Conda environments: ignored",
+    "Singularity containers: ignored",
+    "Select jobs to execute",
+    "Execute ",
+    "Exiting because a job execution failed",
+    "Complete log(s): ",
+    "Elapsed time: ",
+)
+NOTHING = "Nothing to be done"  # how Snakemake begins to say so
+MOST_NAMES = 5  # of models in a line, or of reports
+FAILED = "At least one job did not complete successfully"  # that a run of which each failed job is told ends with
 
 
 @dataclass(frozen=True)
@@ -48,22 +73,37 @@ class Screen(logging.Formatter):
     """Words for the screen in place of Snakemake's *usual* ones.
 
     Args:
-        seconds: of each job by number, as `last_times` has them.
-        cores: that the run may use.
-        interrupted: signals by which the user stopped the run, once he has.
+        terminal: file descriptor of the terminal that shows them; None of a file, in which lines are as long as they are.
+        colours: whether there may be any.
+        reports: words on where the reports are, for a run that has nothing to do.
     """
 
     def __init__(
         self,
         usual: logging.Formatter | None,
-        jobs: list[Pending],
-        seconds: dict[int, float | None],
         *,
-        cores: int,
-        interrupted: Sequence[int] = (),
+        terminal: int | None = None,
+        colours: bool = True,
+        reports: Callable[[], str] = str,
     ):
         super().__init__()
         self.usual = usual or logging.Formatter()
+        self.terminal = terminal
+        self.colours = colours
+        self.display: Display | None = None
+        self._reports = reports
+        self.expect([], {}, cores=1)
+
+    def expect(
+        self, jobs: list[Pending], seconds: Mapping[int, float | None], *, cores: int, interrupted: Sequence[int] = ()
+    ) -> None:
+        """Know what the run is to do.
+
+        Args:
+            seconds: of each job by number, as `last_times` has them.
+            cores: that the run may use.
+            interrupted: signals by which the user stopped the run, once he has.
+        """
         self.interrupted = interrupted
         self.total = len(jobs)
         self.messages: dict[int, str] = {}  # of the jobs that began, by number
@@ -71,8 +111,54 @@ class Screen(logging.Formatter):
         self.shares = {job.number: min(job.threads, cores) / cores for job in jobs}
         self.left = dict(seconds)
 
+    def open_display(self) -> None:
+        """From now on, until `close_display`, show the run live where that can be done."""
+        if self.terminal is None or os.environ.get("TERM", "dumb") == "dumb":
+            return
+        try:
+            # Here and not above: each job reads the rules again, and none needs rich.
+            from axbake.jobs.display import Display
+
+            display = Display(self.terminal, self.total, self.left, self.remaining, colours=self.colours)
+            display.start()
+        except Exception:
+            logger.debug("no display", exc_info=True)
+        else:
+            self.display = display
+
+    def close_display(self) -> None:
+        """Show no more than lines."""
+        if self.display:
+            self.display.stop()
+
+    def show_live(self, record: logging.LogRecord) -> bool:
+        """Give the display what it shows of *record*; whether it is to be said in a line, too."""
+        if self.display is None or not self.display.works:
+            return True
+        try:
+            return self._show_live(self.display, record)
+        except Exception:
+            logger.debug("not shown: %s", record, exc_info=True)
+            return True
+
+    def _show_live(self, display: Display, record: logging.LogRecord) -> bool:
+        event, told = getattr(record, "event", None), vars(record)
+        if event == LogEvent.JOB_INFO:
+            if self.format(record):
+                display.begin(told["jobid"], told["rule_msg"], next(map(Path, told["log"]), None))
+            return False
+        if event == LogEvent.JOB_FINISHED:
+            display.finish(told["job_id"])
+        elif event == LogEvent.JOB_ERROR:
+            display.fail(told["jobid"])
+        return True
+
     def format(self, record: logging.LogRecord) -> str:
         """The record's words; none for what is not worth a line."""
+        words = self._words(record)
+        return words if self.terminal is None else wrapped(words, os.get_terminal_size(self.terminal).columns or 80)
+
+    def _words(self, record: logging.LogRecord) -> str:
         event = getattr(record, "event", None)
         told = vars(record)
         if event == LogEvent.JOB_INFO:
@@ -83,9 +169,11 @@ class Screen(logging.Formatter):
         if event == LogEvent.JOB_ERROR:
             return self._failed(self.messages.get(told["jobid"], told["rule_name"]), told["log"], told["rule_msg"])
         text = str(record.msg)
+        if text.startswith(NOTHING):
+            return "\n".join(filter(None, [self.usual.format(record), self._reports()]))
         if event in UNSAID or (event is None and text.startswith(CHATTER)):
             return ""
-        if event == LogEvent.ERROR and "CalledProcessError" in text:
+        if event == LogEvent.ERROR and ("CalledProcessError" in text or FAILED in text):
             return ""  # that the job's process ended badly is said by the job and by `_failed`
         return self.usual.format(record)
 
@@ -103,23 +191,77 @@ class Screen(logging.Formatter):
         why = [f"  {reason}"] if said else []
         return "\n".join([f"FAILED: {what}", *why, *(f"  its log: {log}" for log in logs)])
 
-    def remaining(self) -> str:
-        """How long the jobs that have not ended take, if they take as long as the last time and none is stored."""
-        known = [seconds * self.shares[number] for number, seconds in self.left.items() if seconds is not None]
+    def remaining(self, elapsed: Mapping[int, float] = MappingProxyType({})) -> str:
+        """How long the jobs that have not ended take, if they take as long as the last time and none is stored.
+
+        Args:
+            elapsed: seconds that the jobs which run have taken, by number.
+        """
+        left = list(self.left.items())  # the display asks in a thread of its own
+        known = [
+            max(seconds - elapsed.get(number, 0), 0) * self.shares[number]
+            for number, seconds in left
+            if seconds is not None
+        ]
         if not sum(known):
             return ""
-        some_unknown = any(seconds is None for seconds in self.left.values())
+        some_unknown = any(seconds is None for _, seconds in left)
         return f", {duration(sum(known))} left as the last time" + (", and what is new" if some_unknown else "")
 
 
-def show_progress(
-    logger: logging.Logger, jobs: list[Pending], cache: Path, *, cores: int, interrupted: Sequence[int]
-) -> None:
-    """Have Snakemake's *logger* show the screen of a run that starts *jobs*; nothing if a logger plugin shows it."""
-    seconds = last_times(Cache(cache), jobs)
-    for handler in logger.handlers:
-        if handler.name == SNAKEMAKES:
-            handler.setFormatter(Screen(handler.formatter, jobs, seconds, cores=cores, interrupted=interrupted))
+def install_screen(logger: logging.Logger, reports: Callable[[], str]) -> Screen | None:
+    """Have Snakemake's *logger* show a `Screen`; None if a logger plugin shows the run.
+
+    Args:
+        reports: as `Screen` has it.
+    """
+    handler: Any = next((one for one in logger.handlers if one.name == SNAKEMAKES), None)
+    if handler is None:
+        return None
+    terminal = os.dup(handler.stream.fileno()) if handler.stream.isatty() else None
+    colours = not handler.nocolor and not os.environ.get("NO_COLOR")
+    screen = Screen(handler.formatter, terminal=terminal, colours=colours, reports=reports)
+    handler.colors = {level: colour for level, colour in handler.colors.items() if level != "INFO"}
+    handler.nocolor = not colours
+    handler.addFilter(screen.show_live)
+    handler.setFormatter(screen)
+    return screen
+
+
+def header(jobs: Mapping[str, int], *, cores: int, cache: Path, log: Path | None) -> str:
+    """What a run is going to do, and where.
+
+    Args:
+        jobs: how many, by model.
+        log: Snakemake's own.
+    """
+    of_each = ", ".join(f"{number} of {model}" for model, number in list(jobs.items())[:MOST_NAMES])
+    others = f" and {counted(len(jobs) - MOST_NAMES, 'other model')}" if len(jobs) > MOST_NAMES else ""
+    lines = [
+        f"{counted(sum(jobs.values()), 'job')} on {counted(cores, 'core')}: {of_each}{others}",
+        f"  build cache: {short_path(cache)}",
+    ]
+    return "\n".join([*lines, f"  Snakemake's log: {short_path(log)}"] if log else lines)
+
+
+def counted(number: int, what: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def short_path(path: Path) -> str:
+    """*path* from the working directory on, or from the user's home."""
+    for base, mark in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_relative_to(base):
+            return f"{mark}{path.relative_to(base)}"
+    return str(path)
+
+
+def show_reports(paths: Sequence[str | Path]) -> str:
+    """Where the reports of a run are that had nothing to do."""
+    shown = [f"  report: {path}" for path in paths[:MOST_NAMES]]
+    more = f"  and {len(paths) - MOST_NAMES} more; `make report` gathers them on one page."
+    return "\n".join(shown + [more] * (len(paths) > MOST_NAMES))
 
 
 def show_made(paths: list[str]) -> str:

@@ -1,13 +1,17 @@
 """The screen says which job begins, how far the run is and how long it takes; of a failed job its log, and no traceback."""
 
 import logging
+import os
+import pty
+import termios
 import time
+from pathlib import Path
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache, Key
-from axbake.jobs.terminal import Pending, Screen, last_times
+from axbake.jobs.terminal import Pending, Screen, header, last_times, show_reports
 
 EXPORT = Pending(1, (("export_onnx", "unet"), ("measure_parity", "unet")), threads=1)
 COMPILE = Pending(2, (("compile_model", "unet"),), threads=4)
@@ -17,7 +21,9 @@ JOBS = [EXPORT, COMPILE, REPORT]
 
 def screen(**seconds):
     times = {1: 40.0, 2: 4000.0, 3: 0.0} | {int(number[1:]): value for number, value in seconds.items()}
-    return Screen(logging.Formatter("usual: %(message)s"), JOBS, times, cores=2)
+    shown = Screen(logging.Formatter("usual: %(message)s"), reports=lambda: "  report: results/a/report.html")
+    shown.expect(JOBS, times, cores=2)
+    return shown
 
 
 def say(screen, text="", **extra):
@@ -41,6 +47,14 @@ def test_each_job_is_said_with_its_number_and_the_time_that_is_left():
     assert begin(shown, 2, "Compiling") == "[2 of 3, 1 h 6 min left as the last time] Compiling"
     assert say(shown, "Finished jobid: 2", event=LogEvent.JOB_FINISHED, job_id=2) == ""
     assert begin(shown, 3, "Writing the report") == "[3 of 3] Writing the report"
+
+
+def test_what_running_jobs_have_taken_is_not_left_any_more():
+    shown = screen()
+
+    assert shown.remaining() == ", 1 h 7 min left as the last time"
+    assert shown.remaining({2: 3000.0}) == ", 17 min 0 s left as the last time"
+    assert shown.remaining({1: 100.0, 2: 5000.0}) == ""  # both take longer than they did
 
 
 def test_no_time_is_promised_for_what_was_never_built():
@@ -105,6 +119,14 @@ def test_why_a_job_failed_on_a_cluster_is_told_too():
     [
         {"text": "Select jobs to execute..."},
         {"text": "Execute 2 jobs..."},
+        {"text": "Building DAG of jobs..."},
+        {"text": "Using shell: /usr/bin/bash"},
+        {"text": "Assuming unrestricted shared filesystem usage."},
+        {"text": "Conda environments: ignored"},
+        {"text": "Complete log(s): /somewhere/.snakemake/log/x.log"},
+        {"text": "Job stats:\njob    count", "event": LogEvent.RUN_INFO},
+        {"text": "Provided resources: pulsar2=1", "event": LogEvent.RESOURCES_INFO},
+        {"text": "WorkflowError:\nAt least one job did not complete successfully.", "event": LogEvent.ERROR},
         {"text": None, "event": LogEvent.PROGRESS},
         {"text": "RuleException:\nCalledProcessError in file x.smk, line 3", "event": LogEvent.ERROR},
     ],
@@ -113,6 +135,49 @@ def test_what_helps_nobody_is_left_out(extra):
     assert say(screen(), **extra) == ""
 
 
-@pytest.mark.parametrize("event", [None, LogEvent.ERROR, LogEvent.RUN_INFO])
+@pytest.mark.parametrize("event", [None, LogEvent.ERROR])
 def test_all_else_is_said_as_snakemake_says_it(event):
     assert say(screen(), "MissingOutputException in rule x", event=event) == "usual: MissingOutputException in rule x"
+
+
+def test_a_run_with_nothing_to_do_says_where_the_report_is():
+    assert say(screen(), "Nothing to be done (all is up to date).") == (
+        "usual: Nothing to be done (all is up to date).\n  report: results/a/report.html"
+    )
+
+
+def test_of_many_reports_some_are_named():
+    paths = [f"results/{name}/report.html" for name in "abcdefg"]
+
+    assert show_reports([]) == ""
+    assert show_reports(paths[:5]).count("report: ") == 5 and "more" not in show_reports(paths[:5])
+    assert show_reports(paths).endswith("\n  and 2 more; `make report` gathers them on one page.")
+
+
+def test_a_run_begins_with_what_it_will_do_and_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    places = {"cache": Path("/home/somebody/.cache/axbake"), "log": tmp_path / ".snakemake" / "log" / "a.log"}
+
+    assert header({"a": 19, "b": 1}, cores=2, **places).splitlines() == [
+        "20 jobs on 2 cores: 19 of a, 1 of b",
+        "  build cache: ~/.cache/axbake",
+        "  Snakemake's log: .snakemake/log/a.log",
+    ]
+    many = header(dict.fromkeys("abcdefg", 3), cores=1, cache=Path("/mnt/cache"), log=None)
+    assert (
+        many
+        == "21 jobs on 1 core: 3 of a, 3 of b, 3 of c, 3 of d, 3 of e and 2 other models\n  build cache: /mnt/cache"
+    )
+
+
+def test_on_a_terminal_text_is_broken_between_words_and_what_goes_on_is_indented():
+    _, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 40))
+    shown = Screen(logging.Formatter("%(message)s"), terminal=terminal)
+    path = "results/a_model_with_a_name/which/is/longer/than/the/terminal.json"
+
+    lines = say(shown, f"  failed: onnx against torch is 132.2 dB; see {path} for more").split("\n")
+
+    assert lines == ["  failed: onnx against torch is 132.2", "      dB; see", f"      {path}", "      for more"]
+    os.close(terminal)

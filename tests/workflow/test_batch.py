@@ -48,7 +48,7 @@ def test_rows_left_out_are_named_with_their_reason_before_the_first_job_and_at_t
     _, said = batch
     reason = "MissingCheckpoint: missing: checkpoints/nowhere.safetensors is not there."
 
-    assert said.index(f"Left out: {reason}") < said.index("Job stats:")
+    assert said.index(f"Left out: {reason}") < said.index("  build cache: ")
     assert f"  skipped    missing: {reason}" in said[said.index("3 models: 1 done, 1 failed, 1 skipped.") :]
 
 
@@ -132,7 +132,7 @@ def test_a_row_asked_for_by_name_without_its_checkpoint_is_an_error(batch):
     said = project.refusal("results/missing/unet.axmodel")
 
     assert "MissingCheckpoint: missing: checkpoints/nowhere.safetensors is not there." in said
-    assert "Job stats:" not in said
+    assert "build cache: " not in said  # the run has not begun
 
 
 def test_the_table_that_is_shipped_has_no_row_that_cannot_be_baked(tmp_path):

@@ -28,9 +28,11 @@ rule refuse_row:
 
 
 onsuccess:
+    close_display()
     summarise()
     say_what_was_made()
 
 
 onerror:
+    close_display()
     summarise()

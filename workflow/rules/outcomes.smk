@@ -101,7 +101,7 @@ def outcome(model, left):
 
 def summarise():
     """Say what became of each row; of a run of all rows, write the summary and the page over all models, too."""
-    of_all = any(job.rule.name == "all" for job in workflow.dag.jobs)
+    of_all = is_of_all()
     made = outcomes(of_all=of_all)
     if of_all:
         write_summary(made, {name: model.row for name, model in MODELS.items()}, results=Path("results"))

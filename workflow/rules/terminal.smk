@@ -1,23 +1,52 @@
 # What the screen shows of a run. A dry run shows Snakemake's own words.
 
-from axbake.cache import cache_directory
+from collections import Counter
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
+
+from axbake.cache import Cache, cache_directory
 from axbake.jobs.identity import read_steps
-from axbake.jobs.terminal import Pending, show_made, show_progress
+from axbake.jobs.terminal import Pending, header, install_screen, last_times, show_made, show_reports
+
+
+def targets():
+    """Paths that the run was asked for."""
+    return [Path(path) for job in workflow.dag.targetjobs for path in (job.output or job.input)]
+
+
+def reports():
+    """Words on where the reports are that were asked for, of those that exist."""
+    of_all = Path("results") / "report.html"
+    if is_of_all() and of_all.is_file():
+        return show_reports([of_all])
+    return show_reports([path for path in targets() if path.name == "report.html" and path.is_file()])
+
+
+def is_of_all():
+    """Whether the run is of all rows."""
+    return any(job.rule.name == "all" for job in workflow.dag.jobs)
+
+
+# Before the other rules are read, so that what is wrong with config or table is wrapped too.
+SCREEN = None
+if workflow.is_main_process and not workflow.output_settings.dryrun:
+    SCREEN = install_screen(logger, reports)
 
 
 onstart:
     check_compiler()
-    show_progress(
-        logger,
-        [
-            Pending(job.jobid, tuple(names_of_steps(job)), job.threads)
-            for job in workflow.dag.needrun_jobs()
-            if job.output
-        ],
-        cache_directory(None),
-        cores=run_cores(),
-        interrupted=INTERRUPTED,
-    )
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
+    counts = Counter(job.wildcards_dict["model"] for job in jobs)
+    cache = cache_directory(None)
+    logger.info(header(counts, cores=run_cores(), cache=cache, log=next(map(Path, log), None)))
+    if SCREEN:
+        pending = [Pending(job.jobid, tuple(names_of_steps(job)), job.threads) for job in jobs]
+        SCREEN.expect(pending, last_times(Cache(cache), pending), cores=run_cores(), interrupted=INTERRUPTED)
+        if not set(workflow.output_settings.quiet or ()) & {Quietness.ALL, Quietness.PROGRESS, Quietness.RULES}:
+            SCREEN.open_display()
 
 
 def names_of_steps(job):
@@ -35,7 +64,13 @@ def run_cores():
         return 1
 
 
+def close_display():
+    """End the live part of the screen; all that follows are lines."""
+    if SCREEN:
+        SCREEN.close_display()
+
+
 def say_what_was_made():
     """Say what a run of named targets made, and what to do with it."""
-    if not any(job.rule.name == "all" for job in workflow.dag.jobs):
-        logger.info(show_made([str(path) for job in workflow.dag.targetjobs for path in job.output]))
+    if not is_of_all():
+        logger.info(show_made([str(path) for path in targets()]))
