@@ -12,6 +12,10 @@ from pathlib import Path
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache
+from axbake.forecast.history import builds_in
+from axbake.forecast.left import Left
+from axbake.forecast.machine import Machine
+from axbake.forecast.work import Bake
 from axbake.jobs.failure import INTERRUPTED, describe_failure
 from axbake.units import duration
 
@@ -25,30 +29,23 @@ class Pending:
     """A job that this run is to start."""
 
     number: int  # Snakemake's
-    steps: tuple[tuple[str, str | None], ...]  # that go through the build cache: function's name, component
+    steps: tuple[tuple[str, str | None], ...]  # function's name, component
     threads: int
+    needs: tuple[int, ...]  # numbers of the jobs that it waits for
+    bake: Bake  # what its model's times depend on
 
 
-def last_times(cache: Cache, jobs: list[Pending]) -> dict[int, float | None]:
-    """Seconds that the steps of each of *jobs* took when they were last built or used; None if one never was."""
-    found: dict[tuple[str, str | None], float | None] = {}
-
-    def seconds(job: Pending) -> float | None:
-        for place in job.steps:
-            if place not in found:
-                entry = cache.newest(*place)
-                found[place] = entry.seconds if entry else None
-        known = [found[place] for place in job.steps]
-        return None if None in known else sum(known)  # type: ignore[arg-type]
-
-    return {job.number: seconds(job) for job in jobs}
+def forecasts(cache: Cache, jobs: list[Pending], *, cores: int) -> dict[int, float]:
+    """Seconds that each of *jobs* takes on this machine, by number, if none of its results is stored."""
+    machine = Machine(builds_in(cache, cache.entries(), cores=cores))
+    return {job.number: machine.job_seconds(job.steps, job.bake) for job in jobs}
 
 
 class Screen(logging.Formatter):
     """Words for the screen in place of Snakemake's *usual* ones.
 
     Args:
-        seconds: of each job by number, as `last_times` has them.
+        seconds: of each job by number, as `forecasts` has them.
         cores: that the run may use.
         interrupted: signals by which the user stopped the run, once he has.
     """
@@ -57,7 +54,7 @@ class Screen(logging.Formatter):
         self,
         usual: logging.Formatter | None,
         jobs: list[Pending],
-        seconds: dict[int, float | None],
+        seconds: dict[int, float],
         *,
         cores: int,
         interrupted: Sequence[int] = (),
@@ -68,19 +65,21 @@ class Screen(logging.Formatter):
         self.total = len(jobs)
         self.messages: dict[int, str] = {}  # of the jobs that began, by number
         # A job that takes half of the cores shares its time with another one.
-        self.shares = {job.number: min(job.threads, cores) / cores for job in jobs}
-        self.left = dict(seconds)
+        shares = {job.number: min(job.threads, cores) / cores for job in jobs}
+        self.left = Left(seconds, shares, {job.number: job.needs for job in jobs})
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's words; none for what is not worth a line."""
         event = getattr(record, "event", None)
         told = vars(record)
         if event == LogEvent.JOB_INFO:
+            self.left.begin(told["jobid"])
             return self._begins(told["jobid"], told["rule_msg"])
         if event == LogEvent.JOB_FINISHED:
-            self.left.pop(told["job_id"], None)
+            self.left.end(told["job_id"])
             return ""
         if event == LogEvent.JOB_ERROR:
+            self.left.fail(told["jobid"])
             return self._failed(self.messages.get(told["jobid"], told["rule_name"]), told["log"], told["rule_msg"])
         text = str(record.msg)
         if event in UNSAID or (event is None and text.startswith(CHATTER)):
@@ -104,19 +103,15 @@ class Screen(logging.Formatter):
         return "\n".join([f"FAILED: {what}", *why, *(f"  its log: {log}" for log in logs)])
 
     def remaining(self) -> str:
-        """How long the jobs that have not ended take, if they take as long as the last time and none is stored."""
-        known = [seconds * self.shares[number] for number, seconds in self.left.items() if seconds is not None]
-        if not sum(known):
-            return ""
-        some_unknown = any(seconds is None for seconds in self.left.values())
-        return f", {duration(sum(known))} left as the last time" + (", and what is new" if some_unknown else "")
+        """How long the jobs that have not ended take, if none of their results is stored."""
+        return f", up to {duration(self.left.seconds)} left" if self.left.seconds else ""
 
 
 def show_progress(
     logger: logging.Logger, jobs: list[Pending], cache: Path, *, cores: int, interrupted: Sequence[int]
 ) -> None:
     """Have Snakemake's *logger* show the screen of a run that starts *jobs*; nothing if a logger plugin shows it."""
-    seconds = last_times(Cache(cache), jobs)
+    seconds = forecasts(Cache(cache), jobs, cores=cores)
     for handler in logger.handlers:
         if handler.name == SNAKEMAKES:
             handler.setFormatter(Screen(handler.formatter, jobs, seconds, cores=cores, interrupted=interrupted))
