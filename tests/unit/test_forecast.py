@@ -234,21 +234,24 @@ def test_builds_whose_weights_are_gone_or_whose_settings_mean_nothing_are_passed
 
 
 def test_what_is_left_is_what_neither_ended_nor_waits_for_what_failed():
-    left = Left({1: 10.0, 2: 20.0, 3: 40.0, 4: 80.0}, dict.fromkeys((1, 2, 3, 4), 0.5), {2: [1], 3: [2], 4: []})
-    assert left.seconds == 75
+    seconds = {1: 10.0, 2: 20.0, 3: 40.0, 4: 80.0, 5: 80.0}
+    left = Left(seconds, dict.fromkeys(seconds, 0.5), {2: [1], 3: [2], 4: []})
+    assert left.seconds == 115  # by cores
 
     left.begin(1)
     left.fail(1)
-    assert left.seconds == 40
+    assert left.seconds == 80
     left.fail(1)  # its last attempt
-    assert left.seconds == 40
+    assert left.seconds == 80
     left.begin(1)
-    assert left.seconds == 75
-    left.end(1)
-    assert left.seconds == 70
+    assert left.seconds == 115
     left.end(4)
-    left.end(3)
+    left.end(1)
+    assert left.seconds == 80  # the longest job
+    left.end(5)
+    assert left.seconds == 60  # one after the other
     left.end(2)
+    left.end(3)
     assert left.seconds == 0
 
 

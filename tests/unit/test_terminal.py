@@ -32,7 +32,7 @@ def begin(screen, number, message):
 def test_each_job_is_said_with_its_number_and_the_time_that_is_left():
     shown = screen()
 
-    # The export takes one of two cores, so another job can take the other meanwhile.
+    # Compile and report wait for the export, so no core can do them meanwhile.
     assert begin(shown, 1, "Exporting the unet of a") == "[1 of 3, up to 1 h 7 min left] Exporting the unet of a"
     assert say(shown, "Finished jobid: 1", event=LogEvent.JOB_FINISHED, job_id=1) == ""
     assert begin(shown, 2, "Compiling") == "[2 of 3, up to 1 h 6 min left] Compiling"
