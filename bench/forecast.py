@@ -1,10 +1,11 @@
 """Forecast against truth of a bake that is done: of each step, and of all.
 
-    python bench/forecast.py PROJECT MODEL [--cores 2]
+    python bench/forecast.py PROJECT MODEL [--cores 2] [--since 2026-01-31T12:00:00]
 
 PROJECT is a directory with config and results in which MODEL was baked; the build cache is AXBAKE_CACHE's or the user's. The
 forecast is that of a machine that has built only what was in the cache before the bake began; so an empty cache gives that of
-the costs that are committed. Truth is what each job's log says. Only steps that the bake built count.
+the costs that are committed. Truth is what each job's log says. Only steps that the bake built count; --since, in UTC, leaves out
+what earlier bakes built.
 """
 
 import argparse
@@ -32,6 +33,7 @@ def main() -> None:
     arguments.add_argument("project", type=Path)
     arguments.add_argument("model")
     arguments.add_argument("--cores", type=int, default=2)
+    arguments.add_argument("--since", default="")
     options = arguments.parse_args()
     os.chdir(options.project)
     command = ["--snakefile", ROOT / "Snakefile", "--cores", options.cores, "--forceall"]
@@ -40,7 +42,7 @@ def main() -> None:
         (record.step, record.component): record
         for job in run.jobs
         for record in read_records(job.log)
-        if not record.stored
+        if not record.stored and record.made > options.since
     }
     cache, began = Cache(cache_directory(None)), min(record.made for record in built.values())
     before = [entry for entry in cache.entries() if entry.created < began]

@@ -21,7 +21,7 @@ COSTS = {
     "vendor": 1.0,
 }
 START = 2.5  # seconds until a job's process has read the workflow
-NEAR = 4  # builds whose work is within this factor of a job's say what it takes; others only how fast the machine is
+NEAR = 2  # builds whose work is within this factor of a job's say what it takes; others only how fast the machine is
 NEWEST = 5  # of them that count
 MOST = 5.0  # factor by which a machine is slower or faster, at most; more is an accident
 

@@ -134,7 +134,7 @@ def test_large_networks_gain_from_threads():
     work = [work_of("record_trajectories", None, dataclasses.replace(LARGE, threads=n)) for n in (2, 4)]
 
     assert work[1]["torch"] == work[0]["torch"] / 2
-    assert work[1]["parameters"] == work[0]["parameters"]
+    assert work[1]["bytes"] == work[0]["bytes"]
 
 
 # What the machine did before ------------------------------------------------------------------------------------------
