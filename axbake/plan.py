@@ -92,7 +92,7 @@ def pending_jobs(arguments: list[str]) -> list[Job]:
 
 
 def dry_run(arguments: list[str]) -> Run:
-    """What `snakemake` with *arguments* would do; on all cores, if they name no number.
+    """What `snakemake` with *arguments* would do; on all cores, if they name no number of them, or of jobs.
 
     Raises:
         PlanError: Snakemake's own words.
@@ -113,7 +113,9 @@ def dry_run(arguments: list[str]) -> Run:
             contextlib.redirect_stderr(said),
         ):
             parser, options = parse_args(["--dry-run", "--nolock", *arguments])
-            options.cores = options.cores or options.jobs or os.cpu_count()  # a dry run would take one
+            # A dry run would take one.
+            cores = next(one for one in (options.cores, options.jobs, os.cpu_count(), 1) if isinstance(one, int))
+            options.cores = cores
             done = args_to_api(options, parser)
     except SystemExit as error:
         raise PlanError(f"{_words(said)}\n{error}".strip()) from error
@@ -121,7 +123,7 @@ def dry_run(arguments: list[str]) -> Run:
         raise PlanError(f"no plan, since snakemake says:\n{_words(said)}")
     jobs = [job for workflow in workflows for one in workflow.dag.needrun_jobs(False) if (job := _job(one))]
     models = {name: model for workflow in workflows for name, model in workflow.globals["MODELS"].items()}
-    return Run(jobs, models, options.cores if isinstance(options.cores, int) else 1)
+    return Run(jobs, models, cores)
 
 
 def _words(said: io.StringIO) -> str:

@@ -53,12 +53,13 @@ def main() -> None:
     sums, seconds = [0.0, 0.0], {}
     for number, job in enumerate(run.jobs):
         steps = [(name_of(step), step.component) for step in read_steps(job.settings)]
-        seconds[number] = machine.job_seconds([step for step in steps if step in built], bake)
+        steps = [step for step in steps if step in built]
+        if steps:
+            seconds[number] = machine.job_seconds(steps, bake)
         for step in steps:
-            if step in built:
-                told, truth = machine.seconds(*step, bake), built[step].work_seconds
-                sums = [sums[0] + told, sums[1] + truth]
-                print(line("/".join(filter(None, step)), told, truth))
+            told, truth = machine.seconds(*step, bake), built[step].work_seconds
+            sums = [sums[0] + told, sums[1] + truth]
+            print(line("/".join(filter(None, step)), told, truth))
     print(line("all steps", *sums))
     makers = {path: number for number, job in enumerate(run.jobs) for files in job.outputs.values() for path in files}
     needs = {

@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 from axbake.errors import AxbakeError
+from axbake.families import FAMILIES
 from axbake.fit import modules_of
 from axbake.forecast.networks import Network, network_of, typical_network
 from axbake.forecast.work import Bake, threads_of
@@ -42,19 +43,21 @@ def bake_of(model: Model, *, cores: int) -> Bake:
 
 
 def _network(model: Model, component: Component) -> Network:
+    """What *component* takes; where its file is not here, or has no header that tells, as Stable Diffusion 1.5's."""
     column = model.sources.column_of(component)
     size = {"height": model.row["height"], "width": model.row["width"]}
-    if model.sources.is_remote(column):
-        return typical_network(component.role, **size)
-    path = Path(model.row[column])
-    return _counted(path, model.family.name, component.name, **size, prompt_chunks=model.row["prompt_chunks"])
+    of = Path(model.row[column]), model.family.name, component.name
+    try:
+        if not model.sources.is_remote(column):
+            return _counted(*of, **size, prompt_chunks=model.row["prompt_chunks"])
+    except AxbakeError:
+        pass
+    return typical_network(component.role, **size)
 
 
 @functools.cache
 def _counted(path: Path, family: str, component: str, **size: int) -> Network:
     """A network in a file; many rows may be of one file and size."""
-    from axbake.families import FAMILIES
-
     of = FAMILIES[family]
     part = of.component(component)
     return network_of(modules_of(path, of, part), part.role, **size)

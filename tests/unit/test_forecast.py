@@ -21,7 +21,7 @@ from axbake.networks.component import DECODER, DENOISER
 from axbake.plan import Planner, dry_run, show
 from axbake.weights.networks import wanted_shapes
 from tests import tiny
-from tests.rules import CONFIG, ROOT, plan_all
+from tests.rules import CONFIG, ROOT, TARGETS, plan_all
 
 ROLES = {one.name: one.role for one in FAMILIES["sd1"].components}
 SIZE = {"height": 64, "width": 128, "prompt_chunks": 1}
@@ -266,6 +266,18 @@ def test_a_run_takes_as_long_as_its_longest_chain_or_all_its_cores_work():
         run_time(dict.fromkeys(range(5000), 1.0), dict.fromkeys(range(5000), 0.0), {n: [n + 1] for n in range(5000)})
         == 5000
     )
+
+
+def test_every_job_of_a_plan_has_a_time(tmp_path, monkeypatch):
+    """Of rows that are refused, or still to be fetched, and of boards too."""
+    plan_all(tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    command = ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", "--", *TARGETS]
+
+    planner = Planner(dry_run(command), Cache(tmp_path / "empty"))
+
+    assert {verdict.kind for verdict in planner.verdicts.values()} == {"fetch", "build", "unknown", "run"}
+    assert all(0 < verdict.seconds <= verdict.most for verdict in planner.verdicts.values())
 
 
 def test_a_plan_counts_what_is_unknown_in_its_upper_bound(tmp_path, monkeypatch):
