@@ -35,20 +35,24 @@ class Machine:
     """How long steps take on the machine that did *builds*, the newest first."""
 
     def __init__(self, builds: Iterable[Build]):
-        self.known: dict[
-            str, list[tuple[float, float]]
-        ] = {}  # step -> usual seconds, and how many times as long it took
+        #: Of each kind of step: usual seconds of a build, and how many times as long it took
+        self.known: dict[tuple[str, bool], list[tuple[float, float]]] = {}
         for build in builds:
             usual = usual_seconds(build.work)
             # Entries have tenths of seconds.
-            self.known.setdefault(build.step, []).append((usual, (build.seconds + 0.1) / (usual + 0.1)))
-        ratios = [ratio for known in self.known.values() for usual, ratio in known if usual >= 1]
-        self.factor = _within(statistics.median(ratios)) if ratios else 1.0
+            self.known.setdefault(_kind(build.step, build.work), []).append(
+                (usual, (build.seconds + 0.1) / (usual + 0.1))
+            )
+        own = [known for (_, vendors), known in self.known.items() if not vendors]
+        ratios = [ratio for known in own for usual, ratio in known if usual >= 1]
+        self.factor = min(MOST, max(1 / MOST, statistics.median(ratios))) if ratios else 1.0
 
     def seconds(self, step: str, component: str | None, bake: Bake) -> float:
         """Forecast of the wall time of a step, in seconds; never 0."""
-        usual = usual_seconds(work_of(step, component, bake))
-        near = [ratio for other, ratio in self.known.get(step, []) if 1 / NEAR < (other + 0.1) / (usual + 0.1) < NEAR]
+        work = work_of(step, component, bake)
+        usual = usual_seconds(work)
+        known = self.known.get(_kind(step, work), [])
+        near = [ratio for other, ratio in known if 1 / NEAR < (other + 0.1) / (usual + 0.1) < NEAR]
         return max(0.1, usual * (statistics.median(near[:NEWEST]) if near else self.factor))
 
     @property
@@ -61,5 +65,6 @@ class Machine:
         return self.start + sum(self.seconds(step, component, bake) for step, component in steps)
 
 
-def _within(ratio: float) -> float:
-    return min(MOST, max(1 / MOST, ratio))
+def _kind(step: str, work: Work) -> tuple[str, bool]:
+    """The step, and whether it is the vendor's compiler that does it, whose time tells nothing of the emulator's."""
+    return step, "vendor" in work

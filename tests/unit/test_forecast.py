@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from axbake.cache import Cache, Key
 from axbake.families import FAMILIES
-from axbake.forecast.history import builds_in
+from axbake.forecast.history import Build, builds_in
 from axbake.forecast.left import Left, run_time
 from axbake.forecast.machine import Machine
 from axbake.forecast.networks import Network, network_of, typical_network
@@ -141,8 +141,6 @@ def test_large_networks_gain_from_threads():
 
 
 def built(step, component, seconds, of=DEMO):
-    from axbake.forecast.history import Build
-
     return Build(step, component, work_of(step, component, of), seconds)
 
 
@@ -172,6 +170,15 @@ def test_a_small_models_step_says_of_a_large_ones_only_how_fast_the_machine_is()
     assert (
         seconds("record_trajectories", None, LARGE, demo) > 100 * seconds("record_trajectories", None, DEMO, demo) / 4
     )
+
+
+def test_compiles_by_pulsar2_tell_of_pulsar2_alone():
+    unet = {"unet": Network(DENOISER, 860e6, 221.9e9, 282)}
+    real, emulated = (bake(1, networks=unet, emulated=emulated) for emulated in (False, True))
+    builds = [built("compile_model", "unet", 8000.0, real)]
+
+    assert seconds("compile_model", "unet", real, builds) == pytest.approx(8000, rel=0.01)
+    assert seconds("compile_model", "unet", emulated, builds) == seconds("compile_model", "unet", emulated)
 
 
 def test_one_build_that_hung_is_no_measure():
