@@ -14,7 +14,7 @@ from pathlib import Path
 from axbake.add import InTable, add_model, read_table, show_fetching, table_path
 from axbake.cache import Cache, cache_directory
 from axbake.fetch.sources import parse_source
-from axbake.plan import Planner, pending_jobs, total
+from axbake.plan import Planner, dry_run, total
 from axbake.project import lay_out
 
 
@@ -78,8 +78,9 @@ def bake(model: str, *, cores: int) -> int:
         PlanError: the table or config cannot be used.
     """
     report = Path("results") / model / "report.html"
-    verdicts = list(Planner(pending_jobs([str(report)]), Cache(cache_directory(None))).verdicts.values())
-    print(f"{model}: {total(verdicts)}", flush=True)
+    planner = Planner(dry_run(["--cores", str(cores), str(report)]), Cache(cache_directory(None)))
+    if planner.verdicts:
+        print(f"{model}: {total(planner)}", flush=True)
     running = subprocess.Popen([sys.executable, "-m", "snakemake", "--cores", str(cores), "--", report])
     while True:
         try:

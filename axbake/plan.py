@@ -4,15 +4,20 @@
 as soon as the content of its inputs is, and that of a job not yet run is known if its result is stored. So each job is
 
     stored   its results are placed from the build cache, in seconds
-    build    it does its work, or a part of it, for the reason told, and for as long as the last time
+    build    it does its work, or a part of it, for the reason told
     fetch    it downloads a checkpoint, whose SHA-256 the table tells beforehand, or not
     unknown  until another job has been built
     run      it does not go through the build cache
+
+with a forecast of its time (`axbake.forecast`).
 """
 
 import argparse
 import contextlib
+import functools
 import io
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +26,18 @@ from unittest import mock
 from snakemake.api import DAGApi
 from snakemake.cli import args_to_api, parse_args
 
-from axbake.cache import Cache, Key, cache_directory, explain
+from axbake.cache import Cache, cache_directory, explain
 from axbake.errors import AxbakeError
+from axbake.forecast.history import builds_in
+from axbake.forecast.left import run_time
+from axbake.forecast.machine import Machine
+from axbake.forecast.rows import bake_of
+from axbake.forecast.work import Bake
 from axbake.jobs.identity import Files, Step, files_of, read_steps
-from axbake.jobs.running import key_of, made_here, named_files
+from axbake.jobs.record import last_made
+from axbake.jobs.running import key_of, made_here, name_of, named_files
+from axbake.model import Model
+from axbake.units import duration
 
 FETCH = "axbake.fetch.job.fetch_checkpoint"
 KINDS = ("fetch", "stored", "build", "unknown", "run")
@@ -43,6 +56,18 @@ class Job:
     inputs: Files  # without the settings
     outputs: Files
     settings: Path
+    log: Path
+    model: str  # its row
+    threads: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What Snakemake would do."""
+
+    jobs: list[Job]  # in no order
+    models: dict[str, Model]  # rows of the table
+    cores: int  # that it may use
 
 
 @dataclass(frozen=True)
@@ -53,11 +78,21 @@ class Verdict:
     kind: str  # of KINDS
     name: str  # rule and component
     text: str  # why, or until when
-    seconds: float | None  # that what is built of it took the last time
+    seconds: float  # forecast, if what is unknown of it turns out to be stored
+    most: float  # the same, if it has to be built
 
 
 def pending_jobs(arguments: list[str]) -> list[Job]:
     """The jobs that `snakemake` with *arguments* would start, in no order.
+
+    Raises:
+        PlanError: Snakemake's own words.
+    """
+    return dry_run(arguments).jobs
+
+
+def dry_run(arguments: list[str]) -> Run:
+    """What `snakemake` with *arguments* would do; on all cores, if they name no number of them, or of jobs.
 
     Raises:
         PlanError: Snakemake's own words.
@@ -78,12 +113,17 @@ def pending_jobs(arguments: list[str]) -> list[Job]:
             contextlib.redirect_stderr(said),
         ):
             parser, options = parse_args(["--dry-run", "--nolock", *arguments])
+            # A dry run would take one.
+            cores = next(one for one in (options.cores, options.jobs, os.cpu_count(), 1) if isinstance(one, int))
+            options.cores = cores
             done = args_to_api(options, parser)
     except SystemExit as error:
         raise PlanError(f"{_words(said)}\n{error}".strip()) from error
     if not done:
         raise PlanError(f"no plan, since snakemake says:\n{_words(said)}")
-    return [job for workflow in workflows for one in workflow.dag.needrun_jobs(False) if (job := _job(one))]
+    jobs = [job for workflow in workflows for one in workflow.dag.needrun_jobs(False) if (job := _job(one))]
+    models = {name: model for workflow in workflows for name, model in workflow.globals["MODELS"].items()}
+    return Run(jobs, models, cores)
 
 
 def _words(said: io.StringIO) -> str:
@@ -102,20 +142,49 @@ def _job(job: Any) -> Job | None:
         (job.wildcards_dict[name] for name in ("graph", "component", "layout", "column") if name in job.wildcards_dict),
         None,
     )
-    return Job(job.rule.name, "/".join(filter(None, [job.rule.name, of])), inputs, named_files(job.output), settings)
+    return Job(
+        rule=job.rule.name,
+        name="/".join(filter(None, [job.rule.name, of])),
+        inputs=inputs,
+        outputs=named_files(job.output),
+        settings=settings,
+        log=Path(job.log[0]),
+        model=job.wildcards_dict["model"],
+        threads=job.threads,
+    )
 
 
 class Planner:
     """Verdicts on the jobs of one dry run."""
 
-    def __init__(self, jobs: list[Job], cache: Cache):
+    def __init__(self, run: Run, cache: Cache):
+        self.run = run
         self.cache = cache
         self.entries = list(cache.entries())
-        self.maker = {output: job for job in jobs for files in job.outputs.values() for output in files}
+        self.machine = Machine(builds_in(cache, self.entries, cores=run.cores))
+        self.maker = {output: job for job in run.jobs for files in job.outputs.values() for output in files}
         self.digests: dict[Path, str] = {}  # of files that stored results would place
         self.verdicts: dict[Job, Verdict] = {}
-        for job in jobs:
+        for job in run.jobs:
             self.judge(job)
+
+    @functools.cached_property
+    def total(self) -> tuple[float, float]:
+        """Seconds that the whole run takes: if all that is unknown turns out to be stored, and if it has to be built."""
+        number = {job: place for place, job in enumerate(self.verdicts)}
+        shares = {place: min(job.threads, self.run.cores) / self.run.cores for job, place in number.items()}
+        needs = {place: [number[one] for one in self._makers(job)] for job, place in number.items()}
+        least = {number[job]: verdict.seconds for job, verdict in self.verdicts.items()}
+        most = {number[job]: verdict.most for job, verdict in self.verdicts.items()}
+        return run_time(least, shares, needs), run_time(most, shares, needs)
+
+    def _makers(self, job: Job) -> set[Job]:
+        """Jobs that make what *job* reads."""
+        return {self.maker[path] for files in job.inputs.values() for path in files if path in self.maker}
+
+    @functools.cache  # noqa: B019, planners are few
+    def _bake(self, model: str) -> Bake:
+        return bake_of(self.run.models[model], cores=self.run.cores)
 
     def judge(self, job: Job) -> Verdict:
         """The verdict on *job*, after those on the jobs whose outputs it reads."""
@@ -126,41 +195,48 @@ class Planner:
     def _judge(self, job: Job) -> Verdict:
         steps = read_steps(job.settings)
         if steps[0].function == FETCH:
-            return self._fetch(job, steps[0].settings)
+            return self._fetch(job, steps[0])
+        last = last_made(job.log)
         found = [
-            self._judge_step(job, step, reads, makes)
+            self._judge_step(job, step, reads, makes, last)
             for step, (reads, makes) in zip(steps, files_of(steps, job.inputs, job.outputs), strict=True)
-            if step.cached
         ]
-        if not found:
-            return Verdict(job, "run", job.name, "always", None)
-        kind = next(kind for kind in ("build", "unknown", "stored") if kind in [one for one, _, _ in found])
-        texts = dict.fromkeys(text for one, text, _ in found if one == kind)
+        kinds = [kind for kind, _ in found]
+        kind = next(kind for kind in ("build", "unknown", "stored", "run") if kind in kinds)
+        texts = dict.fromkeys(text for one, text in found if one == kind)
         if kind == "stored":
             texts = dict.fromkeys([max(texts)])  # when the last of them was built
-        seconds = [time for one, _, time in found if one == kind]
-        known = [time for time in seconds if time is not None]
-        return Verdict(job, kind, job.name, "; ".join(texts), sum(known) if len(known) == len(seconds) else None)
+        least, most = (self._seconds(job, steps, kinds, of) for of in (("build", "run"), ("build", "run", "unknown")))
+        return Verdict(job, kind, job.name, "; ".join(texts), least, most)
 
-    def _judge_step(self, job: Job, step: Step, reads: Files, makes: Files) -> tuple[str, str, float | None]:
-        """Kind, reason and seconds of one step."""
+    def _seconds(self, job: Job, steps: list[Step], kinds: list[str], of: tuple[str, ...]) -> float:
+        """Forecast of a job of which the steps of these kinds do their work."""
+        work = [(name_of(step), step.component) for step, kind in zip(steps, kinds, strict=True) if kind in of]
+        return self.machine.job_seconds(work, self._bake(job.model))
+
+    def _judge_step(self, job: Job, step: Step, reads: Files, makes: Files, last: Mapping) -> tuple[str, str]:
+        """Kind of one step, and the reason; *last*: when the results were built that the job had before, by step."""
+        if not step.cached:
+            return "run", "always"
         waits = self._unknown_inputs(job, step, reads)
         if waits:
-            return "unknown", f"until {', '.join(waits)}", None
+            return "unknown", f"until {', '.join(waits)}"
         outputs = [path for files in makes.values() for path in files]
         digests = {path: self.digests.get(path) or self.cache.sha256(path) for path in made_here(step, reads)}
         key = key_of(step, digests, outputs)
         if entry := self.cache.find(key):
             for output in outputs:
                 self.digests[output] = entry.outputs[output.name].sha256
-            return "stored", f"built {entry.created}", entry.seconds
-        return "build", explain(key, self.entries), self._last_time(key)
+            return "stored", f"built {entry.created}"
+        return "build", explain(key, self.entries, last=last.get((key.step, key.component), ""))
 
-    def _fetch(self, job: Job, settings: dict) -> Verdict:
+    def _fetch(self, job: Job, step: Step) -> Verdict:
         """The verdict on a download; what the table's whole digest tells of it is known from now on."""
+        settings = step.settings
         if len(settings["sha256"]) == 64:
             self.digests |= dict.fromkeys(job.outputs["checkpoint"], settings["sha256"])
-        return Verdict(job, "fetch", job.name, f"from {settings['source']}", None)
+        seconds = self._seconds(job, [step], ["run"], ("run",))
+        return Verdict(job, "fetch", job.name, f"from {settings['source']}", seconds, seconds)
 
     def _unknown_inputs(self, job: Job, step: Step, reads: Files) -> list[str]:
         """Jobs that must be built before the content of what *step* reads is known; this one, where a step before must be."""
@@ -170,34 +246,33 @@ class Planner:
             dict.fromkeys(v.name if v else job.name for path, v in verdicts.items() if path not in self.digests)
         )
 
-    def _last_time(self, key: Key) -> float | None:
-        """Seconds that the newest build of the same step and component took."""
-        same = [entry for entry in self.entries if (entry.key.step, entry.key.component) == (key.step, key.component)]
-        return max(same, key=lambda entry: entry.created).seconds if same else None
 
-
-def show(verdicts: list[Verdict]) -> str:
+def show(planner: Planner) -> str:
     """The plan for people: a line a job, and the sum."""
+    verdicts = list(planner.verdicts.values())
+    if not verdicts:
+        return "Nothing to be done: all results are there and up to date."
     lines = []
     for verdict in verdicts:
-        time = f"{verdict.seconds:,.0f} s" if verdict.kind == "build" and verdict.seconds is not None else ""
-        lines.append(f"{verdict.kind:8} {verdict.name:30} {time:>9}  {verdict.text}".rstrip())
-    return "\n".join([*lines, total(verdicts)])
+        time = f"{'up to ' if verdict.seconds < verdict.most else ''}{duration(verdict.most)}"
+        lines.append(f"{verdict.kind:8} {verdict.name:30} {time:>18}  {verdict.text}".rstrip())
+    return "\n".join([*lines, total(planner)])
 
 
-def total(verdicts: list[Verdict]) -> str:
-    """The plan in a line."""
+def total(planner: Planner) -> str:
+    """The plan as a whole: its jobs, and how long they take."""
+    verdicts = planner.verdicts.values()
     count = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in KINDS}
-    known = [verdict.seconds for verdict in verdicts if verdict.kind == "build" and verdict.seconds is not None]
-    new = count["build"] - len(known)
-    time = f"about {sum(known):,.0f} s as the last time" + (f", and {new} never built before" if new else "")
     fetched = f"{count['fetch']} to fetch, " if count["fetch"] else ""
-    return (
-        f"{len(verdicts)} jobs: {fetched}{count['stored']} stored, {count['build']} to build ({time}),"
+    jobs = (
+        f"{len(verdicts)} jobs: {fetched}{count['stored']} stored, {count['build']} to build,"
         f" {count['unknown']} unknown until those are built, {count['run']} that always run."
-        if verdicts
-        else "Nothing to be done: all results are there and up to date."
     )
+    least, most = map(duration, planner.total)
+    cores = f"{planner.run.cores} core{'s' if planner.run.cores > 1 else ''}"
+    if count["unknown"] and least != most:
+        return f"{jobs}\nOn {cores} between {least}, if all that is unknown turns out to be stored, and {most}."
+    return f"{jobs}\nOn {cores} about {most}."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -211,6 +286,5 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         PlanError
     """
-    planner = Planner(pending_jobs(options.given), Cache(cache_directory(None)))
-    print(show(list(planner.verdicts.values())))
+    print(show(Planner(dry_run(options.given), Cache(cache_directory(None)))))
     return 0

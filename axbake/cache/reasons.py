@@ -19,20 +19,23 @@ MOST_MAKERS = 1000  # builds that are looked at for one of these; few made the s
 MOST_COMPARED = 50  # of them with each other
 
 
-def explain(key: Key, entries: Iterable[Entry], makers: Makers | None = None) -> str:
-    """Why *key* is new: what differs from the nearest earlier build of the same step and component, and what does not.
+def explain(key: Key, entries: Iterable[Entry], makers: Makers | None = None, *, last: str = "") -> str:
+    """Why *key* is new: what differs from an earlier build of the same step and component, and what does not.
+
+    That is the one that the job's model had last, or else the nearest, and of these the newest.
 
     An input that differs is traced to what made it differ, as far as the builds that made it are known.
 
     Args:
         entries: earlier builds; others than of this step and component are passed over.
         makers: gives the builds that made one of some contents; otherwise they are looked for among *entries*.
+        last: when the one was built that the model had last; empty: not known.
     """
     entries = list(entries)
     earlier = [entry for entry in entries if (entry.key.step, entry.key.component) == (key.step, key.component)]
     if not earlier:
         return f"first build of {key.name}"
-    near = max(earlier, key=lambda entry: (_likeness(key, entry.key), entry.created)).key
+    near = max(earlier, key=lambda entry: (entry.created == last, _likeness(key, entry.key), entry.created)).key
     differences = Differences(makers or (lambda contents: (entry for entry in entries if made_any(entry, contents))))
     changes = [shown(phrase, 400) for phrase in differences.between(key, near)]
     if not changes:

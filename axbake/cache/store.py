@@ -86,14 +86,6 @@ class Cache:
             if entry := self._entry(path, directory):
                 yield entry
 
-    def newest(self, step: str, component: str | None) -> Entry | None:
-        """The build of a step and component that was stored or placed last; None if there is none."""
-        files = self.tree.contents(self.directory / "entries" / step / (component or "-"))
-        for path, _ in sorted(files, key=lambda file: file[1].st_mtime, reverse=True):
-            if ENTRY.fullmatch(path.name) and (entry := self._entry(path)):
-                return entry
-        return None
-
     def makers(self, contents: set[str]) -> Iterator[Entry]:
         """Builds that made one of *contents*, by SHA-256."""
         wanted = [content.encode() for content in contents]
@@ -164,16 +156,22 @@ class Cache:
         aside = "; set aside" if self.tree.set_aside(path) else ""
         logger.warning("%s: damaged entry of %s (%s)%s", path, name, error, aside)
 
-    def why(self, key: Key) -> str:
-        """Why *key* is not stored: what is new in it."""
-        return explain(key, self.entries(key.step, key.component), self.makers)
+    def why(self, key: Key, *, last: str = "") -> str:
+        """Why *key* is not stored: what is new in it; *last* as `explain` has it."""
+        return explain(key, self.entries(key.step, key.component), self.makers, last=last)
 
     def entry_path(self, key: Key) -> Path:
         """The file of *key*'s entry."""
         return self.directory / "entries" / key.step / (key.component or "-") / f"{key.digest}.json"
 
     def fetch_or_build(
-        self, key: Key, places: Paths, build: Callable[[Paths], None], *, inputs: Paths | None = None
+        self,
+        key: Key,
+        places: Paths,
+        build: Callable[[Paths], None],
+        *,
+        inputs: Paths | None = None,
+        last: str = "",
     ) -> Outcome:
         """Put the result of *key* at *places*: the stored one, or else the one that *build* makes, which is then stored.
 
@@ -183,6 +181,7 @@ class Cache:
 
         Args:
             inputs: files whose content must be the same when the build ends; else nothing is stored.
+            last: when the result was built that was there before, with which a new build is compared in words.
 
         Raises:
             CacheUnusable: no cache can be there.
@@ -206,7 +205,7 @@ class Cache:
                     if outcome := self._fetch(key, places, repair=True):
                         return outcome
                 private.remove_leftovers(self.tree)
-            return self._build(key, places, build, inputs=inputs or {}, stores=stores)
+            return self._build(key, places, build, inputs=inputs or {}, stores=stores, last=last)
 
     @contextlib.contextmanager
     def unswept(self, about: str) -> Iterator[None]:
@@ -288,9 +287,9 @@ class Cache:
         return Outcome(True, entry, reason)
 
     def _build(
-        self, key: Key, places: Paths, build: Callable[[Paths], None], *, inputs: Paths, stores: bool
+        self, key: Key, places: Paths, build: Callable[[Paths], None], *, inputs: Paths, stores: bool, last: str
     ) -> Outcome:
-        reason = self.why(key)
+        reason = self.why(key, last=last)
         logger.info("building %s: %s", key.name, reason)
         contents = {name: self.sha256(path) for name, path in inputs.items()}
         with self._private_directory(key, places) as made:

@@ -95,7 +95,7 @@ class Display:
     Args:
         terminal: its file descriptor.
         total: jobs of the run.
-        seconds: that each job may take, by number; None where nothing is known.
+        seconds: that each job may take, by number.
         remaining: words on the time that is left, empty if nothing is known; given the seconds that each running job has taken.
         colours: whether there are any.
     """
@@ -104,7 +104,7 @@ class Display:
         self,
         terminal: int,
         total: int,
-        seconds: Mapping[int, float | None],
+        seconds: Mapping[int, float],
         remaining: Callable[[Mapping[int, float]], str],
         *,
         colours: bool = True,

@@ -34,3 +34,11 @@ def read_records(log: Path) -> list[JobRecord]:
         return []
     lines = [line for line in log.read_text(encoding="utf-8").splitlines() if MARK in line]
     return [JobRecord(**json.loads(line.partition(MARK)[2])) for line in lines]
+
+
+def last_made(log: Path) -> dict[tuple[str, str | None], str]:
+    """When the results were built that a job had the last time, by step and component; none if its *log* does not say it."""
+    try:
+        return {(record.step, record.component): record.made for record in read_records(log)}
+    except (OSError, TypeError, ValueError):  # of another version, or cut
+        return {}

@@ -16,7 +16,7 @@ from axbake.cache.locks import now
 from axbake.errors import AxbakeError
 from axbake.jobs.identity import Step, files_of, read_steps
 from axbake.jobs.inputs import meant
-from axbake.jobs.record import JobRecord, log_record
+from axbake.jobs.record import JobRecord, last_made, log_record
 from axbake.jobs.values import decode
 from axbake.runtime.errors import BundleError
 
@@ -34,13 +34,15 @@ def run(snakemake) -> None:
     when the function returns, and are gone after an error. So a killed job leaves nothing that looks finished. An `AxbakeError`
     ends the job with its text alone on the screen, its traceback in the log.
     """
-    with job_log(Path(snakemake.log[0])):
+    log = Path(snakemake.log[0])
+    last = last_made(log)  # before it is written anew
+    with job_log(log):
         started = time.monotonic()
         steps = read_steps(Path(snakemake.input.settings))
         inputs, outputs = named_files(snakemake.input), named_files(snakemake.output)
         lists = {name for files in (snakemake.input, snakemake.output) for name, file in files.items() if is_list(file)}
         for step, (reads, makes) in zip(steps, files_of(steps, inputs, outputs), strict=True):
-            do_step(step, reads, makes, lists)
+            do_step(step, reads, makes, lists, last.get((name_of(step), step.component), ""))
         logger.info("done in %.1f s, peak memory %.2f GiB", time.monotonic() - started, peak_memory())
 
 
@@ -54,11 +56,17 @@ def is_list(file) -> bool:
     return not isinstance(file, str)
 
 
-def do_step(step: Step, reads: Files, makes: Files, lists: set[str]) -> None:
+def name_of(step: Step) -> str:
+    """Name of the step's function."""
+    return step.function.rpartition(".")[2]
+
+
+def do_step(step: Step, reads: Files, makes: Files, lists: set[str], last: str = "") -> None:
     """Call a step's function, or place its result from the build cache.
 
     Args:
         lists: what the rule calls those inputs and outputs that are lists.
+        last: when the result was built that the job had the last time; empty: not known.
     """
 
     def argument(parameter: str, files: list[Path]) -> Path | list[Path]:
@@ -76,7 +84,7 @@ def do_step(step: Step, reads: Files, makes: Files, lists: set[str]) -> None:
     started = time.monotonic()
     outcome = None
     if step.cached:
-        outcome = build_cached(step, reads, makes, work)
+        outcome = build_cached(step, reads, makes, work, last)
     elif makes:
         build_beside([place for places in makes.values() for place in places], work)
     else:
@@ -84,7 +92,7 @@ def do_step(step: Step, reads: Files, makes: Files, lists: set[str]) -> None:
         return
     record = record_of(step, outcome, seconds=time.monotonic() - started)
     log_record(record)
-    logger.debug("%s in %.1f s", step.function.rpartition(".")[2], record.seconds)
+    logger.debug("%s in %.1f s", name_of(step), record.seconds)
 
 
 def record_of(step: Step, outcome: Outcome | None, *, seconds: float) -> JobRecord:
@@ -96,7 +104,7 @@ def record_of(step: Step, outcome: Outcome | None, *, seconds: float) -> JobReco
     """
     entry = outcome.entry if outcome else None
     return JobRecord(
-        step=step.function.rpartition(".")[2],
+        step=name_of(step),
         component=step.component,
         stored=outcome is not None and outcome.hit,
         seconds=round(seconds, 1),
@@ -116,7 +124,7 @@ def key_of(step: Step, digests: Mapping[Path, str], outputs: Iterable[Path]) -> 
     parts = {"settings": step.settings, "code": step.code, "tools": step.tools}
     contents = {"/".join(path.parts[2:]): digest for path, digest in digests.items()}
     names = {path.name: path.name for path in outputs}
-    return Key(step.function.rpartition(".")[2], step.component, parts, contents | step.sources, names)
+    return Key(name_of(step), step.component, parts, contents | step.sources, names)
 
 
 def made_here(step: Step, reads: Files) -> list[Path]:
@@ -124,8 +132,8 @@ def made_here(step: Step, reads: Files) -> list[Path]:
     return [path for parameter, files in reads.items() if parameter not in step.sources for path in files]
 
 
-def build_cached(step: Step, reads: Files, makes: Files, work: Work) -> Outcome:
-    """Place the step's result from the build cache, or do *work* and keep the result there."""
+def build_cached(step: Step, reads: Files, makes: Files, work: Work, last: str) -> Outcome:
+    """Place the step's result from the build cache, or do *work* and keep the result there; *last* as `do_step` has it."""
     cache = Cache(cache_directory(None))
     read = made_here(step, reads)
     places = [place for files in makes.values() for place in files]
@@ -135,6 +143,7 @@ def build_cached(step: Step, reads: Files, makes: Files, work: Work) -> Outcome:
         {place.name: place for place in places},
         work,
         inputs={"/".join(path.parts[2:]): path for path in read},
+        last=last,
     )
 
 

@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING, Any
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache
+from axbake.forecast.history import builds_in
+from axbake.forecast.left import Left
+from axbake.forecast.machine import Machine
+from axbake.forecast.work import Bake
 from axbake.jobs.failure import INTERRUPTED, describe_failure
 from axbake.printable import wrapped
 from axbake.units import duration
@@ -50,23 +54,16 @@ class Pending:
     """A job that this run is to start."""
 
     number: int  # Snakemake's
-    steps: tuple[tuple[str, str | None], ...]  # that go through the build cache: function's name, component
+    steps: tuple[tuple[str, str | None], ...]  # function's name, component
     threads: int
+    needs: tuple[int, ...]  # numbers of the jobs that it waits for
+    bake: Bake  # what its model's times depend on
 
 
-def last_times(cache: Cache, jobs: list[Pending]) -> dict[int, float | None]:
-    """Seconds that the steps of each of *jobs* took when they were last built or used; None if one never was."""
-    found: dict[tuple[str, str | None], float | None] = {}
-
-    def seconds(job: Pending) -> float | None:
-        for place in job.steps:
-            if place not in found:
-                entry = cache.newest(*place)
-                found[place] = entry.seconds if entry else None
-        known = [found[place] for place in job.steps]
-        return None if None in known else sum(known)  # type: ignore[arg-type]
-
-    return {job.number: seconds(job) for job in jobs}
+def forecasts(cache: Cache, jobs: list[Pending], *, cores: int) -> dict[int, float]:
+    """Seconds that each of *jobs* takes on this machine, by number, if none of its results is stored."""
+    machine = Machine(builds_in(cache, cache.entries(), cores=cores))
+    return {job.number: machine.job_seconds(job.steps, job.bake) for job in jobs}
 
 
 class Screen(logging.Formatter):
@@ -95,12 +92,12 @@ class Screen(logging.Formatter):
         self.expect([], {}, cores=1)
 
     def expect(
-        self, jobs: list[Pending], seconds: Mapping[int, float | None], *, cores: int, interrupted: Sequence[int] = ()
+        self, jobs: list[Pending], seconds: Mapping[int, float], *, cores: int, interrupted: Sequence[int] = ()
     ) -> None:
         """Know what the run is to do.
 
         Args:
-            seconds: of each job by number, as `last_times` has them.
+            seconds: of each job by number, as `forecasts` has them.
             cores: that the run may use.
             interrupted: signals by which the user stopped the run, once he has.
         """
@@ -108,8 +105,9 @@ class Screen(logging.Formatter):
         self.total = len(jobs)
         self.messages: dict[int, str] = {}  # of the jobs that began, by number
         # A job that takes half of the cores shares its time with another one.
-        self.shares = {job.number: min(job.threads, cores) / cores for job in jobs}
-        self.left = dict(seconds)
+        shares = {job.number: min(job.threads, cores) / cores for job in jobs}
+        self.seconds = seconds
+        self.left = Left(seconds, shares, {job.number: job.needs for job in jobs})
 
     def open_display(self) -> None:
         """From now on, until `close_display`, show the run live where that can be done."""
@@ -119,7 +117,7 @@ class Screen(logging.Formatter):
             # Here and not above: each job reads the rules again, and none needs rich.
             from axbake.jobs.display import Display
 
-            display = Display(self.terminal, self.total, self.left, self.remaining, colours=self.colours)
+            display = Display(self.terminal, self.total, self.seconds, self.remaining, colours=self.colours)
             display.start()
         except Exception:
             logger.debug("no display", exc_info=True)
@@ -162,11 +160,13 @@ class Screen(logging.Formatter):
         event = getattr(record, "event", None)
         told = vars(record)
         if event == LogEvent.JOB_INFO:
+            self.left.begin(told["jobid"])
             return self._begins(told["jobid"], told["rule_msg"])
         if event == LogEvent.JOB_FINISHED:
-            self.left.pop(told["job_id"], None)
+            self.left.end(told["job_id"])
             return ""
         if event == LogEvent.JOB_ERROR:
+            self.left.fail(told["jobid"])
             return self._failed(self.messages.get(told["jobid"], told["rule_name"]), told["log"], told["rule_msg"])
         text = str(record.msg)
         if text.startswith(NOTHING):
@@ -192,21 +192,13 @@ class Screen(logging.Formatter):
         return "\n".join([f"FAILED: {what}", *why, *(f"  its log: {log}" for log in logs)])
 
     def remaining(self, elapsed: Mapping[int, float] = MappingProxyType({})) -> str:
-        """How long the jobs that have not ended take, if they take as long as the last time and none is stored.
+        """How long the jobs that have not ended take, if none of their results is stored.
 
         Args:
             elapsed: seconds that the jobs which run have taken, by number.
         """
-        left = list(self.left.items())  # the display asks in a thread of its own
-        known = [
-            max(seconds - elapsed.get(number, 0), 0) * self.shares[number]
-            for number, seconds in left
-            if seconds is not None
-        ]
-        if not sum(known):
-            return ""
-        some_unknown = any(seconds is None for _, seconds in left)
-        return f", {duration(sum(known))} left as the last time" + (", and what is new" if some_unknown else "")
+        seconds = self.left.after(elapsed) if elapsed else self.left.seconds
+        return f", up to {duration(seconds)} left" if seconds >= 1 else ""
 
 
 def install_screen(logger: logging.Logger, reports: Callable[[], str]) -> Screen | None:

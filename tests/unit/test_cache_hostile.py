@@ -408,7 +408,6 @@ def test_a_damaged_record_is_a_miss_and_garbage(cache, results, caplog, record, 
     cache = Cache(cache.directory)
     cache.find(KEY)
     list(cache.entries())
-    cache.newest("compile_model", "unet")
     cache.why(key_of(height=1))
     fetch(cache, results / "b")
     fetch(cache, results / "c", key_of(height=1))

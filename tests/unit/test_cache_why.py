@@ -168,3 +168,14 @@ def test_a_job_that_gives_what_it_was_given_does_not_explain_itself():
     sentence = explain(changed(inputs={"graph": "2" * 64}), entries)
 
     assert sentence == "unet: input graph differs; config, settings, code, tools as before"
+
+
+def test_the_build_that_the_model_had_last_goes_before_a_nearer_one():
+    own = entry(changed(height=256, toolchain="native"), created="2025-01-01T00:00:00+00:00")
+    others = entry(changed(height=256), created="2025-03-01T00:00:00+00:00")
+
+    assert explain(KEY, [own, others]).startswith("unet: height: 256 → 480;")
+    assert explain(KEY, [own, others], last=own.created).startswith(
+        "unet: height: 256 → 480, toolchain: native → emulator;"
+    )
+    assert explain(KEY, [own, others], last="2024-01-01T00:00:00+00:00") == explain(KEY, [own, others])

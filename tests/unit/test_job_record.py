@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from axbake.jobs.record import JobRecord, log_record, read_records
+from axbake.jobs.record import JobRecord, last_made, log_record, read_records
 from axbake.jobs.running import job_log
 from axbake.pages.report import times
 
@@ -59,3 +59,15 @@ def test_only_stored_results_save_time_and_placing_is_taken_off():
         "saved_seconds": 4079.6,
     }
     assert times([])["jobs"] == 0
+
+
+def test_a_log_says_what_its_job_had_last_and_nothing_where_it_cannot_be_read(tmp_path, keep_logging):
+    log = tmp_path / "job.log"
+    with job_log(log):
+        log_record(RECORD)
+
+    assert last_made(log) == {("compile_model", "unet"): RECORD.made}
+    for text in ("", " DEBUG job record: {", ' DEBUG job record: {"step": "of another version"}'):
+        log.write_text(text)
+        assert last_made(log) == {}
+    assert last_made(tmp_path / "none.log") == {}

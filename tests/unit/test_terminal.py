@@ -4,18 +4,18 @@ import logging
 import os
 import pty
 import termios
-import time
 from pathlib import Path
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from axbake.cache import Cache, Key
-from axbake.jobs.terminal import Pending, Screen, header, last_times, show_reports
+from axbake.cache import Cache
+from axbake.jobs.terminal import Pending, Screen, forecasts, header, show_reports
+from tests.unit.test_forecast import DEMO, LARGE
 
-EXPORT = Pending(1, (("export_onnx", "unet"), ("measure_parity", "unet")), threads=1)
-COMPILE = Pending(2, (("compile_model", "unet"),), threads=4)
-REPORT = Pending(3, (), threads=1)
+EXPORT = Pending(1, (("export_onnx", "unet"), ("measure_parity", "unet")), threads=1, needs=(), bake=DEMO)
+COMPILE = Pending(2, (("compile_model", "unet"),), threads=4, needs=(1,), bake=DEMO)
+REPORT = Pending(3, (("write_report", None),), threads=1, needs=(2,), bake=DEMO)
 JOBS = [EXPORT, COMPILE, REPORT]
 
 
@@ -38,13 +38,10 @@ def begin(screen, number, message):
 def test_each_job_is_said_with_its_number_and_the_time_that_is_left():
     shown = screen()
 
-    # The export takes one of two cores, so another job can take the other meanwhile.
-    assert (
-        begin(shown, 1, "Exporting the unet of a")
-        == "[1 of 3, 1 h 7 min left as the last time] Exporting the unet of a"
-    )
+    # Compile and report wait for the export, so no core can do them meanwhile.
+    assert begin(shown, 1, "Exporting the unet of a") == "[1 of 3, up to 1 h 7 min left] Exporting the unet of a"
     assert say(shown, "Finished jobid: 1", event=LogEvent.JOB_FINISHED, job_id=1) == ""
-    assert begin(shown, 2, "Compiling") == "[2 of 3, 1 h 6 min left as the last time] Compiling"
+    assert begin(shown, 2, "Compiling") == "[2 of 3, up to 1 h 6 min left] Compiling"
     assert say(shown, "Finished jobid: 2", event=LogEvent.JOB_FINISHED, job_id=2) == ""
     assert begin(shown, 3, "Writing the report") == "[3 of 3] Writing the report"
 
@@ -52,37 +49,35 @@ def test_each_job_is_said_with_its_number_and_the_time_that_is_left():
 def test_what_running_jobs_have_taken_is_not_left_any_more():
     shown = screen()
 
-    assert shown.remaining() == ", 1 h 7 min left as the last time"
-    assert shown.remaining({2: 3000.0}) == ", 17 min 0 s left as the last time"
-    assert shown.remaining({1: 100.0, 2: 5000.0}) == ""  # both take longer than they did
+    assert shown.remaining() == ", up to 1 h 7 min left"
+    assert shown.remaining({1: 30.0}) == ", up to 1 h 6 min left"
+    shown.left.end(1)
+    assert shown.remaining({2: 3000.0}) == ", up to 16 min 40 s left"
+    assert shown.remaining({2: 5000.0}) == ""  # it takes longer than was forecast
 
 
-def test_no_time_is_promised_for_what_was_never_built():
-    assert begin(screen(_2=None), 1, "Exporting") == "[1 of 3, 20 s left as the last time, and what is new] Exporting"
-    assert begin(screen(_1=None, _2=None), 1, "Exporting") == "[1 of 3] Exporting"
+def fail(screen, number):
+    say(screen, event=LogEvent.JOB_ERROR, jobid=number, rule_name="compile", rule_msg=None, log=[])
 
 
-def store(cache, directory, step, component, seconds):
-    """Let the build of a step have taken so many seconds."""
-    key = Key(step, component, {"settings": {"seconds": seconds}}, {}, {"made": "made"})
+def test_what_waits_for_a_failed_job_leaves_the_total_until_that_job_begins_again():
+    other = Pending(4, (), threads=2, needs=(), bake=DEMO)
+    shown = Screen(None)
+    shown.expect([*JOBS, other], {1: 40.0, 2: 4000.0, 3: 10.0, 4: 100.0}, cores=2)
+    begin(shown, 1, "Exporting")
+    fail(shown, 1)
 
-    def build(made):
-        time.sleep(seconds)
-        made["made"].touch()
-
-    cache.fetch_or_build(key, {"made": directory / f"{step}-{component}" / "made"}, build)
+    assert begin(shown, 4, "Drawing") == "[2 of 4, up to 1 min 40 s left] Drawing"
+    assert begin(shown, 1, "Exporting") == "[2 of 4, up to 1 h 8 min left] Exporting"
 
 
-def test_a_job_takes_as_long_as_the_last_builds_of_its_steps_together(tmp_path):
-    cache = Cache(tmp_path / "cache")
-    for name, seconds in (("export_onnx", 0.3), ("measure_parity", 0.2)):
-        store(cache, tmp_path, name, "unet", seconds)
-    other = Pending(4, (("export_onnx", "unet"), ("measure_parity", "vae_decoder")), threads=1)
+def test_a_job_that_was_never_built_has_a_time_too(tmp_path):
+    large = Pending(4, EXPORT.steps, threads=1, needs=(), bake=LARGE)
 
-    times = last_times(cache, [EXPORT, COMPILE, REPORT, other])
+    times = forecasts(Cache(tmp_path / "cache"), [EXPORT, COMPILE, REPORT, large], cores=2)
 
-    assert times[1] == pytest.approx(0.5, abs=0.2)
-    assert (times[2], times[3], times[4]) == (None, 0.0, None)  # never built; takes no time; a part never built
+    assert all(seconds > 1 for seconds in times.values())
+    assert times[4] > 1.5 * times[1]
 
 
 def test_a_failed_job_is_a_line_and_its_log():

@@ -8,8 +8,10 @@ from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
 from axbake.cache import Cache, cache_directory
+from axbake.forecast.rows import bake_of
 from axbake.jobs.identity import read_steps
-from axbake.jobs.terminal import Pending, header, install_screen, last_times, show_made, show_reports
+from axbake.jobs.running import name_of
+from axbake.jobs.terminal import Pending, forecasts, header, install_screen, show_made, show_reports
 
 
 def targets():
@@ -43,17 +45,32 @@ onstart:
     cache = cache_directory(None)
     logger.info(header(counts, cores=run_cores(), cache=cache, log=next(map(Path, log), None)))
     if SCREEN:
-        pending = [Pending(job.jobid, tuple(names_of_steps(job)), job.threads) for job in jobs]
-        SCREEN.expect(pending, last_times(Cache(cache), pending), cores=run_cores(), interrupted=INTERRUPTED)
+        pending = pending_jobs(jobs)
+        seconds = forecasts(Cache(cache), pending, cores=run_cores())
+        SCREEN.expect(pending, seconds, cores=run_cores(), interrupted=INTERRUPTED)
         if not set(workflow.output_settings.quiet or ()) & {Quietness.ALL, Quietness.PROGRESS, Quietness.RULES}:
             SCREEN.open_display()
 
 
-def names_of_steps(job):
-    """Step and component of each step of a job that goes through the build cache."""
+def pending_jobs(jobs):
+    """What the screen knows of *jobs*."""
+    models = {job.wildcards.model for job in jobs}
+    bakes = {name: bake_of(MODELS[name], cores=run_cores()) for name in models}
     return [
-        (one.function.rpartition(".")[2], one.component) for one in read_steps(Path(job.input.settings)) if one.cached
+        Pending(
+            number=job.jobid,
+            steps=tuple(names_of_steps(job)),
+            threads=job.threads,
+            needs=tuple(other.jobid for other in workflow.dag.dependencies[job]),
+            bake=bakes[job.wildcards.model],
+        )
+        for job in jobs
     ]
+
+
+def names_of_steps(job):
+    """Step and component of each step of a job."""
+    return [(name_of(one), one.component) for one in read_steps(Path(job.input.settings))]
 
 
 def run_cores():

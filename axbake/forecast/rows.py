@@ -1,0 +1,63 @@
+"""What the times of a row's jobs depend on, from its cells, its config and the headers of its files."""
+
+import functools
+from pathlib import Path
+
+from axbake.errors import AxbakeError
+from axbake.families import FAMILIES
+from axbake.fit import modules_of
+from axbake.forecast.networks import Network, network_of, typical_network
+from axbake.forecast.work import Bake, threads_of
+from axbake.host import chosen_precision
+from axbake.model import Model
+from axbake.networks.component import Component
+from axbake.table import read_prompts
+
+read_texts = functools.cache(read_prompts)
+
+
+def bake_of(model: Model, *, cores: int) -> Bake:
+    """What the times of *model*'s jobs depend on; of a row that is refused, no networks.
+
+    Args:
+        cores: that the run has.
+    """
+    row = model.row
+    try:
+        networks = {one.name: _network(model, one) for one in model.family.components}
+        texts = len(read_texts(Path(model.entry("calibration/text_prompts"))))
+    except AxbakeError:
+        networks, texts = {}, 0
+    return Bake(
+        networks=networks,
+        steps=row["steps"],
+        branches=2 if row["guidance_scale"] > 1 else 1,
+        prompts=len(row["calibration_prompts"]),
+        samples=model.entry("calibration/samples"),
+        compared=model.entry("compiled/samples"),
+        texts=texts,
+        precision=chosen_precision(model.entry("calibration/recorded_in")),
+        emulated=model.config["toolchain"] == "emulator",
+        threads=threads_of(networks.values(), cores),
+    )
+
+
+def _network(model: Model, component: Component) -> Network:
+    """What *component* takes; where its file is not here, or has no header that tells, as Stable Diffusion 1.5's."""
+    column = model.sources.column_of(component)
+    size = {"height": model.row["height"], "width": model.row["width"]}
+    of = Path(model.row[column]), model.family.name, component.name
+    try:
+        if not model.sources.is_remote(column):
+            return _counted(*of, **size, prompt_chunks=model.row["prompt_chunks"])
+    except AxbakeError:
+        pass
+    return typical_network(component.role, **size)
+
+
+@functools.cache
+def _counted(path: Path, family: str, component: str, **size: int) -> Network:
+    """A network in a file; many rows may be of one file and size."""
+    of = FAMILIES[family]
+    part = of.component(component)
+    return network_of(modules_of(path, of, part), part.role, **size)
