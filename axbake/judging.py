@@ -8,6 +8,7 @@ from typing import Any
 
 from axbake.errors import AxbakeError
 from axbake.networks.component import DECODER, DENOISER, ENCODER
+from axbake.units import in_words
 
 logger = logging.getLogger(__name__)
 GOOD, FAIR, POOR = "good", "fair", "poor"  # what a picture is called
@@ -99,7 +100,10 @@ def _advice(psnr: float, quantised: Mapping[str, Any], roles: Mapping[str, str])
         return
     alone = {name: quantised[name]["image_psnr_db"] for name in roles if name in quantised}
     worst = min(alone, key=lambda name: alone[name])
-    yield f"most is lost by {worst}: {alone[worst]} dB when it alone is quantised; give it a finer precision (precision/{worst})"
+    yield (
+        f"most is lost by the {in_words(worst)}: {alone[worst]} dB when it alone is quantised; give it a finer precision"
+        f" (precision/{worst})"
+    )
     if roles[worst] == DENOISER:
         yield "more calibration samples (calibration/samples), or calibration prompts nearer to the row's"
     if roles[worst] in (ENCODER, DECODER):

@@ -1,4 +1,23 @@
-"""Times and sizes, for people."""
+"""Times, sizes and names, for people."""
+
+CAPITALS = {
+    "autov2": "AutoV2",
+    "clip": "CLIP",
+    "lora": "LoRA",
+    "onnx": "ONNX",
+    "psnr": "PSNR",
+    "sha256": "SHA-256",
+    "snr": "SNR",
+    "sqnr": "SQNR",
+    "ssim": "SSIM",
+    "unet": "UNet",
+    "vae": "VAE",
+}
+
+
+def in_words(key: str) -> str:
+    """A *key* of files and settings as people say it: `vae_decoder` is «VAE decoder», `onnx/unet` is «ONNX, UNet»."""
+    return ", ".join(" ".join(CAPITALS.get(word, word) for word in part.split("_")) for part in key.split("/"))
 
 
 def duration(seconds: float) -> str:

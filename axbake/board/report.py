@@ -6,17 +6,16 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from axbake.board.errors import UnreadableOutput
 from axbake.board.published import PUBLISHED
 from axbake.distance import psnr, ssim
+from axbake.pages.html import render
 from axbake.runtime.txt2img import SAMPLERS
 
 logger = logging.getLogger(__name__)
-TEMPLATE = Path(__file__).with_suffix(".html.j2")
 WIDTH, HEIGHT = 560, 200  # of the plot, in pixels
 
 
@@ -43,8 +42,8 @@ def write_board_report(
     others = {"reference": reference, "simulation": simulation}
     apart = {name: distances(path, image) for name, path in others.items()}
     distance.write_text(json.dumps(apart, indent=1) + "\n")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    html = environment.from_string(TEMPLATE.read_text()).render(
+    html = render(
+        "board.html.j2",
         found=found,
         on_board=found["ran_on"] == "board",
         sampler=SAMPLERS[found["settings"]["scheduler"]],

@@ -21,6 +21,7 @@ class JobRecord:
     peak_memory: float  # GiB, of that build
     made: str  # when that build ended: UTC, ISO 8601
     tools: dict[str, str]  # package -> version that it was built with
+    ended: str | None = None  # when this step ended here: UTC, ISO 8601; None in logs of earlier versions
 
 
 def log_record(record: JobRecord) -> None:

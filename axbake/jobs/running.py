@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from axbake.cache import Cache, Key, Outcome, cache_directory
@@ -112,6 +113,7 @@ def record_of(step: Step, outcome: Outcome | None, *, seconds: float) -> JobReco
         peak_memory=entry.peak_memory if entry else round(peak_memory(), 2),
         made=entry.created if entry else now(),
         tools=step.tools,
+        ended=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
 
 

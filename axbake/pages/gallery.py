@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +31,25 @@ def thumbnail_uri(picture: np.ndarray) -> str:
     return _uri(image, "webp", quality=80)
 
 
-def difference_map(one: np.ndarray, other: np.ndarray) -> tuple[str, dict[str, float]]:
-    """What differs between two (H, W, 3) uint8 pictures.
+def difference_maps(wanted: np.ndarray, others: Sequence[np.ndarray]) -> tuple[int, list[dict[str, str | float]]]:
+    """What differs from the picture *wanted* in each of *others*, all (H, W, 3) uint8, on one scale.
 
     Returns:
-        `data:` URI of a grey picture: each pixel's largest difference of its three channels, times the largest power of two that
-        clips none; and in numbers that factor `gain`, the `mean` and the `largest` difference, of 255.
+        The scale: the largest power of two that clips no difference in any of them. And of each of *others*: `map`, the `data:`
+        URI of a grey picture of each pixel's largest difference of its three channels, times the scale; the `mean` and the
+        `largest` difference, of 255.
     """
-    apart = np.abs(one.astype(np.int16) - other.astype(np.int16))
-    largest = int(apart.max())
-    gain = 2 ** int(np.log2(255 / max(1, largest)))
-    grey = (apart.max(axis=2) * gain).astype(np.uint8)
-    return picture_uri(grey), {"gain": gain, "mean": round(float(apart.mean()), 2), "largest": largest}
+    apart = [np.abs(wanted.astype(np.int16) - other.astype(np.int16)) for other in others]
+    gain = 2 ** int(np.log2(255 / max(1, *(one.max() for one in apart))))
+    said: list[dict[str, str | float]] = [
+        {
+            "map": picture_uri((one.max(axis=2) * gain).astype(np.uint8)),
+            "mean": round(float(one.mean()), 2),
+            "largest": int(one.max()),
+        }
+        for one in apart
+    ]
+    return gain, said
 
 
 def _uri(image: Image.Image, form: str, **how) -> str:

@@ -2,14 +2,17 @@
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
-from axbake.units import duration, megabytes
+from axbake.units import duration, in_words, megabytes
 
 PAGES = Path(__file__).parent
+KEY = re.compile(r"\b[a-z_]+(?:/[a-z_0-9]+)+\b")  # of config: `precision/vae_decoder`
 
 
 def render(template: str, **content: Any) -> str:
@@ -21,9 +24,25 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "megabytes": megabytes}
+    environment.filters |= {
+        "coded": coded,
+        "duration": duration,
+        "megabytes": megabytes,
+        "sentence": sentence,
+        "words": in_words,
+    }
     script = (PAGES / "page.js").read_text(encoding="utf-8")
     # The browser runs a script of this digest and no other: https://www.w3.org/TR/CSP3/#script-src
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = (PAGES / "page.css").read_text(encoding="utf-8")
     return environment.get_template(template).render(script=script, script_digest=digest, style=style, **content)
+
+
+def coded(text: str) -> Markup:
+    """*text*, escaped, with config's keys in it as code."""
+    return Markup(KEY.sub(r"<code>\g<0></code>", str(escape(text))))
+
+
+def sentence(text: str) -> str:
+    """*text* with a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}."

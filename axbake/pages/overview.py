@@ -6,7 +6,6 @@ It is no rule's result, since it tells of what is there: with a rule, one model 
 import argparse
 import csv
 import json
-import sys
 from pathlib import Path
 
 from axbake.digest import write_atomically
@@ -72,15 +71,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write `results/report.html` of the project in the working directory. Exit status: 1 if no model has a report."""
+    """Write `results/report.html` of the project in the working directory. Exit status: 0."""
     table = Path(read_yaml(Path("config/config.yaml"))["models"])
     page = Path("results/report.html")
-    if not any(page.parent.glob("*/report.json")):
-        print(
-            f"No model has a report yet. Bake one: {BIN}snakemake --cores 4 results/NAME/report.html",
-            file=sys.stderr,
-        )
-        return 1
+    page.parent.mkdir(exist_ok=True)
     count = write_overview(page.parent, page, table=model_names(table))
+    if not count:
+        print(f"{page}: no model has a report yet. Bake one: {BIN}snakemake --cores 4 results/NAME/report.html")
+        return 0
     print(f"{page}: {count} model{'s' if count != 1 else ''}; each has a page of its own, results/NAME/report.html.")
     return 0

@@ -1,5 +1,5 @@
 "use strict";
-// Everything can be read without this script. It lets tables be sorted and pictures be compared.
+// Everything can be read without this script. It lets tables be sorted, pictures be compared and commands be copied.
 
 function sortable(table) {
   const heads = [...table.tHead.rows[0].cells];
@@ -40,5 +40,25 @@ function comparable(box) {
   box.hidden = false;
 }
 
+function copyable(command) {
+  const text = command.querySelector("code");
+  const button = document.createElement("button");
+  button.textContent = "Copy";
+  button.addEventListener("click", async () => {
+    getSelection().selectAllChildren(text);
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Selected: press Ctrl+C"; // the browser keeps pages from files off the clipboard
+    }
+  });
+  const box = document.createElement("div");
+  box.className = "copy";
+  command.replaceWith(box);
+  box.append(command, button);
+}
+
 document.querySelectorAll("table.sortable").forEach(sortable);
 document.querySelectorAll(".compare").forEach(comparable);
+document.querySelectorAll(".command").forEach(copyable);

@@ -10,9 +10,10 @@ import numpy as np
 
 from axbake.jobs.record import JobRecord, read_records
 from axbake.judging import POOR, judge_picture
-from axbake.pages.gallery import difference_map, picture_uri, read_picture, thumbnail_uri
+from axbake.pages.gallery import difference_maps, picture_uri, read_picture, thumbnail_uri
 from axbake.pages.html import render
 from axbake.pages.plots import coverage_plot, decibel_plot
+from axbake.pages.timeline import timeline
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def write_report(
     if judged["verdict"] == POOR:
         logger.warning("POOR %s. Try: %s.", judged["why"], "; ".join(judged["advice"]))
     graphs = dict(zip(addresses, made, strict=True))
-    jobs = [record for log in logs for record in read_records(Path(log))]
+    by_job = {_job(log, model): read_records(Path(log)) for log in logs}
+    jobs = [record for of_one in by_job.values() for record in of_one]
     pictures = {
         "Reference": read_picture(reference),
         "Float ONNX": read_picture(floating),
@@ -99,17 +101,22 @@ def write_report(
             name: _component(name, described["components"][name], graphs, before, _read_json(parity), check, thresholds)
             for name, parity, check in zip(components, parities, compared, strict=True)
         },
-        "jobs": [asdict(record) for record in jobs],
+        "jobs": [{"job": job} | asdict(record) for job, of_one in by_job.items() for record in of_one],
         "times": times(jobs),
         "versions": {tool: version for record in jobs for tool, version in record.tools.items()},
         "thumbnails": [thumbnail_uri(pictures["Reference"]), thumbnail_uri(read_picture(simulation))],
     }
     facts.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     covered = _read_json(calibration)
+    gain, shown = _gallery(pictures)
     html = render(
         "report.html.j2",
         **said,
-        pictures=_gallery(pictures),
+        pictures=shown,
+        gain=gain,
+        limits=limits,
+        timeline=timeline(by_job),
+        addresses=addresses,
         calibration=covered,
         held_out=_read_json(held_out),
         coverage_plot=coverage_plot(covered["coverage_by_samples"]),
@@ -117,6 +124,11 @@ def write_report(
         findings=before["findings"],
     )
     page.write_text(html, encoding="utf-8")
+
+
+def _job(log: str, model: str) -> str:
+    """Name of the job whose *log* it is: `onnx/unet`."""
+    return log.rpartition(f"logs/{model}/")[2].removesuffix(".log")
 
 
 def _unused_parameters(described: dict) -> list[str]:
@@ -159,16 +171,15 @@ def _component(
     }
 
 
-def _gallery(pictures: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The pictures as the page shows them; the first is what the others are compared with."""
-    (first, wanted), *others = pictures.items()
-    shown: list[dict[str, Any]] = [{"name": first, "uri": picture_uri(wanted), "emulated": False, "apart": None}]
-    for name, picture in others:
-        uri, apart = difference_map(wanted, picture)
-        shown.append(
-            {"name": name, "uri": picture_uri(picture), "emulated": name == "Emulated", "map": uri, "apart": apart}
-        )
-    return shown
+def _gallery(pictures: dict[str, np.ndarray]) -> tuple[int, list[dict[str, Any]]]:
+    """Scale of the difference maps, and the pictures as the page shows them; the first is what others are compared with."""
+    wanted, *others = pictures.values()
+    gain, apart = difference_maps(wanted, others)
+    shown = [
+        {"name": name, "uri": picture_uri(picture), "emulated": name == "Emulated", "apart": differs}
+        for (name, picture), differs in zip(pictures.items(), [None, *apart], strict=True)
+    ]
+    return gain, shown
 
 
 def _read_json(path: Path) -> dict:

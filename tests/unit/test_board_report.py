@@ -10,6 +10,7 @@ from PIL import Image
 from axbake.board.errors import UnreadableOutput
 from axbake.board.published import PUBLISHED
 from axbake.board.report import parts_of, plot_of_steps, write_board_report
+from axbake.units import in_words
 
 SECONDS = {"median": 0.4021, "min": 0.4, "max": 0.41, "count": 38}
 DRAWN = {
@@ -117,6 +118,7 @@ def test_the_page_of_a_host_cannot_be_taken_for_a_boards(page_of, emulated):
     assert "Not measured on a board" in page and '<body class="host">' in page
     assert page.count("on this host, no board") == 2  # each row of the table
     assert ("emulated models that no board" in page) == emulated
+    assert 'http-equiv="Content-Security-Policy"' in page and "prefers-color-scheme: dark" in page
     assert "Device alone" not in page and "measured here" not in page
 
 
@@ -126,7 +128,7 @@ def test_graphs_of_a_component_have_rows_below_its_own(page_of):
     page, _ = page_of(found)
 
     assert parts_of(["text_encoder", "unet/down", "unet/up"]) == ["text_encoder", "unet", "unet/down", "unet/up"]
-    component, down, up = (page.partition(f"<tr><td>{name}</td>")[2].partition("</tr>")[0] for name in ROWS)
+    component, down, up = (page.partition(f"<tr><td>{in_words(name)}</td>")[2].partition("</tr>")[0] for name in ROWS)
     assert "201.500 ms" in component and "200.100 ms" not in component and "MiB" not in component
     for graph in (down, up):
         assert "200.100 ms" in graph and "981 MiB" in graph and "201.500 ms" not in graph

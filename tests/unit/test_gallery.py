@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from axbake.pages.gallery import THUMBNAIL, difference_map, picture_uri, thumbnail_uri
+from axbake.pages.gallery import THUMBNAIL, difference_maps, picture_uri, thumbnail_uri
 
 
 def shown(uri):
@@ -36,20 +36,30 @@ def test_differences_are_magnified_as_far_as_none_is_clipped():
     other = one.copy()
     other[0, 1] = [100, 93, 102]
 
-    uri, said = difference_map(one, other)
+    gain, (said,) = difference_maps(one, [other])
 
-    assert said == {"gain": 32, "mean": 0.75, "largest": 7}
-    assert shown(uri).tolist() == [[0, 224], [0, 0]]
+    assert (gain, said["mean"], said["largest"]) == (32, 0.75, 7)
+    assert shown(said["map"]).tolist() == [[0, 224], [0, 0]]
+
+
+def test_all_maps_have_the_scale_of_the_largest_difference():
+    one = np.full((1, 1, 3), 100, np.uint8)
+
+    gain, maps = difference_maps(one, [one + np.uint8(1), one + np.uint8(60)])
+
+    assert gain == 4
+    assert [shown(said["map"]).item() for said in maps] == [4, 240]
 
 
 def test_equal_pictures_have_a_black_map():
-    uri, said = difference_map(noise(8, 8, 3), noise(8, 8, 3))
+    _, (said,) = difference_maps(noise(8, 8, 3), [noise(8, 8, 3)])
 
     assert said["largest"] == said["mean"] == 0
-    assert not shown(uri).any()
+    assert not shown(said["map"]).any()
 
 
 def test_opposite_pictures_are_as_far_apart_as_can_be():
     black, white = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
 
-    assert difference_map(black, white)[1] == {"gain": 1, "mean": 255, "largest": 255}
+    gain, (said,) = difference_maps(black, [white])
+    assert (gain, said["mean"], said["largest"]) == (1, 255, 255)

@@ -1,11 +1,14 @@
 """The pages in a real browser, offline: no error, nothing wider than a phone, light and dark, with and without JavaScript."""
 
+import io
 import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from axbake.families.sd1 import FAMILY
 from axbake.pages.overview import write_overview
@@ -16,6 +19,23 @@ PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 HOSTILE = (
     '<script>document.title = "owned"</script><img src=x onerror="document.title = 1">"\'</style>&amp; {{ 7 * 7 }}'
 )
+# Least contrast of a text with the nearest background that is no picture, by WCAG 2.1
+CONTRAST = """() => {
+  const parts = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  const light = (colour) => parts(colour).slice(0, 3).map((part) => part / 255)
+    .map((part) => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+  const paper = (one) => {
+    const colour = getComputedStyle(one).backgroundColor;
+    return parts(colour)[3] === 0 ? paper(one.parentElement) : colour;
+  };
+  const written = [...document.body.querySelectorAll(":not(script, svg, svg *, option, select)")].filter((one) =>
+    one.checkVisibility() && [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
+  return Math.min(...written.map((one) => {
+    const [a, b] = [light(getComputedStyle(one).color), light(paper(one))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  }));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +131,62 @@ def test_tables_are_sorted_by_number_and_back(show, hostile):
     assert page.locator(".models th[aria-sort]").get_attribute("aria-sort") == "descending"
 
 
+def test_contents_lead_to_their_parts_and_ids_are_unique(show, hostile):
+    page = show(hostile / "tiny/report.html")
+
+    targets = page.locator("nav a").evaluate_all("links => links.map(link => link.hash)")
+    assert len(targets) >= 7
+    assert all(page.locator(target).count() == 1 for target in targets)
+
+
+def test_a_command_is_copied_or_selected(show, hostile):
+    page = show(hostile / "tiny/report.html")
+    wanted = ".venv/bin/snakemake --cores 4 results/tiny/bundle/axbake.tar"
+
+    page.locator(".copy", has_text="axbake.tar").locator("button").click()
+
+    assert page.evaluate("getSelection().toString()").strip() == wanted
+    page.wait_for_function("[...document.querySelectorAll('.copy button')].some(one => one.textContent !== 'Copy')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["tiny/report.html", "report.html"])
+def test_all_text_has_contrast(show, hostile, name, scheme):
+    page = show(hostile / name, color_scheme=scheme)
+
+    assert page.evaluate(CONTRAST) > 4.5  # https://www.w3.org/TR/WCAG21/#contrast-minimum
+
+
+def test_a_table_that_is_wider_than_a_phone_says_so_at_its_edge(show, hostile):
+    page = show(hostile / "tiny/report.html", viewport=PHONE)
+    wide = page.locator(".scroll:has(table)").nth(1)
+
+    assert wide.evaluate("box => box.scrollWidth > box.clientWidth")
+    assert brightest_at_its_end(wide) < 230
+    wide.evaluate("box => box.scrollLeft = box.scrollWidth")
+    assert brightest_at_its_end(wide) > 240
+
+
+def brightest_at_its_end(box) -> int:
+    """Of 0 to 255, near the right edge of *box*, in its first rows, where the paper is white."""
+    picture = np.asarray(Image.open(io.BytesIO(box.screenshot())).convert("L"))
+    return int(picture[2:20, -5].max())
+
+
+def test_a_page_of_nothing_baked_says_what_to_do(show, tmp_path):
+    assert write_overview(tmp_path, tmp_path / "report.html", table=["mine"]) == 0
+
+    page = show(tmp_path / "report.html", viewport=PHONE)
+    commands = page.locator(".command").all_inner_texts()
+    assert "make demo" in commands and ".venv/bin/snakemake --cores 4 results/mine/report.html" in commands
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
 def test_without_javascript_all_but_slider_and_sorting_is_there(show, hostile):
     page = show(hostile / "tiny/report.html", java_script_enabled=False)
 
     assert not page.locator(".compare").is_visible()
-    for said in (ROW["prompt"], "compile_model/unet", "Where the error comes from", "versions"):
+    for said in (ROW["prompt"], "Where the error comes from", "versions", "tiny/bundle/axbake.tar"):
         assert page.get_by_text(said).first.is_visible()
     assert page.locator("figure img:visible").count() >= 3
 
@@ -159,7 +230,7 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
         preflight=place / "preflight.json",
         verdict=place / "verdict.json",
         **{name: [place / step / f"{part}.json" for part in COMPONENTS] for name, step in each.items()},
-        logs=[logs / "reference.log"],
+        logs=[str(logs / "reference.log")],
         page=tmp_path / "report.html",
         facts=tmp_path / "report.json",
     )
@@ -168,13 +239,13 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
     assert page.locator("dt", has_text="LoRA").inner_text() == f"LoRA {HOSTILE}"
     assert page.locator("dd", has_text="in the UNet").inner_text() == "× 0.9 in the UNet, × 0.5 in the text encoder"
     assert page.locator("#advice + ul li").inner_text() == f"Column prompt: {HOSTILE} is not applied."
-    assert page.locator(".verdict.poor b").inner_text() == "Poor"
+    assert page.locator(".said.verdict.poor b").inner_text() == "Poor"
     colours = [
         page.locator(place).evaluate("one => getComputedStyle(one).color")
         for place in (".verdict b", ".tile:last-child b")
     ]
     assert colours[0] != colours[1]
-    assert page.get_by_text("Poor: picture against reference: PSNR").is_visible()
+    assert page.get_by_text("Picture against reference: PSNR").is_visible()
     assert "POOR picture against reference: PSNR" in caplog.text and "Try: " in caplog.text
 
 

@@ -87,7 +87,7 @@ rule write_board_report:
             step(
                 "axbake.board.report.write_board_report",
                 tools=["jinja2", "numpy", "pillow", "scikit-image"],
-                data=["axbake/board/report.html.j2"],
+                data=["axbake/pages"],
                 cached=False,
             ),
             part="place",
