@@ -22,7 +22,7 @@ from axbake.jobs.identity import identify, tool_version, write_steps
 from axbake.jobs.inputs import as_input
 from axbake.model import Model, family_of
 from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
-from axbake.root import PACKAGE, ROOT, shipped
+from axbake.root import run_own_code, shipped
 from axbake.sources import COLUMNS
 from axbake.table import check_config, commented_line, read_models, read_prompts, read_row_config
 from axbake.toolchain.launch import ENGINES, Launch
@@ -30,10 +30,7 @@ from axbake.toolchain.launch import ENGINES, Launch
 # Planning makes millions of objects that all stay. To look for garbage among them takes a fifth of its time (bench/many_models.py).
 gc.set_threshold(50_000, 20, 1_000)
 
-# A checkout's jobs run its own code, whatever axbake is installed beside their Python.
-if ROOT == PACKAGE.parent:
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-
+run_own_code()
 SCHEMAS = shipped("workflow/schemas")
 if shlex.quote(sys.executable) != sys.executable:
     raise WorkflowError(
