@@ -18,5 +18,5 @@ def shipped(path: str) -> Path:
 
 def run_own_code() -> None:
     """Have the processes that this one starts run a checkout's code, whatever axbake is installed beside their Python."""
-    if ROOT == PACKAGE.parent:
+    if PACKAGE.parent == ROOT:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

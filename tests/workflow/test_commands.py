@@ -1,6 +1,7 @@
-"""Every command of README and tutorial is run as a reader would run it, in a clone with the tiny model, or it says why not."""
+"""Every command of README and docs/ is run as a reader would run it, in a clone with the tiny model, or it says why not."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,23 +9,58 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_docs import DOCS, ROOT, shell
-from tests.workflow.project import Project
+from tests.unit.test_docs import DOCS, ROOT, prose, shell, spans
+from tests.workflow.project import ROW, Project
 
-COMMANDS = list(dict.fromkeys(shell((ROOT / "README.md").read_text()) + shell((DOCS / "tutorial.md").read_text())))
-# Command -> why no test can run it here. What Make would run is still looked at.
+# Those in other languages have the same ones (tests/unit/test_translations.py).
+PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.glob("*.md")) if "." not in path.stem)]
+# What pages write for names of the reader's -> what stands for them here
+NAMES = {"NAME": "tiny", "FILE": "checkpoints/tiny.safetensors", "TARGET": "results/tiny/unet.axmodel"}
+
+
+def commands(page: Path) -> list[str]:
+    """Commands of a page, without remarks: in blocks that are marked `sh`, and in the text."""
+    inline = [span for span in spans(page) if re.match(r"(\.venv/bin/\S+|make) \S", span)]
+    return [re.sub(r"\s+# .*", "", line) for line in shell(prose(page))] + inline
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+ON_A_BOARD = (
+    *("python3 -m venv .venv", ".venv/bin/pip install --requirement requirements.txt", ". .venv/bin/activate"),
+    *("python3 txt2img.py", "python3 img2img.py"),
+)
+SITE = "needs Civitai; tests/unit/test_add.py runs it with a site of its own"
+BOARD = "needs models by the real Pulsar2, and a board; tests/workflow/test_board.py runs it with a board of its own"
+# Command -> why it is not run here
 NOT_RUN = {
     "make demo": "installs from the network and bakes for minutes; the rules are those that bake the tiny model",
+    "make demo TORCH=auto": "the same, and brings 3 GB",
     "make test": "is what runs this test",
-    ".venv/bin/axbake add https://civitai.com/models/4384/dreamshaper": "needs Civitai",
-    ".venv/bin/snakemake --cores 4 results/NAME/board/report.html": "needs the real Pulsar2 and a board",
+    "make site": "tests/conftest.py builds the site",
+    "make docs": "tests/unit/test_docs.py makes these pages and compares them",
+    ".venv/bin/axbake add LINK": SITE,
+    ".venv/bin/axbake add --pin NAME": SITE,
+    ".venv/bin/axbake add https://civitai.com/models/4384/dreamshaper": SITE,
+    ".venv/bin/axbake add 'https://civitai.com/models/47274?modelVersionId=102222'": SITE,
+    ".venv/bin/snakemake --cores 4 results/NAME/board/report.html": BOARD,
+    ".venv/bin/snakemake --cores 1 results/NAME/board/deployment.json": BOARD,
+    ".venv/bin/snakemake --cores 1 results/NAME/board/report.html": BOARD,
+    ".venv/bin/snakemake --cores 1 --forcerun benchmark_board -- results/NAME/board/report.html": BOARD,
+    ".venv/bin/snakemake --workflow-profile profiles/slurm": "tests/workflow/test_slurm.py runs it on a real Slurm",
+    "mkdir /shared/axbake && chgrp lab /shared/axbake && chmod 3770 /shared/axbake": "needs a group of people",
+    "hf upload OWNER/REPOSITORY results/NAME/bundle/axbake": "needs Hugging Face",
+    ".venv/bin/python -m axbake.emulator build|run|version": "three commands; tests/unit/test_emulator.py runs each",
+    ".venv/bin/python -m tests.unit.depends": "tests/unit/test_code.py compares what it writes",
+    ".venv/bin/python -m tests.workflow.kills 50": "takes half an hour; tests/workflow/test_kills.py runs one of each kind",
 }
-RUN = [command for command in COMMANDS if command not in NOT_RUN]
+# They measure for minutes to hours.
+MEASURES = [command for command in COMMANDS if "python bench/" in command]
+RUN = [one for one in COMMANDS if one not in (*NOT_RUN, *MEASURES) and not one.startswith(ON_A_BOARD)]
 
 
 @pytest.fixture(scope="module")
 def clone(baked, tmp_path_factory) -> Project:
-    """A clone in which the tiny model stands in the table as `NAME` would, is baked, and `.venv` is what these tests run in."""
+    """A clone in which the tiny model stands in the table as `NAME` and `demo`, is baked, and `.venv` is that of these tests."""
     directory = tmp_path_factory.mktemp("clone")
     Project(directory, baked.cache).copy_checkout(directory)
     shutil.copytree(baked.directory, directory, symlinks=True, dirs_exist_ok=True)
@@ -35,16 +71,21 @@ def clone(baked, tmp_path_factory) -> Project:
         (directory / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     for name in ("installed", "developer"):
         (directory / ".venv" / name).touch()
-    return Project(directory, baked.cache, checkout=directory)
+    clone = Project(directory, baked.cache, checkout=directory)
+    clone.write_rows(ROW, ROW | {"model": "demo"})
+    return clone
 
 
-def say(clone: Project, command: str) -> str:
+def say(clone: Project, command: str, place: str = "") -> str:
+    """What *command* says in the clone; it has to succeed."""
+    for name, means in NAMES.items():
+        command = re.sub(rf"\b{name}\b(?!=)", means, command)
     # What a `make test` around this run says of itself would change what `make` prints.
     own = ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in own}
     done = subprocess.run(
-        ["bash", "-euc", command.replace("NAME", "tiny")],
-        cwd=clone.directory,
+        ["bash", "-euc", command],
+        cwd=clone.directory / place,
         env=environment | {"AXBAKE_CACHE": str(clone.cache)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -56,7 +97,13 @@ def say(clone: Project, command: str) -> str:
 
 def test_every_exception_is_a_command_of_the_pages():
     assert set(NOT_RUN) <= set(COMMANDS)
-    assert len(RUN) >= 3
+    assert len(RUN) >= 20 and len(MEASURES) >= 10
+
+
+def test_blocks_of_commands_are_marked_as_such():
+    for page in PAGES:
+        unmarked = re.findall(r"^ *```\n(.*?)^ *```", prose(page), re.MULTILINE | re.DOTALL)
+        assert not [block for block in unmarked if re.search(r"^ *(\.venv/bin/|make |python3? )", block, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("command", RUN)
@@ -66,7 +113,32 @@ def test_a_command_of_the_pages_works(clone, command):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("command", [command for command in NOT_RUN if command.startswith("make ")])
+@pytest.mark.parametrize("command", MEASURES)
+def test_what_measures_for_long_knows_its_command_line(command):
+    done = subprocess.run(
+        [sys.executable, *command.split()[1:], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert all(option in done.stdout for option in re.findall(r"--[\w-]+", command))
+
+
+def test_what_is_to_be_typed_on_the_board_draws_with_the_bundle(clone):
+    say(clone, ".venv/bin/snakemake --cores 2 results/NAME/bundle/axbake/manifest.json")
+    place = "results/tiny/bundle/axbake"
+    (block,) = (
+        block
+        for block in re.findall(r"^```sh\n(.*?)^```", prose(DOCS / "bundles.md"), re.MULTILINE | re.DOTALL)
+        if block.startswith(ON_A_BOARD)
+    )
+    shutil.copy(clone.directory / "results" / "tiny" / "reference" / "image.png", clone.directory / place / "photo.png")
+
+    said = say(clone, block, place)
+
+    assert "EMULATED" in said
+    assert len(list((clone.directory / place).glob("cat*.png"))) == 4
+
+
+@pytest.mark.parametrize("command", [command for command in NOT_RUN if command in ("make demo", "make test")])
 def test_make_would_run_programs_of_the_clone(clone, command):
     said = say(clone, command.replace("make", "make --dry-run", 1))
 
@@ -77,7 +149,7 @@ def test_make_would_run_programs_of_the_clone(clone, command):
 def test_the_report_over_all_models_has_what_the_pages_promise(clone):
     said = say(clone, "make report")
 
-    assert said.startswith("results/report.html: 1 model;")
+    assert said.startswith("results/report.html: ")
     assert "tiny/report.html" in (clone.directory / "results" / "report.html").read_text()
 
 

@@ -1,20 +1,23 @@
-"""On a real Slurm of one node: want of memory is mended, want of time told; interrupts cancel, kills cost nothing.
+"""On a real Slurm of one node: the command of the pages; a job short of memory or time; an interrupt cancels, kills cost nothing.
 
 `tests/services/local-slurm.sh` installs Slurm (Debian, root) and starts it in a directory of its own.
 """
 
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from axbake.project import SNAKEFILE
 from tests.workflow.cluster import Cluster, local_slurm, programs_of
 from tests.workflow.kills import faults, traced
-from tests.workflow.project import Project
+from tests.workflow.project import ROOT, ROW, Project
 from tests.workflow.test_batch import summary
 
 TARGET = "results/tiny/text_encoder.axmodel"
@@ -59,6 +62,33 @@ def wait_until(what: Callable[[], bool], process: subprocess.Popen) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < ends, "waited too long"
         time.sleep(0.2)
+
+
+def test_the_command_of_the_pages_bakes_two_rows(cluster, project):
+    """As printed; `docs/cluster.md` has the profile edited where the cluster keeps no accounts, as this one does."""
+    project.write_rows(ROW, ROW | {"model": "other", "seed": "8"})
+    shutil.copytree(ROOT / "profiles", project.directory / "profiles")
+    project.edit("profiles/slurm/config.yaml", "# slurm-status-command: squeue", "slurm-status-command: squeue")
+    project.edit("profiles/slurm/config.yaml", "status-checks: 20", "status-checks: 2")
+    (project.directory / "Snakefile").write_text(SNAKEFILE)
+    (project.directory / ".venv").symlink_to(sys.prefix)
+    (command,) = re.findall(
+        r"^```sh\n(.*)\n```", (ROOT / "docs" / "cluster.md").read_text().partition("Set there")[0], re.M
+    )
+
+    done = subprocess.run(
+        ["bash", "-euc", command],
+        cwd=project.directory,
+        env=project.environment | cluster.environment | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LONGEST,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert {name: row["state"] for name, row in summary(project).items()} == {"tiny": "done", "other": "done"}
+    assert (project.directory / "results" / "other" / "report.html").is_file()
 
 
 def test_a_compile_that_lacks_memory_is_tried_again_with_more_and_done(cluster, uncompiled):

@@ -30,6 +30,9 @@ from axbake.toolchain.launch import ENGINES, Launch
 # Planning makes millions of objects that all stay. To look for garbage among them takes a fifth of its time (bench/many_models.py).
 gc.set_threshold(50_000, 20, 1_000)
 
+# Where this workflow's files lie in one that has it as a module with a `prefix`; what users bring stays where it is.
+PLACED = workflow.modifier.path_modifier.replace_prefix
+
 run_own_code()
 SCHEMAS = shipped("workflow/schemas")
 if shlex.quote(sys.executable) != sys.executable:
@@ -89,9 +92,15 @@ def brought(function):
 
     def paths(model, wildcards):
         found = function(model, wildcards)
-        return as_input(found) if isinstance(found, str) else [as_input(path) for path in found]
+        return in_place(found) if isinstance(found, str) else [in_place(path) for path in found]
 
     return with_model(paths)
+
+
+def in_place(path):
+    """*path* as an input, where it is; one that a job makes is placed as the others are."""
+    path = as_input(path)
+    return path if path.startswith("results/") or PLACED(path) == path else local(path)
 
 
 def with_signature(function):
@@ -216,7 +225,7 @@ def settings(name, *steps, part=None, more=None):
         # A job's own process reads the workflow again; what it was started with must not change under it.
         if workflow.is_main_process:
             given = [*(more(model, wildcards) if more else ()), *steps]
-            write_steps(Path(path), [one(model, wildcards) for one in given])
+            write_steps(Path(PLACED(path)), [one(model, wildcards) for one in given])
         return path
 
     return with_model(path_of)

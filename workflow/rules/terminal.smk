@@ -32,9 +32,10 @@ def is_of_all():
     return any(job.rule.name == "all" for job in workflow.dag.jobs)
 
 
-# Before the other rules are read, so that what is wrong with config or table is wrapped too.
+# Before the other rules are read, so that what is wrong with config or table is wrapped too. Of a workflow that has this one as a
+# module the screen is not ours.
 SCREEN = None
-if workflow.is_main_process and not workflow.output_settings.dryrun:
+if workflow.is_main_process and not workflow.output_settings.dryrun and len(workflow.modifier_stack) == 1:
     SCREEN = install_screen(logger, reports)
 
 
