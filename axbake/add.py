@@ -320,5 +320,7 @@ def run(options: argparse.Namespace) -> int:
 
 def show_fetching() -> None:
     """Have the screen say how a download goes."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("axbake").setLevel(logging.INFO)
+    ours = logging.getLogger("axbake")  # and not Snakemake's, which a plan would have talk
+    ours.setLevel(logging.INFO)
+    if not ours.handlers:
+        ours.addHandler(logging.StreamHandler(sys.stderr))

@@ -15,6 +15,9 @@ from axbake.root import ROOT
 
 
 include: ROOT / "Snakefile"
+
+
+workflow.default_target = "all"  # Snakemake forgets the one of what is included
 '''
 
 

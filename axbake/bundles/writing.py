@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 MORE_STEPS = (10, 20)  # that a bundle of axbake's own has schedules for, besides the row's
 MANIFEST = "manifest.json"
 ORIGIN = ("sha256", "autov2", "family", "title", "prediction_type")  # of a checkpoint, that a manifest tells
-TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "LICENSE")
 ATTRIBUTES = "*.axmodel filter=lfs diff=lfs merge=lfs -text\n*.npz filter=lfs diff=lfs merge=lfs -text\n"
 
 
