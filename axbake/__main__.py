@@ -44,7 +44,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0; 1 after an error, which is told; 2 for a wrong command line; 130 when interrupted."""
+    """Exit status: 0; 1 after an error, which is printed; 2 for a wrong command line; 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     wanted = next((word for word in given if not word.startswith("-")), None)
     completes = any(word.startswith("--print-completion") for word in given)

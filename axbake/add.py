@@ -19,7 +19,7 @@ from axbake.fetch.errors import BadSource, NotBakeable
 from axbake.fetch.sources import Address, CivitaiAddress, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
 from axbake.printable import one_line, shown
-from axbake.project import CONFIG, lay_out
+from axbake.project import CONFIG, open_project
 from axbake.root import BIN, shipped
 from axbake.table import ProjectConfigError, check_config, read_models, read_schema
 from axbake.users_files import lines_of
@@ -149,12 +149,27 @@ def _cells_of_address(source: Address, table: Path, rows: Mapping[str, dict], na
     return row_cells(pinned_address(source, fetched.record), fetched, family=said["family"], steps=said["steps"])
 
 
-def _cells_of_path(path: Path) -> dict[str, str]:
+def open_project_for(checkpoint: str) -> None:
+    """Make the working directory a project if it is none and *checkpoint* can get a row in it.
+
+    Raises:
+        BadSource: neither a path nor an address; nothing was made.
+    """
+    if not CONFIG.is_file() and parse_source(checkpoint) is None:
+        _check_there(Path(checkpoint))
+    open_project()
+
+
+def _check_there(path: Path) -> None:
     if not path.exists():
         raise BadSource(
             f"{shown(path, 400)}: no such file or folder, and no address. Give a checkpoint's path, https://…, Civitai's AIR, or"
             " hf://owner/repository/file."
         )
+
+
+def _cells_of_path(path: Path) -> dict[str, str]:
+    _check_there(path)
     said = check_bakeable(path)
     here = path.resolve().is_relative_to(Path.cwd())
     cells = {"called": path.stem, "checkpoint": str(path.resolve().relative_to(Path.cwd()) if here else path.resolve())}
@@ -303,12 +318,11 @@ def run(options: argparse.Namespace) -> int:
     if (options.checkpoint is None) == (options.pin is None):
         raise NoRow("Wanted a checkpoint's path or address, or --pin MODEL.")
     show_fetching()
-    if made := lay_out():
-        print(f"A new project in {Path.cwd()}: {', '.join(made)}.")
     try:
         if options.pin:
             print(f"{options.pin}: sha256 {pin_model(options.pin)} stands in {table_path()} now.")
             return 0
+        open_project_for(options.checkpoint)
         name = add_model(options.checkpoint, options.name)
     except KeyboardInterrupt:
         print("Interrupted; the table is as it was, and what has been downloaded is kept.", file=sys.stderr)

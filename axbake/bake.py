@@ -11,11 +11,10 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from axbake.add import InTable, add_model, read_table, show_fetching, table_path
+from axbake.add import InTable, add_model, open_project_for, read_table, show_fetching, table_path
 from axbake.cache import Cache, cache_directory
 from axbake.fetch.sources import parse_source
 from axbake.plan import Planner, dry_run, total
-from axbake.project import lay_out
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,15 +34,9 @@ def how_to_run(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Exit status: Snakemake's."""
-    prepare()
+    open_project_for(options.what)
     show_fetching()
     return bake(row_of(options.what, options.name), cores=options.cores)
-
-
-def prepare() -> None:
-    """Make the working directory a project, and say so."""
-    if made := lay_out():
-        print(f"A new project in {Path.cwd()}: {', '.join(made)}.")
 
 
 def row_of(what: str, name: str | None) -> str:

@@ -2,7 +2,8 @@
 
 import argparse
 
-from axbake.bake import bake, how_to_run, prepare
+from axbake.bake import bake, how_to_run
+from axbake.project import open_project
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,5 +14,5 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Exit status: Snakemake's."""
-    prepare()
+    open_project()
     return bake("demo", cores=options.cores)

@@ -48,3 +48,13 @@ def lay_out() -> list[str]:
     with writing(CONFIG):  # the last: with it the project is whole
         shutil.copyfile(ROOT / CONFIG, CONFIG)
     return [*made, str(CONFIG)]
+
+
+def open_project() -> None:
+    """Make the working directory a project unless it is one, and say so.
+
+    Raises:
+        NotWritten
+    """
+    if made := lay_out():
+        print(f"A new project in {Path.cwd()}: {', '.join(dict.fromkeys(Path(path).parts[0] for path in made))}.")

@@ -46,7 +46,9 @@ CHATTER = (
 )
 NOTHING = "Nothing to be done"  # how Snakemake begins to say so
 MOST_NAMES = 5  # of models in a line, or of reports
-FAILED = "At least one job did not complete successfully"  # that a run of which each failed job is told ends with
+FAILED = (
+    "At least one job did not complete successfully"  # Snakemake's last words on it; each failed job has had its own
+)
 
 
 @dataclass(frozen=True)

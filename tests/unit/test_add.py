@@ -304,3 +304,12 @@ def test_an_installed_axbake_makes_a_project_once(tmp_path, monkeypatch):
     assert all((tmp_path / path).is_file() for path in made)
     assert (tmp_path / "config" / "models.tsv").read_text() == "mine"
     assert lay_out() == []
+
+
+def test_a_path_that_leads_nowhere_makes_no_project(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["bake", "nowhere.safetensors"]) == main(["add", "nowhere.safetensors"]) == 1
+
+    assert "nowhere.safetensors: no such file or folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
