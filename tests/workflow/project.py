@@ -78,7 +78,7 @@ class Project:
         unneeded = shutil.ignore_patterns("__pycache__", "demo")
         for name in ("axbake", "envs", "profiles", "resources", "workflow"):
             shutil.copytree(self.checkout / name, directory / name, ignore=unneeded)
-        for name in ("Snakefile", "requirements.lock"):
+        for name in ("Snakefile", "LICENSE", "requirements.lock"):
             shutil.copy2(self.checkout / name, directory)
         return replace(self, checkout=directory)
 

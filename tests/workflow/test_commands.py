@@ -108,18 +108,19 @@ def test_blocks_of_commands_are_marked_as_such():
 
 @pytest.mark.parametrize("command", RUN)
 def test_a_command_of_the_pages_works(clone, command):
+    if "--report" in command:  # of all rows, which have to be there
+        say(clone, ".venv/bin/snakemake --cores 4")
     said = say(clone, command)
 
     assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("command", MEASURES)
-def test_what_measures_for_long_knows_its_command_line(command):
-    done = subprocess.run(
-        [sys.executable, *command.split()[1:], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+def test_what_measures_for_long_is_there_and_knows_its_options(command):
+    program, *arguments = command.split()[1:]
+    text = (ROOT / program).read_text()
 
-    assert all(option in done.stdout for option in re.findall(r"--[\w-]+", command))
+    assert all(f'"{option}"' in text for option in arguments if option.startswith("--"))
 
 
 def test_what_is_to_be_typed_on_the_board_draws_with_the_bundle(clone):

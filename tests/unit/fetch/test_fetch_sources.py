@@ -199,7 +199,7 @@ def test_a_secret_in_a_table_is_refused_without_being_repeated(cell):
 def test_a_source_without_a_digest_is_refused_unless_config_allows_it_and_plain_http_always():
     row = {"model": "tiny", "checkpoint": AIR, "sha256": ""}
 
-    with pytest.raises(Unpinned, match=r"tiny: .*python -m axbake\.add --pin tiny.*fetch/allow_unpinned"):
+    with pytest.raises(Unpinned, match=r"tiny: .*axbake add --pin tiny.*fetch/allow_unpinned"):
         check_pin(row, allow_unpinned=False)
     with pytest.raises(Unpinned):
         check_pin(row | {"checkpoint": "http://example.org/x.safetensors"}, allow_unpinned=True)
