@@ -1,10 +1,11 @@
 """Which files a model draws with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from axbake.networks.component import DECODER, DENOISER
+from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.session import open_models
 from axbake.runtime.txt2img import Models
 from axbake.runtime.values import Conditioning
@@ -38,7 +39,17 @@ class Drawn:
         (component,) = (part.name for part in self.parts if part.role == role)
         return component
 
-    def open(self, files: Mapping[str, Sequence[Path]]) -> Models:
-        """The models that text to image needs, of the files of each component."""
+    def open(self, files: Mapping[str, Sequence[Path]], added: AddedEmbedding | None = None) -> Models:
+        """The models that text to image needs, of the files of each component, and what prompts add to the time embedding."""
         texts = tuple(open_models(files[name]) for name in self.conditioning.encoders)
-        return Models(texts, open_models(files[self.of_role(DENOISER)]), open_models(files[self.of_role(DECODER)]))
+        denoiser, decoder = (open_models(files[self.of_role(role)]) for role in (DENOISER, DECODER))
+        return Models(texts, denoiser, decoder, added=added)
+
+
+def added_of(added: Callable[[Path], AddedEmbedding] | None, weights: Sequence[Path]) -> AddedEmbedding | None:
+    """What prompts add to the time embedding of the denoiser of *weights*.
+
+    Args:
+        added: the denoiser's; None: prompts add nothing, and there are no *weights*.
+    """
+    return added(*weights) if added else None

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from axbake.distance import psnr, ssim
-from axbake.drawing.parts import Drawn
+from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.networks.component import DENOISER, ENCODER
+from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.producer import EMULATOR, producer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
@@ -43,6 +44,8 @@ def simulate(
     build: Callable[[dict], Any],
     image: Path,
     distance: Path,
+    added_weights: Sequence[Path] = (),
+    added: Callable[[Path], AddedEmbedding] | None = None,
 ) -> None:
     """Draw the reference's picture with the compiled models and measure the distance.
 
@@ -51,6 +54,7 @@ def simulate(
     Args:
         models: that ONNX Runtime runs, of all components in the order of *drawn*.
         encoder_weights: weights of the VAE encoder, and *build*, which builds it.
+        added_weights: weights of the denoiser, if prompts add to its time embedding, and *added*, which reads them.
         embeddings: `embeddings.json`.
         reference, trajectory: the reference's picture and latents.
         latents: of the family.
@@ -59,7 +63,7 @@ def simulate(
     """
     files = drawn.files(models)
     drawing = draw(
-        drawn.open(files),
+        drawn.open(files, added_of(added, added_weights)),
         load_tokenizer(embeddings),
         load_schedule(schedule),
         picture,

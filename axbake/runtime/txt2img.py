@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .added import AddedEmbedding
 from .errors import BundleError
 from .model import Session, only
 from .noise import TorchNoise
-from .prompt import chunks_of, embed_prompt, encoder, prompt_warnings
+from .prompt import Embedded, chunks_of, embed_prompt, encoder, prompt_warnings
 from .sampler import Schedule, denoiser, initial_latent, latent_of, sample
 from .tokenizer import ClipTokenizer
 from .values import SAMPLERS as SAMPLERS  # imported from here too
@@ -32,6 +33,7 @@ class Models:
     denoiser: Session
     decoder: Session
     encoder: Session | None = None  # image to image alone needs it
+    added: AddedEmbedding | None = None  # of a denoiser whose time embedding prompts add to
 
     def __post_init__(self) -> None:
         names = [session.component for session in self.sessions]
@@ -107,9 +109,7 @@ def draw_from(
         prompts.append(picture.negative_prompt)
     runs_before = [len(session.seconds) for session in models.sessions]
     encoders = [encoder(session) for session in models.text_encoders]
-    prompt_embeds, *negative_embeds = [
-        embed_prompt(encoders, tokenizer, text, chunks=chunks, conditioning=conditioning) for text in prompts
-    ]
+    embeds = [embed_prompt(encoders, tokenizer, text, chunks=chunks, conditioning=conditioning) for text in prompts]
     text_embedded = time.perf_counter()
     noise = TorchNoise(picture.seed)
     initial = begin(noise)
@@ -118,9 +118,10 @@ def draw_from(
         schedule,
         noise,
         initial,
-        prompt_embeds=prompt_embeds,
-        negative_embeds=negative_embeds[0] if negative_embeds else None,
+        prompt_embeds=embeds[0].tokens,
+        negative_embeds=embeds[1].tokens if len(embeds) > 1 else None,
         guidance_scale=picture.guidance_scale,
+        added=added_rows(models.added, embeds, picture.sizes),
     )
     denoised = time.perf_counter()
     image = decode_latent(models.decoder, drawn.latent, latents=latents)
@@ -137,6 +138,21 @@ def draw_from(
         total_seconds=decoded - start,
         warnings=tuple(said for text in prompts for said in prompt_warnings(text, tokenizer, chunks=chunks)),
     )
+
+
+def added_rows(added: AddedEmbedding | None, embeds: Sequence[Embedded], sizes: Sequence[float]) -> np.ndarray | None:
+    """What each of *embeds* adds to the time embedding, (B, C) float32; None where prompts add nothing.
+
+    Raises:
+        BundleError: only one of the text encoders and the denoiser is made for that.
+    """
+    pooled = [one.pooled for one in embeds if one.pooled is not None]
+    if (added is None) != (not pooled):
+        raise BundleError(
+            "a pooled prompt without weights that take it, or weights without a pooled prompt; wanted both or none. Take all"
+            " files of one model."
+        )
+    return np.concatenate([added.row(one, sizes) for one in pooled]) if added else None
 
 
 def decode_latent(decoder: Session, latent: np.ndarray, *, latents: Latents) -> np.ndarray:

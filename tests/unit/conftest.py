@@ -65,6 +65,11 @@ class TinyModel:
         return {component.name: component.build for component in self.family.components}
 
     @property
+    def states(self) -> dict[str, Callable[..., Any]]:
+        """Function that gives each text encoder's states."""
+        return {one.name: one.states for one in self.family.text_encoders if one.states}
+
+    @property
     def drawn(self) -> Drawn:
         """Which graphs it draws with."""
         parts = tuple(Part(one.name, one.role, len(one.graphs)) for one in self.family.components)
@@ -236,7 +241,7 @@ def model_of(tmp_path_factory) -> Callable[[str], TinyModel]:
         for component, path in weights.items():
             import_part(checkpoint, component=component, weights=path, family=family)
         first = weights[family.text_encoders[0].name]
-        list_embeddings(first, [], names=[], listing=directory / "embeddings.json")
+        list_embeddings([first], [], names=[], listing=directory / "embeddings.json")
         return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
 
     return imported

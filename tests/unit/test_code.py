@@ -1099,7 +1099,9 @@ def called(model, graph_of, tmp_path_factory):
     with running("axbake.calibration.tars.calibrate_denoiser"):
         jobs.calibrate(denoiser, graphs, place, [place / "unet.tar"])
     with running("axbake.calibration.tars.calibrate_text_encoder"):
-        calibrate_text_encoder(model.embeddings, prompts=prompts, archive=place / "text_encoder.tar")
+        calibrate_text_encoder(
+            model.embeddings, component="text_encoder", prompts=prompts, archive=place / "text_encoder.tar"
+        )
     pictures, latents = place / "pictures.npy", place / "latents.npy"
     with running("axbake.calibration.pictures.draw_pictures"):
         draw_pictures(height=64, width=64, pictures=pictures)
