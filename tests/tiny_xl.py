@@ -121,8 +121,10 @@ def lcm_ssd1b(dtype: torch.dtype = torch.float16) -> Networks:
     return ssd1b(dtype, time_cond_proj_dim=256)
 
 
+#: Name of a family -> a function that makes networks of it
+FAMILIES: dict[str, Callable[..., Networks]] = {"sdxl": sdxl, "ssd1b": ssd1b, "vega": vega}
 #: Name of a UNet's structure -> a function that makes its networks
-VARIANTS: dict[str, Callable[..., Networks]] = {build.__name__: build for build in (sdxl, ssd1b, vega, lcm_ssd1b)}
+VARIANTS: dict[str, Callable[..., Networks]] = FAMILIES | {"lcm_ssd1b": lcm_ssd1b}
 
 
 def unet_name(name: str) -> str:

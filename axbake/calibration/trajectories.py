@@ -60,7 +60,8 @@ def record_trajectories(
         trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, T, W), `negative_embeds` and `empty_embeds`,
             of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, C, h, w): before the first step, and after each; all
             float32. Where prompts add to the time embedding, `prompt_added` (P, 1, C), `negative_added` and `empty_added`
-            (1, C) are what they add. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the prompts are.
+            (1, C) are what they add. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the
+            prompts are.
     """
     steps = load_schedule(schedule)
     tokenizer = load_tokenizer(embeddings)

@@ -11,8 +11,8 @@ import torch
 
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.schedule import build_scheduler
-from axbake.runtime.prompt import Embedded
 from axbake.runtime.progress import progress
+from axbake.runtime.prompt import Embedded
 from axbake.runtime.txt2img import save_png
 from axbake.runtime.values import SAMPLERS, Conditioning, Picture
 from axbake.weights import networks

@@ -4,7 +4,7 @@ from axbake.families import sdxl
 from axbake.networks import xl_unet
 from axbake.networks.component import Shapes
 
-#: The first level up but one has two blocks a transformer, Segmind-Vega's one (`checkpoint_marks` of ComfyUI's `model_detection.py`)
+#: The second level up has a transformer of two blocks, Segmind-Vega's of one (`supported_models.py` of ComfyUI)
 DEEPER = "up_blocks.1.attentions.0.transformer_blocks.1.norm1.weight"
 CUTS = {"down": "conv_in", "up": "up_blocks.0.resnets.1"}
 

@@ -43,8 +43,8 @@ def measure_parity(
         graphs: in the order in which they run.
         tensors: of the graphs, beside them under the names by which they refer to them.
         build, pieces, example, columns: the component's: how it is built, its graphs, its example, the columns of its graphs.
-        parity: JSON to write: PSNR in dB and largest error of the whole's worst output, and of each graph. What must be reached is compared by
-            `axbake.judging`.
+        parity: JSON to write: PSNR in dB and largest error of the whole's worst output, and of each graph. What must be
+            reached is compared by `axbake.judging`.
     """
     config = read_description(weights).config
     faces = [piece.interface(config, **columns) for piece in pieces]

@@ -100,10 +100,9 @@ def unet_architecture(shapes: Shapes, *, heads: Callable[[int], int]) -> dict:
 
 
 def xl_unet_architecture(shapes: Shapes, *, heads: Callable[[int], int]) -> dict:
-    """The same of a UNet whose transformers have several blocks, and whose time embedding prompts and sizes are added to.
+    """The same of UNets with transformers of several blocks, and a time embedding to which prompts and sizes are added.
 
-    So are Stable Diffusion XL's and those that were distilled from it. What is added is one number of channels of a pooled prompt,
-    and 256 for each size.
+    So are Stable Diffusion XL's and those that were distilled from it. A prompt is added by its pooled channels, a size by 256.
     """
     config = unet_architecture(shapes, heads=heads)
     sides: dict[str, list] = {}
@@ -137,7 +136,7 @@ def _numbers(shapes: Shapes, block: str) -> list[int]:
 
 
 def projected_text_architecture(shapes: Shapes, *, hidden_act: str, pad_token_id: int) -> dict:
-    """Config of a text encoder with a projection of the pooled prompt, a `CLIPTextModelWithProjection`; as `text_architecture`."""
+    """Config of a `CLIPTextModelWithProjection`; arguments as of `text_architecture`."""
     config = text_architecture(shapes, hidden_act=hidden_act, pad_token_id=pad_token_id)
     return config | {"projection_dim": shapes["text_projection.weight"][0]}
 

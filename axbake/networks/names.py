@@ -178,7 +178,7 @@ def tiny_vae_decoder_renamer(shapes: Shapes) -> Rename:
 
 
 def projected_clip_renamer(shapes: Shapes) -> Rename:
-    """Names of a text encoder with a projection of the pooled prompt, `CLIPTextModelWithProjection`: it stands beside `text_model`."""
+    """Names of a `CLIPTextModelWithProjection`, whose projection of the pooled prompt stands beside `text_model`."""
     rename = clip_renamer(shapes)
     return lambda name: name if name == "text_projection.weight" else rename(name.removeprefix("text_model."))
 

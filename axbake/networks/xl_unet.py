@@ -40,7 +40,7 @@ def pooled_width(config: Mapping) -> int:
 
 
 def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float) -> np.ndarray:
-    """Rows of *timesteps* as `axbake.networks.unet.time_rows` gives them, but without SiLU: prompts are added to them before it."""
+    """Rows of *timesteps* as `axbake.networks.unet.time_rows` gives them, without SiLU: prompts are added before it."""
     return unet.time_rows(weights, timesteps, guidance_scale=guidance_scale, activated=False)
 
 
@@ -57,7 +57,7 @@ def added_embedding(weights: Path) -> AddedEmbedding:
 
 
 def example(network: Any, face: Interface, config: Mapping, generator: Any) -> tuple[dict[str, Any], Any]:
-    """Random latent, tokens and pooled prompt at a timestep in the middle, and what the network with its embeddings makes of them."""
+    """Random latent, tokens and pooled prompt at a timestep in the middle, and what the whole network makes of them."""
     import torch
 
     latent = torch.randn(face.inputs[unet.SAMPLE].shape, generator=generator)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -321,10 +320,11 @@ def embed_prompt(
         )
     filled = [*chunk_prompt(prompt, tokenizer), *[_chunk([], tokenizer)] * chunks][:chunks]
     names = conditioning.encoders if conditioning else ("",)
+    if len(names) != len(encoders):
+        raise BundleError(f"{len(encoders)} text encoders; wanted those of {', '.join(names)}.")
     contexts, pooled = [], None
     for number, chunk in enumerate(filled):
-        named = zip_longest(encoders, names, fillvalue="")
-        made = [encode(ids_for(chunk, tokenizer, name)) for encode, name in named if encode]
+        made = [encode(ids_for(chunk, tokenizer, name)) for encode, name in zip(encoders, names)]
         states = [emphasise(one.hidden, chunk.weights) for one in made]
         contexts.append(conditioning.join(states) if conditioning else states[0])
         if number == 0 and conditioning and conditioning.pooled:

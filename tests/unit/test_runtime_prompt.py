@@ -357,7 +357,7 @@ def test_several_text_encoders_without_a_conditioning_are_refused(encode, other,
         embed_prompt([told(encode), told(other)], tokenizer, "a cat", chunks=1)
     with pytest.raises(BundleError, match="0 text encoders"):
         embed_prompt([], tokenizer, "a cat", chunks=1)
-    with pytest.raises(ValueError, match="states of 1 text encoders; wanted those of text_encoder, text_encoder_2"):
+    with pytest.raises(BundleError, match="1 text encoders; wanted those of text_encoder, text_encoder_2"):
         embed_prompt([told(encode)], tokenizer, "a cat", chunks=1, conditioning=BOTH)
 
 
