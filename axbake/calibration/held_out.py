@@ -18,7 +18,7 @@ from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
-from axbake.runtime.txt2img import added_rows
+from axbake.runtime.txt2img import added_rows, prompts_of
 from axbake.runtime.values import Picture
 
 STEPS = 8  # of the reference that are looked at, at most
@@ -66,8 +66,8 @@ def check_calibration(
     encodes = [encoder(open_models(files[name])) for name in drawn.conditioning.encoders]
     tokenizer = load_tokenizer(embeddings)
     embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=drawn.conditioning)
-    guided = steps.is_guided(picture.guidance_scale)
-    embeds = [embed(text) for text in [picture.prompt, picture.negative_prompt][: 2 if guided else 1]]
+    embeds = [embed(text) for text in prompts_of(picture, steps)]
+    del encodes, embed  # the text encoders leave memory before the denoiser comes
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
     scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}

@@ -70,16 +70,16 @@ def record_trajectories(
         for path, name in zip(text_encoders, conditioning.encoders, strict=True)
     ]
     embed = prompt_embedding(encodes, tokenizer, chunks=prompt_chunks, conditioning=conditioning)
-    negative, empty = embed(negative_prompt), embed("")
+    negative, empty, *embeds = (embed(prompt) for prompt in [negative_prompt, "", *prompts])
+    del encodes, embed  # the text encoders leave memory before the denoiser comes
     add = added(denoiser) if added else None
     sizes = height, width, 0, 0, height, width
     network = networks.load(denoiser, builds[read_description(denoiser).component], dtype=PRECISIONS[precision])
     denoise = _denoising(network, with_rows)
-    embeds, drawn_latents = [], []
-    for number, prompt in enumerate(prompts):
+    drawn_latents = []
+    for number, (prompt, embedded) in enumerate(zip(prompts, embeds, strict=True)):
         logger.debug("prompt %d: %s", number + 1, prompt)
-        embeds.append(embed(prompt))
-        pair = [embeds[-1], negative][: 2 if steps.is_guided(guidance_scale) else 1]
+        pair = [embedded, negative][: 2 if steps.is_guided(guidance_scale) else 1]
         noise = TorchNoise(seed + number)
         start = initial_latent(steps, noise, latents.shape(height, width))
         drawn = sample(
@@ -87,7 +87,7 @@ def record_trajectories(
             steps,
             noise,
             start,
-            prompt_embeds=embeds[-1].tokens,
+            prompt_embeds=embedded.tokens,
             negative_embeds=negative.tokens,
             added=added_rows(add, pair, sizes),
             guidance_scale=guidance_scale,

@@ -17,7 +17,7 @@ from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.producer import EMULATOR, producer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
-from axbake.runtime.txt2img import Drawing, decode_latent, draw
+from axbake.runtime.txt2img import decode_latent
 from axbake.runtime.values import Latents, Picture
 
 logger = logging.getLogger(__name__)
@@ -71,24 +71,20 @@ def attribute_error(
     def tell(what: str) -> None:
         logger.info("attributing: %d of %d: %s", len(found) + 1, len(drawing_ones) + 1, what)
 
-    def drawn_with(files: Mapping[str, Sequence[Path]]) -> Drawing:
-        models = drawn.open(files, added_embedding)
-        return draw(models, tokenizer, steps, picture, latents=scaled, conditioning=drawn.conditioning)
-
-    def distance_of(drawing: Drawing) -> dict[str, float | None]:
-        return _distance(wanted, drawing.image, round(psnr(latent, drawing.latents[-1]), 2))
+    def drawn_with(files: Mapping[str, Sequence[Path]]) -> tuple[np.ndarray, dict[str, float | None]]:
+        image, latents = drawn.draw(files, tokenizer, steps, picture, latents=scaled, added=added_embedding)
+        return image, _distance(wanted, image, round(psnr(latent, latents[-1]), 2))
 
     tell(NONE)
-    plain = drawn_with(floating)
-    Image.fromarray(plain.image).save(float_image)
-    found[NONE] = distance_of(plain)
+    plain, found[NONE] = drawn_with(floating)
+    Image.fromarray(plain).save(float_image)
     for component in drawing_ones:
         tell(component)
         if component == decoder:
             image = decode_latent(open_models(compiled[decoder]), latent, latents=scaled)
             found[component] = _distance(wanted, image, None)
         else:
-            found[component] = distance_of(drawn_with({**floating, component: compiled[component]}))
+            _, found[component] = drawn_with({**floating, component: compiled[component]})
     simulated = json.loads(distance.read_text(encoding="utf-8"))
     found[ALL] = {name: simulated[name] for name in found[NONE]}
     content = {

@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from axbake.networks.component import DECODER, DENOISER
 from axbake.runtime.added import AddedEmbedding
+from axbake.runtime.sampler import Schedule, initial_latent
 from axbake.runtime.session import open_models
-from axbake.runtime.txt2img import Models
-from axbake.runtime.values import Conditioning
+from axbake.runtime.tokenizer import ClipTokenizer
+from axbake.runtime.txt2img import decode_latent, draw_latent, embed_prompts, prompts_of
+from axbake.runtime.values import Conditioning, Latents, Picture
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,42 @@ class Drawn:
         (component,) = (part.name for part in self.parts if part.role == role)
         return component
 
-    def open(self, files: Mapping[str, Sequence[Path]], added: AddedEmbedding | None = None) -> Models:
-        """The models that text to image needs, of the files of each component, and what prompts add to the time embedding."""
-        texts = tuple(open_models(files[name]) for name in self.conditioning.encoders)
-        denoiser, decoder = (open_models(files[self.of_role(role)]) for role in (DENOISER, DECODER))
-        return Models(texts, denoiser, decoder, added=added)
+    def draw(
+        self,
+        files: Mapping[str, Sequence[Path]],
+        tokenizer: ClipTokenizer,
+        schedule: Schedule,
+        picture: Picture,
+        *,
+        latents: Latents,
+        added: AddedEmbedding | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw *picture* as `axbake.runtime.txt2img.draw` does, one component in memory at a time.
+
+        Args:
+            files: of each component, its graphs in order.
+            added: what prompts add to the time embedding; None: nothing.
+
+        Returns:
+            The picture, (height, width, 3) uint8 RGB, and the latents after each of N steps, (N, 1, C, h, w) float32.
+        """
+        texts = [open_models(files[name]) for name in self.conditioning.encoders]
+        embeds = embed_prompts(
+            texts,
+            tokenizer,
+            prompts_of(picture, schedule),
+            chunks=picture.prompt_chunks,
+            conditioning=self.conditioning,
+        )
+        del texts
+        shape = latents.shape(picture.height, picture.width)
+        network = open_models(files[self.of_role(DENOISER)])
+        drawn = draw_latent(
+            lambda noise: initial_latent(schedule, noise, shape), network, schedule, picture, embeds, added=added
+        )
+        del network
+        decoder = open_models(files[self.of_role(DECODER)])
+        return decode_latent(decoder, drawn.latent, latents=latents), drawn.latents
 
 
 def added_of(added: Callable[[Path], AddedEmbedding] | None, weights: Sequence[Path]) -> AddedEmbedding | None:

@@ -73,6 +73,10 @@ def draw_reference(
     ]
     tokenizer = load_tokenizer(embeddings)
     embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=conditioning)
+    given = _given(embed(picture.prompt), "")
+    if picture.guidance_scale > 1:
+        given |= _given(embed(picture.negative_prompt), "negative_")
+    del encodes, embed  # the text encoders leave memory before the denoiser comes
     drawing = load_pipeline(denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler)
     latents: list[np.ndarray] = []
     tell = progress("reference: step")
@@ -82,9 +86,6 @@ def draw_reference(
         tell(step + 1, picture.steps)
         return tensors
 
-    given = _given(embed(picture.prompt), "")
-    if picture.guidance_scale > 1:
-        given |= _given(embed(picture.negative_prompt), "negative_")
     drawn = drawing(
         **given,
         height=picture.height,

@@ -1,8 +1,8 @@
 """Stable Diffusion XL: two text encoders, a UNet whose transformers are up to ten blocks deep, in three graphs.
 
 The UNet has 2.57 billion weights. One graph is known to compile with 0.86 billion (Stable Diffusion 1.5's), and one of 1.4
-billion failed at protobuf's 2 GB inside Pulsar2 (github AXERA-TECH/Magnetar, issue 013), so it is cut where the three are as equal as
-its modules allow.
+billion failed at protobuf's 2 GB inside Pulsar2 (github AXERA-TECH/Magnetar, issue 013), so it is cut where the three are as
+equal as its modules allow.
 """
 
 from collections.abc import Callable, Mapping

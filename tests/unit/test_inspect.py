@@ -24,13 +24,14 @@ from tests import tiny
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "resources" / "demo" / "emoji-sd.safetensors"
 UNET = "model.diffusion_model."
-#: Kind of file -> tensors that a file of it has, with their shapes
+#: Tensors by which a UNet of Stable Diffusion XL is known as a whole one
 XL_UNET = {
     UNET + "input_blocks.0.0.weight": (320, 4, 3, 3),
     UNET + "label_emb.0.0.weight": (1280, 2816),
     UNET + "output_blocks.0.0.in_layers.2.weight": (4, 4, 3, 3),
     UNET + "output_blocks.8.0.in_layers.2.weight": (4, 4, 3, 3),
 }
+#: Kind of file -> tensors that a file of it has, with their shapes
 KINDS = {
     "a LoRA": {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 320)},
     "a LyCORIS": {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": (4, 4)},
