@@ -15,7 +15,10 @@ ADDED = "add_embedding.linear_1.weight"  # Stable Diffusion XL has it
 HEADS = 8  # of attention, at every level of the UNet
 END = 49407  # <|endoftext|>, with which CLIP was trained to fill up
 LDM_CLIP, LDM_UNET = "cond_stage_model.transformer.text_model.", "model.diffusion_model."
-SCHEDULERS = ("dpmpp_2m_karras", "dpmpp_2m_karras_zero", "unipc", "euler", "ddim", "lcm")
+SCHEDULERS = (
+    *("dpmpp_2m_karras", "dpmpp_2m_karras_zero", "unipc", "euler", "ddim", "lcm"),
+    *("euler_a", "euler_trailing", "euler_a_trailing", "dpmpp_2m", "dpmpp_2m_sde_karras", "tcd"),
+)
 
 
 def fits(denoiser: Shapes) -> bool:

@@ -82,7 +82,8 @@ class Graph:
     name: str
     inputs: Callable[..., dict[str, str]]  # (the component's columns by name) -> NumPy's type of each input, in order
     interface: Callable[..., Interface]  # (config, the same) -> the same with shapes, and the outputs
-    cut: Callable[[Module, Interface], Module]  # the network -> the slice of it that takes and gives that
+    #: The network -> the slice of it that takes and gives that; other slices may be cut of the same network afterwards
+    cut: Callable[[Module, Interface], Module]
 
 
 @dataclass(frozen=True)

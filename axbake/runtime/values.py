@@ -16,6 +16,12 @@ SAMPLERS = {
     "euler": "Euler",
     "ddim": "DDIM",
     "lcm": "LCM",
+    "euler_a": "Euler a",
+    "euler_trailing": "Euler trailing",
+    "euler_a_trailing": "Euler a trailing",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
+    "tcd": "TCD",
 }
 
 
