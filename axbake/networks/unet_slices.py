@@ -6,6 +6,7 @@ embedding is outside, as in `CutUnet`: every slice takes the row.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +116,7 @@ class UnetSlice:
             TIME_INPUT: (1, row_width(config)),
         }
         for number, part in enumerate(parts):
-            shape = batch, part.channels, rows >> part.level, columns >> part.level
+            shape = batch, part.channels, _halved(rows, part.level), _halved(columns, part.level)
             shapes |= {name: shape for name in (_skip(part.keeps), _hidden(parts, number + 1)) if name}
         return Interface({name: Tensor(shapes[name], DTYPE) for name in self.taken}, self.given)
 
@@ -168,6 +169,11 @@ def _bounds(parts: Sequence[Part], begin: str, end: str) -> tuple[int, int]:
     return paths.index(begin), paths.index(end) if end else len(parts)
 
 
+def _halved(side: int, times: int) -> int:
+    """A side of a picture that was halved so many times; of an odd one the middle stays."""
+    return -(-side // 2**times)
+
+
 def _skip(number: int | None) -> str:
     """Name of a skip; empty for none."""
     return "" if number is None else f"skip_{number}"
@@ -190,7 +196,7 @@ def run(model: Any, parts: Sequence[Part], tensors: dict[str, Any]) -> dict[str,
     known = dict(tensors)
     context, row = known[CONTEXT], known[TIME_INPUT]
     hidden = next(iter(known.values()))
-    for part in parts:
+    for part, following in itertools.pairwise([*parts, None]):
         if part.kind == "out":
             known[PREDICTION] = hidden = model.conv_out(model.conv_act(model.conv_norm_out(hidden)))
             break
@@ -201,8 +207,16 @@ def run(model: Any, parts: Sequence[Part], tensors: dict[str, Any]) -> dict[str,
             hidden = module(hidden, row)
         elif part.kind == "attention":
             hidden = module(hidden, encoder_hidden_states=context, return_dict=False)[0]
+        elif following and following.takes is not None:  # to the size of the skip, as odd sides want it
+            hidden = module(hidden, _size_if_odd(hidden, known[_skip(following.takes)]))
         else:
             hidden = module(hidden)
         if part.keeps is not None:
             known[_skip(part.keeps)] = hidden
     return known | {HIDDEN: hidden}
+
+
+def _size_if_odd(hidden: Any, skip: Any) -> Any:
+    """Size to which an upsampler has to bring *hidden*, where twice its own is not that of *skip*; else None."""
+    wanted = skip.shape[2:]
+    return None if all(2 * side == other for side, other in zip(hidden.shape[2:], wanted, strict=True)) else wanted

@@ -23,7 +23,7 @@ from axbake.graphs.export import export_onnx
 from axbake.graphs.parity import measure_parity
 from axbake.inspect import inspect_checkpoint
 from axbake.networks import unet, xl_unet
-from axbake.networks.component import addresses
+from axbake.networks.component import Interface, addresses
 from axbake.networks.sampling import Sampling
 from axbake.networks.unet_slices import SliceError, parts_of
 from axbake.runtime.sampler import load_schedule
@@ -32,6 +32,7 @@ from axbake.runtime.txt2img import Models, draw
 from axbake.runtime.values import Picture
 from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description
+from axbake.weights.networks import load
 from tests import tiny_xl
 from tests.unit.conftest import CLIP, COLUMNS, TinyModel, family_in, import_part, tensors_of
 
@@ -266,6 +267,25 @@ def test_graphs_compute_what_the_networks_do(model_of, tmp_path):
         said = json.loads((tmp_path / "parity.json").read_text())
         assert said["psnr_db"] > 100, component.name
         assert all(one["psnr_db"] > 100 for one in said.get("graphs", {}).values())
+
+
+def test_sides_that_cannot_be_halved_twice_are_cut_as_the_whole_network_has_them(model_of):
+    model = model_of("sdxl")
+    denoiser = model.family.denoiser
+    config = read_description(model.weights["unet"]).config
+    network = load(model.weights["unet"], denoiser.build)
+    columns = columns_of(denoiser, height=72, width=104)  # 9 × 13 in the latent
+    faces = [piece.interface(config, **columns) for piece in denoiser.graphs]
+    inputs = {name: tensor for face in faces for name, tensor in face.inputs.items()}
+    whole = Interface({name: inputs[name] for name in ("sample", "encoder_hidden_states", unet.TIME_INPUT)}, ())
+    with torch.inference_mode():
+        known, wanted = xl_unet.example(network, whole, config, torch.Generator().manual_seed(0))
+        for piece, face in zip(denoiser.graphs, faces, strict=True):
+            given = piece.cut(network, face)(*(known[name] for name in face.inputs))
+            known |= dict(zip(face.outputs, given if isinstance(given, tuple) else (given,), strict=True))
+
+    assert {name: tuple(known[name].shape) for name in inputs} == {name: t.shape for name, t in inputs.items()}
+    assert torch.equal(known["out_sample"], wanted)
 
 
 # Drawing --------------------------------------------------------------------------------------------------------------
