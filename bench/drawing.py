@@ -87,7 +87,7 @@ def _no_embeddings(text_encoder: Path, place: Path) -> Path:
     from axbake.weights.embeddings import list_embeddings
 
     listing = place.with_suffix(".embeddings.json")
-    list_embeddings([text_encoder], [], names=[], listing=listing)
+    list_embeddings([text_encoder], [], names=[], encoders=[""], listing=listing)
     return listing
 
 

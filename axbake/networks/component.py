@@ -39,6 +39,7 @@ class Files:
     averaged: bool = False  # whether LDM's trainer keeps a moving average of it
     lora_names: Callable[[str], list[str]] | None = None  # a module -> every name that LoRA files give it
     merge_block: Callable[[str], str] | None = None  # a tensor -> the block whose share it has in a merge
+    embedding: str = ""  # what embedding files call its vectors, of a family with several text encoders
     #: (shapes by diffusers' names, those of all networks of such names in a file) -> whether it is the one that is meant
     meant: Callable[[Shapes, list[Shapes]], bool] | None = None
 

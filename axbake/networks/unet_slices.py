@@ -6,7 +6,6 @@ embedding is outside, as in `CutUnet`: every slice takes the row.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,7 +195,7 @@ def run(model: Any, parts: Sequence[Part], tensors: dict[str, Any]) -> dict[str,
     known = dict(tensors)
     context, row = known[CONTEXT], known[TIME_INPUT]
     hidden = next(iter(known.values()))
-    for part, following in itertools.pairwise([*parts, None]):
+    for number, part in enumerate(parts):
         if part.kind == "out":
             known[PREDICTION] = hidden = model.conv_out(model.conv_act(model.conv_norm_out(hidden)))
             break
@@ -207,8 +206,8 @@ def run(model: Any, parts: Sequence[Part], tensors: dict[str, Any]) -> dict[str,
             hidden = module(hidden, row)
         elif part.kind == "attention":
             hidden = module(hidden, encoder_hidden_states=context, return_dict=False)[0]
-        elif following and following.takes is not None:  # to the size of the skip, as odd sides want it
-            hidden = module(hidden, _size_if_odd(hidden, known[_skip(following.takes)]))
+        elif part.path.startswith("up_"):  # to the size of the skip that comes next, as odd sides want it
+            hidden = module(hidden, _size_if_odd(hidden, known[_skip(parts[number + 1].takes)]))
         else:
             hidden = module(hidden)
         if part.keeps is not None:

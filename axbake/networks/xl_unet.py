@@ -34,6 +34,12 @@ def ldm_name(config: Mapping) -> Callable[[str], str]:
     return lambda name: LDM + names.ldm_unet_name(name, crossed=crossed)
 
 
+def lora_names(module: str) -> list[str]:
+    """Names that LoRAs give a module: as `axbake.networks.names.unet_lora_names`, with LDM's of this UNet."""
+    ldm = names.ldm_unet_name(f"{module}.weight", crossed=True).removesuffix(".weight")
+    return [*names.unet_lora_names(module), ldm]
+
+
 def pooled_width(config: Mapping) -> int:
     """Channels of the pooled prompt that it takes."""
     return config["projection_class_embeddings_input_dim"] - SIZES * SIZE_CHANNELS

@@ -243,7 +243,8 @@ def model_of(tmp_path_factory) -> Callable[[str], TinyModel]:
         for component, path in weights.items():
             import_part(checkpoint, component=component, weights=path, family=family)
         encoders = [weights[one.name] for one in family.text_encoders]
-        list_embeddings(encoders, [], names=[], listing=directory / "embeddings.json")
+        keys = [one.files.embedding for one in family.text_encoders]
+        list_embeddings(encoders, [], names=[], encoders=keys, listing=directory / "embeddings.json")
         return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
 
     return imported

@@ -60,7 +60,11 @@ def model(tmp_path_factory):
     for name, path in weights.items():
         import_part(checkpoint, component=name, weights=path, family=FAMILY)
     list_embeddings(
-        [weights[one.name] for one in FAMILY.text_encoders], [], names=[], listing=directory / "embeddings.json"
+        [weights[one.name] for one in FAMILY.text_encoders],
+        [],
+        names=[],
+        encoders=[""],
+        listing=directory / "embeddings.json",
     )
     return TinyModel(FAMILY, networks, checkpoint, weights, directory / "embeddings.json")
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from axbake.checkpoints.containers import files_of, open_container
 from axbake.checkpoints.conversion import convert_checkpoint
+from axbake.checkpoints.embeddings import EmbeddingError
 from axbake.checkpoints.finding import find_network, read_found_tensor
 from axbake.checkpoints.refusals import TensorMismatch
 from axbake.distance import psnr
@@ -22,7 +23,10 @@ from axbake.families import FAMILIES
 from axbake.graphs.export import export_onnx
 from axbake.graphs.parity import measure_parity
 from axbake.inspect import inspect_checkpoint
+from axbake.loras.files import LoraError
+from axbake.model import Model
 from axbake.networks import unet, xl_unet
+from axbake.networks.clip_xl import TOKEN_TABLE
 from axbake.networks.component import Interface, addresses
 from axbake.networks.sampling import Sampling
 from axbake.networks.unet_slices import SliceError, parts_of
@@ -30,12 +34,14 @@ from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
 from axbake.runtime.txt2img import Models, draw
 from axbake.runtime.values import Picture
+from axbake.table import check_config
 from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description
 from axbake.weights.networks import load
-from tests import tiny_xl
-from tests.unit.conftest import CLIP, COLUMNS, TinyModel, family_in, import_part, tensors_of
+from tests import tiny, tiny_xl
+from tests.unit.conftest import CLIP, COLUMNS, SCHEMAS, TinyModel, family_in, import_part, row_of, tensors_of
 
+CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
 MIN_PSNR = 60  # dB; float32 on both sides
 PROMPT, NEGATIVE = "a (red:1.3) rocket!", "blurry"
 HEIGHT, WIDTH = 64, 96
@@ -62,7 +68,7 @@ def model_of(tmp_path_factory):
         for name, path in weights.items():
             import_part(checkpoint, component=name, weights=path, family=family)
         encoders = [weights[one.name] for one in family.text_encoders]
-        list_embeddings(encoders, [], names=[], listing=directory / "embeddings.json")
+        list_embeddings(encoders, [], names=[], encoders=["clip_l", "clip_g"], listing=directory / "embeddings.json")
         return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
 
     return imported
@@ -143,6 +149,120 @@ def test_a_checkpoint_without_its_second_text_encoder_is_refused(tmp_path):
             component="text_encoder_2",
             weights=tmp_path / "weights.safetensors",
             family=FAMILIES["sdxl"],
+        )
+
+
+# LoRAs ----------------------------------------------------------------------------------------------------------------
+
+#: Component -> modules that a LoRA changes
+CHANGED = {
+    "unet": (
+        "down_blocks.2.attentions.0.transformer_blocks.1.attn2.to_k",
+        "mid_block.attentions.0.transformer_blocks.1.ff.net.2",
+        "up_blocks.0.upsamplers.0.conv",
+        "add_embedding.linear_1",
+    ),
+    "text_encoder": ("encoder.layers.1.self_attn.q_proj",),
+    "text_encoder_2": ("encoder.layers.2.mlp.fc1",),
+}
+STARTS = {"unet": "lora_unet_", "text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_text_model_"}
+
+
+def lora_of(networks, path, rename):
+    """A LoRA as sd-scripts writes it, for all of `CHANGED`; what it adds to each weight at strength 1."""
+    generator, tensors, added = torch.Generator().manual_seed(5), {}, {}
+    for component, modules in CHANGED.items():
+        network = getattr(networks, component)
+        network = getattr(network, "text_model", network)
+        for module in modules:
+            rows, columns, *kernel = network.get_submodule(module).weight.shape
+            down = 0.1 * torch.randn((4, columns, *kernel), generator=generator)
+            up = 0.1 * torch.randn((rows, 4, *[1] * len(kernel)), generator=generator)
+            name = STARTS[component] + (rename(module) if component == "unet" else module).replace(".", "_")
+            tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+            tensors[f"{name}.alpha"] = torch.tensor(2.0)
+            flat = up.flatten(1) @ down.flatten(1)
+            added[component, module] = 0.5 * flat.reshape(rows, columns, *kernel)
+    save_file(tensors, path)
+    return added
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [lambda module: module, lambda module: tiny_xl.unet_name(f"{module}.weight").removesuffix(".weight")],
+    ids=["diffusers' names", "LDM's names"],
+)
+def test_a_lora_changes_all_three_networks_under_either_kind_of_names(rename, tmp_path):
+    networks = made("sdxl", torch.float32)
+    checkpoint = tiny_xl.save(networks, tmp_path / "model.safetensors")
+    added = lora_of(networks, tmp_path / "lora.safetensors", rename)
+
+    for component in CHANGED:
+        weights = tmp_path / f"{component}.safetensors"
+        import_part(checkpoint, [tmp_path / "lora.safetensors"], component=component, weights=weights, strengths=[0.8])
+
+        found, plain = load_file(weights), getattr(networks, component).state_dict()
+        plain = {name.removeprefix("text_model."): tensor for name, tensor in plain.items()}
+        wanted = {f"{module}.weight": 0.8 * added[component, module] for module in CHANGED[component]}
+        for name, tensor in plain.items():
+            torch.testing.assert_close(found[name], tensor + wanted.get(name, 0), rtol=1e-5, atol=1e-6)
+        assert {name for name in found if not torch.equal(found[name], plain[name])} == set(wanted)
+
+
+def test_a_lora_for_it_does_not_fit_stable_diffusion_1(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lora_of(made("sdxl"), tmp_path / "lora.safetensors", lambda module: module)
+    tiny.save(tiny.small_sd1(), tmp_path / "tiny.safetensors")
+    row = row_of(loras="lora.safetensors:1")
+
+    with pytest.raises(LoraError, match=r"changes text_encoder_2, which Stable Diffusion 1\.x does not have"):
+        Model(row, CONFIG).check_fit()
+
+
+# Embeddings -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_embedding_has_its_vectors_in_both_text_encoders_under_one_name(tmp_path):
+    checkpoint = tiny_xl.save(made("sdxl"), tmp_path / "model.safetensors")
+    vectors = {"clip_l": torch.randn(2, 32).half(), "clip_g": torch.randn(2, 64).half()}
+    save_file(vectors, tmp_path / "word.safetensors")
+    encoders = {one.name: one.files.embedding for one in FAMILIES["sdxl"].text_encoders}
+
+    for name, key in encoders.items():
+        weights = tmp_path / f"{name}.safetensors"
+        import_part(checkpoint, embeddings=[tmp_path / "word.safetensors"], component=name, weights=weights)
+        assert torch.equal(load_file(weights)[TOKEN_TABLE][49408:], vectors[key])
+    list_embeddings(
+        [tmp_path / f"{name}.safetensors" for name in encoders],
+        [tmp_path / "word.safetensors"],
+        names=["word"],
+        encoders=list(encoders.values()),
+        listing=tmp_path / "embeddings.json",
+    )
+
+    said = json.loads((tmp_path / "embeddings.json").read_text())
+    assert said["embeddings"] == {"word": [49408, 49409]}
+    assert said["pad_token_ids"] == {"text_encoder": 49407, "text_encoder_2": 0}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"emb_params": torch.zeros(1, 32)}, "holds emb_params; wanted clip_l and clip_g"),
+        ({"clip_l": torch.zeros(1, 32)}, "holds clip_l; wanted clip_l and clip_g"),
+        ({"clip_l": torch.zeros(1, 48), "clip_g": torch.zeros(1, 64)}, "vectors of 48 numbers"),
+    ],
+)
+def test_an_embedding_without_vectors_for_both_is_refused(tensors, message, tmp_path):
+    checkpoint = tiny_xl.save(made("sdxl"), tmp_path / "model.safetensors")
+    save_file(tensors, tmp_path / "word.safetensors")
+
+    with pytest.raises(EmbeddingError, match=message):
+        import_part(
+            checkpoint,
+            embeddings=[tmp_path / "word.safetensors"],
+            component="text_encoder",
+            weights=tmp_path / "weights.safetensors",
         )
 
 

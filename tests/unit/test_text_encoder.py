@@ -161,7 +161,11 @@ def with_embeddings(model, tmp_path_factory):
         torch.save(web_ui(vectors), path)
     import_encoder(model.checkpoint, paths, weights=directory / "weights.safetensors")
     list_embeddings(
-        [directory / "weights.safetensors"], paths, names=list(VECTORS), listing=directory / "embeddings.json"
+        [directory / "weights.safetensors"],
+        paths,
+        names=list(VECTORS),
+        encoders=[""],
+        listing=directory / "embeddings.json",
     )
     return directory
 

@@ -17,7 +17,10 @@ def import_steps(model, wildcards):
     )
     listing = step(
         "axbake.weights.embeddings.list_embeddings",
-        values=lambda model, _: {"names": model.sources.embedding_names},
+        values=lambda model, _: {
+            "names": model.sources.embedding_names,
+            "encoders": [one.files.embedding for one in family.text_encoders],
+        },
         tools=["safetensors", "torch"],
         sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
         names={"text_encoders": [one.name for one in family.text_encoders]},
