@@ -118,6 +118,7 @@ ALL = {"graph": graphs_of}
 ALL |= {"latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
 ALL |= {"picture_graph": lambda family: graphs_of(family, ENCODER, DECODER)}
 ALL |= {"component": lambda family: family.names, TEXT: lambda family: [one.name for one in family.text_encoders]}
+ALL |= {"added": lambda family: [family.denoiser.name] if family.denoiser.added else []}
 ONE = {role: lambda family, role=role: family.of_role(role).name for role in (DENOISER, ENCODER, DECODER)}
 PLACES = (
     {}
