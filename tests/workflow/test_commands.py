@@ -55,6 +55,7 @@ NOT_RUN = {
 }
 # They measure for minutes to hours.
 MEASURES = [command for command in COMMANDS if "python bench/" in command]
+PROGRAMS = [path for path in sorted((ROOT / "bench").glob("*.py")) if "__main__" in path.read_text()]
 RUN = [one for one in COMMANDS if one not in (*NOT_RUN, *MEASURES) and not one.startswith(ON_A_BOARD)]
 
 
@@ -121,6 +122,19 @@ def test_what_measures_for_long_is_there_and_knows_its_options(command):
     text = (ROOT / program).read_text()
 
     assert all(f'"{option}"' in text for option in arguments if option.startswith("--"))
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_a_program_that_measures_says_how_and_does_not_begin_with_arguments_that_it_does_not_know(program, tmp_path):
+    asked, wrong = (
+        subprocess.run([sys.executable, program, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        for arguments in (["--help"], ["new", "--no-such-option"])
+    )
+
+    assert asked.returncode == 0 and asked.stdout.startswith(f"usage: {program.name}"), asked.stderr
+    assert f"python bench/{program.name}" in asked.stdout
+    assert wrong.returncode == 2 and wrong.stderr.startswith(f"usage: {program.name}"), wrong.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_to_be_typed_on_the_board_draws_with_the_bundle(clone):
