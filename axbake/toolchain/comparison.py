@@ -15,11 +15,11 @@ from axbake.distance import psnr, ssim
 from axbake.drawing.parts import Drawn
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of
+from axbake.emulator.build import build
 from axbake.networks.component import DENOISER
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.txt2img import draw, save_png
 from axbake.runtime.values import Latents, Picture
-from axbake.toolchain.pulsar2 import compile_model
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +41,10 @@ def compare_calibration(
     latents: Latents,
     samples: int,
     configs: Sequence[dict[str, Any]],
-    compiler: dict[str, str],
-    launch: dict[str, Any],
     image: Path,
     comparison: Path,
 ) -> None:
-    """Calibrate the denoiser with the first *samples*, compile it, draw the reference's picture and measure the distance.
+    """Calibrate the denoiser with the first *samples*, emulate its compile, draw the picture and measure it.
 
     All else is as the model has it: graph, config of the compiler, the other compiled models, prompt and noise.
 
@@ -59,7 +57,6 @@ def compare_calibration(
         reference, trajectory: the reference's picture and latents.
         latents: of the family.
         configs: Pulsar2's, one a graph of the denoiser.
-        compiler, launch: of the emulator (`axbake.toolchain.pulsar2.compile_model`).
         image: PNG to write.
         comparison: JSON to write: how many samples, what share of the ranges they cover; PSNR of the last latent and of the
             picture, in dB, and SSIM.
@@ -69,10 +66,8 @@ def compare_calibration(
     """
     denoiser, files = drawn.of_role(DENOISER), drawn.files(models)
     with tempfile.TemporaryDirectory(dir=image.parent) as place:
-        work = [Path(place) / str(number) for number in range(len(graphs))]
-        archives = [at / f"{graph.stem}.tar" for at, graph in zip(work, graphs, strict=True)]
-        for at in work:
-            at.mkdir()
+        archives = [Path(place) / f"{graph.stem}.tar" for graph in graphs]
+        files[denoiser] = [archive.with_suffix(".axmodel") for archive in archives]
         record = Path(place) / "calibration.json"
         calibrate_denoiser(
             graphs,
@@ -86,28 +81,19 @@ def compare_calibration(
             archives=archives,
             record=record,
         )
-        files[denoiser] = [at / f"{graph.stem}.axmodel" for at, graph in zip(work, graphs, strict=True)]
-        for graph, weights, archive, config, axmodel in zip(
-            graphs, tensors, archives, configs, files[denoiser], strict=True
-        ):
-            compile_model(
-                graph,
-                weights,
-                archive,
-                component=graph.stem,
-                role=DENOISER,
-                config=config,
-                compiler=compiler,
-                launch=launch,
-                axmodel=axmodel,
-                record=axmodel.with_suffix(".json"),
-            )
-        steps, tokenizer, scaled = (
-            load_schedule(schedule),
+        for graph, archive, config, axmodel in zip(graphs, archives, configs, files[denoiser], strict=True):
+            given = [entry | {"calibration_dataset": str(archive)} for entry in config["quant"]["input_configs"]]
+            settings = archive.with_suffix(".json")
+            settings.write_text(json.dumps(config | {"quant": config["quant"] | {"input_configs": given}}))
+            build(settings, {"input": str(graph), "output_dir": place, "output_name": axmodel.name})
+        drawing = draw(
+            drawn.open(files),
             load_tokenizer(embeddings),
-            latents_of(latents, encoder_weights),
+            load_schedule(schedule),
+            picture,
+            latents=latents_of(latents, encoder_weights),
+            conditioning=drawn.conditioning,
         )
-        drawing = draw(drawn.open(files), tokenizer, steps, picture, latents=scaled, conditioning=drawn.conditioning)
         covered = json.loads(record.read_text(encoding="utf-8"))["coverage"]
     save_png(image, drawing.image, picture.parameters())
     wanted = np.asarray(Image.open(reference).convert("RGB"))

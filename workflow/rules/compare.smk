@@ -13,7 +13,7 @@ def comparison_of(model, wildcards):
 
 
 def compared_with(model, wildcards):
-    """What the comparison is given: how the model draws, and how many samples and which compiler it is to have instead."""
+    """What the comparison is given: how the model draws, and how many samples it is calibrated with instead."""
     if not is_compared(model):
         raise SystemExit(
             f"{model.name}: calibration/compare_first is 0 in its config, so there is nothing to compare; set a number of samples, such as 4."
@@ -25,7 +25,6 @@ def compared_with(model, wildcards):
         "latents": model.family.latents,
         "samples": model.entry("calibration/compare_first"),
         "configs": [model.pulsar2_config(denoiser, number) for number in range(len(denoiser.graphs))],
-        "compiler": emulator(model),
     }
 
 
@@ -38,7 +37,6 @@ rule compare_calibration:
                 step(
                     "axbake.toolchain.comparison.compare_calibration",
                     values=compared_with,
-                    means=launch_emulator,
                     tools=[*EMULATOR_TOOLS, "tokenizers", "scikit-image"],
                     data=["resources/clip"],
                 ),
