@@ -31,6 +31,9 @@ ON_A_BOARD = (
 )
 SITE = "needs Civitai; tests/unit/test_add.py runs it with a site of its own"
 BOARD = "needs models by the real Pulsar2, and a board; tests/workflow/test_board.py runs it with a board of its own"
+IMAGE = (
+    "needs Docker Hub and half a gigabyte of packages; below, the recipe is compared with what the package consists of"
+)
 # Command -> why it is not run here
 NOT_RUN = {
     "make demo": "installs from the network and bakes for minutes; the rules are those that bake the tiny model",
@@ -48,6 +51,8 @@ NOT_RUN = {
     ".venv/bin/snakemake --cores 1 --forcerun benchmark_board -- results/NAME/board/report.html": BOARD,
     ".venv/bin/snakemake --workflow-profile profiles/slurm": "tests/workflow/test_slurm.py runs it on a real Slurm",
     "mkdir /shared/axbake && chgrp lab /shared/axbake && chmod 3770 /shared/axbake": "needs a group of people",
+    "docker build --tag axbake --file envs/Containerfile .": IMAGE,
+    'docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/project" axbake demo': IMAGE,
     "hf upload OWNER/REPOSITORY results/NAME/bundle/axbake": "needs Hugging Face",
     ".venv/bin/python -m axbake.emulator build|run|version": "three commands; tests/unit/test_emulator.py runs each",
     ".venv/bin/python -m tests.unit.depends": "tests/unit/test_code.py compares what it writes",
