@@ -6,6 +6,7 @@ sd15: 1.06 G parameters in fp16 under LDM names, 2.1 GB, a Civitai checkpoint in
 an AutoencoderTiny, under diffusers' names. sdxl: 3.47 G parameters, 6.9 GB.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -112,7 +113,13 @@ def write_random_checkpoint(path: Path, *, model: str = "sd15", seed: int = 0) -
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("checkpoint", type=Path)
+    arguments.add_argument("model", nargs="?", choices=MODELS, default="sd15")
+    options = arguments.parse_args()
+    write_random_checkpoint(options.checkpoint, model=options.model)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or (sys.argv[2:] and sys.argv[2] not in MODELS):
-        sys.exit(__doc__)
-    write_random_checkpoint(Path(sys.argv[1]), model=(sys.argv[2:] or ["sd15"])[0])
+    main()
