@@ -3,7 +3,7 @@
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from PIL import Image
 
 from axbake.calibration.tars import calibrate_denoiser
 from axbake.distance import psnr, ssim
-from axbake.drawing.parts import Drawn
+from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of
 from axbake.emulator.build import build
 from axbake.networks.component import DENOISER
+from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.sampler import load_schedule
-from axbake.runtime.txt2img import draw, save_png
+from axbake.runtime.txt2img import save_png
 from axbake.runtime.values import Latents, Picture
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ def compare_calibration(
     configs: Sequence[dict[str, Any]],
     image: Path,
     comparison: Path,
+    added_weights: Sequence[Path] = (),
+    added: Callable[[Path], AddedEmbedding] | None = None,
 ) -> None:
     """Calibrate the denoiser with the first *samples*, emulate its compile, draw the picture and measure it.
 
@@ -60,6 +63,7 @@ def compare_calibration(
         image: PNG to write.
         comparison: JSON to write: how many samples, what share of the ranges they cover; PSNR of the last latent and of the
             picture, in dB, and SSIM.
+        added_weights, added: as `axbake.drawing.simulation.simulate` has them.
 
     Raises:
         CalibrationError: fewer than *samples* were recorded.
@@ -86,25 +90,25 @@ def compare_calibration(
             settings = archive.with_suffix(".json")
             settings.write_text(json.dumps(config | {"quant": config["quant"] | {"input_configs": given}}))
             build(settings, {"input": str(graph), "output_dir": place, "output_name": axmodel.name})
-        drawing = draw(
-            drawn.open(files),
+        drawn_image, drawn_latents = drawn.draw(
+            files,
             load_tokenizer(embeddings),
             load_schedule(schedule),
             picture,
             latents=latents_of(latents, encoder_weights),
-            conditioning=drawn.conditioning,
+            added=added_of(added, added_weights),
         )
         covered = json.loads(record.read_text(encoding="utf-8"))["coverage"]
-    save_png(image, drawing.image, picture.parameters())
+    save_png(image, drawn_image, picture.parameters())
     wanted = np.asarray(Image.open(reference).convert("RGB"))
     result = {
         "emulated": True,
         "compared": "compiled models, the denoiser's calibrated with the first samples recorded, against diffusers in float32",
         "samples": samples,
         "coverage": covered,
-        "latent_psnr_db": round(psnr(np.load(trajectory)[-1], drawing.latents[-1]), 2),
-        "image_psnr_db": round(psnr(wanted, drawing.image, peak=255), 2),
-        "image_ssim": round(ssim(wanted, drawing.image), 4),
+        "latent_psnr_db": round(psnr(np.load(trajectory)[-1], drawn_latents[-1]), 2),
+        "image_psnr_db": round(psnr(wanted, drawn_image, peak=255), 2),
+        "image_ssim": round(ssim(wanted, drawn_image), 4),
     }
     logger.info("with the first %(samples)d samples: picture %(image_psnr_db)s dB, SSIM %(image_ssim)s", result)
     comparison.write_text(json.dumps(result, indent=1) + "\n")

@@ -130,8 +130,9 @@ def files(settings=None, **patterns):
     """Input function: a job's settings file, and files by name.
 
     In a pattern {graph} stands for each graph of the model, or of the job's component, {latent_graph} for each that has a part in
-    drawing a latent, {denoiser_graph} for each of the denoiser, {picture_graph} for each of the autoencoder, {component} for each component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component
-    of that role.
+    drawing a latent, {denoiser_graph} for each of the denoiser, {picture_graph} for each of the autoencoder, {component} for each
+    component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component of that role, and {added} for the
+    denoiser if prompts add to its rows, else for nothing.
     """
 
     def by_name(model, wildcards):

@@ -23,6 +23,7 @@ def compared_with(model, wildcards):
         "picture": model.picture,
         "drawn": model.drawn,
         "latents": model.family.latents,
+        "added": denoiser.added,
         "samples": model.entry("calibration/compare_first"),
         "configs": [model.pulsar2_config(denoiser, number) for number in range(len(denoiser.graphs))],
     }
@@ -46,6 +47,7 @@ rule compare_calibration:
             tensors="results/{model}/onnx/{denoiser_graph}.onnx.data",
             ranges="results/{model}/calibration/{denoiser}.ranges.npz",
             encoder_weights="results/{model}/weights/{encoder}.safetensors",
+            added_weights="results/{model}/weights/{added}.safetensors",
         ),
         trajectories="results/{model}/calibration/trajectories.npz",
         schedule="results/{model}/schedule.npz",
