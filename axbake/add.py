@@ -27,17 +27,22 @@ from axbake.users_files import lines_of
 SCHEMAS = shipped("workflow/schemas")
 MODELS_SCHEMA = SCHEMAS / "models.schema.yaml"
 logger = logging.getLogger(__name__)
-# What a new row begins with; the user edits it.
+# What a new row begins with, besides the size; the user edits it.
 PICTURE = {
-    "height": "512",  # that Stable Diffusion 1.x was trained with
-    "width": "512",
     "prompt": "portrait of a woman in a garden, soft light",
     "negative_prompt": "lowres, blurry, bad anatomy, watermark",
     "calibration_prompts": "config/prompts/people.txt",
 }
 MOST_WORDS = 200  # characters of trained words that go into the prompt
 # Of a distilled model, as its base model at Civitai says; https://huggingface.co/latent-consistency/lcm-lora-sdv1-5
-DISTILLED = {"SD 1.5 LCM": {"scheduler": "lcm", "steps": "4", "guidance_scale": "1"}}
+# /lcm-lora-sdxl, /stabilityai/sdxl-turbo, /ByteDance/SDXL-Lightning
+FEW_STEPS = {"steps": "4", "guidance_scale": "1"}
+DISTILLED = {
+    "SD 1.5 LCM": {"scheduler": "lcm", **FEW_STEPS},
+    "SDXL 1.0 LCM": {"scheduler": "lcm", **FEW_STEPS},
+    "SDXL Lightning": {"scheduler": "euler_trailing", **FEW_STEPS},
+    "SDXL Turbo": {"scheduler": "euler_a_trailing", "height": "512", "width": "512", **FEW_STEPS},
+}
 
 
 class NoRow(AxbakeError):
@@ -173,7 +178,7 @@ def _cells_of_path(path: Path) -> dict[str, str]:
     said = check_bakeable(path)
     here = path.resolve().is_relative_to(Path.cwd())
     cells = {"called": path.stem, "checkpoint": str(path.resolve().relative_to(Path.cwd()) if here else path.resolve())}
-    return {**cells, **PICTURE, **_distilled(said["steps"])}
+    return {**cells, **_size(said["family"]), **PICTURE, **_distilled(said["steps"])}
 
 
 def check_bakeable(path: Path) -> dict[str, Any]:
@@ -223,12 +228,18 @@ def row_cells(address: str, fetched: Fetched, *, family: str, steps: int | None)
     cells = {"called": " ".join(str(word) for word in words if word)}
     cells |= {"checkpoint": address, "sha256": fetched.sha256, "family": family}
     cells["source"] = source_note(record)
-    cells |= PICTURE | DISTILLED.get(base_model, {})
+    cells |= _size(family) | PICTURE | DISTILLED.get(base_model, {})
     cells |= _distilled(steps)
     cells |= {"height": "768", "width": "768"} if base_model.endswith(" 768") else {}  # SD 2.0 768, SD 2.1 768
     if trained := trained_words(record):
         cells["prompt"] = f"{trained}, {PICTURE['prompt']}"
     return {column: " ".join(cell.split()) for column, cell in cells.items()}
+
+
+def _size(family: str) -> dict[str, str]:
+    """Cells of the size that models of *family* were trained with."""
+    side = str(FAMILIES[family].pixels)
+    return {"height": side, "width": side}
 
 
 def _distilled(steps: int | None) -> dict[str, str]:

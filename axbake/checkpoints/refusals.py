@@ -156,3 +156,7 @@ def check_texts(path: Path, components: Sequence[Component], configs: Mapping[st
         raise TensorMismatch(
             f"{path}: its text encoder gives {told} channels a token, its UNet takes {heard}. They are not of one model."
         )
+    pooled = {one.name: one.pooled(configs[one.name]) for one in components if one.pooled}
+    if len(set(pooled.values())) > 1:
+        said = ", ".join(f"{name} {width}" for name, width in pooled.items())
+        raise TensorMismatch(f"{path}: pooled prompts of other widths: {said} channels. They are not of one model.")

@@ -35,6 +35,7 @@ class Family:
     conditioning: Conditioning
     process: Process
     clip_skip: bool = False  # whether web UIs' clip skip shortens its text encoders
+    pixels: int = 512  # a side of the pictures that most models of it were trained with
     resources: tuple[str, ...] = ()  # folders of data that its networks' configs are made from
     #: Prediction -> architecture as Stability's model spec names it; empty: it is not written as one file
     specification: Mapping[str, str] = field(default_factory=dict)

@@ -105,6 +105,7 @@ FAMILY = Family(
             graphs=(Graph("text_encoder_2", clip.inputs, clip_xl.projected_interface, clip_xl.cut),),
             columns=(),
             width=clip.width,
+            pooled=clip_xl.pooled_width,
             states=clip_xl.states,
             example=clip_xl.example,
         ),
@@ -127,6 +128,7 @@ FAMILY = Family(
             graphs=slices(STRUCTURE, CUTS, LATENTS),
             columns=xl_unet.COLUMNS,
             width=unet.width,
+            pooled=xl_unet.pooled_width,
             variant=architecture.xl_unet_variant,
             with_rows=unet.with_rows,
             rows=xl_unet.time_rows,
@@ -140,6 +142,7 @@ FAMILY = Family(
     conditioning=Conditioning(("text_encoder", "text_encoder_2"), pooled="text_encoder_2"),
     process=Process("epsilon", SCHEDULERS, unet.sampling, stable_diffusion_xl),
     clip_skip=False,  # AUTOMATIC1111's `modules/sd_hijack_clip.py` passes it by unless an option is set (`sdxl_clip_l_skip`)
+    pixels=1024,
     resources=("resources/sd1",),
     specification={"epsilon": "stable-diffusion-xl-v1-base", "v_prediction": "stable-diffusion-xl-v1-base"},
 )

@@ -54,6 +54,11 @@ def build_projected(config: Mapping) -> Module:
     return network
 
 
+def pooled_width(config: Mapping) -> int:
+    """Channels of the pooled prompt that the second gives."""
+    return config["projection_dim"]
+
+
 def interface(config: Mapping) -> Interface:
     """Token ids in, the last but one hidden state out."""
     return Interface({name: Tensor((1, TOKENS), dtype) for name, dtype in clip.inputs().items()}, (HIDDEN,))

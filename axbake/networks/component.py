@@ -99,6 +99,8 @@ class Component:
     columns: tuple[str, ...]  # of the table, that its graphs depend on
     #: Config -> channels of a token that a text encoder gives, or a denoiser takes
     width: Callable[[dict], int] | None = None
+    #: Config -> channels of the pooled prompt that a text encoder gives, or a denoiser takes
+    pooled: Callable[[dict], int] | None = None
     variant: Callable[[dict], str] | None = None  # config -> name of the structure
     #: A denoiser -> the network as (latent, tokens, row) -> prediction, whatever its graphs
     with_rows: Callable[[Module], Module] | None = None

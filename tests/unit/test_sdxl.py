@@ -39,7 +39,7 @@ from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description
 from axbake.weights.networks import load
 from tests import tiny, tiny_xl
-from tests.unit.conftest import CLIP, COLUMNS, SCHEMAS, TinyModel, family_in, import_part, row_of, tensors_of
+from tests.unit.conftest import CLIP, COLUMNS, SCHEMAS, TinyModel, describe, family_in, import_part, row_of, tensors_of
 
 CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
 MIN_PSNR = 60  # dB; float32 on both sides
@@ -511,3 +511,13 @@ def test_prompts_are_filled_up_as_each_text_encoder_was_trained_and_pooled_at_th
     weightless = embed("a cat BREAK a dog")
     assert np.array_equal(weightless.pooled, found.pooled)
     assert not np.array_equal(weightless.tokens, found.tokens)
+
+
+def test_text_encoders_and_unet_of_other_pooled_widths_are_refused(tmp_path):
+    tensors = tiny_xl.single_file_tensors(made("sdxl"))
+    name = "conditioner.embedders.1.model.text_projection"
+    tensors[name] = tensors[name][:, :40].contiguous()
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    with pytest.raises(TensorMismatch, match="pooled prompts of other widths: text_encoder_2 40, unet 48 channels"):
+        describe(tmp_path / "model.safetensors", tmp_path / "checkpoint.json")
