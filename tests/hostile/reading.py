@@ -87,7 +87,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 def answer(reader: str, path: Path) -> dict:
     """What came of reading *path*: read, refused or traceback, with its text, seconds, and the most memory."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted from here
     ran.clear()
     started = time.monotonic()
     outcome, text = "read", ""
@@ -100,7 +100,9 @@ def answer(reader: str, path: Path) -> dict:
             "traceback",
             f"{type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__)[-4:])}",
         )
-    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (peak,) = (
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     seconds = time.monotonic() - started
     return {
         "outcome": outcome,
