@@ -37,7 +37,7 @@ def advise(row: dict[str, Any], family: Family, sources: Sources, configs: Confi
     names = {
         own or Path(path).stem: count
         for path in row["embeddings"]
-        for own, (count, _) in embedding_sizes(Path(path)).items()
+        for own, (count, _) in embedding_sizes(Path(path), encoder=family.text_encoders[0].files.embedding).items()
     }
     yield from _of_prompts(row, names)
     if not sources.is_remote(CHECKPOINT):

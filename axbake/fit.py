@@ -16,7 +16,7 @@ from axbake.checkpoints.refusals import check_latents, check_texts
 from axbake.families import FAMILIES
 from axbake.families.family import Family
 from axbake.jobs.values import encode
-from axbake.loras.files import check_family, lora_facts, read_lora
+from axbake.loras.files import LoraError, check_family, lora_facts, read_lora
 from axbake.networks.clip_skip import layers_left
 from axbake.networks.component import Component, Shapes
 from axbake.sources import COLUMNS, Sources, read_header
@@ -95,17 +95,27 @@ def _check_conditioning(row: dict[str, Any], family: Family, configs: Configs) -
     for _, config in encoders:
         if row["clip_skip"] > 1:
             layers_left(config["num_hidden_layers"], row["clip_skip"], title=family.title, shortened=family.clip_skip)
-    if len(encoders) > 1:
-        return  # what was made for which of them is not told by a width
-    ((encoder, config),) = encoders
-    assert encoder.width
-    width = encoder.width(config)
-    for path in map(Path, row["embeddings"]):
-        for count, found in embedding_sizes(path).values():
-            check_vectors(path, count, found, rows=config["vocab_size"], width=width)
-    for lora in row["loras"]:
-        if lora_facts(Path(lora.path)).width not in (None, width):
-            check_family(read_lora(Path(lora.path)), width=width)
+    _check_loras(row, family, configs)
+    for encoder, config in encoders:
+        assert encoder.width
+        for path in map(Path, row["embeddings"]):
+            for count, found in embedding_sizes(path, encoder=encoder.files.embedding).values():
+                check_vectors(path, count, found, rows=config["vocab_size"], width=encoder.width(config))
+
+
+def _check_loras(row: dict[str, Any], family: Family, configs: Configs) -> None:
+    """Whether a row's LoRAs were made for its family's networks."""
+    widths = {one.name: one.width(configs[one.name]) for one in family.components if one.width}
+    for path in [Path(lora.path) for lora in row["loras"]]:
+        facts = lora_facts(path)
+        if others := sorted(facts.components.keys() - set(family.names)):
+            raise LoraError(
+                f"{path}: changes {', '.join(others)}, which {family.title} does not have. Give a LoRA that was made for the"
+                " checkpoint."
+            )
+        for component, width in facts.widths.items():
+            if width != widths[component]:
+                check_family(read_lora(path), component=component, width=widths[component])
 
 
 def _check_denoiser(row: dict[str, Any], family: Family, configs: Configs) -> None:

@@ -138,6 +138,11 @@ class Model:
         return {component.name: component.build for component in self.family.components}
 
     @property
+    def states(self) -> dict[str, Any]:
+        """Function that gives each text encoder's states."""
+        return {component.name: component.states for component in self.family.text_encoders}
+
+    @property
     def picture(self) -> Picture:
         """How its reference is drawn."""
         return Picture(**{name: self.row[name] for name in PICTURE})

@@ -103,8 +103,8 @@ class HeldOut:
         encode = encoder(open_model(results / "onnx" / "text_encoder.onnx"))
         of = {"chunks": 1, "conditioning": Conditioning(("text_encoder",))}
         embed = prompt_embedding([encode], load_tokenizer(results / "embeddings.json"), **of)
-        self.texts = [embed(prompt) for prompt in prompts]
-        self.negative = embed("")
+        self.texts = [embed(prompt).tokens for prompt in prompts]
+        self.negative = embed("").tokens
         unet = open_model(results / "onnx" / "unet.onnx")
         self.shape, _ = unet.inputs["sample"]
         self.inputs: list[dict[str, np.ndarray]] = []

@@ -7,6 +7,7 @@ convolution of the UNet with rank 64, as LCM-LoRAs do; the merge is a weighted s
 for one block. Needs 7 GB.
 """
 
+import argparse
 import hashlib
 import json
 import math
@@ -81,9 +82,13 @@ STEPS = {step.__name__: step for step in (plain, with_lora, merge)}
 
 
 def main() -> None:
-    if sys.argv[1] == "--step":
-        return STEPS[sys.argv[2]](Path(sys.argv[3]))
-    place = Path(sys.argv[1])
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("directory", type=Path)
+    arguments.add_argument("--step", choices=STEPS, help="do this one here, without measuring")
+    options = arguments.parse_args()
+    place = options.directory
+    if options.step:
+        return STEPS[options.step](place)
     checkpoint = place / "random-sd15.safetensors"
     if not checkpoint.is_file():
         subprocess.run([sys.executable, Path(__file__).with_name("random_checkpoint.py"), checkpoint], check=True)
@@ -91,7 +96,7 @@ def main() -> None:
     print(f"LoRA: {(place / 'lora.safetensors').stat().st_size / 1e6:.0f} MB")
     for step in STEPS:
         started = time.monotonic()
-        process = subprocess.Popen([sys.executable, __file__, "--step", step, place])
+        process = subprocess.Popen([sys.executable, __file__, place, "--step", step])
         _, status, usage = os.wait4(process.pid, 0)
         seconds, processor, gib = time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
         made = f"{seconds:.1f} s, {processor:.1f} s of processors, {gib:.2f} GiB"

@@ -6,6 +6,7 @@ Needs 6 GB in DIRECTORY for one model at a time; its files are deleted before th
 be imported, it draws one step of 256 × 256 pixels from the file that was written back, and says what it makes of it.
 """
 
+import argparse
 import importlib.util
 import os
 import shutil
@@ -91,7 +92,7 @@ def measure(place: Path, model: str, step: str, component: str = "") -> None:
     started = time.monotonic()
     log = place / f"{step}.log"
     with log.open("w") as said:
-        command = [sys.executable, __file__, "--step", step, str(place), model, component]
+        command = [sys.executable, __file__, str(place), model, "--step", step, "--component", component]
         process = subprocess.Popen(command, stdout=said, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
     seconds, processor, gib = time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
@@ -104,12 +105,19 @@ def measure(place: Path, model: str, step: str, component: str = "") -> None:
 def main() -> None:
     from bench.random_checkpoint import MODELS
 
-    if sys.argv[1:2] == ["--step"]:
-        step, place, model, component = sys.argv[2:]
-        return STEPS[step](Path(place), model, component)
-    directory, models = Path(sys.argv[1]), sys.argv[2:] or list(MODELS)
-    for model in models:
-        place = directory / model
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("directory", type=Path)
+    arguments.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(MODELS)} (default: all)")
+    arguments.add_argument("--step", choices=STEPS, help="do this one of one model in DIRECTORY, without measuring")
+    arguments.add_argument("--component", default="", help="that --step is of")
+    options = arguments.parse_args()
+    if unknown := set(options.models) - set(MODELS):
+        arguments.error(f"no such models: {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
+    if options.step:
+        (model,) = options.models
+        return STEPS[options.step](options.directory, model, options.component)
+    for model in options.models or MODELS:
+        place = options.directory / model
         place.mkdir(parents=True)
         measure(place, model, "write_checkpoint")
         components = family_of(model).names

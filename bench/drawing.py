@@ -73,11 +73,11 @@ def reference(options, place: Path) -> list[float]:
     text_encoder, unet, vae_decoder = (
         options.directory / f"{name}.safetensors" for name in ("text_encoder", "unet", "vae_decoder")
     )
-    encodes = [text_encoding(text_encoder, builds["text_encoder"])]
+    encodes = [text_encoding(text_encoder, builds["text_encoder"], family.text_encoders[0].states)]
     tokenizer = load_tokenizer(_no_embeddings(text_encoder, place))
     embed = prompt_embedding(encodes, tokenizer, chunks=1, conditioning=family.conditioning)
     prompts = {"prompt_embeds": PROMPT, "negative_prompt_embeds": NEGATIVE}
-    embedded = {name: torch.from_numpy(embed(prompt)) for name, prompt in prompts.items()}
+    embedded = {name: torch.from_numpy(embed(prompt).tokens) for name, prompt in prompts.items()}
     of = {"builds": builds, "pipeline": family.process.pipeline}
     return _pipeline_seconds(load_pipeline(unet, vae_decoder, **of, scheduler=SCHEDULER), options, place, **embedded)
 
@@ -87,7 +87,7 @@ def _no_embeddings(text_encoder: Path, place: Path) -> Path:
     from axbake.weights.embeddings import list_embeddings
 
     listing = place.with_suffix(".embeddings.json")
-    list_embeddings(text_encoder, [], names=[], listing=listing)
+    list_embeddings([text_encoder], [], names=[], encoders=[""], listing=listing)
     return listing
 
 
@@ -137,6 +137,7 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
         denoiser=unet,
         schedule=schedule,
         builds={component.name: component.build for component in family.components},
+        states={one.name: one.states for one in family.text_encoders},
         with_rows=family.denoiser.with_rows,
         conditioning=family.conditioning,
         latents=family.latents,

@@ -8,6 +8,7 @@ them, whether from disk or from memory; the start of Python and its libraries is
 stands beside. No file is removed from the build cache.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,11 @@ def bake(directory: Path, target: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    directory, target = Path(sys.argv[1]), sys.argv[2]
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("directory", type=Path)
+    arguments.add_argument("target")
+    options = arguments.parse_args()
+    directory, target = options.directory, options.target
     results = directory / "results"
     print("| made again from the cache | placed | seconds | read |\n|---|---:|---:|---:|")
     print("| {} | {:.2f} GB | {:.1f} s | {:.2f} GB |".format("nothing", 0, *bake(directory, target)))

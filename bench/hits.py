@@ -8,6 +8,7 @@ another disk (`/dev/shm`), which copies; a lookup by the planner; the reasons fo
 what all system calls of one such hit read, as the kernel counts them.
 """
 
+import argparse
 import os
 import shutil
 import statistics
@@ -16,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
 
 from axbake.cache import Cache, Key
 
@@ -60,7 +63,11 @@ def measure(what: str, work: Callable[[int], object], before: Callable[[int], ob
 
 
 def main() -> None:
-    directory, size = Path(sys.argv[1]).absolute(), int(float([*sys.argv, "0.5"][2]) * 1e9)
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("directory", type=Path)
+    arguments.add_argument("gb", type=float, nargs="?", default=0.5, help="of the large blob (default: %(default)s)")
+    options = arguments.parse_args()
+    directory, size = options.directory.absolute(), int(options.gb * 1e9)
     directory.mkdir(parents=True)
     os.chdir(directory)
     cache = Cache(directory / "cache")

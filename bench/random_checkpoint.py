@@ -1,11 +1,12 @@
 """Write a single-file checkpoint of a published architecture with seeded random weights.
 
-    python bench/random_checkpoint.py checkpoints/random-sd15.safetensors [sd15 | sd21 | bk-sdm-tiny | sdxs]
+    python bench/random_checkpoint.py checkpoints/random.safetensors [sd15 | sd21 | bk-sdm-tiny | sdxs | sdxl | ssd-1b | vega]
 
 sd15: 1.06 G parameters in fp16 under LDM names, 2.1 GB, a Civitai checkpoint in all but its pictures, which are noise. sdxs has
-an AutoencoderTiny, under diffusers' names.
+an AutoencoderTiny, under diffusers' names. sdxl: 3.47 G parameters, 6.9 GB.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -18,12 +19,38 @@ from safetensors.torch import save_file
 
 from axbake.families import FAMILIES
 from axbake.networks.architecture import CONFIGS
+from axbake.networks.component import TEXT
 from axbake.weights.networks import wanted_shapes
 
-FAMILY_OF = {"sd21": "sd2"}  # the others are of Stable Diffusion 1.x
+FAMILY_OF = {"sd21": "sd2", "sdxl": "sdxl", "ssd-1b": "ssd1b", "vega": "vega"}  # the others are of Stable Diffusion 1.x
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 TINY_VAE = {"_class_name": "AutoencoderTiny", "act_fn": "relu", "scaling_factor": 1.0}
 NARROW = {"block_out_channels": [320, 640, 1280], "layers_per_block": 1, "mid_block_type": None}
+OPEN_CLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+XL = {
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": [PLAIN.format("Down"), *[CROSS.format("Down")] * 2],
+    "up_block_types": [*[CROSS.format("Up")] * 2, PLAIN.format("Up")],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "attention_head_dim": [5, 10, 20],
+    "transformer_layers_per_block": [1, 2, 10],
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+DISTILLED = XL | {"mid_block_type": "UNetMidBlock2D"}
+DEPTHS = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
+SSD_1B = DISTILLED | dict(zip(DEPTHS, ([1, [2, 2], [4, 4]], [[4, 4, 10], [2, 1, 1], 1]), strict=True))
+VEGA = DISTILLED | dict(zip(DEPTHS, ([1, [1, 1], [2, 2]], [[2, 2, 2], [1, 1, 1], 1]), strict=True))
 #: Name -> component -> what differs from Stable Diffusion 1.5's config
 MODELS: dict[str, dict[str, dict]] = {
     "sd15": {},
@@ -52,6 +79,9 @@ MODELS: dict[str, dict[str, dict]] = {
         "vae_encoder": TINY_VAE,
         "vae_decoder": TINY_VAE,
     },
+    "sdxl": {"text_encoder_2": OPEN_CLIP_G, "unet": XL},
+    "ssd-1b": {"text_encoder_2": OPEN_CLIP_G, "unet": SSD_1B},
+    "vega": {"text_encoder_2": OPEN_CLIP_G, "unet": VEGA},
 }
 
 
@@ -68,7 +98,8 @@ def write_random_checkpoint(path: Path, *, model: str = "sd15", seed: int = 0) -
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     for component in FAMILIES[FAMILY_OF.get(model, "sd1")].components:
-        config = json.loads((CONFIGS / component.files.folder / "config.json").read_text())
+        folder = "text_encoder" if component.role == TEXT else component.files.folder
+        config = json.loads((CONFIGS / folder / "config.json").read_text())
         config |= MODELS[model].get(component.name, {})
         assert component.files.ldm_name
         ldm_name = component.files.ldm_name(config)
@@ -82,7 +113,13 @@ def write_random_checkpoint(path: Path, *, model: str = "sd15", seed: int = 0) -
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("checkpoint", type=Path)
+    arguments.add_argument("model", nargs="?", choices=MODELS, default="sd15")
+    options = arguments.parse_args()
+    write_random_checkpoint(options.checkpoint, model=options.model)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or (sys.argv[2:] and sys.argv[2] not in MODELS):
-        sys.exit(__doc__)
-    write_random_checkpoint(Path(sys.argv[1]), model=(sys.argv[2:] or ["sd15"])[0])
+    main()

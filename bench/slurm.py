@@ -3,6 +3,7 @@
 python bench/slurm.py DIRECTORY [ROWS]     ten rows unless told otherwise; their prompts and seeds differ
 """
 
+import argparse
 import subprocess
 import sys
 import time
@@ -19,9 +20,11 @@ MOST = 4 * 3600  # seconds
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
-        sys.exit(__doc__)
-    directory, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 10
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("directory", type=Path)
+    arguments.add_argument("rows", type=int, nargs="?", default=10)
+    options = arguments.parse_args()
+    directory, count = options.directory, options.rows
     checkpoint = tiny.save(tiny.small_sd1(), directory / "tiny.safetensors")
     project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
     project.write_rows(*(ROW | {"model": f"tiny{n}", "prompt": f"{n} penguins", "seed": str(n)} for n in range(count)))

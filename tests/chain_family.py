@@ -240,6 +240,7 @@ FAMILY = Family(
             graphs=(Graph("text_encoder", clip.inputs, clip.interface, clip.cut),),
             columns=(),
             width=clip.width,
+            states=clip.states,
             example=clip.example,
         ),
         Component(
@@ -256,6 +257,7 @@ FAMILY = Family(
             graphs=(Graph("text_encoder_2", clip.inputs, clip.interface, clip.cut),),
             columns=(),
             width=clip.width,
+            states=clip.states,
             example=clip.example,
         ),
         Component(

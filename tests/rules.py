@@ -16,7 +16,7 @@ from axbake.plan import Job, pending_jobs
 
 ROOT = Path(__file__).parents[1]
 # All else has to have a default in the schemas.
-CONFIG = "toolchain: native\nboard: {host: somewhere}\n"
+CONFIG = "toolchain: native\nboard: {host: somewhere}\ncalibration: {compare_first: 4}\n"
 CELLS = {"height": "64", "width": "64", "prompt": "a rocket", "calibration_prompts": "config/prompts/emoji.txt"}
 ROWS = {
     "demo": {"checkpoint": "resources/demo/emoji-sd.safetensors"},

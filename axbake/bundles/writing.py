@@ -20,7 +20,9 @@ from axbake.cache import Cache, cache_directory
 from axbake.errors import AxbakeError
 from axbake.networks.component import Component, addresses
 from axbake.networks.sampling import SamplingError
+from axbake.npz import npz_bytes
 from axbake.root import shipped
+from axbake.runtime.added import FILE
 from axbake.runtime.bundle import FORMAT
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.values import Conditioning, Latents, Picture
@@ -116,6 +118,8 @@ def write_bundle(
             _place(schedule, made / "schedule.npz")
             _place(embeddings, made / "embeddings.json", copy=True)
             _write_schedules(made / "schedules", denoiser, rows, picture)
+            for add in (component.added for component in components if component.added):
+                (made / FILE).write_bytes(npz_bytes(vars(add(denoiser))))
         for name, data in more.items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).write_bytes(data)

@@ -48,6 +48,9 @@ class DenoiserSamples:
     tokens: np.ndarray  # (P,) int64: of each prompt
     texts: tuple[np.ndarray, np.ndarray, np.ndarray]  # by branch: (P or 1, 1, T, W) float32
     latents: np.ndarray  # (P, N + 1, 1, 4, h, w) float32
+    added: tuple[
+        np.ndarray, ...
+    ]  # by branch: (P or 1, 1, C) float32, what is added to the time embedding; empty: nothing
     negative_prompt: str
     schedule: Schedule
     inputs_taken: TakenInputs
@@ -91,8 +94,9 @@ class DenoiserSamples:
         """The sample, by the names of the graphs: float32, and the timestep int32."""
         prompt, step, branch = which
         latent = (self.latents[prompt, step] * self.schedule.input_scale[step]).astype(np.float32)
-        text = self.texts[branch][prompt if branch == PROMPT else 0]
-        return self.inputs_taken.feed(latent, text, self.schedule.time(step))
+        number = prompt if branch == PROMPT else 0
+        added = self.added[branch][number] if self.added else None
+        return self.inputs_taken.feed(latent, self.texts[branch][number], self.schedule.time(step, added))
 
     def all_inputs(self, chosen: list[Which]) -> Iterator[dict[str, np.ndarray]]:
         """`inputs` of each of *chosen*."""
@@ -107,6 +111,9 @@ def load_samples(trajectories: Path, schedule: Path, taken: TakenInputs) -> Deno
             tokens=arrays["tokens"],
             texts=(arrays["prompt_embeds"], arrays["negative_embeds"][None], arrays["empty_embeds"][None]),
             latents=arrays["latents"],
+            added=(arrays["prompt_added"], arrays["negative_added"][None], arrays["empty_added"][None])
+            if "prompt_added" in arrays.files
+            else (),
             negative_prompt=str(arrays["negative_prompt"]),
             schedule=load_schedule(schedule),
             inputs_taken=taken,

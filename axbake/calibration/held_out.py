@@ -1,7 +1,7 @@
 """Whether the samples that were chosen hold for a drawing that calibration has not seen: the reference's."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,16 @@ import numpy as np
 
 from axbake.calibration.denoiser_samples import BRANCHES
 from axbake.calibration.observation import observe_chain, read_observed
-from axbake.drawing.parts import Drawn
+from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding
 from axbake.emulator.ranges import Ranges
 from axbake.networks.component import DENOISER
+from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
+from axbake.runtime.txt2img import added_rows, prompts_of
 from axbake.runtime.values import Picture
 
 STEPS = 8  # of the reference that are looked at, at most
@@ -36,6 +38,8 @@ def check_calibration(
     prompts: list[str],
     drawn: Drawn,
     held_out: Path,
+    added_weights: Sequence[Path] = (),
+    added: Callable[[Path], AddedEmbedding] | None = None,
 ) -> None:
     """Compare the calibrated ranges of the denoiser's activations with those of the reference picture's drawing.
 
@@ -44,6 +48,7 @@ def check_calibration(
     Args:
         graphs, tensors: float graphs of the components in *drawn*, which are text encoders and denoiser, and the files of their
             weights beside them.
+        added_weights, added: as `axbake.drawing.simulation.simulate` has them.
         embeddings: `embeddings.json`.
         trajectory: `reference/trajectory.npy`.
         ranges: `calibration/{component}.ranges.npz` of the denoiser.
@@ -61,13 +66,18 @@ def check_calibration(
     encodes = [encoder(open_models(files[name])) for name in drawn.conditioning.encoders]
     tokenizer = load_tokenizer(embeddings)
     embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=drawn.conditioning)
-    guided = steps.is_guided(picture.guidance_scale)
-    embeds = [embed(text) for text in [picture.prompt, picture.negative_prompt][: 2 if guided else 1]]
+    embeds = [embed(text) for text in prompts_of(picture, steps)]
+    del encodes, embed  # the text encoders leave memory before the denoiser comes
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
     scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
-    samples = [observed.taken.feed(scaled[step], text, steps.time(step)) for step in seen for text in embeds]
+    rows = added_rows(added_of(added, added_weights), embeds, picture.sizes)
+    samples = [
+        observed.taken.feed(scaled[step], one.tokens, steps.time(step, None if rows is None else rows[i : i + 1]))
+        for step in seen
+        for i, one in enumerate(embeds)
+    ]
     found = observe_chain(
         files[denoiser], lambda: iter(samples), len(samples), beside=held_out.parent, what="checking:"
     )

@@ -24,8 +24,8 @@ from axbake.calibration.coverage import Shares, choose, shares
 from axbake.calibration.denoiser_samples import EMPTY, PROMPT, DenoiserSamples, Which, load_samples
 from axbake.calibration.observation import read_observed, run_chain
 from axbake.drawing.prompts import load_tokenizer
-from axbake.networks.component import Graph as Piece
-from axbake.runtime.prompt import chunk_prompt
+from axbake.networks.component import Piece
+from axbake.runtime.prompt import chunk_prompt, ids_for
 
 logger = logging.getLogger(__name__)
 WORST = 10  # tensors that a record names
@@ -152,17 +152,19 @@ def calibrate_decoder(latents: Path, *, piece: Piece, columns: Mapping[str, Any]
     _write_archive(archive, ((f"{archive.stem}_{n:04d}.npy", _npy_object({name: latent})) for n, latent in arrays))
 
 
-def calibrate_text_encoder(embeddings: Path, *, prompts: list[str], archive: Path) -> None:
+def calibrate_text_encoder(embeddings: Path, *, component: str, prompts: list[str], archive: Path) -> None:
     """Pack the chunks of *prompts*, of all embeddings' names and of the empty prompt into a `Numpy` archive.
 
     Each chunk is there once, (1, 77) int64 ids; a long prompt has several.
 
     Args:
         embeddings: `embeddings.json`.
+        component: the text encoder, which may have a padding of its own.
     """
     tokenizer = load_tokenizer(embeddings)
     texts = [*prompts, *tokenizer.embeddings, ""]
-    samples = {chunk.ids.tobytes(): chunk.ids for text in texts for chunk in chunk_prompt(text, tokenizer)}
+    chunks = (ids_for(chunk, tokenizer, component) for text in texts for chunk in chunk_prompt(text, tokenizer))
+    samples = {ids.tobytes(): ids for ids in chunks}
     _write_archive(archive, ((f"{archive.stem}_{n:04d}.npy", _npy(ids)) for n, ids in enumerate(samples.values())))
 
 

@@ -10,9 +10,11 @@ import torch
 
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.npz import npz_bytes
+from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
 from axbake.runtime.sampler import Denoiser, Time, initial_latent, load_schedule, sample
+from axbake.runtime.txt2img import added_rows
 from axbake.runtime.values import Conditioning, Latents
 from axbake.weights import networks
 from axbake.weights.files import read_description
@@ -29,6 +31,7 @@ def record_trajectories(
     schedule: Path,
     embeddings: Path,
     builds: Mapping[str, Build],
+    states: Mapping[str, Callable[..., Any]],
     with_rows: Callable[[Any], Any],
     conditioning: Conditioning,
     latents: Latents,
@@ -41,12 +44,13 @@ def record_trajectories(
     precision: str,
     prompt_chunks: int,
     trajectories: Path,
+    added: Callable[[Path], AddedEmbedding] | None = None,
 ) -> None:
     """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
 
     Args:
         text_encoders, denoiser: `weights/{component}.safetensors`; the text encoders in the order of *conditioning*.
-        builds, with_rows, conditioning, latents: of the family; builds by component.
+        builds, states, added, with_rows, conditioning, latents: of the family; builds and states by component.
         schedule: `schedule.npz`; N steps.
         embeddings: `embeddings.json`.
         height, width: image pixels.
@@ -55,21 +59,27 @@ def record_trajectories(
         prompt_chunks: chunks of 77 tokens in the UNet's context; T tokens in all.
         trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, T, W), `negative_embeds` and `empty_embeds`,
             of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, C, h, w): before the first step, and after each; all
-            float32. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the prompts are.
+            float32. Where prompts add to the time embedding, `prompt_added` (P, 1, C), `negative_added` and `empty_added`
+            (1, C) are what they add. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the
+            prompts are.
     """
     steps = load_schedule(schedule)
     tokenizer = load_tokenizer(embeddings)
     encodes = [
-        text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)
+        text_encoding(path, builds[name], states[name])
+        for path, name in zip(text_encoders, conditioning.encoders, strict=True)
     ]
     embed = prompt_embedding(encodes, tokenizer, chunks=prompt_chunks, conditioning=conditioning)
-    negative = embed(negative_prompt)
+    negative, empty, *embeds = (embed(prompt) for prompt in [negative_prompt, "", *prompts])
+    del encodes, embed  # the text encoders leave memory before the denoiser comes
+    add = added(denoiser) if added else None
+    sizes = height, width, 0, 0, height, width
     network = networks.load(denoiser, builds[read_description(denoiser).component], dtype=PRECISIONS[precision])
     denoise = _denoising(network, with_rows)
-    embeds, drawn_latents = [], []
-    for number, prompt in enumerate(prompts):
+    drawn_latents = []
+    for number, (prompt, embedded) in enumerate(zip(prompts, embeds, strict=True)):
         logger.debug("prompt %d: %s", number + 1, prompt)
-        embeds.append(embed(prompt))
+        pair = [embedded, negative][: 2 if steps.is_guided(guidance_scale) else 1]
         noise = TorchNoise(seed + number)
         start = initial_latent(steps, noise, latents.shape(height, width))
         drawn = sample(
@@ -77,8 +87,9 @@ def record_trajectories(
             steps,
             noise,
             start,
-            prompt_embeds=embeds[-1],
-            negative_embeds=negative,
+            prompt_embeds=embedded.tokens,
+            negative_embeds=negative.tokens,
+            added=added_rows(add, pair, sizes),
             guidance_scale=guidance_scale,
             what=f"recording: prompt {number + 1} of {len(prompts)}, step",
         )
@@ -87,11 +98,15 @@ def record_trajectories(
         "prompts": np.array(prompts),
         "tokens": np.array([count_tokens(prompt, tokenizer) for prompt in prompts]),
         "negative_prompt": np.array(negative_prompt),
-        "prompt_embeds": np.stack(embeds),
-        "negative_embeds": negative,
-        "empty_embeds": embed(""),
+        "prompt_embeds": np.stack([one.tokens for one in embeds]),
+        "negative_embeds": negative.tokens,
+        "empty_embeds": empty.tokens,
         "latents": np.stack(drawn_latents),
     }
+    rows = added_rows(add, [*embeds, negative, empty], sizes)
+    if rows is not None:
+        *of_prompts, of_negative, of_empty = rows[:, None]
+        arrays |= {"prompt_added": np.stack(of_prompts), "negative_added": of_negative, "empty_added": of_empty}
     trajectories.write_bytes(npz_bytes(arrays))
 
 
@@ -102,7 +117,7 @@ def _denoising(network: torch.nn.Module, with_rows: Callable[[Any], Any]) -> Den
 
     def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
         branches = len(prompts)
-        arrays = np.repeat(latent, branches, axis=0), prompts, np.repeat(time.row, branches, axis=0)
+        arrays = np.repeat(latent, branches, axis=0), prompts, time.rows(branches)[:, 0]
         with torch.inference_mode():
             return cut(*(torch.from_numpy(array).to(dtype) for array in arrays)).float().contiguous().numpy()
 

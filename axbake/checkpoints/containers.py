@@ -34,6 +34,7 @@ CONVERTED = "axbake.source"  # entry in the metadata of what `convert_checkpoint
 
 #: Folder of a diffusers model -> stem of its weights' file name
 FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+FURTHER = {"text_encoder_2": "model"}  # the same of those that only some models have
 SCHEDULER = "scheduler"
 TOKENIZER, ADDED_TOKENS = "tokenizer", ("added_tokens.json", "tokenizer_config.json")
 PIPELINE, NETWORK = "model_index.json", "config.json"  # in the folder of a whole model; in that of one of its networks
@@ -306,12 +307,12 @@ def scan_folder(path: Path) -> Folder:
         return _scan_autoencoder(path)
     index = _read_json(path / PIPELINE)
     configs, weights, indexes = {}, {}, []
-    for folder, stem in FOLDERS.items():
+    for folder, stem in (FOLDERS | {name: stem for name, stem in FURTHER.items() if name in index}).items():
         place = path / folder
         if kind_of(place) != "a folder":
             raise UnreadableCheckpoint(
                 f"{path}: no folder {folder}; its {PIPELINE} is of a {shown(index.get('_class_name'), 80)}. Wanted"
-                f" {', '.join(FOLDERS)}, as Stable Diffusion 1.x and 2.x have them."
+                f" {', '.join(FOLDERS)}, as Stable Diffusion 1.x and 2.x have them, and {', '.join(FURTHER)} of XL."
             )
         configs[folder] = _config_in(place, NETWORK)
         weights[folder], index_of = _weights_of(place, stem)

@@ -30,6 +30,7 @@ LARGEST = 65504  # that fp16 holds, in which token tables are stored
 FLOATS = ("F32", "F16", "BF16", "F64")
 # What an embedding was made for, by the width of its vectors
 ENCODERS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "Stable Diffusion XL"}
+XL = ("clip_l", "clip_g")  # what files for Stable Diffusion XL call the vectors of its text encoders
 WANTED = "wanted a textual-inversion embedding: string_to_param, emb_params, or one tensor of (vectors, width)."
 
 
@@ -37,18 +38,21 @@ class EmbeddingError(AxbakeError):
     """A file is no textual-inversion embedding that the model's text encoder can take."""
 
 
-def read_embedding(path: Path) -> Any:
+def read_embedding(path: Path, *, encoder: str = "") -> Any:
     """The vectors of a textual-inversion embedding, torch's (N, W); of a LoRA that bundles several, one after the other.
 
     Forms: AUTOMATIC1111's (`string_to_param` in pickles, `emb_params` in safetensors, `bundle_emb.NAME.` in LoRAs) and
-    diffusers' (one tensor under the embedding's own name).
+    diffusers' (one tensor under the embedding's own name); for Stable Diffusion XL `clip_l` and `clip_g` in one file.
+
+    Args:
+        encoder: clip_l or clip_g, of a model with both; empty: of one with a single text encoder.
 
     Raises:
         EmbeddingError: another form, a file that asks for code to be run, or numbers that no token table can hold.
     """
     import torch  # here, since a model without embeddings does without
 
-    vectors = list(read_embeddings(path).values())
+    vectors = list(read_embeddings(path, encoder=encoder).values())
     if len({part.shape[1] for part in vectors}) > 1:
         raise EmbeddingError(
             f"{path}: its embeddings have vectors of different widths. They are not of one text encoder."
@@ -56,13 +60,13 @@ def read_embedding(path: Path) -> Any:
     return torch.cat(vectors)
 
 
-def read_embeddings(path: Path) -> dict[str, Any]:
+def read_embeddings(path: Path, *, encoder: str = "") -> dict[str, Any]:
     """Vectors of each embedding in *path*, torch's (N, W), by its own name; an empty one: it is called as its file is."""
-    with _embeddings(path) as (container, found):
+    with _embeddings(path, encoder) as (container, found):
         return {name: _vectors(path, container, tensor) for name, tensor in found.items()}
 
 
-def embedding_sizes(path: Path) -> dict[str, list[int]]:
+def embedding_sizes(path: Path, *, encoder: str = "") -> dict[str, list[int]]:
     """Number of vectors, and of numbers in one, of each embedding in *path* by its own name; remembered with the file.
 
     Raises:
@@ -70,10 +74,10 @@ def embedding_sizes(path: Path) -> dict[str, list[int]]:
     """
 
     def read() -> dict[str, list[int]]:
-        with _embeddings(path) as (container, found):
+        with _embeddings(path, encoder) as (container, found):
             return {name: list(_checked(path, container, tensor)) for name, tensor in found.items()}
 
-    return remembered(path, f"embedding-{code_of(f'{__name__}.embedding_sizes')[__name__]}", read)
+    return remembered(path, f"embedding-{encoder}-{code_of(f'{__name__}.embedding_sizes')[__name__]}", read)
 
 
 def check_vectors(path: Path, count: int, found: int, *, rows: int, width: int) -> None:
@@ -90,12 +94,12 @@ def check_vectors(path: Path, count: int, found: int, *, rows: int, width: int) 
 
 
 @contextlib.contextmanager
-def _embeddings(path: Path) -> Iterator[tuple[Container, dict[str, str]]]:
+def _embeddings(path: Path, encoder: str) -> Iterator[tuple[Container, dict[str, str]]]:
     """The tensors of *path*, and which of them each embedding is."""
     with contextlib.ExitStack() as stack:
         try:
             container = _opened(path, stack)
-            yield container, _sorted(path, container)
+            yield container, _sorted(path, container, encoder)
         except UnsafeCheckpoint as error:
             raise EmbeddingError(
                 f"{path}: asks for {error.asked}, which was not run. Wanted an embedding; get it as .safetensors."
@@ -116,15 +120,24 @@ def _opened(path: Path, stack: contextlib.ExitStack) -> Container:
     return open_safetensors(made)
 
 
-def _sorted(path: Path, container: Container) -> dict[str, str]:
+def _sorted(path: Path, container: Container, encoder: str) -> dict[str, str]:
     """Own name of each embedding in a file -> its tensor; `_read` says what an empty one is."""
     names = list(container.tensors)
     bundled = {name: match for name in names if (match := BUNDLE.fullmatch(name))}
     inside = [match["inside"].rpartition(".")[2] for match in bundled.values()]
-    if {"clip_g", "clip_l"} & {*names, *inside}:
+    there = {*names, *inside}.intersection(XL)
+    if there and not encoder:
         raise EmbeddingError(
             f"{path}: an embedding for Stable Diffusion XL ({', '.join(names[:5])}); wanted one for the model's."
         )
+    if encoder and there != {*XL}:
+        raise EmbeddingError(
+            f"{path}: holds {', '.join(names[:5]) or 'no tensors by name'}; wanted {' and '.join(XL)}, the vectors for both text"
+            " encoders of the model. Give an embedding that was made for it."
+        )
+    if encoder:
+        names = [name for name in names if name.rpartition(".")[2] == encoder]
+        bundled = {name: match for name, match in bundled.items() if name in names}
     if bundled:
         found = {match["name"]: name for name, match in bundled.items()}
         if len(found) < len(bundled):

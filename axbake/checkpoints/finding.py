@@ -32,6 +32,7 @@ class Origin:
     part: int = 0  # which of *parts* equal parts of its rows
     parts: int = 1
     scale: str | None = None  # name of the tensor that it is to be multiplied by
+    turned: bool = False  # whether the file holds it transposed
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,17 @@ def _places(container: Container, component: Component) -> dict[str, Mapping[str
     for naming in component.files.namings:
         for prefix in _prefixes(container.shapes, naming):
             places.setdefault(prefix, naming)  # converted files may have names of both kinds under one prefix
-    return {prefix: _names_below(container, prefix, naming, places) for prefix, naming in places.items()}
+    found = {prefix: _names_below(container, prefix, naming, places) for prefix, naming in places.items()}
+    if not component.files.meant:
+        return found
+    shapes = {prefix: _shapes(container, origins) for prefix, origins in found.items()}
+    every = list(shapes.values())
+    return {prefix: origins for prefix, origins in found.items() if component.files.meant(shapes[prefix], every)}
+
+
+def _shapes(container: Container, origins: Mapping[str, Origin]) -> Shapes:
+    """Shapes of a network's tensors, by diffusers' names."""
+    return {new: _part_shape(new, container.tensors[origin.name].shape, origin) for new, origin in origins.items()}
 
 
 def _difference(container: Container, these: Mapping[str, Origin], those: Mapping[str, Origin]) -> str:
@@ -125,7 +136,7 @@ def _names_below(container: Container, prefix: str, naming: Naming, places: Iter
         for part, each in enumerate(news):
             if each in origins:
                 raise TensorMismatch(f"{path}: {origins[each].name} and {prefix}{name} are both {each}")
-            origins[each] = Origin(prefix + name, part, len(news), scale)
+            origins[each] = Origin(prefix + name, part, len(news), scale, each in naming.turned)
     return origins
 
 
@@ -134,6 +145,8 @@ def _part_shape(new: str, shape: tuple[int, ...], origin: Origin) -> tuple[int, 
     # LDM's attention in the VAE has 1×1 convolutions, diffusers' has matrices.
     if ".attentions.0.to_" in new and shape[2:] == (1, 1):
         return shape[:2]
+    if origin.turned:
+        return shape[::-1]
     return (shape[0] // origin.parts, *shape[1:]) if origin.parts > 1 and shape else shape
 
 
@@ -236,7 +249,7 @@ def read_network(container: Container, component: Component) -> Found:
     """
     files = component.files
     prefix, origins = find_names(container, component)
-    shapes = {new: _part_shape(new, container.tensors[origin.name].shape, origin) for new, origin in origins.items()}
+    shapes = _shapes(container, origins)
     try:
         config = files.architecture(shapes)
     except (KeyError, IndexError, ValueError, StopIteration) as error:
@@ -292,6 +305,7 @@ def read_found_tensor(container: Container, found: Found, name: str) -> Any:
     tensor = tensor.to(torch_dtype(precision_of(container, origin)))
     if not all_finite(tensor):
         raise TensorMismatch(f"{container.path}: {origin.name} holds values that are not finite. The file is damaged.")
+    tensor = tensor.T.contiguous() if origin.turned else tensor
     rows = tensor.shape[0] // origin.parts if origin.parts > 1 else 0
     tensor = tensor[origin.part * rows : (origin.part + 1) * rows] if rows else tensor
     return tensor.reshape(found.shapes[name])

@@ -2,21 +2,22 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from axbake.distance import psnr, ssim
-from axbake.drawing.parts import Drawn
+from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of
 from axbake.networks.component import DECODER, DENOISER
+from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.producer import EMULATOR, producer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
-from axbake.runtime.txt2img import Drawing, decode_latent, draw
+from axbake.runtime.txt2img import decode_latent
 from axbake.runtime.values import Latents, Picture
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ def attribute_error(
     latents: Latents,
     attribution: Path,
     float_image: Path,
+    added_weights: Sequence[Path] = (),
+    added: Callable[[Path], AddedEmbedding] | None = None,
 ) -> None:
     """Draw the reference's picture with one compiled model at a time, and with none, and measure each against the float picture.
 
@@ -49,6 +52,7 @@ def attribute_error(
         models: compiled ones that ONNX Runtime runs, of all components in the order of *drawn*.
         graphs, tensors: their float graphs in the same order, and the files of their weights beside them.
         encoder_weights: of the VAE encoder, which say the latents' scale.
+        added_weights, added: as `axbake.drawing.simulation.simulate` has them.
         embeddings: `embeddings.json`.
         trajectory: `reference/trajectory.npy`.
         distance: `simulation/distance.json`.
@@ -56,7 +60,7 @@ def attribute_error(
             PSNR of the picture in dB, and SSIM.
         float_image: PNG to write: what the float ONNX graphs draw.
     """
-    scaled = latents_of(latents, encoder_weights)
+    scaled, added_embedding = latents_of(latents, encoder_weights), added_of(added, added_weights)
     compiled, floating = drawn.files(models), drawn.files(graphs)
     steps, tokenizer, latent = load_schedule(schedule), load_tokenizer(embeddings), np.load(trajectory)[-1]
     decoder = drawn.of_role(DECODER)
@@ -67,23 +71,20 @@ def attribute_error(
     def tell(what: str) -> None:
         logger.info("attributing: %d of %d: %s", len(found) + 1, len(drawing_ones) + 1, what)
 
-    def drawn_with(files: Mapping[str, Sequence[Path]]) -> Drawing:
-        return draw(drawn.open(files), tokenizer, steps, picture, latents=scaled, conditioning=drawn.conditioning)
-
-    def distance_of(drawing: Drawing) -> dict[str, float | None]:
-        return _distance(wanted, drawing.image, round(psnr(latent, drawing.latents[-1]), 2))
+    def drawn_with(files: Mapping[str, Sequence[Path]]) -> tuple[np.ndarray, dict[str, float | None]]:
+        image, latents = drawn.draw(files, tokenizer, steps, picture, latents=scaled, added=added_embedding)
+        return image, _distance(wanted, image, round(psnr(latent, latents[-1]), 2))
 
     tell(NONE)
-    plain = drawn_with(floating)
-    Image.fromarray(plain.image).save(float_image)
-    found[NONE] = distance_of(plain)
+    plain, found[NONE] = drawn_with(floating)
+    Image.fromarray(plain).save(float_image)
     for component in drawing_ones:
         tell(component)
         if component == decoder:
             image = decode_latent(open_models(compiled[decoder]), latent, latents=scaled)
             found[component] = _distance(wanted, image, None)
         else:
-            found[component] = distance_of(drawn_with({**floating, component: compiled[component]}))
+            _, found[component] = drawn_with({**floating, component: compiled[component]})
     simulated = json.loads(distance.read_text(encoding="utf-8"))
     found[ALL] = {name: simulated[name] for name in found[NONE]}
     content = {

@@ -1,13 +1,18 @@
 """Which files a model draws with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from axbake.networks.component import DECODER, DENOISER
+from axbake.runtime.added import AddedEmbedding
+from axbake.runtime.sampler import Schedule, initial_latent
 from axbake.runtime.session import open_models
-from axbake.runtime.txt2img import Models
-from axbake.runtime.values import Conditioning
+from axbake.runtime.tokenizer import ClipTokenizer
+from axbake.runtime.txt2img import decode_latent, draw_latent, embed_prompts, prompts_of
+from axbake.runtime.values import Conditioning, Latents, Picture
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,48 @@ class Drawn:
         (component,) = (part.name for part in self.parts if part.role == role)
         return component
 
-    def open(self, files: Mapping[str, Sequence[Path]]) -> Models:
-        """The models that text to image needs, of the files of each component."""
-        texts = tuple(open_models(files[name]) for name in self.conditioning.encoders)
-        return Models(texts, open_models(files[self.of_role(DENOISER)]), open_models(files[self.of_role(DECODER)]))
+    def draw(
+        self,
+        files: Mapping[str, Sequence[Path]],
+        tokenizer: ClipTokenizer,
+        schedule: Schedule,
+        picture: Picture,
+        *,
+        latents: Latents,
+        added: AddedEmbedding | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw *picture* as `axbake.runtime.txt2img.draw` does, one component in memory at a time.
+
+        Args:
+            files: of each component, its graphs in order.
+            added: what prompts add to the time embedding; None: nothing.
+
+        Returns:
+            The picture, (height, width, 3) uint8 RGB, and the latents after each of N steps, (N, 1, C, h, w) float32.
+        """
+        texts = [open_models(files[name]) for name in self.conditioning.encoders]
+        embeds = embed_prompts(
+            texts,
+            tokenizer,
+            prompts_of(picture, schedule),
+            chunks=picture.prompt_chunks,
+            conditioning=self.conditioning,
+        )
+        del texts
+        shape = latents.shape(picture.height, picture.width)
+        network = open_models(files[self.of_role(DENOISER)])
+        drawn = draw_latent(
+            lambda noise: initial_latent(schedule, noise, shape), network, schedule, picture, embeds, added=added
+        )
+        del network
+        decoder = open_models(files[self.of_role(DECODER)])
+        return decode_latent(decoder, drawn.latent, latents=latents), drawn.latents
+
+
+def added_of(added: Callable[[Path], AddedEmbedding] | None, weights: Sequence[Path]) -> AddedEmbedding | None:
+    """What prompts add to the time embedding of the denoiser of *weights*.
+
+    Args:
+        added: the denoiser's; None: prompts add nothing, and there are no *weights*.
+    """
+    return added(*weights) if added else None

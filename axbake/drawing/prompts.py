@@ -9,7 +9,7 @@ import numpy as np
 
 from axbake.root import shipped
 from axbake.runtime import tokenizer as clip_tokenizer
-from axbake.runtime.prompt import Encode, embed_prompt, prompt_warnings, without_lora_marks
+from axbake.runtime.prompt import Embedded, Encode, States, embed_prompt, prompt_warnings, without_lora_marks
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.values import Conditioning
 
@@ -22,25 +22,29 @@ def load_tokenizer(embeddings: Path) -> ClipTokenizer:
     return clip_tokenizer.load_tokenizer(CLIP, embeddings)
 
 
-def text_encoding(text_encoder: Path, build: Callable[[dict], Any]) -> Encode:
-    """torch's text encoder of a `weights/{component}.safetensors`, as prompts are embedded with; *build*: the component's."""
+def text_encoding(text_encoder: Path, build: Callable[[dict], Any], states: Callable[..., Any]) -> Encode:
+    """torch's text encoder of a `weights/{component}.safetensors`, as prompts are embedded with.
+
+    Args:
+        build, states: the component's.
+    """
     import torch  # here, since a job that only needs tokens does without
 
     from axbake.weights import networks
 
     network = networks.load(text_encoder, build)
 
-    def encode(ids: np.ndarray) -> np.ndarray:
+    def encode(ids: np.ndarray) -> States:
         with torch.inference_mode():
-            return network(torch.from_numpy(ids)).last_hidden_state.numpy()
+            return States(*(tensor.numpy() for tensor in states(network, torch.from_numpy(ids))))
 
     return encode
 
 
 def prompt_embedding(
     encodes: Sequence[Encode], tokenizer: ClipTokenizer, *, chunks: int, conditioning: Conditioning
-) -> Callable[[str], np.ndarray]:
-    """A function that gives a prompt's (1, 77 × chunks, W) float32, and writes to the log what of the prompt does not count.
+) -> Callable[[str], Embedded]:
+    """A function that gives what the denoiser takes of a prompt, and writes to the log what of the prompt does not count.
 
     The screen has it from the workflow (`axbake.advice`).
 
@@ -48,7 +52,7 @@ def prompt_embedding(
         encodes: the text encoders, in the order of *conditioning*.
     """
 
-    def embed(prompt: str) -> np.ndarray:
+    def embed(prompt: str) -> Embedded:
         for warning in prompt_warnings(without_lora_marks(prompt), tokenizer, chunks=chunks):
             logger.info("prompt «%s»: %s", prompt, warning)
         return embed_prompt(encodes, tokenizer, prompt, chunks=chunks, conditioning=conditioning)

@@ -12,6 +12,7 @@ import torch
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.schedule import build_scheduler
 from axbake.runtime.progress import progress
+from axbake.runtime.prompt import Embedded
 from axbake.runtime.txt2img import save_png
 from axbake.runtime.values import SAMPLERS, Conditioning, Picture
 from axbake.weights import networks
@@ -44,6 +45,7 @@ def draw_reference(
     embeddings: Path,
     picture: Picture,
     builds: Builds,
+    states: Mapping[str, Callable[..., Any]],
     pipeline: Callable[..., Any],
     conditioning: Conditioning,
     image: Path,
@@ -57,7 +59,7 @@ def draw_reference(
         embeddings: `embeddings.json`.
         picture: its seed is of torch's CPU generator, as people who use diffusers give it; the clip skip is what the text
             encoders were imported with.
-        builds, pipeline, conditioning: of the family.
+        builds, states, pipeline, conditioning: of the family; states by text encoder.
         image: PNG to write, with its settings in the form that web UIs read.
         trajectory: .npy to write: (N, 1, C, h, w) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
@@ -66,10 +68,15 @@ def draw_reference(
         scheduler=picture.scheduler, steps=picture.steps, guidance_scale=picture.guidance_scale
     )
     encodes = [
-        text_encoding(path, builds[name]) for path, name in zip(text_encoders, conditioning.encoders, strict=True)
+        text_encoding(path, builds[name], states[name])
+        for path, name in zip(text_encoders, conditioning.encoders, strict=True)
     ]
     tokenizer = load_tokenizer(embeddings)
     embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=conditioning)
+    given = _given(embed(picture.prompt), "")
+    if picture.guidance_scale > 1:
+        given |= _given(embed(picture.negative_prompt), "negative_")
+    del encodes, embed  # the text encoders leave memory before the denoiser comes
     drawing = load_pipeline(denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler)
     latents: list[np.ndarray] = []
     tell = progress("reference: step")
@@ -79,10 +86,8 @@ def draw_reference(
         tell(step + 1, picture.steps)
         return tensors
 
-    guided = picture.guidance_scale > 1
     drawn = drawing(
-        prompt_embeds=torch.from_numpy(embed(picture.prompt)),
-        negative_prompt_embeds=torch.from_numpy(embed(picture.negative_prompt)) if guided else None,
+        **given,
         height=picture.height,
         width=picture.width,
         num_inference_steps=picture.steps,
@@ -94,6 +99,12 @@ def draw_reference(
     save_png(image, (drawn * 255).round().astype(np.uint8), picture.parameters())
     np.save(trajectory, np.stack(latents))
     settings.write_text(json.dumps(said_of(picture), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _given(embedded: Embedded, which: str) -> dict[str, torch.Tensor]:
+    """What a pipeline is given of a prompt; *which*: what the names of a negative one begin with."""
+    arrays = {f"{which}prompt_embeds": embedded.tokens, f"{which}pooled_prompt_embeds": embedded.pooled}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
 
 def said_of(picture: Picture) -> dict[str, Any]:

@@ -33,9 +33,11 @@ import numpy as np
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
     SchedulerMixin,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -47,20 +49,28 @@ from axbake.weights.files import read_sampling
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LEADING = {"steps_offset": 1, "timestep_spacing": "leading", "clip_sample": False, "set_alpha_to_one": False}
-LINSPACE = {"timestep_spacing": "linspace"}
-DPMPP_2M_KARRAS = {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True}
+LINSPACE, TRAILING = {"timestep_spacing": "linspace"}, {"timestep_spacing": "trailing"}
+DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
+DPMPP_2M_KARRAS = DPMPP_2M | {"use_karras_sigmas": True}
 
 #: Name in the table's `scheduler` column -> class and its configuration, which is what diffusers makes of SD 1.5's published
 #: scheduler_config.json. That says no timestep_spacing, so it is the class's own, and UniPC and Euler begin at 999, as in
 #: AUTOMATIC1111's web UI. Its DPM++ 2M Karras is `dpmpp_2m_karras_zero`; `dpmpp_2m_karras` is that of github
-#: yuyun2000/sd15-to-ax8850-deploy, which ends at the smallest noise level.
+#: yuyun2000/sd15-to-ax8850-deploy, which ends at the smallest noise level. `euler_trailing` is what SDXL-Lightning's page asks
+#: for, and `euler_a_trailing` the scheduler_config.json of SDXL-Turbo.
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
-    "dpmpp_2m_karras": (DPMSolverMultistepScheduler, {**DPMPP_2M_KARRAS, "final_sigmas_type": "sigma_min"}),
-    "dpmpp_2m_karras_zero": (DPMSolverMultistepScheduler, {**DPMPP_2M_KARRAS, "final_sigmas_type": "zero"}),
+    "dpmpp_2m_karras": (DPMSolverMultistepScheduler, DPMPP_2M_KARRAS | {"final_sigmas_type": "sigma_min"}),
+    "dpmpp_2m_karras_zero": (DPMSolverMultistepScheduler, DPMPP_2M_KARRAS),
     "unipc": (UniPCMultistepScheduler, LINSPACE),
     "euler": (EulerDiscreteScheduler, LINSPACE),
     "ddim": (DDIMScheduler, LEADING),
     "lcm": (LCMScheduler, {**LEADING, "original_inference_steps": 50}),
+    "euler_a": (EulerAncestralDiscreteScheduler, LINSPACE),
+    "euler_trailing": (EulerDiscreteScheduler, TRAILING),
+    "euler_a_trailing": (EulerAncestralDiscreteScheduler, TRAILING),
+    "dpmpp_2m": (DPMSolverMultistepScheduler, DPMPP_2M),
+    "dpmpp_2m_sde_karras": (DPMSolverMultistepScheduler, DPMPP_2M_KARRAS | {"algorithm_type": "sde-dpmsolver++"}),
+    "tcd": (TCDScheduler, {**LEADING, "original_inference_steps": 50}),
 }
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")  # what the model gives: the noise, or Salimans and Ho's velocity

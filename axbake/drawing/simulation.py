@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 
 from axbake.distance import psnr, ssim
-from axbake.drawing.parts import Drawn
+from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.networks.component import DENOISER, ENCODER
+from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.producer import EMULATOR, producer
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
-from axbake.runtime.txt2img import draw, save_png
+from axbake.runtime.txt2img import save_png
 from axbake.runtime.values import Latents, Picture
 from axbake.weights.files import read_description
 
@@ -43,6 +44,8 @@ def simulate(
     build: Callable[[dict], Any],
     image: Path,
     distance: Path,
+    added_weights: Sequence[Path] = (),
+    added: Callable[[Path], AddedEmbedding] | None = None,
 ) -> None:
     """Draw the reference's picture with the compiled models and measure the distance.
 
@@ -51,6 +54,7 @@ def simulate(
     Args:
         models: that ONNX Runtime runs, of all components in the order of *drawn*.
         encoder_weights: weights of the VAE encoder, and *build*, which builds it.
+        added_weights: weights of the denoiser, if prompts add to its time embedding, and *added*, which reads them.
         embeddings: `embeddings.json`.
         reference, trajectory: the reference's picture and latents.
         latents: of the family.
@@ -58,24 +62,24 @@ def simulate(
         distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM.
     """
     files = drawn.files(models)
-    drawing = draw(
-        drawn.open(files),
+    drawn_image, drawn_latents = drawn.draw(
+        files,
         load_tokenizer(embeddings),
         load_schedule(schedule),
         picture,
         latents=latents_of(latents, encoder_weights),
-        conditioning=drawn.conditioning,
+        added=added_of(added, added_weights),
     )
-    save_png(image, drawing.image, picture.parameters())
+    save_png(image, drawn_image, picture.parameters())
     wanted, before = np.asarray(Image.open(reference).convert("RGB")), np.load(trajectory)
     encoder = open_models(files[drawn.of_role(ENCODER)])
     result = {
         "emulated": producer(files[drawn.of_role(DENOISER)][0]) == EMULATOR,
         "compared": "compiled models through ONNX Runtime on the host, against diffusers in float32",
-        "latent_psnr_db": round(psnr(before[-1], drawing.latents[-1]), 2),
-        "latent_psnr_db_by_step": [round(psnr(a, b), 2) for a, b in zip(before, drawing.latents, strict=True)],
-        "image_psnr_db": round(psnr(wanted, drawing.image, peak=255), 2),
-        "image_ssim": round(ssim(wanted, drawing.image), 4),
+        "latent_psnr_db": round(psnr(before[-1], drawn_latents[-1]), 2),
+        "latent_psnr_db_by_step": [round(psnr(a, b), 2) for a, b in zip(before, drawn_latents, strict=True)],
+        "image_psnr_db": round(psnr(wanted, drawn_image, peak=255), 2),
+        "image_ssim": round(ssim(wanted, drawn_image), 4),
         "vae_encoder_psnr_db": round(_encoder_psnr(encoder, encoder_weights, build, wanted, latents.channels), 2),
     }
     logger.info("latent %(latent_psnr_db)s dB, picture %(image_psnr_db)s dB, SSIM %(image_ssim)s", result)

@@ -8,7 +8,6 @@ The marks are those by which the loaders of diffusers (`single_file_utils.py`), 
 of diffusers' own classes.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -211,7 +210,23 @@ UNET_KINDS: Mapping[str, Other] = {
     "encoder_hid_proj.weight": Other("a Kolors checkpoint", NOT_YET),
 }
 CONDITIONED = ("label_emb.0.0.weight", "add_embedding.linear_1.weight")  # by more than the prompt's tokens: SDXL's
-UNCLIP = {1536: "a Stable unCLIP checkpoint", 2048: "a Stable unCLIP checkpoint"}  # columns of that tensor
+#: Columns of that tensor in UNets of others than Stable Diffusion XL's
+CONDITIONS = {
+    1536: Other("a Stable unCLIP checkpoint", NOT_YET),
+    2048: Other("a Stable unCLIP checkpoint", NOT_YET),
+    2560: Other(
+        "a Stable Diffusion XL refiner checkpoint",
+        "It goes over pictures of Stable Diffusion XL, which draws without it; give the base checkpoint.",
+    ),
+}
+#: The last of three resnets in the last level up of Stable Diffusion XL's UNet; KOALA's has two a level
+LAST_RESNET = ("output_blocks.8.0.in_layers.2.weight", "up_blocks.2.resnets.2.conv1.weight")
+KOALA = Other("a KOALA checkpoint (distilled Stable Diffusion XL)", NOT_YET)
+#: Tensors beside a UNet of Stable Diffusion XL's structure that draws in another way -> what it is
+SPACES = {
+    "edm_mean": Other("a Playground v2.5 checkpoint", f"{NOT_YET} Its latents and its noise are others than SDXL's."),
+    "edm_vpred.sigma_max": Other("a CosXL checkpoint", f"{NOT_YET} Its noise is another than SDXL's."),
+}
 A_VAE = Other("a VAE", "It decodes what a checkpoint draws; give that checkpoint, and this in the column vae.")
 A_TAESD = Other("a TAESD (AutoencoderTiny)", "It is a small VAE; give a checkpoint, and this in the column vae.")
 OTHER_FAMILY = "It goes with checkpoints of that family, and not with those of Stable Diffusion 1.x, 2.x and XL."
@@ -322,7 +337,7 @@ def _added(shapes: Shapes) -> tuple[Other | None, int]:
 def _piece(shapes: Shapes, found: Found) -> Other | None:
     """What a file is that holds less than a network and nothing that is added to one."""
     if any(mark in name for name in shapes for mark in SDXL):
-        return Other(_xl(shapes), f"{NOT_YET} Its UNet has another conditioning, and one or two wider text encoders.")
+        return Other("a part of a Stable Diffusion XL checkpoint", PART)
     if any(mark in found for mark, _ in UNETS):
         return None
     if any(mark in found for mark in TAESD_MARKS):
@@ -387,17 +402,18 @@ def _quantised(shapes: Shapes) -> Other | None:
 
 
 def _unet(shapes: Shapes, found: Found, prefix: str) -> Other | None:
-    """What a whole UNet is, by what else stands behind its *prefix*; None if it may be of Stable Diffusion 1.x or 2.x."""
+    """What a whole UNet is, by what else stands behind its *prefix*; None if it may be of Stable Diffusion."""
     for mark, other in UNET_KINDS.items():
         if prefix in found.get(mark, {}):
             return other
     for mark in CONDITIONED:
         if prefix in found.get(mark, {}):
             shape = found[mark][prefix]
-            kind = UNCLIP.get(shape[1]) if len(shape) > 1 else None
-            inside = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
-            return Other(kind or _xl(inside), f"{NOT_YET} Its UNet is conditioned by more than the prompt's tokens.")
-    return None
+            if len(shape) > 1 and shape[1] in CONDITIONS:
+                return CONDITIONS[shape[1]]
+            if not any(f"{prefix}{name}" in shapes for name in LAST_RESNET):
+                return KOALA
+    return next((other for mark, other in SPACES.items() if mark in shapes), None)
 
 
 def _vae(found: Found) -> Other:
@@ -406,16 +422,3 @@ def _vae(found: Found) -> Other:
     if len(shape) == 5:
         return FILM_VAE
     return WIDE_VAES.get(shape[1], A_VAE) if len(shape) == 4 else A_VAE
-
-
-def _xl(shapes: Shapes) -> str:
-    """Which of the SDXL family a UNet is, by what its middle holds and how deep its transformers are."""
-    middle = any("middle_block.1." in name or "mid_block.attentions." in name for name in shapes)
-    depths = {int(m[1]) for name in shapes if (m := re.search(r"transformer_blocks\.(\d{1,3})\.", name))}
-    if not any(name.endswith(mark) for name in shapes for mark, _ in UNETS):
-        return "a part of a Stable Diffusion XL checkpoint"
-    if not middle:
-        return "an SSD-1B, Segmind Vega or KOALA checkpoint (distilled Stable Diffusion XL)"
-    if depths and max(depths) == 3:
-        return "a Stable Diffusion XL refiner checkpoint"
-    return "a Stable Diffusion XL checkpoint"

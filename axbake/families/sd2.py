@@ -17,6 +17,8 @@ LDM_OPEN_CLIP = "cond_stage_model.model."
 
 def fits(denoiser: Shapes) -> bool:
     """By the width of the context; where it is neither family's (narrow models), by how its transformers begin."""
+    if sd1.ADDED in denoiser:
+        return False
     width = architecture.context_width(denoiser)
     return width == sd1.OTHER_CONTEXT or (width != sd1.CONTEXT and architecture.has_linear_projections(denoiser))
 
@@ -57,6 +59,7 @@ FAMILY = Family(
             graphs=(Graph("text_encoder", clip.inputs, clip.interface, clip.cut),),
             columns=(),
             width=clip.width,
+            states=clip.states,
             example=clip.example,
         ),
         Component(

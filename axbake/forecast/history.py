@@ -27,6 +27,7 @@ GROUPS = ("columns", "picture")
 SAID = {
     ("record_trajectories", "prompts"): "prompts",
     ("calibrate_denoiser", "samples"): "samples",
+    ("compare_calibration", "samples"): "first",
     ("check_compiled", "samples"): "compared",
     ("calibrate_text_encoder", "prompts"): "texts",
 }
@@ -83,6 +84,7 @@ class History:
             branches=UNKNOWN if math.isnan(number["guidance_scale"]) else 1 + (number["guidance_scale"] > 1),
             prompts=number["prompts"],
             samples=number["samples"],
+            first=number["first"],
             compared=number["compared"],
             texts=number["texts"],
             precision=str(facts.get("precision")),

@@ -34,6 +34,7 @@ def bake_of(model: Model, *, cores: int) -> Bake:
         branches=2 if row["guidance_scale"] > 1 else 1,
         prompts=len(row["calibration_prompts"]),
         samples=model.entry("calibration/samples"),
+        first=model.entry("calibration/compare_first"),
         compared=model.entry("compiled/samples"),
         texts=texts,
         precision=chosen_precision(model.entry("calibration/recorded_in")),

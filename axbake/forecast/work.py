@@ -33,6 +33,7 @@ class Bake:
     branches: float  # of guidance: 1 or 2
     prompts: float  # drawn for calibration
     samples: float  # that the denoiser is calibrated with
+    first: float  # that it is calibrated with for comparison
     compared: float  # that compiled models are checked with
     texts: float  # that text encoders are calibrated with
     precision: str  # in which calibration is recorded
@@ -175,6 +176,9 @@ OF_MODEL: dict[str, Callable[[Bake], Work]] = {
     # With none compiled, with each text encoder, with the denoiser; the decoder draws its picture twice more.
     "attribute_error": lambda bake: _sum(
         _fixed(0.5), *[_opened(*_all(bake))] * 3, _drawn(bake, "onnx", 1 + len(bake.of_role(TEXT)) + SLOWER)
+    ),
+    "compare_calibration": lambda bake: _sum(
+        _fixed(2), _opened(*_all(bake)), _observed(bake, bake.first), _drawn(bake, "onnx", SLOWER)
     ),
     "check_calibration": lambda bake: _observed(bake, min(HELD_OUT, bake.steps) * bake.branches),
     "hold_parity": lambda bake: _fixed(0.1),

@@ -20,8 +20,7 @@ from onnxscript.optimizer import fold_constants
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from axbake.errors import AxbakeError
-from axbake.networks.component import Graph as Piece
-from axbake.networks.component import Interface
+from axbake.networks.component import Interface, Piece
 from axbake.weights.files import read_description, read_shapes, read_tensor
 from axbake.weights.networks import Build
 

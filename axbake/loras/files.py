@@ -30,14 +30,26 @@ PREFIXES = {
     "up_blocks.": "unet",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
     "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
     "conv_in.": "unet",
     "conv_out.": "unet",
     "time_embedding.": "unet",
+    "add_embedding.": "unet",
     "text_model.": "text_encoder",
 }
 #: Parts of the module's name, in files of the oldest diffusers and in those that PEFT wrote of one network
-BARE = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding.", "text_model.")
+BARE = (
+    "down_blocks.",
+    "mid_block.",
+    "up_blocks.",
+    "conv_in.",
+    "conv_out.",
+    "time_embedding.",
+    "add_embedding.",
+    "text_model.",
+)
 #: What PEFT, torch.compile and data-parallel training put around modules, at the start of their names or inside
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:base_model\.model|_orig_mod|_fsdp_wrapped_module|module)\.")
 #: PEFT's name of the adapter, which stands behind what the tensor is: `lora_A.default.weight`
@@ -79,14 +91,14 @@ WIDTHS = {
 }
 #: Beginning of names that only files for another family have -> the family
 OTHERS = {
-    r"lora_te2_|text_encoder_2\.": "Stable Diffusion XL",
-    r"lora_unet_label_emb|unet\.add_embedding": "Stable Diffusion XL",
     r".*(double_blocks|single_blocks|single_transformer_blocks)": "FLUX",
     r".*joint_blocks|transformer\.transformer_blocks\.0\.attn\.add_": "Stable Diffusion 3",
     r"transformer\.|lora_transformer_|transformer_blocks\.": "a transformer of rectified flow",
 }
 SAYS = ("ss_base_model_version", "modelspec.architecture")  # entries of the metadata that name the family
 TITLES = ("ss_output_name", "modelspec.title")
+#: Modules, dots as underscores, that take tokens as wide as they are
+TAKES_TOKENS = r"attn2_to_[kv]$|self_attn_(q_proj|to_q)$"
 PEFT_CONFIG = "lora_adapter_metadata"  # entry in the metadata of what diffusers writes
 MOST_SHOWN = 12  # names in a message
 FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
@@ -159,7 +171,7 @@ def read_lora(path: Path) -> LoraFile:
     if strange:
         raise LoraError(
             f"{path}: {len(strange)} of {len(container.tensors)} tensors are of no kind that axbake fuses:"
-            f" {listed(strange)}. It fuses LoRA, LoCon, LoHa, LoKr, DoRA, (IA)³ and full differences of UNet and text encoder."
+            f" {listed(strange)}. It fuses LoRA, LoCon, LoHa, LoKr, DoRA, (IA)³ and full differences of UNet and text encoders."
         )
     bundled = {key.split(".")[1] for key in container.tensors if key.startswith(BUNDLE)}
     return LoraFile(container, modules, tuple(sorted(bundled)))
@@ -192,8 +204,8 @@ def _refuse_others(container: Container) -> None:
     other = next((family for mark, family in OTHERS.items() if any(re.match(mark, name) for name in names)), None)
     if other:
         raise LoraError(
-            f"{container.path}: a LoRA for {other}{_said(container)}; axbake bakes Stable Diffusion 1.x and"
-            " 2.x. Give one that was made for the checkpoint."
+            f"{container.path}: a LoRA for {other}{_said(container)}; axbake bakes Stable Diffusion 1.x, 2.x"
+            " and XL. Give one that was made for the checkpoint."
         )
 
 
@@ -216,7 +228,9 @@ class LoraFacts:
     components: dict[str, list[str]]  # that it changes -> names of the modules, as the file has them
     lcm: bool  # whether it is one of latent consistency
     embeddings: list[str]  # names of textual-inversion embeddings that it bundles (`axbake.checkpoints.embeddings`)
-    width: int | None  # channels of a token that it was made for; None: it changes nothing that takes one
+    widths: dict[
+        str, int
+    ]  # component -> channels of a token that it was made for; without those where nothing takes one
 
 
 def lora_facts(path: Path) -> LoraFacts:
@@ -229,7 +243,7 @@ def lora_facts(path: Path) -> LoraFacts:
     def read() -> dict:
         lora = read_lora(path)
         changed = {component: sorted(lora.modules[component]) for component in sorted(lora.modules)}
-        return vars(LoraFacts(changed, looks_like_lcm(lora), list(lora.embeddings), context_width(lora)))
+        return vars(LoraFacts(changed, looks_like_lcm(lora), list(lora.embeddings), context_widths(lora)))
 
     # What this code tells of a file is remembered no longer than the code is the same.
     return LoraFacts(**remembered(path, f"lora-{code_of(f'{__name__}.read_lora')[__name__]}", read))
@@ -244,13 +258,14 @@ def looks_like_lcm(lora: LoraFile) -> bool:
     return any(re.search(r"(?<![a-z])lcm(?![a-z])", name, re.IGNORECASE) for name in names)
 
 
-def context_width(lora: LoraFile) -> int | None:
-    """Channels of a token's embedding that the LoRA was made for; None where it changes nothing that takes one."""
-    for modules in lora.modules.values():
-        for name, module in modules.items():
-            if re.search(r"attn2_to_[kv]$|self_attn_(q_proj|to_q)$", name):
-                return _taken(lora.shapes(module))
-    return None
+def context_widths(lora: LoraFile) -> dict[str, int]:
+    """Channels of a token's embedding that the LoRA was made for, by component, as far as it changes what takes one."""
+    found = {}
+    for component, modules in lora.modules.items():
+        taking = [module for name, module in modules.items() if re.search(TAKES_TOKENS, name)]
+        if taking and (width := _taken(lora.shapes(taking[0]))):
+            found[component] = width
+    return found
 
 
 def _taken(shapes: Shapes) -> int | None:
@@ -263,9 +278,9 @@ def _taken(shapes: Shapes) -> int | None:
     return first[1] * second[1] if first and second and min(len(first), len(second)) >= 2 else None
 
 
-def check_family(lora: LoraFile, *, width: int) -> None:
-    """Raise LoraError unless the LoRA was made for networks whose tokens have *width* channels."""
-    found = context_width(lora)
+def check_family(lora: LoraFile, *, component: str, width: int) -> None:
+    """Raise LoraError unless the LoRA was made for a *component* whose tokens have *width* channels."""
+    found = context_widths(lora).get(component)
     if found not in (None, width):
         raise LoraError(
             f"{lora.path}: made for {_family(found)}{_said(lora.container)}; the checkpoint is {_family(width)}."

@@ -181,7 +181,7 @@ class Fusion:
         table = spellings(component.files, shapes)
         for path, strength in loras:
             lora = read_lora(path)
-            check_family(lora, width=width)
+            check_family(lora, component=component.name, width=width)
             config = peft_config(lora, component.name)
             modules = lora.modules.get(component.name, {}).values()
             # As web UIs do with a network that was made smaller; `axbake.advice` tells which these are.

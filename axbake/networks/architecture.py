@@ -12,6 +12,7 @@ from typing import Any
 
 from axbake.networks.component import Shapes
 from axbake.root import shipped
+from axbake.runtime.added import SIZE_CHANNELS
 
 CONFIGS = shipped("resources/sd1")
 TEXT_HEAD_WIDTH = 64  # channels of one attention head in every CLIP text encoder: 12 heads at 768, 16 at 1024
@@ -98,12 +99,68 @@ def unet_architecture(shapes: Shapes, *, heads: Callable[[int], int]) -> dict:
     return config
 
 
+def xl_unet_architecture(shapes: Shapes, *, heads: Callable[[int], int]) -> dict:
+    """The same of UNets with transformers of several blocks, and a time embedding to which prompts and sizes are added.
+
+    So are Stable Diffusion XL's and those that were distilled from it. A prompt is added by its pooled channels, a size by 256.
+    """
+    config = unet_architecture(shapes, heads=heads)
+    sides: dict[str, list] = {}
+    for side in ("down", "up"):
+        numbers = [_numbers(shapes, f"{side}_blocks.{level}") for level in range(len(config["block_out_channels"]))]
+        sides[side] = [_one_or_all(found) if found else 1 for found in numbers]
+    depths = {"transformer_layers_per_block": sides["down"]}
+    if sides["up"] != sides["down"][::-1]:  # diffusers reverses them for the way up
+        depths["reverse_transformer_layers_per_block"] = sides["up"]
+    attended = _count(shapes, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
+    kind = "UNetMidBlock2DCrossAttn" if attended else "UNetMidBlock2D"
+    return (
+        config
+        | depths
+        | {
+            "mid_block_type": kind if config["mid_block_type"] else None,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": SIZE_CHANNELS,
+            "projection_class_embeddings_input_dim": shapes["add_embedding.linear_1.weight"][1],
+        }
+    )
+
+
+def _numbers(shapes: Shapes, block: str) -> list[int]:
+    """How many blocks each transformer of a level has."""
+    count = _count(shapes, rf"{re.escape(block)}\.attentions\.(\d+)\.")
+    return [
+        _count(shapes, rf"{re.escape(block)}\.attentions\.{number}\.transformer_blocks\.(\d+)\.")
+        for number in range(count)
+    ]
+
+
+def projected_text_architecture(shapes: Shapes, *, hidden_act: str, pad_token_id: int) -> dict:
+    """Config of a `CLIPTextModelWithProjection`; arguments as of `text_architecture`."""
+    config = text_architecture(shapes, hidden_act=hidden_act, pad_token_id=pad_token_id)
+    return config | {"projection_dim": shapes["text_projection.weight"][0]}
+
+
 def unet_variant(config: Mapping) -> str:
     """Name of a UNet's structure."""
     crossed = tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"])
     known = VARIANTS.get((crossed, config["layers_per_block"], config["mid_block_type"] is not None))
     variant = SDXS if config["only_cross_attention"] else known or "a structure without a name"
     return f"{variant}, distilled for LCM" if config.get("time_cond_proj_dim") else variant
+
+
+def xl_unet_variant(config: Mapping) -> str:
+    """The same of a UNet of Stable Diffusion XL or one that was distilled from it."""
+    if config["mid_block_type"] == "UNetMidBlock2DCrossAttn":
+        variant = "Stable Diffusion XL"
+    else:
+        up = config.get("reverse_transformer_layers_per_block", config["transformer_layers_per_block"][::-1])
+        variant = "SSD-1B" if _deepest(up[1]) > 1 else "Segmind-Vega"
+    return f"{variant}, distilled for LCM" if config.get("time_cond_proj_dim") else variant
+
+
+def _deepest(depths: int | list[int]) -> int:
+    return depths if isinstance(depths, int) else max(depths)
 
 
 def _vae_architecture(levels: int, channels: list[int], layers: int, latent_channels: int) -> dict:

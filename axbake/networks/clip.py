@@ -42,10 +42,20 @@ def width(config: Mapping) -> int:
     return config["hidden_size"]
 
 
+def states(network: Module, ids: Any) -> tuple[Any, ...]:
+    """The last hidden state."""
+    return (network(ids).last_hidden_state,)
+
+
 def example(network: Module, face: Interface, config: Mapping, generator: Any) -> tuple[dict[str, Any], Any]:
     """Random token ids, and the last hidden state that the network gives with its own causal mask."""
+    ids = random_ids(face, config, generator)
+    return ids, states(network, *ids.values())
+
+
+def random_ids(face: Interface, config: Mapping, generator: Any) -> dict[str, Any]:
+    """Random token ids for a text encoder of *config*, by the name of its input."""
     import torch
 
     ((name, ids),) = face.inputs.items()
-    drawn = torch.randint(0, config["vocab_size"], ids.shape, generator=generator)
-    return {name: drawn}, network(drawn).last_hidden_state
+    return {name: torch.randint(0, config["vocab_size"], ids.shape, generator=generator)}

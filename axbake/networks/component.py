@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # of tensors, by name
@@ -21,6 +21,7 @@ class Naming:
 
     marker: str  # a tensor that every file of such names has; what stands before it is the prefix of all
     renamer: Callable[[Shapes], Rename]  # from the shapes by name without prefix
+    turned: tuple[str, ...] = ()  # matrices, by diffusers' names, that such files hold transposed
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Files:
     averaged: bool = False  # whether LDM's trainer keeps a moving average of it
     lora_names: Callable[[str], list[str]] | None = None  # a module -> every name that LoRA files give it
     merge_block: Callable[[str], str] | None = None  # a tensor -> the block whose share it has in a merge
+    embedding: str = ""  # what embedding files call its vectors, of a family with several text encoders
+    #: (shapes by diffusers' names, those of all networks of such names in a file) -> whether it is the one that is meant
+    meant: Callable[[Shapes, list[Shapes]], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,22 @@ class Interface:
     outputs: tuple[str, ...]
 
 
+class Piece(Protocol):
+    """One ONNX graph, and one axmodel: `Graph`, or `axbake.networks.unet_slices.UnetSlice`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> Callable[..., dict[str, str]]: ...
+
+    @property
+    def interface(self) -> Callable[..., Interface]: ...
+
+    @property
+    def cut(self) -> Callable[[Module, Interface], Module]: ...
+
+
 @dataclass(frozen=True)
 class Graph:
     """One ONNX graph, and one axmodel."""
@@ -63,7 +83,8 @@ class Graph:
     name: str
     inputs: Callable[..., dict[str, str]]  # (the component's columns by name) -> NumPy's type of each input, in order
     interface: Callable[..., Interface]  # (config, the same) -> the same with shapes, and the outputs
-    cut: Callable[[Module, Interface], Module]  # the network -> the slice of it that takes and gives that
+    #: The network -> the slice of it that takes and gives that; other slices may be cut of the same network afterwards
+    cut: Callable[[Module, Interface], Module]
 
 
 @dataclass(frozen=True)
@@ -74,23 +95,28 @@ class Component:
     role: str  # of ROLES
     files: Files
     build: Callable[[dict], Module]  # config -> the network, with whatever weights the surrounding device context gives
-    graphs: tuple[Graph, ...]
+    graphs: tuple[Piece, ...]
     columns: tuple[str, ...]  # of the table, that its graphs depend on
     #: Config -> channels of a token that a text encoder gives, or a denoiser takes
     width: Callable[[dict], int] | None = None
     variant: Callable[[dict], str] | None = None  # config -> name of the structure
     #: A denoiser -> the network as (latent, tokens, row) -> prediction, whatever its graphs
     with_rows: Callable[[Module], Module] | None = None
-    #: A denoiser's weights, (N,) timesteps, guidance_scale -> (N, C) float32 rows that its graphs take
+    #: A denoiser's weights, (N,) timesteps, guidance_scale -> (N, C) float32 rows that its graphs take, or that are added to
     rows: Callable[..., Any] | None = None
-    #: (network, its interface, its config, torch's generator) -> inputs by name, and what the network makes of them; torch's
+    #: The same weights -> `axbake.runtime.added.AddedEmbedding`, where prompts add to its rows
+    added: Callable[..., Any] | None = None
+    #: A text encoder, (1, T) ids -> its hidden states, (1, T, W), and where it is pooled (1, T, P) too; torch's
+    states: Callable[..., Any] | None = None
+    #: (network, its interface, its config, torch's generator) -> inputs by name, and what the network makes of them, in the
+    #: order of its outputs where there are several; torch's
     example: Callable[..., Any] | None = None
 
 
 # Components are data: a job that is given one depends on what it holds, and on no code of these classes.
 
 
-def address(component: Component, graph: Graph) -> str:
+def address(component: Component, graph: Piece) -> str:
     """Where a graph's files lie: `unet`, or `unet/down` where the component has several."""
     return component.name if len(component.graphs) == 1 else f"{component.name}/{graph.name}"
 
@@ -102,4 +128,4 @@ def addresses(component: Component) -> list[str]:
 
 def as_files(component: Component) -> Component:
     """*component* for who takes it out of a checkpoint: without its graphs."""
-    return replace(component, graphs=(), columns=(), with_rows=None, rows=None, example=None)
+    return replace(component, graphs=(), columns=(), with_rows=None, rows=None, added=None, states=None, example=None)

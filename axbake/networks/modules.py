@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from axbake.networks.unet_slices import HIDDEN, Part, run
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
@@ -39,6 +42,11 @@ class VaeDecoder(torch.nn.Module):
         return self.decoder(self.post_quant_conv(latent))
 
 
+def causal_mask(tokens: int) -> torch.Tensor:
+    """(1, 1, T, T): what is added to the scores of attention, so that no token looks at those behind it."""
+    return torch.triu(torch.full((tokens, tokens), MASKED), 1)[None, None]
+
+
 class MaskedTextEncoder(torch.nn.Module):
     """CLIP's text encoder with its causal mask as a bounded constant."""
 
@@ -47,10 +55,31 @@ class MaskedTextEncoder(torch.nn.Module):
         self.model, self.tokens = model, tokens
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        mask = torch.triu(torch.full((self.tokens, self.tokens), MASKED), 1)[None, None]
+        mask = causal_mask(self.tokens)
         hidden = self.model.embeddings(input_ids=input_ids, position_ids=torch.arange(self.tokens)[None])
         hidden = self.model.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
         return self.model.final_layer_norm(hidden)
+
+
+class PenultimateTextEncoder(torch.nn.Module):
+    """CLIP's text encoder as Stable Diffusion XL takes it: the last but one hidden state, without the final norm.
+
+    Of one with a projection, also what each token would give as the pooled prompt; the host takes the end token's.
+    """
+
+    def __init__(self, model: Any, tokens: int):
+        super().__init__()
+        self.model, self.tokens = model, tokens
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        mask = causal_mask(self.tokens)
+        hidden = self.model.embeddings(input_ids=input_ids, position_ids=torch.arange(self.tokens)[None])
+        *layers, last = self.model.encoder.layers
+        for layer in layers:
+            hidden = layer(hidden, mask)
+        if not hasattr(self.model, "text_projection"):
+            return hidden
+        return hidden, self.model.text_projection(self.model.final_layer_norm(last(hidden, mask)))
 
 
 class Passed(torch.nn.Module):
@@ -71,12 +100,27 @@ class CutUnet(torch.nn.Module):
         self.model = model
         model.time_embedding = Passed()
         model.get_time_embed = lambda sample, timestep: timestep
+        model.get_aug_embed = lambda **given: None  # Stable Diffusion XL's is in the row
         for module in model.modules():
             if hasattr(module, "skip_time_act"):
                 module.skip_time_act = True
 
     def forward(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         return self.model(sample, row, encoder_hidden_states, return_dict=False)[0]
+
+
+class SlicedUnet(torch.nn.Module):
+    """Some modules of a UNet, the time embedding's row among their inputs (`axbake.networks.unet_slices`)."""
+
+    def __init__(self, model: Any, parts: Sequence[Part], taken: Sequence[str], given: Sequence[str]):
+        super().__init__()
+        self.model = CutUnet(model).model
+        self.parts, self.taken, self.given = parts, taken, given
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        made = run(self.model, self.parts, dict(zip(self.taken, tensors, strict=True)))
+        given = tuple(made[name if name in made else HIDDEN] for name in self.given)
+        return given if len(given) > 1 else given[0]
 
 
 class WholeUnet(torch.nn.Module):

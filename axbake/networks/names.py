@@ -20,6 +20,8 @@ UNET_ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "time_embed.cond_proj": "time_embedding.cond_proj",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
@@ -33,7 +35,7 @@ TRANSFORMER = (
 )
 EMA_TAILS = {tail.replace(".", ""): tail for tail in (*RESNET, "op", "conv", *TRANSFORMER)}
 EMA_ENDS = {end.replace(".", ""): end for end in UNET_ENDS}
-DIFFUSERS_UNET = r"(down_blocks|up_blocks|mid_block|time_embedding|conv_in|conv_norm_out|conv_out)\."
+DIFFUSERS_UNET = r"(down_blocks|up_blocks|mid_block|time_embedding|add_embedding|conv_in|conv_norm_out|conv_out)\."
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers before 0.17
 OPEN_CLIP = {
@@ -48,6 +50,7 @@ OPEN_CLIP_ENDS = {
     "positional_embedding": "embeddings.position_embedding.weight",
     "ln_final.weight": "final_layer_norm.weight",
     "ln_final.bias": "final_layer_norm.bias",
+    "text_projection": "text_projection.weight",
 }
 # Stable Diffusion 2.x takes what the last but one of ViT-H's 24 layers gives; files hold the last one or do not.
 OPEN_CLIP_UNUSED_LAYER = 23
@@ -174,6 +177,12 @@ def tiny_vae_decoder_renamer(shapes: Shapes) -> Rename:
     return lambda name: name if name.startswith("decoder.layers.") else None
 
 
+def projected_clip_renamer(shapes: Shapes) -> Rename:
+    """Names of a `CLIPTextModelWithProjection`, whose projection of the pooled prompt stands beside `text_model`."""
+    rename = clip_renamer(shapes)
+    return lambda name: name if name == "text_projection.weight" else rename(name.removeprefix("text_model."))
+
+
 def clip_renamer(shapes: Shapes) -> Rename:
     """Names of CLIP's text encoder: as transformers 5 has them, without `position_ids`, which is a constant."""
 
@@ -185,13 +194,20 @@ def clip_renamer(shapes: Shapes) -> Rename:
 
 
 def open_clip_renamer(shapes: Shapes) -> Rename:
+    """open_clip's names of Stable Diffusion 2.x to those of transformers, without the layer that it has no use for."""
+    rename = whole_open_clip_renamer(shapes)
+    unused = f"transformer.resblocks.{OPEN_CLIP_UNUSED_LAYER}."
+    return lambda name: None if name.startswith(unused) or name == "text_projection" else rename(name)
+
+
+def whole_open_clip_renamer(shapes: Shapes) -> Rename:
     """open_clip's names to those of transformers; its query, key and value come in one tensor, one after the other."""
 
     def rename(name: str) -> str | tuple[str, ...] | None:
         if name in OPEN_CLIP_ENDS:
             return OPEN_CLIP_ENDS[name]
         m = re.fullmatch(r"transformer\.resblocks\.(\d{1,4})\.(.+)", name)
-        if m is None or int(m[1]) == OPEN_CLIP_UNUSED_LAYER:
+        if m is None:
             return None
         place = f"encoder.layers.{int(m[1])}"
         if m[2] in ("attn.in_proj_weight", "attn.in_proj_bias"):
@@ -209,8 +225,12 @@ def _swapped_start(name: str, table: dict[str, str]) -> str | None:
     return None
 
 
-def ldm_unet_name(name: str) -> str:
-    """LDM's name of a UNet's tensor; what LDM has not keeps its own, as diffusers' converter leaves it."""
+def ldm_unet_name(name: str, *, crossed: bool = False) -> str:
+    """LDM's name of a UNet's tensor; what LDM has not keeps its own, as diffusers' converter leaves it.
+
+    Args:
+        crossed: whether the first level up has cross-attention, as in Stable Diffusion XL: its upsampler stands behind that.
+    """
     if name == "time_embedding.cond_proj.weight":
         return name
     if end := _swapped_start(name, UNET_ENDS):
@@ -224,7 +244,7 @@ def ldm_unet_name(name: str) -> str:
     if kind == "downsamplers":
         return f"input_blocks.{STRIDE * (level + 1)}.0.op.{rest.removeprefix('conv.')}"
     if kind == "upsamplers":
-        return f"output_blocks.{STRIDE * level + 2}.{2 if level else 1}.{rest}"
+        return f"output_blocks.{STRIDE * level + 2}.{2 if level or crossed else 1}.{rest}"
     place = (
         f"input_blocks.{STRIDE * level + index + 1}" if side == "down" else f"output_blocks.{STRIDE * level + index}"
     )
@@ -234,7 +254,7 @@ def ldm_unet_name(name: str) -> str:
 def unet_block(name: str) -> str:
     """Block of a UNet's tensor as merges count them; BASE for the time embedding (SuperMerger's `mergers.py`)."""
     ldm = ldm_unet_name(name)
-    if ldm.startswith("time_embed"):
+    if ldm.startswith(("time_embed", "label_emb")):
         return "BASE"
     if m := re.match(r"(input|output)_blocks\.(\d+)\.", ldm):
         return f"{'IN' if m[1] == 'input' else 'OUT'}{int(m[2]):02}"

@@ -11,17 +11,10 @@ def stable_diffusion(denoiser: Module, decoder: Module, scheduler: Any, *, decod
     Args:
         decoder: half of the autoencoder of *decoder_config*; the other half is not there.
     """
-    import torch
     from diffusers import StableDiffusionPipeline
 
-    from axbake.networks.autoencoder import autoencoder
-
-    with torch.device("meta"):
-        vae = autoencoder(decoder_config)
-    for name in dict(vae.named_children()):
-        setattr(vae, name, getattr(decoder, name, None))
     pipeline = StableDiffusionPipeline(
-        vae=vae.eval(),
+        vae=_autoencoder_of(decoder, decoder_config),
         text_encoder=None,
         tokenizer=None,
         unet=denoiser,
@@ -32,3 +25,38 @@ def stable_diffusion(denoiser: Module, decoder: Module, scheduler: Any, *, decod
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def stable_diffusion_xl(denoiser: Module, decoder: Module, scheduler: Any, *, decoder_config: dict) -> Any:
+    """`StableDiffusionXLPipeline` without text encoders and tokenizers; it takes embedded and pooled prompts, and no images.
+
+    Args:
+        decoder: half of the autoencoder of *decoder_config*; the other half is not there.
+    """
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline(
+        vae=_autoencoder_of(decoder, decoder_config),
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=None,
+        unet=denoiser,
+        scheduler=scheduler,
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _autoencoder_of(decoder: Module, config: dict) -> Any:
+    """The autoencoder of *config* with *decoder* as its half."""
+    import torch
+
+    from axbake.networks.autoencoder import autoencoder
+
+    with torch.device("meta"):
+        vae = autoencoder(config)
+    for name in dict(vae.named_children()):
+        setattr(vae, name, getattr(decoder, name, None))
+    return vae.eval()

@@ -52,6 +52,7 @@ TIME_INPUT = "/down_blocks.0/resnets.0/act_1/Mul_output_0"
 # The same in Mojo24x7/SD1.5_AXM1-AX8850_Euler, whose UNets make the row themselves. Its programs take for it the first input
 # with a t in its name, so the order of the inputs counts.
 TIMESTEP_INPUT = "t"
+SAMPLE, CONTEXT = "sample", "encoder_hidden_states"  # the others
 EXAMPLE_TIMESTEP = 500  # in the middle of the noise levels
 TIMESTEP_PROGRAMS = ("euler",)  # that give the UNet a timestep, and no row
 
@@ -70,8 +71,8 @@ def build(config: Mapping) -> Module:
 def inputs(*, program: str, **size: int) -> dict[str, str]:
     """Sample, tokens, and the time in the form and under the name that *program* has."""
     if program in TIMESTEP_PROGRAMS:
-        return {"sample": "float32", TIMESTEP_INPUT: "int32", "encoder_hidden_states": "float32"}
-    return {"sample": "float32", "encoder_hidden_states": "float32", TIME_INPUT: "float32"}
+        return {SAMPLE: "float32", TIMESTEP_INPUT: "int32", CONTEXT: "float32"}
+    return {SAMPLE: "float32", CONTEXT: "float32", TIME_INPUT: "float32"}
 
 
 def unet_interface(
@@ -87,8 +88,8 @@ def unet_interface(
         TimeEmbeddingError: it takes the guidance scale in its time embedding, which a timestep does not bring.
     """
     shapes = {
-        "sample": latents.shape(height, width),
-        "encoder_hidden_states": (1, prompt_chunks * TOKENS, config["cross_attention_dim"]),
+        SAMPLE: latents.shape(height, width),
+        CONTEXT: (1, prompt_chunks * TOKENS, config["cross_attention_dim"]),
         TIME_INPUT: (1, row_width(config)),
         TIMESTEP_INPUT: (1,),
     }
@@ -132,7 +133,7 @@ def sampling(config: Mapping, prediction_type: str, *, zero_terminal_snr: bool) 
     return Sampling(prediction_type, zero_terminal_snr, guidance_embedded="time_cond_proj_dim" in config)
 
 
-def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float) -> np.ndarray:
+def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float, activated: bool = True) -> np.ndarray:
     """Rows that the UNet's residual blocks take for *timesteps*, SiLU applied.
 
     The sinusoids are float32 as the model was trained with (in float64 they would differ by 6e-5 at timestep 999), the
@@ -142,6 +143,7 @@ def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float) ->
         weights: `weights/{component}.safetensors` of the UNet; only the tensors of its time embedding are read.
         timesteps: (N,) noise levels, 0 to 999.
         guidance_scale: embedded in the rows of a UNet that takes it so (`cond_proj`); not used by others.
+        activated: whether SiLU is applied.
 
     Returns:
         (N, C) float32.
@@ -157,7 +159,8 @@ def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float) ->
     embed.load_state_dict(tensors)
     condition = guidance_embedding(guidance_scale, condition_channels).double() if condition_channels else None
     with torch.no_grad():
-        rows = torch.nn.functional.silu(embed(project(torch.from_numpy(timesteps)).double(), condition))
+        rows = embed(project(torch.from_numpy(timesteps)).double(), condition)
+        rows = torch.nn.functional.silu(rows) if activated else rows
     return rows.float().numpy()
 
 
@@ -197,11 +200,11 @@ def example(network: Module, face: Interface, config: Mapping, generator: Any) -
     """A random latent and random tokens at a timestep in the middle, and what the network with its time embedding makes of it."""
     import torch
 
-    latent = torch.randn(face.inputs["sample"].shape, generator=generator)
-    context = torch.randn(face.inputs["encoder_hidden_states"].shape, generator=generator)
+    latent = torch.randn(face.inputs[SAMPLE].shape, generator=generator)
+    context = torch.randn(face.inputs[CONTEXT].shape, generator=generator)
     time = torch.tensor([EXAMPLE_TIMESTEP], dtype=torch.int32)
     row = torch.nn.functional.silu(network.time_embedding(network.get_time_embed(latent, time)))
     times = {TIME_INPUT: row, TIMESTEP_INPUT: time}
     (time_input,) = times.keys() & face.inputs.keys()
     output = network(latent, time, context, return_dict=False)[0]
-    return {"sample": latent, "encoder_hidden_states": context, time_input: times[time_input]}, output
+    return {SAMPLE: latent, CONTEXT: context, time_input: times[time_input]}, output

@@ -33,6 +33,7 @@ def write_report(
     reference: Path,
     floating: Path,
     simulation: Path,
+    comparison: list[Path],
     distance: Path,
     attribution: Path,
     calibration: Path,
@@ -57,6 +58,7 @@ def write_report(
         checkpoint: `checkpoint.json`.
         drawn: how the reference picture was made, JSON.
         reference, floating, simulation: PNGs: of diffusers, of the float ONNX graphs, of the compiled models.
+        comparison: PNG and JSON of `axbake.toolchain.comparison`; empty where config wants none.
         distance: JSON of the simulation.
         attribution: `simulation/attribution.json`.
         calibration, held_out: what the denoiser was calibrated with, and `simulation/held_out.json`.
@@ -96,6 +98,7 @@ def write_report(
         "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
         "distance": distances,
         "attribution": quantised,
+        "comparison": _read_json(comparison[1]) if comparison else None,
         "picture": judged,
         "components": {
             name: _component(name, described["components"][name], graphs, before, _read_json(parity), check, thresholds)
@@ -118,6 +121,7 @@ def write_report(
         timeline=timeline(by_job),
         addresses=addresses,
         calibration=covered,
+        first=picture_uri(read_picture(comparison[0])) if comparison else None,
         held_out=_read_json(held_out),
         coverage_plot=coverage_plot(covered["coverage_by_samples"]),
         latent_plot=decibel_plot(said["distance"]["latent_psnr_db_by_step"]),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .added import FILE, AddedEmbedding, load_added
 from .errors import BundleError
 from .model import Session
 from .sampler import Schedule, load_schedule
@@ -66,6 +67,10 @@ class Bundle:
     def tokenizer(self) -> ClipTokenizer:
         """CLIP's tokenizer, with the names of the model's embeddings."""
         return load_tokenizer(self.folder / "tokenizer", self.folder / "embeddings.json")
+
+    def added(self) -> AddedEmbedding | None:
+        """What prompts add to the denoiser's time embedding is computed with; None where they add nothing."""
+        return load_added(self.folder / FILE) if self.conditioning.pooled else None
 
     def schedule(self, steps: int) -> Schedule:
         """The model's scheduler, set to *steps* steps.

@@ -128,7 +128,7 @@ def _load(program: str, bundle: Bundle, given: argparse.Namespace) -> tuple[Mode
             sessions[role].append(session)
     (denoiser,), (decoder,) = sessions["denoiser"], sessions["decoder"]
     (encoder,) = sessions.get("encoder", [None])
-    return Models(tuple(sessions["text"]), denoiser, decoder, encoder), seconds
+    return Models(tuple(sessions["text"]), denoiser, decoder, encoder, bundle.added()), seconds
 
 
 def _drawing(bundle: Bundle, asked: Picture, *, over: Path | None) -> Callable[[Models, Picture], Drawing]:

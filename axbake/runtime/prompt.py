@@ -78,8 +78,23 @@ WELL_KNOWN = {
     "verybadimagenegative_v1.3",
 }
 
-#: (1, T) int64 ids of a chunk -> (1, T, W) float32: a text encoder's states; T is `TOKENS`
-Encode = Callable[[np.ndarray], np.ndarray]
+
+class States(NamedTuple):
+    """What a text encoder makes of a chunk."""
+
+    hidden: np.ndarray  # (1, T, W) float32: what the denoiser attends to; T is `TOKENS`
+    projected: np.ndarray | None = None  # (1, T, P) float32: of each token, what it would give as the pooled prompt
+
+
+class Embedded(NamedTuple):
+    """What the denoiser takes of a prompt."""
+
+    tokens: np.ndarray  # (1, T × chunks, W) float32; W is the width of all text encoders together
+    pooled: np.ndarray | None = None  # (1, P) float32, where the conditioning has one
+
+
+#: (1, T) int64 ids of a chunk -> what a text encoder makes of them
+Encode = Callable[[np.ndarray], States]
 Span = tuple[str, float]  # text, and the weight of its tokens
 
 
@@ -94,6 +109,7 @@ class Chunk:
     """What one run of the text encoder takes of a prompt."""
 
     ids: np.ndarray  # (1, T) int64: start, up to T - 2 tokens, end, padding
+    tokens: int  # before the padding
     weights: np.ndarray  # (T,) float32; 1 where no token of the prompt stands
 
 
@@ -161,7 +177,15 @@ def _chunk(row: list[_Token], tokenizer: ClipTokenizer) -> Chunk:
     ids = [tokenizer.start, *(token.id for token in row), tokenizer.end]
     weights = [1.0, *(token.weight for token in row), 1.0]
     rest = TOKENS - len(ids)
-    return Chunk(np.array([ids + [tokenizer.pad] * rest], np.int64), np.array(weights + [1.0] * rest, np.float32))
+    padded, weighted = ids + [tokenizer.pad] * rest, weights + [1.0] * rest
+    return Chunk(np.array([padded], np.int64), len(ids), np.array(weighted, np.float32))
+
+
+def ids_for(chunk: Chunk, tokenizer: ClipTokenizer, encoder: str) -> np.ndarray:
+    """The ids of *chunk*, (1, T) int64, filled up as the text encoder called *encoder* was trained."""
+    ids = chunk.ids.copy()
+    ids[:, chunk.tokens :] = tokenizer.pads.get(encoder, tokenizer.pad)
+    return ids
 
 
 def _rows(prompt: str, tokenizer: ClipTokenizer) -> tuple[list[list[_Token]], str]:
@@ -276,7 +300,7 @@ def embed_prompt(
     *,
     chunks: int,
     conditioning: Conditioning | None = None,
-) -> np.ndarray:
+) -> Embedded:
     """What the denoiser takes of *prompt*.
 
     Weights count in each encoder's states by themselves, as in AUTOMATIC1111's web UI, where each embedder of Stable Diffusion
@@ -287,19 +311,28 @@ def embed_prompt(
         chunks: that the denoiser takes; a prompt of fewer is filled with empty ones, of more is cut off (`cut_off`).
         conditioning: how several encoders' states are joined; one encoder needs none.
 
-    Returns:
-        (1, T × chunks, W) float32; W is the width of all encoders together.
+    The pooled prompt is the first chunk's, at its first end token, without weights, as there (`modules/sd_hijack_clip.py`,
+    `forward`).
     """
     if conditioning is None and len(encoders) != 1:
         raise BundleError(
             f"{len(encoders)} text encoders without a conditioning; wanted one that says how they are joined."
         )
     filled = [*chunk_prompt(prompt, tokenizer), *[_chunk([], tokenizer)] * chunks][:chunks]
-    contexts = []
-    for chunk in filled:
-        states = [emphasise(encode(chunk.ids), chunk.weights) for encode in encoders]
+    names = conditioning.encoders if conditioning else ("",)
+    if len(names) != len(encoders):
+        raise BundleError(f"{len(encoders)} text encoders; wanted those of {', '.join(names)}.")
+    contexts, pooled = [], None
+    for number, chunk in enumerate(filled):
+        made = [encode(ids_for(chunk, tokenizer, name)) for encode, name in zip(encoders, names)]
+        states = [emphasise(one.hidden, chunk.weights) for one in made]
         contexts.append(conditioning.join(states) if conditioning else states[0])
-    return np.concatenate(contexts, axis=1)
+        if number == 0 and conditioning and conditioning.pooled:
+            projected = made[names.index(conditioning.pooled)].projected
+            if projected is None:
+                raise BundleError(f"{conditioning.pooled}: gives no pooled prompt; wanted a second output.")
+            pooled = projected[:, int((chunk.ids[0] == tokenizer.end).argmax())]
+    return Embedded(np.concatenate(contexts, axis=1), pooled)
 
 
 def emphasise(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -319,8 +352,12 @@ def emphasise(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def encoder(text_encoder: Session) -> Encode:
     """A loaded text encoder as a function."""
     ids = only(text_encoder.inputs, f"{text_encoder.name}, inputs")
-    output = only(text_encoder.outputs, f"{text_encoder.name}, outputs")
-    return lambda chunk: text_encoder.run({ids: chunk})[output]
+    if not 1 <= len(text_encoder.outputs) <= 2:
+        raise BundleError(
+            f"{text_encoder.name}: outputs {', '.join(text_encoder.outputs)}; wanted hidden states, and at most what a pooled"
+            " prompt is taken from."
+        )
+    return lambda chunk: States(*text_encoder.run({ids: chunk}).values())
 
 
 def chunks_of(denoiser: Session) -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from .added import silu
 from .errors import BundleError
 from .model import Session, only
 from .progress import progress
@@ -19,7 +20,7 @@ class Time(NamedTuple):
     """A step's noise level, in both forms that denoisers take it in."""
 
     timestep: float  # 0 to 999
-    row: np.ndarray  # (1, C) float32: silu(time_embedding(time_proj(timestep)))
+    row: np.ndarray  # (1, C) float32, or (B, C) with one for each prompt: the time embedding after SiLU
 
     def value(self, shape: tuple[int, ...]) -> np.ndarray:
         """What an input of *shape* takes: the timestep as int32, if it is (1,), else the row.
@@ -27,6 +28,10 @@ class Time(NamedTuple):
         Euler's timesteps lie between whole ones. They are cut, as github Mojo24x7/SD1.5_AXM1-AX8850_Euler cuts them.
         """
         return self.row if shape != (1,) else np.array([self.timestep], dtype=np.float64).astype(np.int32)
+
+    def rows(self, prompts: int) -> np.ndarray:
+        """(prompts, 1, C) float32: the row of each prompt."""
+        return np.repeat(self.row, prompts // len(self.row), axis=0)[:, None]
 
 
 #: (latent (1, C, h, w), time, prompts (B, T, W)), arrays float32 -> the network's output for each prompt, (B, C, h, w)
@@ -46,7 +51,8 @@ class Schedule:
     scheduler: str  # its name, such as dpmpp_2m_karras
     timesteps: np.ndarray  # (N,) float32: noise levels, 0 to 999
     input_scale: np.ndarray  # (N,) float64: of the latent, before it goes into the model
-    time_embedding: np.ndarray  # (N, C) float32: silu(time_embedding(time_proj(timestep)))
+    #: (N, C) float32: silu(time_embedding(time_proj(timestep))); without silu where prompts add to it
+    time_embedding: np.ndarray
     init_noise_sigma: np.ndarray  # () float64: initial latent = this × unit normal noise
     coefficients: np.ndarray  # (N, 1 + 2N) float64: latent after step i = row i · [initial latent, m_0 …, n_0 …]
     draws_noise: np.ndarray  # (N,) bool: whether the step draws n_i from the generator
@@ -63,9 +69,16 @@ class Schedule:
         """Whether the model's output of *step* enters any latent; that of a last step from sigma_min to itself does not."""
         return bool(self.coefficients[:, 1 + step].any())
 
-    def time(self, step: int) -> Time:
-        """Noise level of *step*."""
-        return Time(float(self.timesteps[step]), self.time_embedding[step : step + 1])
+    def time(self, step: int, added: np.ndarray | None = None) -> Time:
+        """Noise level of *step*.
+
+        Args:
+            added: (B, C) float32: what each prompt adds to the time embedding (`axbake.runtime.added`); None: nothing.
+        """
+        row = self.time_embedding[step : step + 1]
+        if added is not None:
+            row = silu(row.astype(np.float64) + added).astype(np.float32)
+        return Time(float(self.timesteps[step]), row)
 
     def beginning_at(self, step: int) -> Schedule:
         """The last N - *step* steps, as the scheduler does them if it begins there: it knows of no outputs before."""
@@ -134,8 +147,13 @@ def denoiser(network: Session) -> Denoiser:
     output = only(network.outputs, f"{network.name}, outputs")
 
     def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
-        same = {LATENT: latent, time_input: time.value(time_shape)}
-        return np.concatenate([network.run({**same, CONTEXT: text[None]})[output] for text in prompts])
+        rows = [time._replace(row=row) for row in time.rows(len(prompts))]
+        return np.concatenate(
+            [
+                network.run({LATENT: latent, time_input: one.value(time_shape), CONTEXT: text[None]})[output]
+                for text, one in zip(prompts, rows)
+            ]
+        )
 
     return denoise
 
@@ -162,6 +180,7 @@ def sample(
     prompt_embeds: np.ndarray,
     negative_embeds: np.ndarray | None,
     guidance_scale: float,
+    added: np.ndarray | None = None,
     what: str = "denoising: step",
 ) -> Sampled:
     """Draw a latent.
@@ -176,6 +195,7 @@ def sample(
         negative_embeds: the same of the negative prompt; not used, and None will do, without guidance.
         guidance_scale: of classifier-free guidance. At 1 or less, and where the schedule has embedded it, the model runs once a
             step, without the negative prompt, as in diffusers.
+        added: what prompt and, with guidance, negative prompt add to the time embedding, (B, C) float32; None: nothing.
         what: the lines of progress begin with it.
     """
     guided = schedule.is_guided(guidance_scale)
@@ -194,7 +214,7 @@ def sample(
         start = time.perf_counter()
         if schedule.runs_model(i):
             scaled = (latent * schedule.input_scale[i]).astype(np.float32)
-            output = denoise(scaled, schedule.time(i), prompts)
+            output = denoise(scaled, schedule.time(i, added), prompts)
             if guided:
                 output = output[1:] + np.float32(guidance_scale) * (output[:1] - output[1:])
             terms[1 + i] = output

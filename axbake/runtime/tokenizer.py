@@ -26,7 +26,9 @@ def load_tokenizer(folder: Path, listing: Path) -> ClipTokenizer:
         BundleError: the folder is not CLIP's.
     """
     content = json.loads(listing.read_text(encoding="utf-8"))
-    return ClipTokenizer(folder, content["embeddings"], pad_token_id=content["pad_token_id"])
+    return ClipTokenizer(
+        folder, content["embeddings"], pad_token_id=content["pad_token_id"], pads=content.get("pad_token_ids")
+    )
 
 
 class ClipTokenizer:
@@ -34,17 +36,24 @@ class ClipTokenizer:
 
     Attributes:
         start, end, comma, pad: ids of the tokens; chunks are filled up with *pad*.
+        pads: the same of each text encoder that has a padding of its own, by component.
         embeddings: name of each textual-inversion embedding -> ids of its vectors in the text encoder's token table.
     """
 
     def __init__(
-        self, folder: Path, embeddings: Mapping[str, Sequence[int]] | None = None, *, pad_token_id: int | None = None
+        self,
+        folder: Path,
+        embeddings: Mapping[str, Sequence[int]] | None = None,
+        *,
+        pad_token_id: int | None = None,
+        pads: Mapping[str, int] | None = None,
     ) -> None:
         """
         Args:
             folder: holds `vocab.json` and `merges.txt`.
             pad_token_id: of the token that chunks are filled up with; None: the end token, as CLIP was trained. open_clip's
                 text encoder of Stable Diffusion 2.x has 0.
+            pads: component -> the same of a text encoder; those that are not named have *pad_token_id*.
         """
         vocab, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
         missing = [path.name for path in (vocab, merges) if not path.is_file()]
@@ -53,6 +62,7 @@ class ClipTokenizer:
         self._tokenizer = _tokenizer(vocab, merges)
         self.start, self.end, self.comma = (_id(self._tokenizer, token) for token in (START, END, COMMA))
         self.pad = self.end if pad_token_id is None else pad_token_id
+        self.pads = dict(pads or {})
         self.embeddings = dict(embeddings or {})
         spelt = {tuple(self._ids(name)): tuple(ids) for name, ids in self.embeddings.items()}
         # The longest first, so that a name which another begins with does not take its place.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .added import AddedEmbedding
 from .errors import BundleError
 from .model import Session, only
 from .noise import TorchNoise
-from .prompt import chunks_of, embed_prompt, encoder, prompt_warnings
-from .sampler import Schedule, denoiser, initial_latent, latent_of, sample
+from .prompt import Embedded, chunks_of, embed_prompt, encoder, prompt_warnings
+from .sampler import Sampled, Schedule, denoiser, initial_latent, latent_of, sample
 from .tokenizer import ClipTokenizer
 from .values import SAMPLERS as SAMPLERS  # imported from here too
 from .values import Conditioning, Latents, Picture
@@ -32,6 +33,7 @@ class Models:
     denoiser: Session
     decoder: Session
     encoder: Session | None = None  # image to image alone needs it
+    added: AddedEmbedding | None = None  # of a denoiser whose time embedding prompts add to
 
     def __post_init__(self) -> None:
         names = [session.component for session in self.sessions]
@@ -102,26 +104,11 @@ def draw_from(
     """Draw *picture* from the latent on that *begin* gives, with all steps of *schedule*."""
     start = time.perf_counter()
     chunks = chunks_of(models.denoiser)
-    prompts = [picture.prompt]
-    if schedule.is_guided(picture.guidance_scale):
-        prompts.append(picture.negative_prompt)
     runs_before = [len(session.seconds) for session in models.sessions]
-    encoders = [encoder(session) for session in models.text_encoders]
-    prompt_embeds, *negative_embeds = [
-        embed_prompt(encoders, tokenizer, text, chunks=chunks, conditioning=conditioning) for text in prompts
-    ]
+    prompts = prompts_of(picture, schedule)
+    embeds = embed_prompts(models.text_encoders, tokenizer, prompts, chunks=chunks, conditioning=conditioning)
     text_embedded = time.perf_counter()
-    noise = TorchNoise(picture.seed)
-    initial = begin(noise)
-    drawn = sample(
-        denoiser(models.denoiser),
-        schedule,
-        noise,
-        initial,
-        prompt_embeds=prompt_embeds,
-        negative_embeds=negative_embeds[0] if negative_embeds else None,
-        guidance_scale=picture.guidance_scale,
-    )
+    drawn = draw_latent(begin, models.denoiser, schedule, picture, embeds, added=models.added)
     denoised = time.perf_counter()
     image = decode_latent(models.decoder, drawn.latent, latents=latents)
     decoded = time.perf_counter()
@@ -137,6 +124,62 @@ def draw_from(
         total_seconds=decoded - start,
         warnings=tuple(said for text in prompts for said in prompt_warnings(text, tokenizer, chunks=chunks)),
     )
+
+
+def prompts_of(picture: Picture, schedule: Schedule) -> list[str]:
+    """The prompt of *picture* and, where the denoiser runs for it too, its negative prompt."""
+    return [picture.prompt, picture.negative_prompt][: 2 if schedule.is_guided(picture.guidance_scale) else 1]
+
+
+def embed_prompts(
+    text_encoders: Sequence[Session],
+    tokenizer: ClipTokenizer,
+    prompts: Sequence[str],
+    *,
+    chunks: int,
+    conditioning: Conditioning | None,
+) -> list[Embedded]:
+    """What the denoiser takes of each of *prompts*."""
+    encoders = [encoder(session) for session in text_encoders]
+    return [embed_prompt(encoders, tokenizer, text, chunks=chunks, conditioning=conditioning) for text in prompts]
+
+
+def draw_latent(
+    begin: Begin,
+    network: Session,
+    schedule: Schedule,
+    picture: Picture,
+    embeds: Sequence[Embedded],
+    *,
+    added: AddedEmbedding | None,
+) -> Sampled:
+    """The latents that the denoiser *network* draws, from the one on that *begin* gives."""
+    noise = TorchNoise(picture.seed)
+    return sample(
+        denoiser(network),
+        schedule,
+        noise,
+        begin(noise),
+        prompt_embeds=embeds[0].tokens,
+        negative_embeds=embeds[1].tokens if len(embeds) > 1 else None,
+        guidance_scale=picture.guidance_scale,
+        added=added_rows(added, embeds, picture.sizes),
+    )
+
+
+def added_rows(added: AddedEmbedding | None, embeds: Sequence[Embedded], sizes: Sequence[float]) -> np.ndarray | None:
+    """What each of *embeds* adds to the time embedding, (B, C) float32; None where prompts add nothing.
+
+    Raises:
+        BundleError: only one of the text encoders and the denoiser is made for that.
+    """
+    pooled = [one.pooled for one in embeds if one.pooled is not None]
+    if (added is None) != (not pooled):
+        raise BundleError(
+            "a pooled prompt without weights that take it, or weights without a pooled prompt; wanted both or none. Take all"
+            " files of one model."
+        )
+    return np.concatenate([added.row(one, sizes) for one in pooled]) if added else None
 
 
 def decode_latent(decoder: Session, latent: np.ndarray, *, latents: Latents) -> np.ndarray:

@@ -16,6 +16,12 @@ SAMPLERS = {
     "euler": "Euler",
     "ddim": "DDIM",
     "lcm": "LCM",
+    "euler_a": "Euler a",
+    "euler_trailing": "Euler trailing",
+    "euler_a_trailing": "Euler a trailing",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
+    "tcd": "TCD",
 }
 
 
@@ -75,12 +81,17 @@ class Conditioning:
 
     encoders: tuple[str, ...]  # components, in order
     joined: str = "channels"  # each token's states side by side
+    pooled: str = (
+        ""  # the one whose pooled prompt is added to the time embedding, with the picture's sizes; empty: none
+    )
 
     def __post_init__(self) -> None:
         if self.joined != "channels":
             raise ValueError(f"text encoders joined by {self.joined!r}; wanted 'channels'.")
         if not self.encoders:
             raise ValueError("a conditioning of no text encoders; wanted one at least.")
+        if self.pooled and self.pooled not in self.encoders:
+            raise ValueError(f"the pooled prompt of {self.pooled!r}; wanted one of {', '.join(self.encoders)}.")
 
     def join(self, states: Sequence[np.ndarray]) -> np.ndarray:
         """(1, T, W_i) of each encoder -> (1, T, sum of W_i); of one encoder, its array as it is."""
@@ -105,6 +116,14 @@ class Picture:
     prompt_chunks: int = 1  # that the denoiser takes
     clip_skip: int = 1  # of the text encoder; 1: its last layer counts
     strength: float | None = None  # 0 to 1, of image to image
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What Stable Diffusion XL is told of the picture: original size, crop and target size, each height or top first.
+
+        As web UIs do: a picture of the size that is drawn, and nothing of it cut off.
+        """
+        return self.height, self.width, 0, 0, self.height, self.width
 
     def parameters(self) -> str:
         """How the picture was made, as AUTOMATIC1111's web UI and those after it read it back."""

@@ -140,7 +140,13 @@ def import_text_encoder(
         plain = Path(beside) / weights.name
         whole(weights=plain)
         change_text_encoder(
-            plain, list(embeddings), title=title, clip_skip=clip_skip, shortened=shortened, weights=weights
+            plain,
+            list(embeddings),
+            encoder=component.files.embedding,
+            title=title,
+            clip_skip=clip_skip,
+            shortened=shortened,
+            weights=weights,
         )
 
 

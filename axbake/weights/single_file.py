@@ -44,6 +44,7 @@ def write_single_file(
     (denoiser,) = (one.name for one in components if one.role == DENOISER)
     sources: dict[str, tuple[Path, tuple[str, ...]]] = {}  # name in the file -> where its rows are, one after the other
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    transposed: set[str] = set()  # names of matrices that LDM holds so
     for component, path in zip(components, weights, strict=True):
         assert component.files.ldm_name
         rename = component.files.ldm_name(descriptions[component.name].config)
@@ -51,6 +52,9 @@ def write_single_file(
             new = rename(name)
             names = (*sources.get(new, (path, ()))[1], name)
             sources[new] = path, names
+            if any(name in naming.turned for naming in component.files.namings):
+                transposed.add(new)
+                shape = shape[::-1]
             height = len(names) * shape[0]
             # LDM's attention in the VAE is made of 1×1 convolutions.
             convolution = (1, 1) if ".attn_1." in new and len(shape) == 2 else ()
@@ -63,7 +67,7 @@ def write_single_file(
         tensor = (
             torch.cat([read_tensor(path, part) for part in order]) if len(names) > 1 else read_tensor(path, names[0])
         )
-        half = tensor.to(torch.float16)
+        half = (tensor.T.contiguous() if name in transposed else tensor).to(torch.float16)
         if not torch.isfinite(half).all():
             raise SingleFileError(
                 f"{name}: {float(tensor.abs().max()):g} is too large for fp16, whose largest is 65504."

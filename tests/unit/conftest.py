@@ -27,7 +27,7 @@ from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description
 from axbake.weights.importing import import_component, import_denoiser, import_text_encoder
 from axbake.weights.networks import Build
-from tests import tiny
+from tests import tiny, tiny_xl
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
 SCHEMAS = Path(__file__).parents[2] / "workflow" / "schemas"
@@ -63,6 +63,11 @@ class TinyModel:
     def builds(self) -> dict[str, Build]:
         """Function that builds each component's network."""
         return {component.name: component.build for component in self.family.components}
+
+    @property
+    def states(self) -> dict[str, Callable[..., Any]]:
+        """Function that gives each text encoder's states."""
+        return {one.name: one.states for one in self.family.text_encoders if one.states}
 
     @property
     def drawn(self) -> Drawn:
@@ -220,7 +225,9 @@ def row_of(**cells: str) -> dict[str, Any]:
     return found
 
 
-every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
+#: Name of a family -> a function that makes tiny networks of it
+TINY = tiny.FAMILIES | tiny_xl.FAMILIES
+every_family = pytest.mark.parametrize("family", TINY)
 
 
 @pytest.fixture(scope="session")
@@ -230,13 +237,14 @@ def model_of(tmp_path_factory) -> Callable[[str], TinyModel]:
     @functools.cache
     def imported(name: str) -> TinyModel:
         directory, family = tmp_path_factory.mktemp(name), FAMILIES[name]
-        networks = tiny.FAMILIES[name]()
-        checkpoint = tiny.save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
+        networks, save = TINY[name](), tiny_xl.save if name in tiny_xl.FAMILIES else tiny.save
+        checkpoint = save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
         weights = {component: directory / f"{component}.safetensors" for component in family.names}
         for component, path in weights.items():
             import_part(checkpoint, component=component, weights=path, family=family)
-        first = weights[family.text_encoders[0].name]
-        list_embeddings(first, [], names=[], listing=directory / "embeddings.json")
+        encoders = [weights[one.name] for one in family.text_encoders]
+        keys = [one.files.embedding for one in family.text_encoders]
+        list_embeddings(encoders, [], names=[], encoders=keys, listing=directory / "embeddings.json")
         return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
 
     return imported

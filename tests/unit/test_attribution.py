@@ -66,7 +66,9 @@ def test_graphs_that_are_not_quantised_have_no_error_and_the_whole_is_the_simula
 
 
 def test_the_error_is_that_of_the_part_that_is_quantised(model, graph_of, reference, tmp_path, caplog):
-    calibrate_text_encoder(model.embeddings, prompts=["slice of pizza"], archive=tmp_path / "text_encoder.tar")
+    calibrate_text_encoder(
+        model.embeddings, component="text_encoder", prompts=["slice of pizza"], archive=tmp_path / "text_encoder.tar"
+    )
     np.save(tmp_path / "latents.npy", np.load(reference / "trajectory.npy")[-1:] / 0.18215)
     pack_latents(tmp_path / "latents.npy", tmp_path / "vae_decoder.tar")
     parts = {

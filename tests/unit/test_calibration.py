@@ -340,7 +340,9 @@ def test_encoder_samples_are_the_pictures_to_the_pixel(tmp_path):
 def test_text_samples_are_the_chunks_of_the_prompts_each_once_and_embeddings(tmp_path):
     (tmp_path / "embeddings.json").write_text('{"pad_token_id": 49407, "embeddings": {"easynegative": [49408, 49409]}}')
     prompts = [*PROMPTS, "Élan vital, (masterpiece:1.2)", "word " * 90, PROMPTS[0], "a cat BREAK " + PROMPTS[1]]
-    calibrate_text_encoder(tmp_path / "embeddings.json", prompts=prompts, archive=tmp_path / "text_encoder.tar")
+    calibrate_text_encoder(
+        tmp_path / "embeddings.json", component="text_encoder", prompts=prompts, archive=tmp_path / "text_encoder.tar"
+    )
 
     tokenizer = CLIPTokenizer.from_pretrained(CLIP, local_files_only=True)
     found = contents(tmp_path / "text_encoder.tar")
@@ -361,7 +363,9 @@ def archives(pack_unet, model, recorded, tmp_path):
     calibrate_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
     np.save(tmp_path / "latents.npy", np.zeros((2, 1, 4, 8, 8), np.float32))
     pack_latents(tmp_path / "latents.npy", tmp_path / "vae_decoder.tar")
-    calibrate_text_encoder(model.embeddings, prompts=PROMPTS, archive=tmp_path / "text_encoder.tar")
+    calibrate_text_encoder(
+        model.embeddings, component="text_encoder", prompts=PROMPTS, archive=tmp_path / "text_encoder.tar"
+    )
     pack_unet(recorded, tmp_path / "unet.tar")
     return sorted(tmp_path.glob("*.tar"))
 

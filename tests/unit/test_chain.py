@@ -59,7 +59,13 @@ def model(tmp_path_factory):
     weights = {name: directory / f"{name}.safetensors" for name in FAMILY.names}
     for name, path in weights.items():
         import_part(checkpoint, component=name, weights=path, family=FAMILY)
-    list_embeddings(weights["text_encoder"], [], names=[], listing=directory / "embeddings.json")
+    list_embeddings(
+        [weights[one.name] for one in FAMILY.text_encoders],
+        [],
+        names=[],
+        encoders=[""],
+        listing=directory / "embeddings.json",
+    )
     return TinyModel(FAMILY, networks, checkpoint, weights, directory / "embeddings.json")
 
 
@@ -393,7 +399,7 @@ def compiled(model, graphs, archives, tmp_path_factory):
     directory = tmp_path_factory.mktemp("compiled")
     encoder, decoder = FAMILY.autoencoder
     for name in WIDTHS:
-        calibrate_text_encoder(model.embeddings, prompts=PROMPTS, archive=directory / f"{name}.tar")
+        calibrate_text_encoder(model.embeddings, component=name, prompts=PROMPTS, archive=directory / f"{name}.tar")
     draw_pictures(height=64, width=64, pictures=directory / "pictures.npy")
     latents = {"build": encoder.build, "channels": FAMILY.latents.channels, "latents": directory / "latents.npy"}
     encode_pictures(directory / "pictures.npy", model.weights[encoder.name], **latents)

@@ -1086,7 +1086,7 @@ def called(model, graph_of, tmp_path_factory):
         )
     with running("axbake.drawing.schedule.derive_schedule", denoiser.rows):
         schedule = model.schedule(place / "schedule.npz")
-    drawing = model.builds, family.process.pipeline, family.conditioning
+    drawing = model.builds, model.states, family.process.pipeline, family.conditioning
     picture = model.picture(prompt="a (rocket:1.2), in the night", negative_prompt="blurry")
     with running("axbake.drawing.reference.draw_reference", *drawing, picture):
         jobs.draw_picture(model, picture, place)
@@ -1099,7 +1099,9 @@ def called(model, graph_of, tmp_path_factory):
     with running("axbake.calibration.tars.calibrate_denoiser"):
         jobs.calibrate(denoiser, graphs, place, [place / "unet.tar"])
     with running("axbake.calibration.tars.calibrate_text_encoder"):
-        calibrate_text_encoder(model.embeddings, prompts=prompts, archive=place / "text_encoder.tar")
+        calibrate_text_encoder(
+            model.embeddings, component="text_encoder", prompts=prompts, archive=place / "text_encoder.tar"
+        )
     pictures, latents = place / "pictures.npy", place / "latents.npy"
     with running("axbake.calibration.pictures.draw_pictures"):
         draw_pictures(height=64, width=64, pictures=pictures)

@@ -77,7 +77,11 @@ def test_embeddings_that_a_lora_brings_along_have_their_own_names(weights, tmp_p
 
     assert torch.equal(read_embedding(path), torch.cat([VECTORS, other]))
     list_embeddings(
-        weights, [tmp_path / "neg.safetensors", path], names=["neg", "lora"], listing=tmp_path / "embeddings.json"
+        [weights],
+        [tmp_path / "neg.safetensors", path],
+        names=["neg", "lora"],
+        encoders=[""],
+        listing=tmp_path / "embeddings.json",
     )
     ids = json.loads((tmp_path / "embeddings.json").read_text())["embeddings"]
     assert ids == {"neg": [49408, 49409], "ohwx": [49410, 49411], "zwx": [49412]}
@@ -89,4 +93,4 @@ def test_two_embeddings_of_one_name_are_refused(weights, tmp_path):
     paths = [tmp_path / "neg.safetensors", tmp_path / "lora.safetensors"]
 
     with pytest.raises(EmbeddingError, match="another embedding of the name Neg"):
-        list_embeddings(weights, paths, names=["neg", "lora"], listing=tmp_path / "embeddings.json")
+        list_embeddings([weights], paths, names=["neg", "lora"], encoders=[""], listing=tmp_path / "embeddings.json")

@@ -30,7 +30,7 @@ SIZE = {"height": 64, "width": 128, "prompt_chunks": 1}
 def bake(scale, **how):
     """A row whose networks have *scale* times as many multiplications and parameters as small ones."""
     networks = {name: Network(role, 1e6 * scale, 1e9 * scale, 100) for name, role in ROLES.items()}
-    given = {"steps": 20, "branches": 2, "prompts": 7, "samples": 32, "compared": 2, "texts": 25}
+    given = {"steps": 20, "branches": 2, "prompts": 7, "samples": 32, "first": 4, "compared": 2, "texts": 25}
     return Bake(**{"networks": networks, "precision": "float32", "emulated": True, **given, **how})
 
 

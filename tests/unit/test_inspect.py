@@ -24,6 +24,13 @@ from tests import tiny
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "resources" / "demo" / "emoji-sd.safetensors"
 UNET = "model.diffusion_model."
+#: Tensors by which a UNet of Stable Diffusion XL is known as a whole one
+XL_UNET = {
+    UNET + "input_blocks.0.0.weight": (320, 4, 3, 3),
+    UNET + "label_emb.0.0.weight": (1280, 2816),
+    UNET + "output_blocks.0.0.in_layers.2.weight": (4, 4, 3, 3),
+    UNET + "output_blocks.8.0.in_layers.2.weight": (4, 4, 3, 3),
+}
 #: Kind of file -> tensors that a file of it has, with their shapes
 KINDS = {
     "a LoRA": {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 320)},
@@ -40,20 +47,18 @@ KINDS = {
     },
     "a TAESD (AutoencoderTiny)": {"decoder.layers.0.weight": (64, 4, 3, 3)},
     "a text encoder": {"text_model.embeddings.token_embedding.weight": (49408, 2)},
-    "a Stable Diffusion XL checkpoint": {
+    "a part of a Stable Diffusion XL checkpoint": {
         UNET + "input_blocks.0.0.weight": (320, 4, 3, 3),
         UNET + "label_emb.0.0.weight": (1280, 2816),
         UNET + "middle_block.1.transformer_blocks.9.norm1.bias": (1280,),
     },
-    "a Stable Diffusion XL refiner checkpoint": {
-        UNET + "input_blocks.0.0.weight": (384, 4, 3, 3),
-        UNET + "label_emb.0.0.weight": (1536, 2560),
-        UNET + "middle_block.1.transformer_blocks.3.norm1.bias": (1536,),
+    "a Stable Diffusion XL refiner checkpoint": XL_UNET
+    | {UNET + "input_blocks.0.0.weight": (384, 4, 3, 3), UNET + "label_emb.0.0.weight": (1536, 2560)},
+    "a KOALA checkpoint (distilled Stable Diffusion XL)": {
+        name: shape for name, shape in XL_UNET.items() if ".output_blocks.8." not in name
     },
-    "an SSD-1B, Segmind Vega or KOALA checkpoint (distilled Stable Diffusion XL)": {
-        UNET + "input_blocks.0.0.weight": (320, 4, 3, 3),
-        UNET + "label_emb.0.0.weight": (1280, 2816),
-    },
+    "a Playground v2.5 checkpoint": XL_UNET | {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)},
+    "a CosXL checkpoint": XL_UNET | {"edm_vpred.sigma_max": (1,), "edm_vpred.sigma_min": (1,)},
     "a Stable Diffusion 3 checkpoint": {UNET + "joint_blocks.0.context_block.attn.qkv.weight": (4, 4)},
     "a Stable Diffusion 3.5 large checkpoint": {UNET + "joint_blocks.37.context_block.attn.qkv.weight": (4, 4)},
     "a Stable Diffusion 3.5 medium checkpoint": {UNET + "joint_blocks.0.x_block.attn2.qkv.weight": (4, 4)},

@@ -147,6 +147,35 @@ def test_ctrl_c_is_told_in_the_log_alone(directory):
     assert made(directory) == []
 
 
+@pytest.mark.parametrize(
+    ("module", "ends"),
+    [
+        ("interrupt()\n", (-signal.SIGINT, "", "")),
+        (
+            "def run(_):\n    try:\n        interrupt()\n    except KeyboardInterrupt:\n        print('seen')\n",
+            (0, "seen\n", ""),
+        ),
+    ],
+    ids=["while modules are imported", "while it runs"],
+)
+def test_an_interrupt_is_silent_before_the_job_runs_and_the_jobs_own_afterwards(module, ends, tmp_path):
+    """The script with another `axbake.jobs.running`, which gets a Ctrl-C in its import or in its work."""
+    place = tmp_path / "axbake" / "jobs"
+    place.mkdir(parents=True)
+    interrupt = (
+        "import os, signal, time\ndef interrupt():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+    )
+    (place / "running.py").write_text(interrupt + module)
+    script = tmp_path / "job.py"
+    script.write_text("snakemake = None\n" + (ROOT / "workflow" / "scripts" / "job.py").read_text())
+    for folder in (place, place.parent):
+        (folder / "__init__.py").touch()
+
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout, done.stderr) == ends
+
+
 def test_after_an_error_the_older_result_is_whole(directory):
     run(WRITE, directory)
     run("output.graph.write_text('other'); raise AxbakeError('no')", directory)

@@ -211,6 +211,17 @@ def test_tools_that_settings_name_are_locked(planned):
     assert {name.lower().replace("-", "_") for name in named} <= known
 
 
+def test_the_container_has_all_that_the_package_is_built_of():
+    recipe = (ROOT / "envs" / "Containerfile").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = [path for line in re.findall(r"^COPY (.+) \S+$", recipe, re.MULTILINE) for path in line.split()]
+
+    wanted = {"pyproject.toml", project["project"]["readme"], *wheel["packages"], *wheel["force-include"]}
+    assert sorted(copied) == sorted(wanted)
+    assert "--requirement requirements.lock" in recipe
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "axbake" / "runtime").glob("*.py")), ids=lambda path: path.name)
 def test_the_runtime_imports_nothing_that_a_board_has_not(path):
     for node in ast.walk(ast.parse(path.read_text())):

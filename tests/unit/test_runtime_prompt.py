@@ -9,7 +9,15 @@ from transformers import CLIPTokenizer
 
 from axbake.drawing.prompts import text_encoding
 from axbake.runtime.errors import BundleError
-from axbake.runtime.prompt import WELL_KNOWN, chunk_prompt, cut_off, embed_prompt, parse_attention, prompt_warnings
+from axbake.runtime.prompt import (
+    WELL_KNOWN,
+    States,
+    chunk_prompt,
+    cut_off,
+    embed_prompt,
+    parse_attention,
+    prompt_warnings,
+)
 from axbake.runtime.tokenizer import ClipTokenizer
 from axbake.runtime.values import Conditioning
 from axbake.weights.networks import load
@@ -262,7 +270,14 @@ def test_well_known_names_are_found_as_they_stand():
 
 @pytest.fixture(scope="module")
 def encode(model):
-    return text_encoding(model.weights["text_encoder"], model.builds["text_encoder"])
+    (encoder,) = model.family.text_encoders
+    states = text_encoding(model.weights["text_encoder"], encoder.build, encoder.states)
+    return lambda ids: states(ids).hidden
+
+
+def told(encode):
+    """*encode* as prompts are embedded with: it gives states."""
+    return lambda ids: States(encode(ids))
 
 
 def weighted_in_torch(model, ids, weights):
@@ -273,7 +288,7 @@ def weighted_in_torch(model, ids, weights):
 
 
 def test_emphasis_multiplies_and_keeps_the_mean(model, encode, tokenizer, theirs):
-    found = embed_prompt([encode], tokenizer, "a (red:1.4) cat, [blurry]", chunks=1)
+    found = embed_prompt([told(encode)], tokenizer, "a (red:1.4) cat, [blurry]", chunks=1).tokens
 
     ids = theirs("a red cat, blurry", padding="max_length", max_length=77, return_tensors="np").input_ids
     wanted = weighted_in_torch(model, ids, [1, 1, 1.4, 1, 1, 1 / 1.1] + [1] * 71)
@@ -286,11 +301,11 @@ def test_emphasis_multiplies_and_keeps_the_mean(model, encode, tokenizer, theirs
 def test_a_prompt_without_weights_is_the_text_encoders_output_to_the_bit(encode, tokenizer, theirs):
     ids = theirs("a cat", padding="max_length", max_length=77, return_tensors="np").input_ids
 
-    assert np.array_equal(embed_prompt([encode], tokenizer, "a cat", chunks=1), encode(ids))
+    assert np.array_equal(embed_prompt([told(encode)], tokenizer, "a cat", chunks=1).tokens, encode(ids))
 
 
 def test_chunks_stand_behind_one_another_each_with_its_own_mean(model, encode, tokenizer, theirs):
-    found = embed_prompt([encode], tokenizer, "a cat BREAK (a dog:1.5)", chunks=3)
+    found = embed_prompt([told(encode)], tokenizer, "a cat BREAK (a dog:1.5)", chunks=3).tokens
 
     cat, dog, empty = (
         theirs(text, padding="max_length", max_length=77, return_tensors="np").input_ids
@@ -313,7 +328,7 @@ BOTH = Conditioning(("text_encoder", "text_encoder_2"))
 def test_each_of_two_text_encoders_is_weighted_by_itself_and_keeps_its_own_mean(encode, other, tokenizer, theirs):
     prompt = "a (red:1.4) cat, [blurry] BREAK (a dog:1.5)"
 
-    found = embed_prompt([encode, other], tokenizer, prompt, chunks=2, conditioning=BOTH)
+    found = embed_prompt([told(encode), told(other)], tokenizer, prompt, chunks=2, conditioning=BOTH).tokens
 
     rows = []
     for text, weights in (("a red cat, blurry", [1, 1, 1.4, 1, 1, 1 / 1.1]), ("a dog", [1, 1.5, 1.5])):
@@ -334,20 +349,22 @@ def test_each_of_two_text_encoders_is_weighted_by_itself_and_keeps_its_own_mean(
     assert found.shape == (1, 154, width + 5) and found.dtype == np.float32
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
     for columns, encoder in ((slice(0, width), encode), (slice(width, None), other)):
-        assert np.array_equal(found[:, :, columns], embed_prompt([encoder], tokenizer, prompt, chunks=2))
+        assert np.array_equal(found[:, :, columns], embed_prompt([told(encoder)], tokenizer, prompt, chunks=2).tokens)
 
 
 def test_several_text_encoders_without_a_conditioning_are_refused(encode, other, tokenizer):
     with pytest.raises(BundleError, match="2 text encoders without a conditioning; wanted one that says how they are"):
-        embed_prompt([encode, other], tokenizer, "a cat", chunks=1)
+        embed_prompt([told(encode), told(other)], tokenizer, "a cat", chunks=1)
     with pytest.raises(BundleError, match="0 text encoders"):
         embed_prompt([], tokenizer, "a cat", chunks=1)
-    with pytest.raises(ValueError, match="states of 1 text encoders; wanted those of text_encoder, text_encoder_2"):
-        embed_prompt([encode], tokenizer, "a cat", chunks=1, conditioning=BOTH)
+    with pytest.raises(BundleError, match="1 text encoders; wanted those of text_encoder, text_encoder_2"):
+        embed_prompt([told(encode)], tokenizer, "a cat", chunks=1, conditioning=BOTH)
 
 
 def test_a_prompt_of_more_chunks_is_cut_off(encode, tokenizer):
-    both, one = (embed_prompt([encode], tokenizer, "a cat BREAK a dog", chunks=chunks) for chunks in (2, 1))
+    both, one = (
+        embed_prompt([told(encode)], tokenizer, "a cat BREAK a dog", chunks=chunks).tokens for chunks in (2, 1)
+    )
 
     assert np.array_equal(one, both[:, :77])
 

@@ -161,7 +161,11 @@ def with_embeddings(model, tmp_path_factory):
         torch.save(web_ui(vectors), path)
     import_encoder(model.checkpoint, paths, weights=directory / "weights.safetensors")
     list_embeddings(
-        directory / "weights.safetensors", paths, names=list(VECTORS), listing=directory / "embeddings.json"
+        [directory / "weights.safetensors"],
+        paths,
+        names=list(VECTORS),
+        encoders=[""],
+        listing=directory / "embeddings.json",
     )
     return directory
 
@@ -204,8 +208,8 @@ def test_embeddings_have_their_effect_in_torch_and_in_the_graph(model, with_embe
     vectors = VECTORS["easynegative"].to(model.networks.dtype).float()
     wanted = in_torch(load(model.weights["text_encoder"], ENCODER.build), [320], vectors, [267, 2368])  # a …, cat
 
-    encode = text_encoding(with_embeddings / "weights.safetensors", ENCODER.build)
-    found = embed_prompt([encode], tokenizer, "a easynegative, cat", chunks=1)
+    encode = text_encoding(with_embeddings / "weights.safetensors", ENCODER.build, ENCODER.states)
+    found = embed_prompt([encode], tokenizer, "a easynegative, cat", chunks=1).tokens
     (chunk,) = chunk_prompt("a EasyNegative, cat", tokenizer)
     run = open_model(graph).run({"input_ids": chunk.ids})["last_hidden_state"]
 
@@ -249,9 +253,9 @@ def test_clip_skip_is_the_hidden_state_before_the_last_layers_normed(model, tmp_
             states[-2]
         ).numpy()  # as `hidden_states[-CLIP_stop_at_last_layers]` in the web UI
     (run,) = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, {"input_ids": ids})
-    assert np.array_equal(text_encoding(weights, ENCODER.build)(ids), wanted)
+    assert np.array_equal(text_encoding(weights, ENCODER.build, ENCODER.states)(ids).hidden, wanted)
     assert psnr(wanted, run) > 80
-    assert psnr(wanted, text_encoding(model.weights["text_encoder"], ENCODER.build)(ids)) < 40
+    assert psnr(wanted, text_encoding(model.weights["text_encoder"], ENCODER.build, ENCODER.states)(ids).hidden) < 40
 
 
 def test_a_clip_skip_that_leaves_no_layer_is_refused(model, tmp_path):

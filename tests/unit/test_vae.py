@@ -159,6 +159,7 @@ def test_a_tiny_vae_draws_what_diffusers_draws_with_it(model, tmp_path):
         embeddings=model.embeddings,
         picture=model.picture(steps=2, seed=9, **SETTINGS),
         builds=model.builds,
+        states=model.states,
         pipeline=model.family.process.pipeline,
         conditioning=model.family.conditioning,
         image=tmp_path / "image.png",

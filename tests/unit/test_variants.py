@@ -60,10 +60,12 @@ def reading_of(tmp_path_factory):
         place, (encoder,) = tmp_path_factory.mktemp(family), FAMILIES[family].text_encoders
         checkpoint = tiny.save(made(family), place / "model.safetensors")
         import_part(checkpoint, component=encoder.name, weights=place / "text_encoder.safetensors")
-        list_embeddings(place / "text_encoder.safetensors", [], names=[], listing=place / "embeddings.json")
-        encode = text_encoding(place / "text_encoder.safetensors", encoder.build)
+        list_embeddings(
+            [place / "text_encoder.safetensors"], [], names=[], encoders=[""], listing=place / "embeddings.json"
+        )
+        encode = text_encoding(place / "text_encoder.safetensors", encoder.build, encoder.states)
         tokenizer = load_tokenizer(place / "embeddings.json")
-        return lambda prompt: embed_prompt([encode], tokenizer, prompt, chunks=1)
+        return lambda prompt: embed_prompt([encode], tokenizer, prompt, chunks=1).tokens
 
     return imported
 

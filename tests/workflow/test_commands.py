@@ -31,6 +31,9 @@ ON_A_BOARD = (
 )
 SITE = "needs Civitai; tests/unit/test_add.py runs it with a site of its own"
 BOARD = "needs models by the real Pulsar2, and a board; tests/workflow/test_board.py runs it with a board of its own"
+IMAGE = (
+    "needs Docker Hub and half a gigabyte of packages; below, the recipe is compared with what the package consists of"
+)
 # Command -> why it is not run here
 NOT_RUN = {
     "make demo": "installs from the network and bakes for minutes; the rules are those that bake the tiny model",
@@ -48,6 +51,8 @@ NOT_RUN = {
     ".venv/bin/snakemake --cores 1 --forcerun benchmark_board -- results/NAME/board/report.html": BOARD,
     ".venv/bin/snakemake --workflow-profile profiles/slurm": "tests/workflow/test_slurm.py runs it on a real Slurm",
     "mkdir /shared/axbake && chgrp lab /shared/axbake && chmod 3770 /shared/axbake": "needs a group of people",
+    "docker build --tag axbake --file envs/Containerfile .": IMAGE,
+    'docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/project" axbake demo': IMAGE,
     "hf upload OWNER/REPOSITORY results/NAME/bundle/axbake": "needs Hugging Face",
     ".venv/bin/python -m axbake.emulator build|run|version": "three commands; tests/unit/test_emulator.py runs each",
     ".venv/bin/python -m tests.unit.depends": "tests/unit/test_code.py compares what it writes",
@@ -55,6 +60,7 @@ NOT_RUN = {
 }
 # They measure for minutes to hours.
 MEASURES = [command for command in COMMANDS if "python bench/" in command]
+PROGRAMS = [path for path in sorted((ROOT / "bench").glob("*.py")) if "__main__" in path.read_text()]
 RUN = [one for one in COMMANDS if one not in (*NOT_RUN, *MEASURES) and not one.startswith(ON_A_BOARD)]
 
 
@@ -121,6 +127,19 @@ def test_what_measures_for_long_is_there_and_knows_its_options(command):
     text = (ROOT / program).read_text()
 
     assert all(f'"{option}"' in text for option in arguments if option.startswith("--"))
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_a_program_that_measures_says_how_and_does_not_begin_with_arguments_that_it_does_not_know(program, tmp_path):
+    asked, wrong = (
+        subprocess.run([sys.executable, program, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        for arguments in (["--help"], ["new", "--no-such-option"])
+    )
+
+    assert asked.returncode == 0 and asked.stdout.startswith(f"usage: {program.name}"), asked.stderr
+    assert f"python bench/{program.name}" in asked.stdout
+    assert wrong.returncode == 2 and wrong.stderr.startswith(f"usage: {program.name}"), wrong.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_to_be_typed_on_the_board_draws_with_the_bundle(clone):

@@ -16,6 +16,7 @@ from axbake.pages.report import write_report
 from tests.workflow.project import COMPONENTS, REPORT, ROW
 
 PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+FIGURES = ("latent_psnr_db", "image_psnr_db", "image_ssim")  # of a drawing
 HOSTILE = (
     '<script>document.title = "owned"</script><img src=x onerror="document.title = 1">"\'</style>&amp; {{ 7 * 7 }}'
 )
@@ -223,6 +224,7 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
         reference=place / "reference/image.png",
         floating=place / "simulation/float.png",
         simulation=place / "simulation/image.png",
+        comparison=[],
         distance=place / "simulation/distance.json",
         attribution=place / "simulation/attribution.json",
         calibration=place / "calibration/unet.json",
@@ -247,6 +249,27 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
     assert colours[0] != colours[1]
     assert page.get_by_text("Picture against reference: PSNR").is_visible()
     assert "POOR picture against reference: PSNR" in caplog.text and "Try: " in caplog.text
+
+
+def test_the_first_samples_compared_draw_what_they_would_draw_if_they_calibrated_the_model(baked, project, show):
+    project.edit("config/config.yaml", "samples: 8", "samples: 4")
+    project.edit("config/config.yaml", "selection: coverage", "selection: first")
+    project.edit("config/config.yaml", "compare_first: 0", "compare_first: 4")
+    project.bake(REPORT)
+
+    drawn = project.directory / "results/tiny/simulation"
+    compared, distance = (json.loads((drawn / name).read_text()) for name in ("first.json", "distance.json"))
+    calibrated = json.loads((project.directory / "results/tiny/calibration/unet.json").read_text())
+    assert (drawn / "first.png").read_bytes() == (drawn / "image.png").read_bytes()
+    assert compared["samples"] == 4 and compared["coverage"] == calibrated["coverage"]
+    assert [compared[name] for name in FIGURES] == [distance[name] for name in FIGURES]
+
+    page = show(project.directory / REPORT)
+    figure = page.locator("#samples ~ .gallery figure", has_text="First 4 samples:")
+    assert f"PSNR {compared['image_psnr_db']} dB, SSIM {compared['image_ssim']}" in figure.inner_text()
+    assert figure.locator(".picture .emulated").inner_text() == "EMULATED"
+    assert page.locator("a[href$='logs/tiny/comparison.log']").count() == 1
+    assert show(baked.directory / REPORT).locator("#samples").count() == 0
 
 
 def test_a_page_made_anew_shows_a_hostile_prompt_as_written_and_tells_what_came_from_the_cache(project, show):

@@ -21,6 +21,8 @@ rule record_trajectories:
                         "builds": {
                             one.name: one.build for one in [*model.family.text_encoders, model.family.denoiser]
                         },
+                        "states": model.states,
+                        "added": model.family.denoiser.added,
                         "with_rows": model.family.denoiser.with_rows,
                         "conditioning": model.family.conditioning,
                         "latents": model.family.latents,
@@ -122,7 +124,10 @@ rule calibrate_text_encoder:
             step(
                 "axbake.calibration.tars.calibrate_text_encoder",
                 of="component",
-                values=lambda model, _: {"prompts": TEXT_PROMPTS[model.entry("calibration/text_prompts")]},
+                values=lambda model, wildcards: {
+                    "component": wildcards.component,
+                    "prompts": TEXT_PROMPTS[model.entry("calibration/text_prompts")],
+                },
                 tools=["tokenizers", "numpy"],
                 data=["resources/clip"],
             ),

@@ -116,8 +116,10 @@ def graphs_of(family, *roles):
 
 ALL = {"graph": graphs_of}
 ALL |= {"latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
+ALL |= {"denoiser_graph": lambda family: graphs_of(family, DENOISER)}
 ALL |= {"picture_graph": lambda family: graphs_of(family, ENCODER, DECODER)}
 ALL |= {"component": lambda family: family.names, TEXT: lambda family: [one.name for one in family.text_encoders]}
+ALL |= {"added": lambda family: [family.denoiser.name] if family.denoiser.added else []}
 ONE = {role: lambda family, role=role: family.of_role(role).name for role in (DENOISER, ENCODER, DECODER)}
 PLACES = (
     {}
@@ -128,8 +130,9 @@ def files(settings=None, **patterns):
     """Input function: a job's settings file, and files by name.
 
     In a pattern {graph} stands for each graph of the model, or of the job's component, {latent_graph} for each that has a part in
-    drawing a latent, {picture_graph} for each of the autoencoder, {component} for each component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component
-    of that role.
+    drawing a latent, {denoiser_graph} for each of the denoiser, {picture_graph} for each of the autoencoder, {component} for each
+    component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component of that role, and {added} for the
+    denoiser if prompts add to its rows, else for nothing.
     """
 
     def by_name(model, wildcards):

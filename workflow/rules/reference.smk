@@ -12,6 +12,7 @@ rule draw_reference:
                     values=lambda model, _: {
                         "picture": model.picture,
                         "builds": model.builds,
+                        "states": model.states,
                         "pipeline": model.family.process.pipeline,
                         "conditioning": model.family.conditioning,
                     },

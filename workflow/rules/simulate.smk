@@ -13,6 +13,7 @@ rule simulate:
             picture_graphs="results/{model}/onnx/{picture_graph}.onnx",
             picture_tensors="results/{model}/onnx/{picture_graph}.onnx.data",
             encoder_weights="results/{model}/weights/{encoder}.safetensors",
+            added_weights="results/{model}/weights/{added}.safetensors",
             ranges="results/{model}/calibration/{denoiser}.ranges.npz",
             calibration="results/{model}/calibration/{denoiser}.json",
         ),

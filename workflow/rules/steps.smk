@@ -17,10 +17,13 @@ def import_steps(model, wildcards):
     )
     listing = step(
         "axbake.weights.embeddings.list_embeddings",
-        values=lambda model, _: {"names": model.sources.embedding_names},
+        values=lambda model, _: {
+            "names": model.sources.embedding_names,
+            "encoders": [one.files.embedding for one in family.text_encoders],
+        },
         tools=["safetensors", "torch"],
         sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
-        names={"text_encoder": family.text_encoders[0].name},
+        names={"text_encoders": [one.name for one in family.text_encoders]},
     )
     return [description, *(partial(import_step, component=component) for component in family.components), listing]
 
@@ -274,27 +277,28 @@ def simulate_steps(model, wildcards):
     """The drawing, what each model costs, and the ranges of the reference's drawing."""
     family = model.family
     encoder, _ = family.autoencoder
-    drawn = {"picture": model.picture, "drawn": model.drawn}
+    drawn, added = {"picture": model.picture, "drawn": model.drawn}, {"added": family.denoiser.added}
     unnamed = replace(model.picture, model="")  # what stores no picture is shared by all rows of one checkpoint
     seen = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
     tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
     return [
         step(
             "axbake.drawing.simulation.simulate",
-            values=lambda *_: drawn | {"latents": family.latents, "build": encoder.build},
+            values=lambda *_: drawn | added | {"latents": family.latents, "build": encoder.build},
             tools=tools,
             data=["resources/clip"],
         ),
         step(
             "axbake.drawing.attribution.attribute_error",
-            values=lambda *_: drawn | {"picture": unnamed, "latents": family.latents},
+            values=lambda *_: drawn | added | {"picture": unnamed, "latents": family.latents},
             tools=tools,
             data=["resources/clip"],
             names={what: [f"latent_{what}", f"picture_{what}"] for what in ("graphs", "tensors")},
         ),
         step(
             "axbake.calibration.held_out.check_calibration",
-            values=lambda *_: {
+            values=lambda *_: added
+            | {
                 "picture": unnamed,
                 "drawn": replace(model.drawn, parts=seen),
                 "prompts": model.row["calibration_prompts"],

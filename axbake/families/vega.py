@@ -1,0 +1,13 @@
+"""Segmind-Vega: distilled from Stable Diffusion XL, 745 million weights in its UNet, in one graph."""
+
+from axbake.families import sdxl, ssd1b
+from axbake.networks import xl_unet
+from axbake.networks.component import Shapes
+
+
+def fits(denoiser: Shapes) -> bool:
+    """By the missing transformer in the middle, and by its depth."""
+    return xl_unet.ADDED in denoiser and sdxl.MIDDLE_TRANSFORMER not in denoiser and ssd1b.DEEPER not in denoiser
+
+
+FAMILY = sdxl.with_unet("vega", "Segmind-Vega", fits, {"unet": "conv_in"})

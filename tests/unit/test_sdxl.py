@@ -1,0 +1,513 @@
+"""Stable Diffusion XL and what was distilled from it: imported as it was, exported in graphs, drawing what diffusers draws."""
+
+import functools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
+
+from axbake.checkpoints.containers import files_of, open_container
+from axbake.checkpoints.conversion import convert_checkpoint
+from axbake.checkpoints.embeddings import EmbeddingError
+from axbake.checkpoints.finding import find_network, read_found_tensor
+from axbake.checkpoints.refusals import TensorMismatch
+from axbake.distance import psnr
+from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
+from axbake.drawing.schedule import build_scheduler, derive_schedule
+from axbake.families import FAMILIES
+from axbake.graphs.export import export_onnx
+from axbake.graphs.parity import measure_parity
+from axbake.inspect import inspect_checkpoint
+from axbake.loras.files import LoraError
+from axbake.model import Model
+from axbake.networks import unet, xl_unet
+from axbake.networks.clip_xl import TOKEN_TABLE
+from axbake.networks.component import Interface, addresses
+from axbake.networks.sampling import Sampling
+from axbake.networks.unet_slices import SliceError, parts_of
+from axbake.runtime.sampler import load_schedule
+from axbake.runtime.session import open_models
+from axbake.runtime.txt2img import Models, draw
+from axbake.runtime.values import Picture
+from axbake.table import check_config
+from axbake.weights.embeddings import list_embeddings
+from axbake.weights.files import read_description
+from axbake.weights.networks import load
+from tests import tiny, tiny_xl
+from tests.unit.conftest import CLIP, COLUMNS, SCHEMAS, TinyModel, family_in, import_part, row_of, tensors_of
+
+CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
+MIN_PSNR = 60  # dB; float32 on both sides
+PROMPT, NEGATIVE = "a (red:1.3) rocket!", "blurry"
+HEIGHT, WIDTH = 64, 96
+
+every_variant = pytest.mark.parametrize("variant", tiny_xl.VARIANTS)
+
+
+@functools.cache
+def made(variant, dtype=torch.float16):
+    """A variant's networks, which no test changes."""
+    return tiny_xl.VARIANTS[variant](dtype)
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory):
+    """A function that gives a variant's tiny model, imported once."""
+
+    @functools.cache
+    def imported(variant):
+        directory, networks = tmp_path_factory.mktemp(variant), made(variant)
+        checkpoint = tiny_xl.save(networks, directory / "model.safetensors")
+        family = family_in(checkpoint)
+        weights = {name: directory / f"{name}.safetensors" for name in family.names}
+        for name, path in weights.items():
+            import_part(checkpoint, component=name, weights=path, family=family)
+        encoders = [weights[one.name] for one in family.text_encoders]
+        list_embeddings(encoders, [], names=[], encoders=["clip_l", "clip_g"], listing=directory / "embeddings.json")
+        return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
+
+    return imported
+
+
+def assert_same(networks, checkpoint, dtype):
+    container_family = family_in(checkpoint)
+    assert container_family.name == networks.family
+    container = open_container(checkpoint)
+    for component in container_family.components:
+        found = find_network(container, component, container_family.latents)
+        tensors = {name: read_found_tensor(container, found, name) for name in found.origins}
+        wanted = networks.component(component.name).state_dict()
+        wanted = {name.removeprefix("text_model."): tensor for name, tensor in wanted.items()}
+        assert set(tensors) == set(wanted), component.name
+        assert [name for name, tensor in tensors.items() if tensor.dtype != dtype] == []
+        assert [name for name, tensor in tensors.items() if not torch.equal(tensor.float(), wanted[name])] == []
+
+
+# Import ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", tiny_xl.LAYOUTS)
+@every_variant
+def test_every_layout_and_precision_gives_the_original(variant, layout, tmp_path):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        networks = made(variant, dtype)
+
+        assert_same(networks, tiny_xl.save(networks, tmp_path / "model.safetensors", layout=layout), dtype)
+
+
+@every_variant
+def test_a_diffusers_folder_gives_the_original(variant, tmp_path):
+    networks = made(variant)
+    folder = tiny_xl.save_folder(networks, tmp_path / "model")
+
+    convert_checkpoint(files_of(folder), checkpoint=tmp_path / "checkpoint.safetensors")
+
+    assert_same(networks, tmp_path / "checkpoint.safetensors", torch.float16)
+
+
+@every_variant
+def test_the_config_is_the_networks_own(variant, model_of):
+    found = read_description(model_of(variant).weights["unet"]).config
+    wanted = made(variant).unet.config
+
+    for name in (
+        "block_out_channels",
+        "mid_block_type",
+        "cross_attention_dim",
+        "use_linear_projection",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "time_cond_proj_dim",
+    ):
+        own = wanted[name]
+        assert found.get(name) == (list(own) if isinstance(own, tuple) else own), name
+
+
+def test_inspect_says_what_it_is(tmp_path):
+    said = inspect_checkpoint(tiny_xl.save(made("sdxl"), tmp_path / "model.safetensors"), hashing=False)
+
+    assert said["family"] == "sdxl"
+    assert said["variant"] == "Stable Diffusion XL"
+    assert list(said["components"]) == [*FAMILIES["sdxl"].names]
+    assert said["bakeable"] is True
+
+
+def test_a_checkpoint_without_its_second_text_encoder_is_refused(tmp_path):
+    tensors = tiny_xl.single_file_tensors(made("sdxl"))
+    tensors = {name: tensor for name, tensor in tensors.items() if "embedders.1." not in name}
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    with pytest.raises(TensorMismatch, match="text_encoder_2"):
+        import_part(
+            tmp_path / "model.safetensors",
+            component="text_encoder_2",
+            weights=tmp_path / "weights.safetensors",
+            family=FAMILIES["sdxl"],
+        )
+
+
+# LoRAs ----------------------------------------------------------------------------------------------------------------
+
+#: Component -> modules that a LoRA changes
+CHANGED = {
+    "unet": (
+        "down_blocks.2.attentions.0.transformer_blocks.1.attn2.to_k",
+        "mid_block.attentions.0.transformer_blocks.1.ff.net.2",
+        "up_blocks.0.upsamplers.0.conv",
+        "add_embedding.linear_1",
+    ),
+    "text_encoder": ("encoder.layers.1.self_attn.q_proj",),
+    "text_encoder_2": ("encoder.layers.2.mlp.fc1",),
+}
+STARTS = {"unet": "lora_unet_", "text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_text_model_"}
+
+
+def lora_of(networks, path, rename):
+    """A LoRA as sd-scripts writes it, for all of `CHANGED`; what it adds to each weight at strength 1."""
+    generator, tensors, added = torch.Generator().manual_seed(5), {}, {}
+    for component, modules in CHANGED.items():
+        network = getattr(networks, component)
+        network = getattr(network, "text_model", network)
+        for module in modules:
+            rows, columns, *kernel = network.get_submodule(module).weight.shape
+            down = 0.1 * torch.randn((4, columns, *kernel), generator=generator)
+            up = 0.1 * torch.randn((rows, 4, *[1] * len(kernel)), generator=generator)
+            name = STARTS[component] + (rename(module) if component == "unet" else module).replace(".", "_")
+            tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+            tensors[f"{name}.alpha"] = torch.tensor(2.0)
+            flat = up.flatten(1) @ down.flatten(1)
+            added[component, module] = 0.5 * flat.reshape(rows, columns, *kernel)
+    save_file(tensors, path)
+    return added
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [lambda module: module, lambda module: tiny_xl.unet_name(f"{module}.weight").removesuffix(".weight")],
+    ids=["diffusers' names", "LDM's names"],
+)
+def test_a_lora_changes_all_three_networks_under_either_kind_of_names(rename, tmp_path):
+    networks = made("sdxl", torch.float32)
+    checkpoint = tiny_xl.save(networks, tmp_path / "model.safetensors")
+    added = lora_of(networks, tmp_path / "lora.safetensors", rename)
+
+    for component in CHANGED:
+        weights = tmp_path / f"{component}.safetensors"
+        import_part(checkpoint, [tmp_path / "lora.safetensors"], component=component, weights=weights, strengths=[0.8])
+
+        found, plain = load_file(weights), getattr(networks, component).state_dict()
+        plain = {name.removeprefix("text_model."): tensor for name, tensor in plain.items()}
+        wanted = {f"{module}.weight": 0.8 * added[component, module] for module in CHANGED[component]}
+        for name, tensor in plain.items():
+            torch.testing.assert_close(found[name], tensor + wanted.get(name, 0), rtol=1e-5, atol=1e-6)
+        assert {name for name in found if not torch.equal(found[name], plain[name])} == set(wanted)
+
+
+def test_a_lora_for_it_does_not_fit_stable_diffusion_1(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lora_of(made("sdxl"), tmp_path / "lora.safetensors", lambda module: module)
+    tiny.save(tiny.small_sd1(), tmp_path / "tiny.safetensors")
+    row = row_of(loras="lora.safetensors:1")
+
+    with pytest.raises(LoraError, match=r"changes text_encoder_2, which Stable Diffusion 1\.x does not have"):
+        Model(row, CONFIG).check_fit()
+
+
+# Embeddings -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_embedding_has_its_vectors_in_both_text_encoders_under_one_name(tmp_path):
+    checkpoint = tiny_xl.save(made("sdxl"), tmp_path / "model.safetensors")
+    vectors = {"clip_l": torch.randn(2, 32).half(), "clip_g": torch.randn(2, 64).half()}
+    save_file(vectors, tmp_path / "word.safetensors")
+    encoders = {one.name: one.files.embedding for one in FAMILIES["sdxl"].text_encoders}
+
+    for name, key in encoders.items():
+        weights = tmp_path / f"{name}.safetensors"
+        import_part(checkpoint, embeddings=[tmp_path / "word.safetensors"], component=name, weights=weights)
+        assert torch.equal(load_file(weights)[TOKEN_TABLE][49408:], vectors[key])
+    list_embeddings(
+        [tmp_path / f"{name}.safetensors" for name in encoders],
+        [tmp_path / "word.safetensors"],
+        names=["word"],
+        encoders=list(encoders.values()),
+        listing=tmp_path / "embeddings.json",
+    )
+
+    said = json.loads((tmp_path / "embeddings.json").read_text())
+    assert said["embeddings"] == {"word": [49408, 49409]}
+    assert said["pad_token_ids"] == {"text_encoder": 49407, "text_encoder_2": 0}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"emb_params": torch.zeros(1, 32)}, "holds emb_params; wanted clip_l and clip_g"),
+        ({"clip_l": torch.zeros(1, 32)}, "holds clip_l; wanted clip_l and clip_g"),
+        ({"clip_l": torch.zeros(1, 48), "clip_g": torch.zeros(1, 64)}, "vectors of 48 numbers"),
+    ],
+)
+def test_an_embedding_without_vectors_for_both_is_refused(tensors, message, tmp_path):
+    checkpoint = tiny_xl.save(made("sdxl"), tmp_path / "model.safetensors")
+    save_file(tensors, tmp_path / "word.safetensors")
+
+    with pytest.raises(EmbeddingError, match=message):
+        import_part(
+            checkpoint,
+            embeddings=[tmp_path / "word.safetensors"],
+            component="text_encoder",
+            weights=tmp_path / "weights.safetensors",
+        )
+
+
+# Graphs ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("variant", "graphs"), [("sdxl", 3), ("ssd1b", 2), ("vega", 1)])
+def test_slices_pass_on_what_later_ones_take_and_nothing_else(variant, graphs, model_of):
+    model = model_of(variant)
+    config = read_description(model.weights["unet"]).config
+    columns = {name: COLUMNS[name] for name in xl_unet.COLUMNS}
+
+    faces = [piece.interface(config, **columns) for piece in model.family.denoiser.graphs]
+
+    assert len(faces) == graphs
+    made_before = set()
+    for face in faces:
+        own = {"sample", "encoder_hidden_states", unet.TIME_INPUT}
+        assert set(face.inputs) - own <= made_before
+        made_before |= set(face.outputs)
+    taken = {name for face in faces for name in face.inputs}
+    assert made_before - taken == {"out_sample"}
+    assert faces[-1].outputs == ("out_sample",)
+
+
+def test_the_weights_of_full_size_are_spread_over_the_graphs_of_each_family():
+    def build(config):
+        with torch.device("meta"):
+            return unet.build(config)
+
+    full = {"block_out_channels": [320, 640, 1280], "layers_per_block": 2, "cross_attention_dim": 2048}
+    full |= {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]}
+    full |= {"up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]}
+    full |= {"attention_head_dim": [5, 10, 20], "use_linear_projection": True, "addition_embed_type": "text_time"}
+    full |= {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816, "out_channels": 4}
+    distilled = full | {"mid_block_type": "UNetMidBlock2D"}
+    cases = {
+        "sdxl": full | {"mid_block_type": "UNetMidBlock2DCrossAttn", "transformer_layers_per_block": [1, 2, 10]},
+        "ssd1b": distilled
+        | {
+            "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+            "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+        },
+        "vega": distilled
+        | {
+            "transformer_layers_per_block": [1, [1, 1], [2, 2]],
+            "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 1],
+        },
+    }
+    for name, config in cases.items():
+        network, parts = build(config), parts_of(config)
+        paths = [part.path for part in parts]
+        sizes = [
+            sum(
+                parameter.numel()
+                for part in parts[paths.index(piece.begin) : paths.index(piece.end) if piece.end else None]
+                for parameter in network.get_submodule(part.path).parameters()
+            )
+            for piece in FAMILIES[name].denoiser.graphs
+        ]
+        whole = sum(parameter.numel() for parameter in network.parameters())
+        embeddings = sum(parameter.numel() for name, parameter in network.named_parameters() if "_embedding." in name)
+        assert sum(sizes) == whole - embeddings - sum(p.numel() for p in network.conv_norm_out.parameters())
+        assert max(sizes) < 0.88e9, name
+
+
+def test_a_unet_of_other_modules_is_not_cut(model_of):
+    config = read_description(model_of("ssd1b").weights["unet"]).config
+    (first, *_) = FAMILIES["ssd1b"].denoiser.graphs
+
+    with pytest.raises(SliceError, match="the graph down is cut for"):
+        first.interface(config | {"layers_per_block": 1}, **{name: COLUMNS[name] for name in xl_unet.COLUMNS})
+
+
+def test_what_a_prompt_adds_is_what_diffusers_adds(model_of):
+    model = model_of("sdxl")
+    pooled = torch.randn((1, tiny_xl.POOLED), generator=torch.Generator().manual_seed(3))
+    sizes = (832, 1216, 16, 0, 1024, 1024)
+
+    found = xl_unet.added_embedding(model.weights["unet"]).row(pooled.numpy(), sizes)
+
+    given = {"text_embeds": pooled, "time_ids": torch.tensor([sizes], dtype=torch.float32)}
+    wanted = model.networks.unet.get_aug_embed(torch.zeros(1, 1), None, given)
+    assert found.dtype == np.float32
+    assert psnr(wanted.numpy(), found) > 110
+
+
+def columns_of(component, **changed):
+    given = COLUMNS | {"height": HEIGHT, "width": WIDTH} | changed
+    return {name: given[name] for name in component.columns}
+
+
+def export(model, component, directory, **changed):
+    """Graphs of a component, at their addresses in *directory*."""
+    graphs = []
+    for address, piece in zip(addresses(component), component.graphs, strict=True):
+        graph = directory / f"{address}.onnx"
+        graph.parent.mkdir(exist_ok=True, parents=True)
+        of = {"build": component.build, "piece": piece, "columns": columns_of(component, **changed)}
+        export_onnx(model.weights[component.name], **of, graph=graph, tensors=tensors_of(graph))
+        graphs.append(graph)
+    return graphs
+
+
+def test_graphs_compute_what_the_networks_do(model_of, tmp_path):
+    model = model_of("sdxl")
+    for component in model.family.components:
+        if component in model.family.autoencoder:
+            continue
+        graphs = export(model, component, tmp_path)
+        measure_parity(
+            model.weights[component.name],
+            graphs,
+            [tensors_of(graph) for graph in graphs],
+            component=component.name,
+            build=component.build,
+            pieces=component.graphs,
+            example=component.example,
+            columns=columns_of(component),
+            parity=tmp_path / "parity.json",
+        )
+        said = json.loads((tmp_path / "parity.json").read_text())
+        assert said["psnr_db"] > 100, component.name
+        assert all(one["psnr_db"] > 100 for one in said.get("graphs", {}).values())
+
+
+def test_sides_that_cannot_be_halved_twice_are_cut_as_the_whole_network_has_them(model_of):
+    model = model_of("sdxl")
+    denoiser = model.family.denoiser
+    config = read_description(model.weights["unet"]).config
+    network = load(model.weights["unet"], denoiser.build)
+    columns = columns_of(denoiser, height=72, width=104)  # 9 × 13 in the latent
+    faces = [piece.interface(config, **columns) for piece in denoiser.graphs]
+    inputs = {name: tensor for face in faces for name, tensor in face.inputs.items()}
+    whole = Interface({name: inputs[name] for name in ("sample", "encoder_hidden_states", unet.TIME_INPUT)}, ())
+    with torch.inference_mode():
+        known, wanted = xl_unet.example(network, whole, config, torch.Generator().manual_seed(0))
+        for piece, face in zip(denoiser.graphs, faces, strict=True):
+            given = piece.cut(network, face)(*(known[name] for name in face.inputs))
+            known |= dict(zip(face.outputs, given if isinstance(given, tuple) else (given,), strict=True))
+
+    assert {name: tuple(known[name].shape) for name in inputs} == {name: t.shape for name, t in inputs.items()}
+    assert torch.equal(known["out_sample"], wanted)
+
+
+# Drawing --------------------------------------------------------------------------------------------------------------
+
+
+def pipeline_of(networks, scheduler):
+    tokenizers = []
+    for pad in ("<|endoftext|>", "!"):
+        tokenizers.append(CLIPTokenizer.from_pretrained(CLIP, local_files_only=True))
+        tokenizers[-1].pad_token = pad
+    pipeline = StableDiffusionXLPipeline(
+        vae=networks.vae,
+        text_encoder=networks.text_encoder,
+        text_encoder_2=networks.text_encoder_2,
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=networks.unet,
+        scheduler=build_scheduler(scheduler, Sampling(networks.prediction_type)),
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@every_variant
+def test_what_is_exported_draws_what_diffusers_draws(variant, model_of, tmp_path):
+    model, networks = model_of(variant), made(variant)
+    scheduler = "lcm" if variant.startswith("lcm") else "euler"
+    picture = Picture(
+        model="tiny",
+        prompt="a rocket!",
+        negative_prompt=NEGATIVE,
+        height=HEIGHT,
+        width=WIDTH,
+        scheduler=scheduler,
+        steps=3,
+        guidance_scale=5.0,
+        seed=7,
+    )
+    denoiser = model.family.denoiser
+    derive_schedule(
+        scheduler=scheduler,
+        steps=3,
+        guidance_scale=5.0,
+        rows=denoiser.rows,
+        denoiser=model.weights["unet"],
+        schedule=tmp_path / "schedule.npz",
+    )
+    loaded = {
+        component.name: open_models(export(model, component, tmp_path))
+        for component in model.family.components
+        if component.name != "vae_encoder"
+    }
+    models = Models(
+        (loaded["text_encoder"], loaded["text_encoder_2"]),
+        loaded["unet"],
+        loaded["vae_decoder"],
+        added=denoiser.added(model.weights["unet"]),
+    )
+
+    found = draw(
+        models,
+        load_tokenizer(model.embeddings),
+        load_schedule(tmp_path / "schedule.npz"),
+        picture,
+        latents=replace(model.family.latents, scale=0.13025),
+        conditioning=model.family.conditioning,
+    )
+
+    drawn = pipeline_of(networks, scheduler)(
+        picture.prompt,
+        negative_prompt=picture.negative_prompt,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(7),
+        output_type="latent",
+    ).images
+    assert np.isfinite(found.latents).all()
+    assert psnr(drawn.numpy(), found.latents[-1]) > MIN_PSNR
+
+
+def test_prompts_are_filled_up_as_each_text_encoder_was_trained_and_pooled_at_the_first_end(model_of):
+    model = model_of("sdxl")
+    encoders = model.family.text_encoders
+    encodes = [text_encoding(model.weights[one.name], one.build, one.states) for one in encoders]
+    tokenizer = load_tokenizer(model.embeddings)
+    embed = prompt_embedding(encodes, tokenizer, chunks=2, conditioning=model.family.conditioning)
+
+    found = embed("a cat BREAK a (dog:1.5)")
+
+    def ids(words, pad):
+        start = [tokenizer.start, *(one for these, _ in tokenizer.words(words) for one in these), tokenizer.end]
+        return torch.tensor([start + [pad] * (77 - len(start))])
+
+    with torch.inference_mode():
+        first = model.networks.text_encoder(ids("a cat", 49407), output_hidden_states=True).hidden_states[-2]
+        second = model.networks.text_encoder_2(ids("a cat", 0), output_hidden_states=True)
+    assert np.array_equal(found.tokens[:, :77, :32], first.numpy())
+    assert np.array_equal(found.tokens[:, :77, 32:], second.hidden_states[-2].numpy())
+    assert np.allclose(found.pooled, second.text_embeds.numpy(), atol=1e-6)
+    weightless = embed("a cat BREAK a dog")
+    assert np.array_equal(weightless.pooled, found.pooled)
+    assert not np.array_equal(weightless.tokens, found.tokens)

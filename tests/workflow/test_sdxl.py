@@ -1,0 +1,83 @@
+"""Stable Diffusion XL is baked from checkpoint to bundle; what was distilled from it is planned beside it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from axbake.families import FAMILIES
+from tests import tiny_xl
+from tests.workflow.project import ROW, Project
+
+GRAPHS = ["unet/down", "unet/mid", "unet/up"]
+REPORT, BUNDLE = "results/xl/report.html", "results/xl/bundle/axbake/manifest.json"
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory) -> Project:
+    directory = tmp_path_factory.mktemp("xl")
+    checkpoint = tiny_xl.save(tiny_xl.sdxl(), directory / "xl.safetensors")
+    project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
+    project.write_rows(ROW | {"model": "xl"})
+    project.bake(REPORT, BUNDLE)
+    return project
+
+
+def said(project, name):
+    return json.loads((project.directory / "results" / "xl" / name).read_text())
+
+
+def test_both_text_encoders_and_three_graphs_of_the_unet_draw_nearly_the_reference(baked):
+    family = FAMILIES["sdxl"]
+    facts = said(baked, "report.json")
+
+    assert facts["family"] == family.title
+    assert {name: part["graphs"] for name, part in facts["components"].items()} == {
+        one.name: len(one.graphs) for one in family.components
+    }
+    assert said(baked, "parity/unet.json")["psnr_db"] > 100
+    assert list(said(baked, "parity/unet.json")["graphs"]) == ["down", "mid", "up"]
+    assert set(said(baked, "check/text_encoder_2.json")["outputs"]) == {"hidden_states", "text_embeds"}
+    assert said(baked, "simulation/distance.json")["latent_psnr_db"] > 35
+    assert said(baked, "simulation/attribution.json")["quantised"]["none"]["latent_psnr_db"] > 60
+
+
+def test_the_bundle_carries_what_prompts_add_and_draws_the_simulations_picture_to_the_byte(baked, tmp_path):
+    bundle = baked.directory / "results" / "xl" / "bundle" / "axbake"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1"}  # as many threads as the project's bakes have
+
+    done = subprocess.run(
+        [sys.executable, bundle / "txt2img.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    wanted = baked.directory / "results" / "xl" / "simulation" / "image.png"
+    assert (tmp_path / "image.png").read_bytes() == wanted.read_bytes()
+    assert "added_embedding.npz" in said(baked, "bundle/axbake/manifest.json")["files"]
+
+
+def test_a_published_layout_that_knows_one_text_encoder_is_refused(baked):
+    text = baked.refusal("--dry-run", "results/xl/bundle/axera/manifest.json")
+
+    assert "LayoutError: xl: layout axera cannot be" in text
+    assert "Traceback" not in text
+
+
+def test_a_second_run_has_nothing_to_do(baked):
+    assert "Nothing to be done" in baked.bake(REPORT)
+
+
+@pytest.mark.parametrize(("variant", "graphs"), [("ssd1b", ["unet/down", "unet/up"]), ("vega", ["unet"])])
+def test_what_was_distilled_from_it_has_fewer_graphs(variant, graphs, tmp_path):
+    checkpoint = tiny_xl.save(tiny_xl.VARIANTS[variant](), tmp_path / "xl.safetensors")
+    project = Project.lay_out(tmp_path / "project", tmp_path / "cache", checkpoint)
+
+    jobs = project.plan("results/tiny/report.html").jobs
+
+    assert jobs["compile_model"] == 4 + len(graphs)
+    assert sum(jobs.values()) <= 28
+    for graph in graphs:
+        assert project.plan(f"results/tiny/{graph}.axmodel").jobs["compile_model"] == 1

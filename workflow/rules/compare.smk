@@ -1,0 +1,71 @@
+# Takes what the simulation takes, and what was recorded for calibration. Makes the picture that the model would draw if its denoiser
+# were calibrated with the first samples recorded: of rows whose config wants it (calibration/compare_first), always emulated.
+
+
+def is_compared(model):
+    """Whether config wants the comparison."""
+    return model.entry("calibration/compare_first") > 0
+
+
+def comparison_of(model, wildcards):
+    """Paths of the comparison's picture and figures, if config wants it."""
+    return [f"results/{model.name}/simulation/first.{kind}" for kind in ("png", "json")] * is_compared(model)
+
+
+def compared_with(model, wildcards):
+    """What the comparison is given: how the model draws, and how many samples it is calibrated with instead."""
+    if not is_compared(model):
+        raise SystemExit(
+            f"{model.name}: calibration/compare_first is 0 in its config, so there is nothing to compare; set a number of samples, such as 4."
+        )
+    denoiser = model.family.denoiser
+    return {
+        "picture": model.picture,
+        "drawn": model.drawn,
+        "latents": model.family.latents,
+        "added": denoiser.added,
+        "samples": model.entry("calibration/compare_first"),
+        "configs": [model.pulsar2_config(denoiser, number) for number in range(len(denoiser.graphs))],
+    }
+
+
+rule compare_calibration:
+    """Draw with a denoiser that is calibrated with the first samples recorded, as published scripts do it."""
+    input:
+        files(
+            settings=settings(
+                "compare_calibration",
+                step(
+                    "axbake.toolchain.comparison.compare_calibration",
+                    values=compared_with,
+                    tools=[*EMULATOR_TOOLS, "tokenizers", "scikit-image"],
+                    data=["resources/clip"],
+                ),
+            ),
+            models=f"{EMULATED}/{{graph}}.axmodel",
+            graphs="results/{model}/onnx/{denoiser_graph}.onnx",
+            tensors="results/{model}/onnx/{denoiser_graph}.onnx.data",
+            ranges="results/{model}/calibration/{denoiser}.ranges.npz",
+            encoder_weights="results/{model}/weights/{encoder}.safetensors",
+            added_weights="results/{model}/weights/{added}.safetensors",
+        ),
+        trajectories="results/{model}/calibration/trajectories.npz",
+        schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
+        reference="results/{model}/reference/image.png",
+        trajectory="results/{model}/reference/trajectory.npy",
+    output:
+        image="results/{model}/simulation/first.png",
+        comparison="results/{model}/simulation/first.json",
+    log:
+        "logs/{model}/comparison.log",
+    conda:
+        "../../envs/axbake.yaml"
+    threads: threads_of(4)
+    resources:
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(90),
+    message:
+        "Drawing with {wildcards.model} as calibrated with the first samples recorded"
+    script:
+        "../scripts/job.py"
