@@ -13,7 +13,7 @@ def chosen_precision(wanted: str, cpuinfo: Path = CPUINFO) -> str:
     if wanted != "auto":
         return wanted
     try:
-        with cpuinfo.open() as lines:
+        with cpuinfo.open(encoding="utf-8") as lines:
             flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     except FileNotFoundError:
         flags = []

@@ -63,7 +63,7 @@ def judge(
         "min_psnr_db": {said["component"]: min_psnr[said["component"]] for said in measured},
         "min_sqnr_db": {said["component"]: min_sqnr[said["component"]] for said in compared},
     }
-    verdict.write_text(json.dumps(content, indent=1) + "\n")
+    verdict.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def judge_picture(

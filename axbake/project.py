@@ -43,7 +43,7 @@ def lay_out() -> list[str]:
                 made.append(str(place))
     if not Path("Snakefile").exists():
         with writing(Path("Snakefile")):
-            Path("Snakefile").write_text(SNAKEFILE)
+            Path("Snakefile").write_text(SNAKEFILE, encoding="utf-8")
         made.append("Snakefile")
     with writing(CONFIG):  # the last: with it the project is whole
         shutil.copyfile(ROOT / CONFIG, CONFIG)

@@ -61,7 +61,7 @@ class WrongChecksum(AxbakeError):
 
 def read_schema(path: Path) -> dict:
     """A JSON schema written in YAML."""
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def _with_defaults(value, schema: dict):

@@ -21,7 +21,7 @@ SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 
 def bytes_read() -> int:
     """Bytes that this process and the children it waited for have read so far (`rchar`, proc_pid_io(5))."""
-    return int(Path("/proc/self/io").read_text().split()[1])
+    return int(Path("/proc/self/io").read_text(encoding="utf-8").split()[1])
 
 
 def bake(directory: Path, target: str) -> tuple[float, float]:

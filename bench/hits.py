@@ -47,7 +47,7 @@ def writer(size: int) -> Callable[[dict[str, Path]], None]:
 
 def bytes_read() -> int:
     """Bytes that this process has read so far (`rchar`, proc_pid_io(5))."""
-    return int(Path("/proc/self/io").read_text().split()[1])
+    return int(Path("/proc/self/io").read_text(encoding="utf-8").split()[1])
 
 
 def measure(what: str, work: Callable[[int], object], before: Callable[[int], object] = lambda number: None) -> None:

@@ -65,7 +65,7 @@ def lay_out_plain(directory: Path, models: int, jobs: int) -> list[str | Path]:
 def dry_run(command: list[str | Path], directory: Path, *targets: str) -> tuple[str, float, float]:
     """What `-n` says, its seconds, and its peak memory in MB."""
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         environment = os.environ | {"AXBAKE_CACHE": str(directory / "cache")}
         arguments = [*command, "--dry-run", "--quiet", "rules", "--", *targets]
         running = subprocess.Popen(arguments, cwd=directory, env=environment, stdout=said, stderr=said)

@@ -36,6 +36,7 @@ def translation(text: str, english: str) -> str:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    PAGE.write_text(page(PAGE.read_text()))
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     for path in TRANSLATIONS:
-        path.write_text(translation(path.read_text(), PAGE.read_text()))
+        said = translation(path.read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8"))
+        path.write_text(said, encoding="utf-8")

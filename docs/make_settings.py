@@ -87,11 +87,11 @@ def page() -> str:
     head = ["", "| entry | meaning | values | default |", "|---|---|---|---|"]
     parts = [INTRODUCTION]
     for title, name in (("config/config.yaml", "config"), ("config/models.tsv", "models")):
-        schema = yaml.safe_load((ROOT / "workflow" / "schemas" / f"{name}.schema.yaml").read_text())
+        schema = yaml.safe_load((ROOT / "workflow" / "schemas" / f"{name}.schema.yaml").read_text(encoding="utf-8"))
         about = [" ".join(schema["description"].split())] + ["", BY_ROLE.rstrip()] * (name == "config")
         parts += [f"## {title}", "", *about, *head, *rows(schema, name), ""]
     return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")

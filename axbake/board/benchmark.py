@@ -90,7 +90,7 @@ def benchmark_board(
         "models": {name: _told_of_model(bundle, name, found) for name, found in models.items()},
         "drawings": {str(number): drawing_summary(found, bundle, models) for number, found in drawings.items()},
     }
-    benchmark.write_text(json.dumps(content, indent=1) + "\n")
+    benchmark.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _teller(board: Board):

@@ -163,7 +163,6 @@ def run_script(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors.descriptor,
-            text=True,
             encoding="utf-8",
             errors="replace",
         )

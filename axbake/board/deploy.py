@@ -71,7 +71,7 @@ def deploy_bundle(
         "bytes": _all_bytes(bundle),
         "files": bundle.files,
     }
-    deployment.write_text(json.dumps(content, indent=1) + "\n")
+    deployment.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _all_bytes(bundle: Bundle) -> int:
@@ -140,7 +140,6 @@ def transfer(board: Board, bundle: Bundle, found: Inspection) -> None:
                 stdin=names,
                 stdout=subprocess.PIPE,
                 stderr=errors.descriptor,
-                text=True,
                 encoding="utf-8",
                 errors="replace",
             )

@@ -35,12 +35,14 @@ def benchmark_host(*, manifest: Path, pictures: int, benchmark: Path, image: Pat
         command = [sys.executable, str(bundle.directory.resolve() / "txt2img.py"), "--runtime", "onnxruntime"]
         command += ["--steps", str(steps), "--count", str(pictures), "--output", str(output), "--timings", str(timings)]
         logger.info("drawing on this host, steps: %d", steps)
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+        )
         logger.debug("txt2img.py: %s", done.stdout)
         if done.returncode:
             said = " / ".join(done.stdout.strip().splitlines()[-2:])
             raise FailedOnHost(f"{bundle.model}: txt2img.py failed on this host (status {done.returncode}): {said}")
-        drawings[steps] = json.loads(timings.read_text())
+        drawings[steps] = json.loads(timings.read_text(encoding="utf-8"))
         if not image.exists():
             output.with_name(f"{steps}-{seed}.png" if pictures > 1 else output.name).rename(image)
     host = next(iter(drawings.values()))["host"]
@@ -59,4 +61,4 @@ def benchmark_host(*, manifest: Path, pictures: int, benchmark: Path, image: Pat
         },
         "drawings": {str(steps): drawing_summary(found, bundle, {}) for steps, found in drawings.items()},
     }
-    benchmark.write_text(json.dumps(content, indent=1) + "\n")
+    benchmark.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -38,10 +38,10 @@ def write_board_report(
         distance: JSON to write: PSNR in dB and SSIM of *image* against both others.
         page: HTML to write; it holds all it shows.
     """
-    found = json.loads(benchmark.read_text())
+    found = json.loads(benchmark.read_text(encoding="utf-8"))
     others = {"reference": reference, "simulation": simulation}
     apart = {name: distances(path, image) for name, path in others.items()}
-    distance.write_text(json.dumps(apart, indent=1) + "\n")
+    distance.write_text(json.dumps(apart, indent=1) + "\n", encoding="utf-8")
     html = render(
         "board.html.j2",
         found=found,
@@ -49,7 +49,7 @@ def write_board_report(
         sampler=SAMPLERS[found["settings"]["scheduler"]],
         published=PUBLISHED,
         pictures={"drawn": _data_uri(image)} | {name: _data_uri(path) for name, path in others.items()},
-        simulated=json.loads(simulated.read_text()),
+        simulated=json.loads(simulated.read_text(encoding="utf-8")),
         distances=apart,
         plot=plot_of_steps(found["drawings"][str(found["settings"]["steps"])]["seconds_of_each_step"]),
         parts=parts_of(found["models"]),

@@ -92,7 +92,7 @@ def check_calibration(
         "chosen": compare(found, observed.ranges, chosen),
         "all_recorded": compare(found, observed.ranges, range(len(observed.samples))),
     }
-    held_out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    held_out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def compare(found: Ranges, calibrated: Ranges, rows: Sequence[int]) -> dict[str, Any]:

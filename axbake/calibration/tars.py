@@ -111,7 +111,7 @@ def calibrate_denoiser(
     logger.info(
         "%d of %d samples cover %.2f %% of the ranges", samples, len(observed.samples), 100 * content["coverage"]
     )
-    record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def required_samples(recorded: DenoiserSamples, samples: list[Which]) -> list[dict[str, set[int]]]:

@@ -136,7 +136,7 @@ def convert_pickle(source: Path, target: Path | None) -> dict:
         *([str(target)] if target else []),
     ]
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode == -signal.SIGPROF:
         raise UnreadableCheckpoint(
             f"{source}: reading it took more than {_seconds(size)} s of computing, which weights of its size do not. It may be"
@@ -360,7 +360,7 @@ def _kinds(source: Path, tensors: Mapping[str, Any]) -> dict[str, str]:
 
 def _limit_process(file_bytes: int) -> None:
     """Bound the memory of this process, which reads what nobody has checked."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     most = pages * resource.getpagesize() + 2 * file_bytes + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 

@@ -92,7 +92,7 @@ def attribute_error(
         "compared": "one compiled model among float ONNX graphs, through ONNX Runtime on the host, against the float picture",
         "quantised": found,
     }
-    attribution.write_text(json.dumps(content, indent=1) + "\n")
+    attribution.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _distance(wanted: np.ndarray, image: np.ndarray, latent_psnr: float | None) -> dict[str, float | None]:

@@ -98,7 +98,7 @@ def draw_reference(
     ).images[0]
     save_png(image, (drawn * 255).round().astype(np.uint8), picture.parameters())
     np.save(trajectory, np.stack(latents))
-    settings.write_text(json.dumps(said_of(picture), indent=1, ensure_ascii=False) + "\n")
+    settings.write_text(json.dumps(said_of(picture), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _given(embedded: Embedded, which: str) -> dict[str, torch.Tensor]:

@@ -83,7 +83,7 @@ def simulate(
         "vae_encoder_psnr_db": round(_encoder_psnr(encoder, encoder_weights, build, wanted, latents.channels), 2),
     }
     logger.info("latent %(latent_psnr_db)s dB, picture %(image_psnr_db)s dB, SSIM %(image_ssim)s", result)
-    distance.write_text(json.dumps(result, indent=1) + "\n")
+    distance.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _encoder_psnr(compiled: Any, weights: Path, build: Callable, image: np.ndarray, channels: int) -> float:

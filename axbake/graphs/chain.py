@@ -23,7 +23,7 @@ def describe_chain(graphs: Sequence[Path], *, component: str, chain: Path) -> No
         outputs = {value.name: _tensor(value) for value in content.output}
         entries.append({"name": path.stem, "file": f"{path.stem}.axmodel", "inputs": inputs, "outputs": outputs})
     content = {"component": component, "graphs": entries, "between": _between(entries)}
-    chain.write_text(json.dumps(content, indent=1) + "\n")
+    chain.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _tensor(value: onnx.ValueInfoProto) -> dict:

@@ -75,7 +75,7 @@ def measure_parity(
         **({"graphs": alone} if alone else {}),
     }
     logger.info("%s: onnx against torch is %.1f dB", component, result["psnr_db"])
-    parity.write_text(json.dumps(result, indent=1) + "\n")
+    parity.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _whole(faces: Sequence[Any], made: set[str]) -> Any:

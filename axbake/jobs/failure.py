@@ -31,7 +31,11 @@ def describe_failure(logs: Iterable[Path], said: str | None, *, since: float, in
         said: Snakemake's or the cluster's words, if any.
         since: time in seconds since the epoch when the run began; logs that are older are of another run.
     """
-    texts = [path.read_text(errors="replace") for path in logs if path.is_file() and path.stat().st_mtime >= since]
+    texts = [
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in logs
+        if path.is_file() and path.stat().st_mtime >= since
+    ]
     for text in texts[:1]:
         if errors := [error for error in ERROR.findall(text) if not interrupted or error != INTERRUPTED]:
             return errors[-1]

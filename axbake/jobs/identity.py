@@ -49,7 +49,7 @@ def tool_version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        pinned = re.search(rf"(?mi)^{re.escape(package)}==(\S+)", LOCK.read_text())
+        pinned = re.search(rf"(?mi)^{re.escape(package)}==(\S+)", LOCK.read_text(encoding="utf-8"))
         assert pinned, f"{package} is in no environment and not in {LOCK.name}"
         return pinned[1]
 

@@ -17,6 +17,7 @@ from axbake.cache.locks import now
 from axbake.errors import AxbakeError
 from axbake.jobs.identity import Step, files_of, read_steps
 from axbake.jobs.inputs import meant
+from axbake.jobs.interrupts import interrupts_insist
 from axbake.jobs.record import JobRecord, last_made, log_record
 from axbake.jobs.values import decode
 from axbake.runtime.errors import BundleError
@@ -203,7 +204,8 @@ def job_log(path: Path) -> Iterator[None]:
     log = logging.getLogger("axbake")
     log.setLevel(logging.DEBUG)
     try:
-        yield
+        with interrupts_insist():
+            yield
     except (AxbakeError, BundleError) as error:
         log.exception("%s: %s", type(error).__name__, error)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

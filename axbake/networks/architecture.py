@@ -30,7 +30,7 @@ SDXS = "SDXS-512"
 
 @functools.cache
 def _base_text(component: str) -> str:
-    return (CONFIGS / component / "config.json").read_text()
+    return (CONFIGS / component / "config.json").read_text(encoding="utf-8")
 
 
 def _base(component: str) -> dict:

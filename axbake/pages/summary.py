@@ -82,12 +82,16 @@ def _row(outcome: Outcome, row: dict, results: Path) -> dict:
     figures = {"compiled": "", "megabytes": "", "image_psnr_db": "", "image_ssim": "", "latent_psnr_db": ""}
     if outcome.state in BAKED:
         place = results / outcome.model
-        records = [json.loads(path.read_text()) for path in sorted(place.glob("build/**/*.json")) if _is_record(path)]
+        records = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(place.glob("build/**/*.json"))
+            if _is_record(path)
+        ]
         emulated = any(record["emulated"] for record in records)
         figures["compiled"] = "emulated" if emulated else records[0]["version"]
         figures["megabytes"] = str(round(sum(record["bytes"] for record in records) / 1e6, 1))
         if emulated:  # hosts do not draw with others; the report forecasts it, and says so
-            distance = json.loads((place / "simulation" / "distance.json").read_text())
+            distance = json.loads((place / "simulation" / "distance.json").read_text(encoding="utf-8"))
             figures |= {name: distance[name] for name in figures if name in distance}
     return {
         "model": outcome.model,

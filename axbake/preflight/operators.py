@@ -21,7 +21,7 @@ Fault = tuple[str, str]  # level, text
 @functools.cache
 def known_operators() -> dict[str, Any]:
     """The list, as resources/ax650/README.md explains it."""
-    return json.loads(LIST.read_text())
+    return json.loads(LIST.read_text(encoding="utf-8"))
 
 
 def check_operators(component: str, graph: Graph) -> Iterator[Finding]:

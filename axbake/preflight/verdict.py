@@ -72,7 +72,7 @@ def preflight(
         "findings": [asdict(finding) for finding in findings],
         "components": {name: _describe(graph, estimates[name]) for name, graph in read.items()},
     }
-    verdict.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    verdict.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def graph_findings(component: str, graph: Graph, toolchain: str, found: Estimate, place: Path) -> Iterator[Finding]:

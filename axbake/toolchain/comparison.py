@@ -111,4 +111,4 @@ def compare_calibration(
         "image_ssim": round(ssim(wanted, drawn_image), 4),
     }
     logger.info("with the first %(samples)d samples: picture %(image_psnr_db)s dB, SSIM %(image_ssim)s", result)
-    comparison.write_text(json.dumps(result, indent=1) + "\n")
+    comparison.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -89,7 +89,7 @@ def check_compiled(
         content |= {"samples": len(results), "outputs": whole} | ({"graphs": each} if len(each) > 1 else {})
         for name, distance in whole.items():
             logger.info("%s: %s is %.1f dB (SQNR) from the float graph's", component, name, distance["sqnr_db"])
-    check.write_text(json.dumps(content, indent=1) + "\n")
+    check.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _floats(graph: Path, archive: Path, settings: dict[str, Any], count: int):
@@ -144,7 +144,7 @@ def _run_in(
         for name, value in feed.items():
             given = _as_run_time(name, value, inputs[name], settings)
             given.tofile(place / "in" / str(number) / bin_name(name))
-    (place / "list.txt").write_text("".join(f"{number}\n" for number in range(len(feeds))))
+    (place / "list.txt").write_text("".join(f"{number}\n" for number in range(len(feeds))), encoding="utf-8")
     told, finished, lines = progress("running sample"), 0, []
 
     def hear(line: str) -> None:

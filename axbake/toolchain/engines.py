@@ -63,7 +63,8 @@ class Engine:
             return subprocess.run(
                 [self.name, *arguments],
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 stdin=subprocess.DEVNULL,
                 timeout=SECONDS,
                 start_new_session=True,  # a Ctrl-C must not end what clears up
@@ -177,7 +178,7 @@ def _host() -> str:
 
 def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().split("-")[0]
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").split("-")[0]
     except OSError:
         return ""
 
@@ -186,6 +187,6 @@ def _started(process: int) -> int:
     """When *process* started, in clock ticks since boot; 0 if there is none."""
     try:
         # After the name in brackets, which may hold blanks; field 22 of proc(5).
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+        return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     except OSError:
         return 0

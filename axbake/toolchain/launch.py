@@ -113,7 +113,7 @@ class Launch:
             return self._answer([*PROGRAMS[self.toolchain], "version"], "Install Pulsar2 and put it on the PATH")
         note = VERSIONS / f"{engine.image_id()}.txt"
         with contextlib.suppress(FileNotFoundError):
-            return note.read_text()
+            return note.read_text(encoding="utf-8")
         engine.remove_orphans()
         container = container_name()
         command = engine.run_command(

@@ -63,7 +63,7 @@ def compile_model(
     place = axmodel.parent / "pulsar2"
     place.mkdir()
     settings = place / f"{axmodel.stem}.config.json"
-    settings.write_text(json.dumps(config, indent=2) + "\n")
+    settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in (graph, tensors, archive):
         own_copy(path, place / path.name)
     command = ["build", "--input", graph.name, "--config", settings.name, "--output_dir", WRITABLE]
@@ -96,7 +96,7 @@ def compile_model(
         "max_cycle": log.cycles,  # of the NPU, a run, by Pulsar2's own estimate
         "io_info": context.get("io_info"),
     }
-    record.write_text(json.dumps(content, indent=1) + "\n")
+    record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(place)
 
 

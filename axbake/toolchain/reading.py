@@ -84,7 +84,7 @@ class ContextError(AxbakeError):
 def read_context(path: Path) -> dict:
     """What Pulsar2 says of a build in `build_context.json`; empty if it died before it had said it."""
     try:
-        context = json.loads(path.read_text())
+        context = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     if not isinstance(context, dict):

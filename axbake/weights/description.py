@@ -135,7 +135,7 @@ def describe_checkpoint(
         },
         "unused_tensors": _unused(container, components, holders, found, own_vae=own is not None),
     }
-    description.write_text(json.dumps(content, indent=1) + "\n")
+    description.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _unused(

@@ -44,7 +44,7 @@ def parse(flags: dict[str, str], arguments: list[str]) -> dict[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON of *path*, without its comments."""
-    return json.loads(TOKEN.sub(lambda match: match[1] or "", path.read_text()))
+    return json.loads(TOKEN.sub(lambda match: match[1] or "", path.read_text(encoding="utf-8")))
 
 
 def check(values: Any, message: str = "BuildConfig", path: str = "") -> None:

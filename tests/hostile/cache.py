@@ -621,7 +621,7 @@ def in_a_process(do: Callable[[], dict[str, Any]], user: int | None) -> tuple[di
             try:
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(PATIENCE)
-                used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+                used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * os.sysconf("SC_PAGE_SIZE")
                 resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
                 if user is not None:
                     os.setgroups([])

@@ -642,7 +642,7 @@ def attack(inputs: int, seed: int, directory: Path, *, tell: Callable[[str], Non
             counts[case.kind, "most MB"] = max(counts[case.kind, "most MB"], answer["peak"] // 10**6)
             wrong = list(faults(case, answer, mark))
             for fault in wrong:
-                counts[case.kind, fault] += 1 if fault not in ("hang", "ended", "traceback") else 0
+                counts[case.kind, fault] += 1 if fault not in ("hang", "ended", "traceback", "wrong") else 0
                 counts["all", "faults"] += 1
                 tell(
                     f"{number}: {case.kind}, {case.reader}, {case.path}: {fault}: {answer.get('ran')} {answer['text'][:900]}"
@@ -666,6 +666,7 @@ COLUMNS = (
     "above 2 GB",
     "traceback",
     "ended",
+    "wrong",
     "names no file",
     "long or unprintable",
 )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from axbake.checkpoints import embeddings, pickles
 from axbake.checkpoints.containers import files_of
@@ -21,6 +22,7 @@ from axbake.checkpoints.prediction import read_sidecar
 from axbake.errors import AxbakeError
 from axbake.loras.fusing import Fusion
 from tests import tiny
+from tests.hostile import planted
 from tests.unit.conftest import SD1, halves, import_part
 
 #: Events of Python's audit hooks that run something, or reach out
@@ -85,14 +87,26 @@ READERS: dict[str, Callable[[Path], object]] = {
 }
 
 
+READERS |= planted.READERS
+MADE = ("weights.safetensors", "converted.safetensors")  # by readers, beside their input
+
+
+def is_wrong(result: object, place: Path) -> bool:
+    """Whether what a reader gave, or wrote into *place*, has numbers that no model is to be baked of."""
+    made = [tensor for name in MADE if (place / name).exists() for tensor in load_file(place / name).values()]
+    made += [one for one in (result if isinstance(result, list) else [result]) if isinstance(one, torch.Tensor)]
+    return not all(bool(torch.isfinite(tensor.float()).all()) for tensor in made)
+
+
 def answer(reader: str, path: Path) -> dict:
-    """What came of reading *path*: read, refused or traceback, with its text, seconds, and the most memory."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    """What came of reading *path*: read, wrong, refused or traceback, with its text, seconds, and the most memory."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted from here
     ran.clear()
     started = time.monotonic()
     outcome, text = "read", ""
     try:
-        READERS[reader](path)
+        if is_wrong(READERS[reader](path), path.parent):
+            outcome, text = "wrong", "not finite"
     except AxbakeError as error:
         outcome, text = "refused", str(error)
     except BaseException as error:
@@ -100,7 +114,9 @@ def answer(reader: str, path: Path) -> dict:
             "traceback",
             f"{type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__)[-4:])}",
         )
-    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (peak,) = (
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     seconds = time.monotonic() - started
     return {
         "outcome": outcome,

@@ -26,13 +26,15 @@ def install() -> None:
     """Install what is missing, as root on Debian; without starting a server on port 22. Other machines are left alone."""
     if not missing() or os.getuid() or not shutil.which("apt-get"):
         return
-    with Path("/tmp/axbake-tests-install.lock").open("w") as lock:  # several test processes come here at once
+    with Path("/tmp/axbake-tests-install.lock").open(
+        "w", encoding="utf-8"
+    ) as lock:  # several test processes come here at once
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (packages := missing()):
             return
         made = not NO_SERVICE.exists()
         if made:
-            NO_SERVICE.write_text("#!/bin/sh\nexit 101\n")
+            NO_SERVICE.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
             NO_SERVICE.chmod(0o755)
         try:
             command = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]

@@ -216,11 +216,11 @@ def row_of(**cells: str) -> dict[str, Any]:
     Args:
         cells: that are not as usual: model tiny, checkpoint tiny.safetensors, 64 × 64 pixels.
     """
-    Path("prompts.txt").write_text("slice of pizza\n")
+    Path("prompts.txt").write_text("slice of pizza\n", encoding="utf-8")
     usual = {"model": "tiny", "checkpoint": "tiny.safetensors", "height": "64", "width": "64", "prompt": "a rocket"}
     row = usual | {"calibration_prompts": "prompts.txt"} | cells
     table = Path("models.tsv")
-    table.write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
+    table.write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n", encoding="utf-8")
     (found,) = read_models(table, schema=SCHEMAS / "models.schema.yaml", families=list(FAMILIES)).values()
     return found
 

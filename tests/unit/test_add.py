@@ -154,18 +154,18 @@ def test_a_header_as_spreadsheets_write_it_is_found_and_lines_without_the_column
 
 def test_pinning_passes_over_lines_that_are_too_short_for_a_name(sites, capsys):
     digest = sites.publish(b"whatever")
-    header, *lines = TABLE.read_text().splitlines()
+    header, *lines = TABLE.read_text(encoding="utf-8").splitlines()
     columns = ["source", *(name for name in header.split("\t") if name != "source")]
     cells = dict(zip(header.split("\t"), lines[0].split("\t"), strict=False)) | {"model": "new", "checkpoint": PAGE}
     row = "\t".join("" if name == "sha256" else cells.get(name, "") for name in columns)
-    TABLE.write_text("\n".join(["\t".join(columns), "", row]) + "\n")
+    TABLE.write_text("\n".join(["\t".join(columns), "", row]) + "\n", encoding="utf-8")
 
     assert main(["add", "--pin", "new"]) == 0, capsys.readouterr().err
     assert read_table(TABLE)["new"]["sha256"] == digest
 
 
 def test_a_config_that_is_not_yaml_ends_in_a_sentence_with_its_line(sites, capsys):
-    Path("config/config.yaml").write_text("models: [\n")
+    Path("config/config.yaml").write_text("models: [\n", encoding="utf-8")
 
     assert main(["add", AIR]) == 1
     assert (
@@ -187,7 +187,7 @@ def test_a_table_keeps_its_encoding(sites, model, encoding):
 
 
 def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(sites, model):
-    prompts = TABLE.read_text().splitlines()[1].split("\t")[-1]
+    prompts = TABLE.read_text(encoding="utf-8").splitlines()[1].split("\t")[-1]
     lines = [
         "model\tcheckpoint\theight\twidth\tprompt\tcalibration_prompts",
         f"mine\tx.safetensors\t64\t64\tpanda\t{prompts}",
@@ -235,15 +235,15 @@ def test_what_cannot_be_added_leaves_the_table_as_it_was(arguments, said, sites,
 
 def test_a_row_is_pinned_without_a_download_where_the_site_tells_its_digest(sites, capsys):
     digest = sites.publish(b"whatever")
-    lines = TABLE.read_text().splitlines()
+    lines = TABLE.read_text(encoding="utf-8").splitlines()
     cells = lines[1].split("\t")
     cells[0:3] = ["new", PAGE, ""]
-    TABLE.write_text("\n".join([*lines, "\t".join(cells)]) + "\n")
+    TABLE.write_text("\n".join([*lines, "\t".join(cells)]) + "\n", encoding="utf-8")
 
     assert main(["add", "--pin", "new"]) == 0
 
     assert f"new: sha256 {digest} stands in config/models.tsv now" in capsys.readouterr().out
-    assert TABLE.read_text().splitlines()[:-1] == lines
+    assert TABLE.read_text(encoding="utf-8").splitlines()[:-1] == lines
     assert read_table(TABLE)["new"]["sha256"] == digest
     assert not sites.asked("storage")
     changed = sites.publish(b"another", primary=False)

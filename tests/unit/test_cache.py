@@ -128,7 +128,7 @@ def hidden_files(directory):
 
 
 def bytes_read():
-    return int(Path("/proc/self/io").read_text().split()[1])
+    return int(Path("/proc/self/io").read_text(encoding="utf-8").split()[1])
 
 
 # Found or built

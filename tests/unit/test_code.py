@@ -1017,7 +1017,7 @@ def is_importing(frame):
 def definitions_in(path):
     """First and last line of each statement of a file, and the names that it binds."""
     found = []
-    for statement in ast.parse(Path(path).read_text()).body:
+    for statement in ast.parse(Path(path).read_text(encoding="utf-8")).body:
         first = min([statement.lineno, *(each.lineno for each in getattr(statement, "decorator_list", []))])
         found.append((first, statement.end_lineno, set(definitions.bound(statement))))
     return found

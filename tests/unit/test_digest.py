@@ -178,7 +178,7 @@ def test_writing_leaves_the_whole_text_and_no_other_file():
     write_atomically(path, "first")
     write_atomically(path, "second")
 
-    assert path.read_text() == "second"
+    assert path.read_text(encoding="utf-8") == "second"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
 
 
@@ -187,5 +187,5 @@ def test_threads_that_write_one_file_do_not_take_each_others():
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: write_atomically(path, str(number) * 1000), range(400)))  # an error is raised here
 
-    assert path.read_text() in {str(number) * 1000 for number in range(400)}
+    assert path.read_text(encoding="utf-8") in {str(number) * 1000 for number in range(400)}
     assert list(Path().iterdir()) == [path]

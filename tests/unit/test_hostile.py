@@ -36,6 +36,7 @@ from axbake.toolchain.axmodel import read_axmodel
 from axbake.users_files import load_json, load_yaml
 from tests import tiny
 from tests.hostile import files as hostile
+from tests.hostile import planted
 from tests.hostile.files import Payload, joined, split, spoilt_bytes, zipped
 from tests.unit.conftest import SD1
 
@@ -619,3 +620,28 @@ def test_names_are_not_compared_with_all_others(work):
         found.append(Counted.compared)
 
     assert found[1] <= 2.4 * found[0] + 50
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A process that reads what it is given, and its directory."""
+    directory = tmp_path_factory.mktemp("planted")
+    reader = hostile.Reader(directory, fenced=False)
+    yield reader, directory
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"), [(name.split(" ", 1)[1].rpartition(" ")[0], name) for name in planted.READERS]
+)
+def test_the_attack_sees_harm_of_every_kind(reader, monkeypatch, fault, name):
+    process, directory = reader
+    monkeypatch.setattr(hostile, "SECONDS", 3 if fault == "hang" else 20)
+    path = directory / name.replace(" ", "-") / "file"
+    path.parent.mkdir()
+    mark = directory / "ran"
+
+    answer = process.read(hostile.Case("planted", name, path))
+
+    assert fault in list(hostile.faults(hostile.Case("planted", name, path), answer, mark))
+    mark.unlink(missing_ok=True)

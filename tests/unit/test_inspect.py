@@ -528,7 +528,7 @@ def test_what_is_not_there_or_no_file_is_said(tmp_path):
 
 def test_a_name_in_no_encoding_is_printed_without_harm(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff\x1b[31m.safetensors"
-    Path(os.fsdecode(path)).write_text("<html>")
+    Path(os.fsdecode(path)).write_text("<html>", encoding="utf-8")
     command = [sys.executable.encode(), b"-m", b"axbake", b"inspect", path]
 
     for more in ([], [b"--json"]):

@@ -147,6 +147,28 @@ def test_ctrl_c_is_told_in_the_log_alone(directory):
     assert made(directory) == []
 
 
+LOST = """
+import weakref
+class Held:
+    def __del__(self):
+        {in_del}
+held = Held()
+gone = weakref.ref(held, lambda _: {in_callback})
+del held
+for _ in range(200):
+    time.sleep(0.1)
+"""
+INTERRUPT = "__import__('signal').raise_signal(2)"
+
+
+@pytest.mark.parametrize("place", ["in_del", "in_callback"])
+def test_ctrl_c_where_python_ignores_it_ends_the_job_all_the_same(directory, place):
+    done = run(WRITE + LOST.format(**({"in_del": "pass", "in_callback": "None"} | {place: INTERRUPT})), directory)
+
+    assert (done.returncode, done.stderr) == (130, "")
+    assert made(directory) == []
+
+
 @pytest.mark.parametrize(
     ("module", "ends"),
     [

@@ -158,7 +158,7 @@ def test_entries_by_component_fall_back_to_the_role(model):
 
 
 def test_a_rows_own_entries_go_over_the_projects(model):
-    Path("own.yaml").write_text("precision: {unet: U8}\nparity: {min_psnr: {decoder: 45}}\n")
+    Path("own.yaml").write_text("precision: {unet: U8}\nparity: {min_psnr: {decoder: 45}}\n", encoding="utf-8")
     project = {"precision": {"denoiser": "S16", "text": "S16"}}
     own, other = (model(config=path, project=project) for path in ("own.yaml", ""))
 
@@ -168,20 +168,22 @@ def test_a_rows_own_entries_go_over_the_projects(model):
 
 
 def test_a_rows_entry_of_a_role_counts_for_the_component_that_the_project_names(model):
-    Path("own.yaml").write_text("precision: {denoiser: U8}\npulsar2: {denoiser: {compiler: {check: 3}}}\n")
+    Path("own.yaml").write_text(
+        "precision: {denoiser: U8}\npulsar2: {denoiser: {compiler: {check: 3}}}\n", encoding="utf-8"
+    )
     project = {"precision": {"unet": "S16"}, "pulsar2": {"unet": {"compiler": {"check": 2, "npu_perf": True}}}}
     own = model(config="own.yaml", project=project)
 
     assert own.entries_of("precision")["unet"] == "U8"
     assert own.entry_of("pulsar2", own.component("unet"))["compiler"] == {"check": 3, "npu_perf": True}
 
-    Path("own.yaml").write_text("precision: {denoiser: U8, unet: U16}\n")
+    Path("own.yaml").write_text("precision: {denoiser: U8, unet: U16}\n", encoding="utf-8")
     assert model(config="own.yaml", project=project).entries_of("precision")["unet"] == "U16"
 
 
 def test_pulsar2_has_what_axbake_sets_and_over_it_the_users_fields(model):
     Path("base.json").write_text(
-        json.dumps({"compiler": {"check": 2, "check_mode": "CheckPerLayer"}, "npu_mode": "NPU1"})
+        json.dumps({"compiler": {"check": 2, "check_mode": "CheckPerLayer"}, "npu_mode": "NPU1"}), encoding="utf-8"
     )
     fields = {"unet": {"base": "base.json", "compiler": {"check": 3}}, "text": {"quant": {"calibration_method": "KL"}}}
     found = model(project={"pulsar2": fields, "precision": {"unet": "S16"}, "npu_mode": "NPU2"}, program="euler")
@@ -350,7 +352,7 @@ def test_advice_names_marks_without_effect_and_what_an_lcm_lora_wants(networks, 
 
 def test_every_kind_of_source_tells_its_first_fault(networks):
     tiny.save(networks["sd2"], Path("tiny.safetensors"))
-    Path("vae.safetensors").write_text("<html>")
+    Path("vae.safetensors").write_text("<html>", encoding="utf-8")
     assert model_of().fault() == ""
 
     found = model_of(family="sd1", vae="vae.safetensors", embeddings="gone.pt", loras="a.safetensors, b.safetensors")
@@ -370,7 +372,7 @@ def test_a_lora_that_is_none_is_told_with_the_faults(networks):
 
 
 def test_a_recipe_that_cannot_be_used_is_told_with_the_faults():
-    Path("tiny.yaml").write_text(yaml.safe_dump({"checkpoints": {}, "steps": []}))
+    Path("tiny.yaml").write_text(yaml.safe_dump({"checkpoints": {}, "steps": []}), encoding="utf-8")
 
     assert model_of(checkpoint="tiny.yaml").fault().startswith("RecipeError: tiny.yaml: this recipe cannot be used:")
 

@@ -242,7 +242,7 @@ def test_what_runs_beside_the_card_needs_no_newer_python_than_3_9():
 def imported(path: Path) -> set[str]:
     """Packages that a module imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         found |= {name.partition(".")[0] for name in names}
@@ -287,6 +287,42 @@ def test_jobs_that_leave_for_a_cluster_say_what_memory_and_time_they_take_and_ge
             assert resource(rule, what, 2) == 2 * resource(rule, what, 1) > 0, name
     long = {name for name, rule in leaving.items() if resource(rule, "runtime", 1) > LONG}
     assert long <= set(slurm["set-resources"])
+
+
+def without_encoding(source: str) -> list[str]:
+    """Calls in *source* that read or write text in the encoding of the user's locale; ruff finds only those of `Path(…)`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
+            continue
+        name = ast.unparse(node.func)
+        given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        modes = [
+            one.value for one in given if isinstance(one, ast.Constant) and one.value in ("r", "w", "a", "x", "rt")
+        ]
+        opens = name.rpartition(".")[2] in ("open", "fdopen") and name != "tarfile.open" and modes
+        programs = {"text", "universal_newlines"} & {keyword.arg for keyword in node.keywords}
+        if (
+            (isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text"))
+            or opens
+            or programs
+        ):
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("directory", ["axbake", "docs", "resources", "workflow"])
+def test_every_text_that_is_read_or_written_says_its_encoding(directory):
+    """In the locale C, Python 3.11 would read it in ASCII."""
+    paths = [
+        path for path in (ROOT / directory).rglob("*.py") if "demo" not in path.parts
+    ]  # the demo's training is a record
+    assert {path.name: calls for path in paths if (calls := without_encoding(path.read_text(encoding="utf-8")))} == {}
+
+
+def test_a_text_without_an_encoding_is_found():
+    calls = ["path.read_text()", "open('x', 'w')", "path.open(mode='r')", "run(command, text=True)"]
+    assert without_encoding("\n".join([*calls, "path.open('rb')", "path.read_text(encoding='utf-8')"])) == calls
 
 
 def test_every_file_of_tests_is_in_a_place_that_pytest_looks_in():

@@ -144,7 +144,7 @@ def test_files_that_are_not_there_or_others_are_named(networks):
 
 def test_everything_is_looked_up_once(networks):
     tiny.save(networks, Path("tiny.safetensors"))
-    Path("tiny.yaml").write_text('model: {params: {parameterization: "v"}}')
+    Path("tiny.yaml").write_text('model: {params: {parameterization: "v"}}', encoding="utf-8")
     found = sources()
     asked = found.digest(), found.sidecar
 
@@ -210,9 +210,9 @@ def test_a_vae_that_cannot_be_read_is_refused_before_anything_starts(networks):
 def test_a_recipe_is_judged_by_its_checkpoints(networks):
     check_vae(recipe(networks, Path("vae.yaml")))
     save_file(other("conditioner.embedders.1.model.ln_final.weight", (4,)), Path("xl.safetensors"))
-    content = yaml.safe_load(Path("vae.yaml").read_text())
+    content = yaml.safe_load(Path("vae.yaml").read_text(encoding="utf-8"))
     content["checkpoints"]["a"] = {"path": "xl.safetensors", "sha256": sha256("xl.safetensors")}
-    Path("vae.yaml").write_text(yaml.safe_dump(content))
+    Path("vae.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
     with pytest.raises(UnknownFamily, match=r"vae\.yaml: this is a part of a Stable Diffusion XL checkpoint"):
         check_vae(Path("vae.yaml"))

@@ -64,8 +64,8 @@ DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera"}
 @pytest.fixture(autouse=True)
 def directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("prompts.txt").write_text("# a comment\n\n  slice of pizza  \nrocket\n")
-    Path("row.yaml").write_text("precision: {unet: S16}\n")
+    Path("prompts.txt").write_text("# a comment\n\n  slice of pizza  \nrocket\n", encoding="utf-8")
+    Path("row.yaml").write_text("precision: {unet: S16}\n", encoding="utf-8")
 
 
 def table(*rows):
@@ -266,7 +266,7 @@ def test_good_names_are_taken(name):
     ],
 )
 def test_a_cell_that_cannot_be_used_is_refused_with_its_line_model_and_column(column, cell, said):
-    Path("comments.txt").write_text("# only this\n\n")
+    Path("comments.txt").write_text("# only this\n\n", encoding="utf-8")
     Path("latin1.txt").write_bytes("un café\n".encode("latin-1"))
 
     text = refusal(table(ROW | {"model": "first"}, ROW | {column: cell}))

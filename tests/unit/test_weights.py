@@ -52,4 +52,4 @@ def test_nothing_stays_mapped_of_a_file_whose_tensors_were_read(written):
     for name in TENSORS:
         read_tensor(written, name).sum()
 
-    assert str(written) not in Path("/proc/self/maps").read_text()
+    assert str(written) not in Path("/proc/self/maps").read_text(encoding="utf-8")

@@ -65,7 +65,7 @@ def traced(project: Project, checkout: Path, trace: Path) -> Project:
 def faults(trace: Path) -> list[str]:
     """Builds that began while another one of the same key was at it, or after one had been stored."""
     found, stored = [], set()
-    for line in trace.read_text().splitlines():
+    for line in trace.read_text(encoding="utf-8").splitlines():
         what, key, _, *others = line.split()
         if what == "stored":
             stored.add(key)
@@ -126,7 +126,7 @@ def _jobs(process: int) -> Iterator[int]:
     """Processes below *process* that run a rule's script."""
     for child in _below(process):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if ".snakemake/scripts/" in Path(f"/proc/{child}/cmdline").read_text():
+            if ".snakemake/scripts/" in Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8"):
                 yield child
 
 

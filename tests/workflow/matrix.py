@@ -400,7 +400,7 @@ def line(edit: Edit, seen: Seen) -> str:
 
 def main() -> None:
     page = Path(sys.argv[1])
-    head = page.read_text().partition("| edit |")[0]
+    head = page.read_text(encoding="utf-8").partition("| edit |")[0]
     lines = [
         "| edit | jobs of `-n` | planner | real work, expected | seen | compiles | real work once taken back |",
         "|---|---:|---|---|---|---:|---:|",
@@ -420,7 +420,7 @@ def main() -> None:
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # each waits for programs
             lines += threads.map(seen, *zip(*enumerate(EDITS), strict=True))
-    page.write_text(head + "\n".join(lines) + "\n")
+    page.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 def prepare(edit: Edit, baked: Project, directory: Path) -> Project:

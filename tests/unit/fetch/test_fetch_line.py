@@ -2,16 +2,19 @@
 
 import errno
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from axbake.errors import AxbakeError
 from axbake.fetch import download, line, web
 from axbake.fetch.errors import AccessRefused, FetchError, NoRoom, NotAFile, NotThere, SiteUnreachable
 from axbake.fetch.line import is_inside, names_inside
 from axbake.fetch.tokens import civitai_endpoint, civitai_token
 from axbake.fetch.web import Web, retry_after
+from tests.hostile import sites as hostile
 from tests.hostile.raw_server import ANSWERS, OK, raw_server
 from tests.hostile.sites import BAD, KINDS, run, table
 from tests.services.model_sites import SIZE, TOKEN, Fault, weights
@@ -306,3 +309,63 @@ def test_sites_that_lie_do_no_harm():
 
     assert [said for said in outcomes if said["outcome"] in BAD] == [], table(outcomes)
     assert {said["outcome"] for said in outcomes} == {"right", "refused"}
+
+
+def no_harm(*arguments, **more):
+    raise AxbakeError("The site does not answer.")
+
+
+def outside(*arguments, **more):
+    Path("../outside/victim").write_text("mine", encoding="utf-8")
+    no_harm()
+
+
+def traceback(*arguments, **more):
+    raise KeyError("name")
+
+
+def hang(*arguments, **more):
+    time.sleep(600)
+
+
+def memory(*arguments, **more):
+    bytearray(2_300_000_000).find(1)
+    no_harm()
+
+
+def command(*arguments, **more):
+    raise AxbakeError("\x1b[2J")
+
+
+def secret(*arguments, **more):
+    raise AxbakeError(f"{TOKEN} is not accepted.")
+
+
+def other_content(*arguments, **more):
+    path = Path("checkpoints/downloads") / f"{'0' * 64}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return SimpleNamespace(path=path, sha256="0" * 64, record={})
+
+
+@pytest.mark.parametrize(
+    ("fetch", "seen"),
+    [
+        (no_harm, "refused"),
+        (outside, "outside"),
+        (traceback, "traceback"),
+        (hang, "hang"),
+        (memory, "memory"),
+        (command, "wrong"),
+        (secret, "wrong"),
+        (other_content, "wrong"),
+    ],
+)
+def test_the_attack_sees_harm_of_every_kind(fetch, seen, monkeypatch):
+    monkeypatch.setattr(hostile, "fetch", fetch)
+    if seen == "hang":
+        monkeypatch.setattr(hostile, "LIMIT", 5)
+
+    (said,) = hostile.run(1, seed=3)
+
+    assert said["outcome"] == seen
