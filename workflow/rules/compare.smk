@@ -2,33 +2,6 @@
 # were calibrated with the first samples recorded: of rows whose config wants it (calibration/compare_first), always emulated.
 
 
-def is_compared(model):
-    """Whether config wants the comparison."""
-    return model.entry("calibration/compare_first") > 0
-
-
-def comparison_of(model, wildcards):
-    """Paths of the comparison's picture and figures, if config wants it."""
-    return [f"results/{model.name}/simulation/first.{kind}" for kind in ("png", "json")] * is_compared(model)
-
-
-def compared_with(model, wildcards):
-    """What the comparison is given: how the model draws, and how many samples it is calibrated with instead."""
-    if not is_compared(model):
-        raise SystemExit(
-            f"{model.name}: calibration/compare_first is 0 in its config, so there is nothing to compare; set a number of samples, such as 4."
-        )
-    denoiser = model.family.denoiser
-    return {
-        "picture": model.picture,
-        "drawn": model.drawn,
-        "latents": model.family.latents,
-        "added": denoiser.added,
-        "samples": model.entry("calibration/compare_first"),
-        "configs": [model.pulsar2_config(denoiser, number) for number in range(len(denoiser.graphs))],
-    }
-
-
 rule compare_calibration:
     """Draw with a denoiser that is calibrated with the first samples recorded, as published scripts do it."""
     input:
