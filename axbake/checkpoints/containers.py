@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Container:
     origin: Mapping[str, Any] = field(default_factory=dict)  # what `convert_checkpoint` says of the form it was in
     averaged: bool = False  # whether its UNet is the moving average of one, since it holds no other
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: stored.shape for name, stored in self.tensors.items()}
 
