@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 import shtab
@@ -44,7 +45,9 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0; 1 after an error, which is printed; 2 for a wrong command line; 130 when interrupted."""
+    """Exit status: 0; 1 after an error, which is printed; 2 for a wrong command line; 130 when interrupted, 141 when who
+    reads the output has left.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     wanted = next((word for word in given if not word.startswith("-")), None)
     completes = any(word.startswith("--print-completion") for word in given)
@@ -53,7 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = made.parse_known_args(given)[0] if wanted == "plan" else made.parse_args(given)
     options.given = given[given.index(options.command) + 1 :]
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()  # here, so that a reader who has left is noticed here
+        return status
+    except BrokenPipeError:  # `axbake inspect FILE | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141  # as shells have it: 128 + SIGPIPE
     except AxbakeError as error:
         print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
         return 1

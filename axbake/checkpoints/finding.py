@@ -188,7 +188,9 @@ def find_family(container: Container, families: Mapping[str, Family]) -> Family:
             f"{container.path}: {len(shapes)} tensors that fit no family; known: {known}. A denoiser would have"
             f" {' or '.join(markers)}."
         )
-    fitting = [families[name] for name in there if is_of(container, denoisers[name], families[name].fits)]
+    networks = {denoisers[name].files.namings: denoisers[name] for name in there}  # families may name theirs alike
+    named = {namings: _shapes_of(container, denoiser) for namings, denoiser in networks.items()}
+    fitting = [families[name] for name in there if _fits(families[name].fits, named[denoisers[name].files.namings])]
     if len(fitting) > 1:
         names = " and ".join(family.name for family in fitting)
         raise UnknownFamily(
@@ -205,9 +207,18 @@ def find_family(container: Container, families: Mapping[str, Family]) -> Family:
 
 def is_of(container: Container, denoiser: Component, fits: Callable[[Shapes], bool]) -> bool:
     """Whether the network that *denoiser* names in *container* is of the family with this *fits*."""
-    _, origins = find_names(container, denoiser)
+    return _fits(fits, _shapes_of(container, denoiser))
+
+
+def _shapes_of(container: Container, component: Component) -> Shapes:
+    """Shapes of the network that *component* names in *container*, by diffusers' names."""
+    _, origins = find_names(container, component)
+    return {new: container.shapes[origin.name] for new, origin in origins.items()}
+
+
+def _fits(fits: Callable[[Shapes], bool], shapes: Shapes) -> bool:
     with contextlib.suppress(StopIteration, IndexError):  # without the tensors that show it
-        return fits({new: container.shapes[origin.name] for new, origin in origins.items()})
+        return fits(shapes)
     return False
 
 

@@ -497,3 +497,10 @@ def test_what_anybody_can_write_into_the_metadata_does_no_harm(said, model, tens
 
     told = json.loads((tmp_path / "checkpoint.json").read_text())
     assert (told["container"], told["bytes"], told["left_out_of_pickle"]) == ("safetensors", path.stat().st_size, [])
+
+
+def test_the_shapes_of_a_checkpoint_are_made_once(model):
+    """Who asks for them tensor by tensor takes no time in the square of their number."""
+    container = open_container(model.checkpoint)
+
+    assert container.shapes is container.shapes

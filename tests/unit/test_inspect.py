@@ -547,3 +547,14 @@ def test_words_that_a_folders_tokenizer_adds_are_told(tmp_path):
 
     assert said["words_not_read"] == ["<cat-toy>", "<dog>"]
     assert any("not read" in line and "<cat-toy>, <dog>" in line for line in lines(said))
+
+
+def test_a_reader_who_leaves_early_sees_no_traceback():
+    program = [sys.executable, "-m", "axbake", "inspect", DEMO]
+    reading, writing = os.pipe()
+    os.close(reading)  # nobody reads
+
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(program, stdout=pipe, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+    assert (done.returncode, done.stderr) == (141, "")
