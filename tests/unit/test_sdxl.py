@@ -27,7 +27,7 @@ from axbake.loras.files import LoraError
 from axbake.model import Model
 from axbake.networks import unet, xl_unet
 from axbake.networks.clip_xl import TOKEN_TABLE
-from axbake.networks.component import Interface, addresses
+from axbake.networks.component import Interface, addresses, as_files
 from axbake.networks.sampling import Sampling
 from axbake.networks.unet_slices import SliceError, parts_of
 from axbake.runtime.sampler import load_schedule
@@ -36,8 +36,9 @@ from axbake.runtime.txt2img import Models, draw
 from axbake.runtime.values import Picture
 from axbake.table import check_config
 from axbake.weights.embeddings import list_embeddings
-from axbake.weights.files import read_description
+from axbake.weights.files import read_description, read_sampling
 from axbake.weights.networks import load
+from axbake.weights.single_file import write_single_file
 from tests import tiny, tiny_xl
 from tests.unit.conftest import CLIP, COLUMNS, SCHEMAS, TinyModel, describe, family_in, import_part, row_of, tensors_of
 
@@ -150,6 +151,33 @@ def test_a_checkpoint_without_its_second_text_encoder_is_refused(tmp_path):
             weights=tmp_path / "weights.safetensors",
             family=FAMILIES["sdxl"],
         )
+
+
+def test_a_model_that_predicts_the_velocity_says_so_by_its_tensors(tmp_path):
+    marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
+    checkpoint = tiny_xl.save(made("sdxl"), tmp_path / "model.safetensors", extra=marks)
+
+    import_part(checkpoint, component="unet", weights=tmp_path / "unet.safetensors")
+
+    assert read_sampling(tmp_path / "unet.safetensors") == Sampling("v_prediction", zero_terminal_snr=True)
+
+
+@every_variant
+def test_a_model_is_written_back_under_the_names_of_stabilitys_own_files(variant, model_of, tmp_path):
+    model = model_of(variant)
+
+    write_single_file(
+        list(model.weights.values()),
+        components=[as_files(one) for one in model.family.components],
+        title=model.family.title,
+        specification=model.family.specification,
+        single_file=tmp_path / "model.safetensors",
+    )
+
+    found, wanted = load_file(tmp_path / "model.safetensors"), tiny_xl.single_file_tensors(made(variant))
+    del wanted["conditioner.embedders.1.model.logit_scale"]  # only CLIP's training uses it
+    assert found.keys() == wanted.keys()
+    assert [name for name, tensor in wanted.items() if not torch.equal(found[name], tensor)] == []
 
 
 # LoRAs ----------------------------------------------------------------------------------------------------------------
