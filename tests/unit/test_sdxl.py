@@ -48,6 +48,7 @@ PROMPT, NEGATIVE = "a (red:1.3) rocket!", "blurry"
 HEIGHT, WIDTH = 64, 96
 
 every_variant = pytest.mark.parametrize("variant", tiny_xl.VARIANTS)
+every_family = pytest.mark.parametrize("variant", tiny_xl.FAMILIES)
 
 
 @functools.cache
@@ -93,7 +94,7 @@ def assert_same(networks, checkpoint, dtype):
 
 
 @pytest.mark.parametrize("layout", tiny_xl.LAYOUTS)
-@every_variant
+@every_family
 def test_every_layout_and_precision_gives_the_original(variant, layout, tmp_path):
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         networks = made(variant, dtype)
@@ -101,7 +102,7 @@ def test_every_layout_and_precision_gives_the_original(variant, layout, tmp_path
         assert_same(networks, tiny_xl.save(networks, tmp_path / "model.safetensors", layout=layout), dtype)
 
 
-@every_variant
+@every_family
 def test_a_diffusers_folder_gives_the_original(variant, tmp_path):
     networks = made(variant)
     folder = tiny_xl.save_folder(networks, tmp_path / "model")
@@ -162,7 +163,7 @@ def test_a_model_that_predicts_the_velocity_says_so_by_its_tensors(tmp_path):
     assert read_sampling(tmp_path / "unet.safetensors") == Sampling("v_prediction", zero_terminal_snr=True)
 
 
-@every_variant
+@every_family
 def test_a_model_is_written_back_under_the_names_of_stabilitys_own_files(variant, model_of, tmp_path):
     model = model_of(variant)
 
