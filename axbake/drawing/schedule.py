@@ -37,7 +37,6 @@ from diffusers import (
     EulerDiscreteScheduler,
     LCMScheduler,
     SchedulerMixin,
-    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -70,7 +69,6 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "euler_a_trailing": (EulerAncestralDiscreteScheduler, TRAILING),
     "dpmpp_2m": (DPMSolverMultistepScheduler, DPMPP_2M),
     "dpmpp_2m_sde_karras": (DPMSolverMultistepScheduler, DPMPP_2M_KARRAS | {"algorithm_type": "sde-dpmsolver++"}),
-    "tcd": (TCDScheduler, {**LEADING, "original_inference_steps": 50}),
 }
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")  # what the model gives: the noise, or Salimans and Ho's velocity

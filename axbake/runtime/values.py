@@ -21,7 +21,6 @@ SAMPLERS = {
     "euler_a_trailing": "Euler a trailing",
     "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
-    "tcd": "TCD",
 }
 
 

@@ -88,7 +88,9 @@ def compare_calibration(
         for graph, archive, config, axmodel in zip(graphs, archives, configs, files[denoiser], strict=True):
             given = [entry | {"calibration_dataset": str(archive)} for entry in config["quant"]["input_configs"]]
             settings = archive.with_suffix(".json")
-            settings.write_text(json.dumps(config | {"quant": config["quant"] | {"input_configs": given}}))
+            settings.write_text(
+                json.dumps(config | {"quant": config["quant"] | {"input_configs": given}}), encoding="utf-8"
+            )
             build(settings, {"input": str(graph), "output_dir": place, "output_name": axmodel.name})
         drawn_image, drawn_latents = drawn.draw(
             files,

@@ -212,8 +212,8 @@ def new_family(project: Project) -> None:
     families = project.checkout / "axbake" / "families"
     text = (families / "sd2.py").read_text()
     assert text.count('name="sd2"') == 1
-    text = re.sub(r"    return width == .*", "    return False", text.replace('name="sd2"', 'name="sdxl"'))
-    (families / "sdxl.py").write_text(text)
+    text = re.sub(r"    return width == .*", "    return False", text.replace('name="sd2"', 'name="pixart"'))
+    (families / "pixart.py").write_text(text)
 
 
 def own_config(text: str) -> Callable[[Project], None]:

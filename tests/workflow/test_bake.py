@@ -13,6 +13,7 @@ import onnxsim
 import pytest
 from PIL import Image
 
+from axbake.families import FAMILIES
 from axbake.families.sd1 import FAMILY
 from axbake.runtime.session import EMULATOR, open_model, producer
 from axbake.weights.files import read_description, read_shapes
@@ -396,7 +397,7 @@ def test_a_checkpoint_that_is_to_be_fetched_has_its_family_in_the_table(fresh):
     said = fresh.refusal("--dry-run", REPORT)
 
     assert (
-        "MissingFamily: tiny: column family: empty, wanted one of sd1, sd2, since the checkpoint is not here yet"
+        f"MissingFamily: tiny: column family: empty, wanted one of {', '.join(FAMILIES)}, since the checkpoint is not here yet"
         in said
     )
     assert "Traceback" not in said

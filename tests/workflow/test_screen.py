@@ -40,7 +40,9 @@ def log(project):
 def after_profile(terminal: Terminal) -> list[str]:
     """Lines that are not empty, behind the one on the profile, which is written before the Snakefile is read."""
     lines = [line for line in terminal.lines if line]
-    last = next(number for number, line in enumerate(lines) if line.endswith("command line arguments."))
+    # A terminal breaks it wherever its edge is, which depends on the path of the checkout.
+    read = ["".join(lines[: number + 1]).replace(" ", "") for number in range(len(lines))]
+    last = next(number for number, text in enumerate(read) if text.endswith("commandlinearguments."))
     return lines[last + 1 :]
 
 
