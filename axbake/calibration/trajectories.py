@@ -10,7 +10,7 @@ import torch
 
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.npz import npz_bytes
-from axbake.runtime.added import AddedEmbedding
+from axbake.runtime.added import AddedEmbedding, sizes_of
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
 from axbake.runtime.sampler import Denoiser, Time, initial_latent, load_schedule, sample
@@ -73,7 +73,7 @@ def record_trajectories(
     negative, empty, *embeds = (embed(prompt) for prompt in [negative_prompt, "", *prompts])
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     add = added(denoiser) if added else None
-    sizes = height, width, 0, 0, height, width
+    sizes = sizes_of(height, width)
     network = networks.load(denoiser, builds[read_description(denoiser).component], dtype=PRECISIONS[precision])
     denoise = _denoising(network, with_rows)
     drawn_latents = []

@@ -11,7 +11,6 @@ from axbake.runtime.values import Conditioning
 
 CONTEXT = 768  # channels of ViT-L's tokens
 OTHER_CONTEXT = 1024  # of Stable Diffusion 2.x
-ADDED = "add_embedding.linear_1.weight"  # Stable Diffusion XL has it
 HEADS = 8  # of attention, at every level of the UNet
 END = 49407  # <|endoftext|>, with which CLIP was trained to fill up
 LDM_CLIP, LDM_UNET = "cond_stage_model.transformer.text_model.", "model.diffusion_model."
@@ -23,7 +22,7 @@ SCHEDULERS = (
 
 def fits(denoiser: Shapes) -> bool:
     """By the width of the context; where it is neither family's (narrow models), by how its transformers begin."""
-    if ADDED in denoiser:
+    if architecture.is_conditioned_by_prompt_and_sizes(denoiser):
         return False
     width = architecture.context_width(denoiser)
     return width == CONTEXT or (width != OTHER_CONTEXT and not architecture.has_linear_projections(denoiser))

@@ -17,7 +17,7 @@ LDM_OPEN_CLIP = "cond_stage_model.model."
 
 def fits(denoiser: Shapes) -> bool:
     """By the width of the context; where it is neither family's (narrow models), by how its transformers begin."""
-    if sd1.ADDED in denoiser:
+    if architecture.is_conditioned_by_prompt_and_sizes(denoiser):
         return False
     width = architecture.context_width(denoiser)
     return width == sd1.OTHER_CONTEXT or (width != sd1.CONTEXT and architecture.has_linear_projections(denoiser))

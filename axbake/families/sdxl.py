@@ -34,7 +34,7 @@ MIDDLE_TRANSFORMER = "mid_block.attentions.0.norm.weight"  # none was distilled 
 
 def fits(denoiser: Shapes) -> bool:
     """By the embedding that prompts are added through, and by the transformer in the middle."""
-    return xl_unet.ADDED in denoiser and MIDDLE_TRANSFORMER in denoiser
+    return architecture.is_conditioned_by_prompt_and_sizes(denoiser) and MIDDLE_TRANSFORMER in denoiser
 
 
 def vae_encoder_config(shapes: Shapes) -> dict:

@@ -1,7 +1,7 @@
 """SSD-1B: distilled from Stable Diffusion XL, 1.33 billion weights in its UNet, in two graphs of 636 and 681 million."""
 
 from axbake.families import sdxl
-from axbake.networks import xl_unet
+from axbake.networks import architecture
 from axbake.networks.component import Shapes
 
 #: The second level up has a transformer of two blocks, Segmind-Vega's of one (`supported_models.py` of ComfyUI)
@@ -11,7 +11,8 @@ CUTS = {"down": "conv_in", "up": "up_blocks.0.resnets.1"}
 
 def fits(denoiser: Shapes) -> bool:
     """By the missing transformer in the middle, and by its depth."""
-    return xl_unet.ADDED in denoiser and sdxl.MIDDLE_TRANSFORMER not in denoiser and DEEPER in denoiser
+    conditioned = architecture.is_conditioned_by_prompt_and_sizes(denoiser)
+    return conditioned and sdxl.MIDDLE_TRANSFORMER not in denoiser and DEEPER in denoiser
 
 
 FAMILY = sdxl.with_unet("ssd1b", "SSD-1B", fits, CUTS)

@@ -1,13 +1,14 @@
 """Segmind-Vega: distilled from Stable Diffusion XL, 745 million weights in its UNet, in one graph."""
 
 from axbake.families import sdxl, ssd1b
-from axbake.networks import xl_unet
+from axbake.networks import architecture
 from axbake.networks.component import Shapes
 
 
 def fits(denoiser: Shapes) -> bool:
     """By the missing transformer in the middle, and by its depth."""
-    return xl_unet.ADDED in denoiser and sdxl.MIDDLE_TRANSFORMER not in denoiser and ssd1b.DEEPER not in denoiser
+    conditioned = architecture.is_conditioned_by_prompt_and_sizes(denoiser)
+    return conditioned and sdxl.MIDDLE_TRANSFORMER not in denoiser and ssd1b.DEEPER not in denoiser
 
 
 FAMILY = sdxl.with_unet("vega", "Segmind-Vega", fits, {"unet": "conv_in"})

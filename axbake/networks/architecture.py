@@ -53,6 +53,11 @@ def context_width(shapes: Shapes) -> int:
     return next(shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
 
 
+def is_conditioned_by_prompt_and_sizes(shapes: Shapes) -> bool:
+    """Whether a UNet's time embedding has the pooled prompt and the picture's sizes added, as in Stable Diffusion XL."""
+    return "add_embedding.linear_1.weight" in shapes
+
+
 def has_linear_projections(shapes: Shapes) -> bool:
     """Whether a UNet's transformers begin with a linear layer, as in Stable Diffusion 2.x, and not a 1×1 convolution."""
     return next(len(shape) == 2 for name, shape in shapes.items() if name.endswith(".proj_in.weight"))

@@ -14,7 +14,6 @@ from axbake.runtime.added import SIZE_CHANNELS, AddedEmbedding
 if TYPE_CHECKING:
     import numpy as np
 
-ADDED = "add_embedding.linear_1.weight"  # has it, and no other family's
 HEAD_WIDTH = 64  # channels of one attention head: 5, 10 and 20 heads
 SIZES = 6  # numbers that say what a picture's size was
 WITHOUT = unet.WITHOUT | {"addition_embed_type": ("text_time",), "addition_time_embed_dim": (SIZE_CHANNELS,)}

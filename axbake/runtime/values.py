@@ -116,14 +116,6 @@ class Picture:
     clip_skip: int = 1  # of the text encoder; 1: its last layer counts
     strength: float | None = None  # 0 to 1, of image to image
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """What Stable Diffusion XL is told of the picture: original size, crop and target size, each height or top first.
-
-        As web UIs do: a picture of the size that is drawn, and nothing of it cut off.
-        """
-        return self.height, self.width, 0, 0, self.height, self.width
-
     def parameters(self) -> str:
         """How the picture was made, as AUTOMATIC1111's web UI and those after it read it back."""
         lines = [self.prompt]
