@@ -21,7 +21,7 @@ from axbake.checkpoints.embeddings import read_embedding
 from axbake.checkpoints.prediction import read_sidecar
 from axbake.errors import AxbakeError
 from axbake.loras.fusing import Fusion
-from tests import tiny
+from tests import peaks, tiny
 from tests.hostile import planted
 from tests.unit.conftest import SD1, halves, import_part
 
@@ -100,7 +100,7 @@ def is_wrong(result: object, place: Path) -> bool:
 
 def answer(reader: str, path: Path) -> dict:
     """What came of reading *path*: read, wrong, refused or traceback, with its text, seconds, and the most memory."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted from here
+    peaks.count_anew()
     ran.clear()
     started = time.monotonic()
     outcome, text = "read", ""
@@ -114,15 +114,12 @@ def answer(reader: str, path: Path) -> dict:
             "traceback",
             f"{type(error).__name__}: {error}\n{''.join(traceback.format_tb(error.__traceback__)[-4:])}",
         )
-    (peak,) = (
-        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
-    )
-    seconds = time.monotonic() - started
+    peak, seconds = peaks.peak(), time.monotonic() - started
     return {
         "outcome": outcome,
         "text": text[:10_000],
         "seconds": seconds,
-        "peak": 1024 * int(peak.split()[1]),
+        "peak": peak,
         "ran": ran[:3],
     }
 

@@ -287,13 +287,14 @@ def payloads(mark):
 
 # Reads files in one process, as the one of `axbake.checkpoints.pickles` does with one, so that hundreds do not start hundreds.
 READING = """
-import json, pathlib, resource, sys
+import json, pathlib, sys
 from axbake.checkpoints import pickles
+from tests import peaks
 import torch
 torch.set_num_threads(1)
 pickles._limit_process(0)
 answers = {path.name: pickles.main(path, None) for path in sorted(pathlib.Path(sys.argv[1]).iterdir())}
-print(json.dumps([answers, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+print(json.dumps([answers, peaks.peak()]))
 """
 
 
