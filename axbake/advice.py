@@ -20,6 +20,7 @@ from axbake.sources import CHECKPOINT, Sources
 
 MOST = 8  # sentences about calibration prompts
 COLUMNS = ("prompt", "negative_prompt")
+SIZES = ("original_size", "crop", "target_size")
 
 
 def advise(row: dict[str, Any], family: Family, sources: Sources, configs: Configs) -> Iterator[str]:
@@ -32,6 +33,8 @@ def advise(row: dict[str, Any], family: Family, sources: Sources, configs: Confi
         Errors of who reads the headers of its files.
     """
     yield from unknown_marks(row)
+    if not family.denoiser.added and (given := [name for name in SIZES if row[name]]):
+        yield f"column {', '.join(given)}: {family.title} is told no sizes, so this has no effect"
     for lora in row["loras"]:
         yield from _of_lora(row, Path(lora.path), family, sources)
     names = {

@@ -153,6 +153,11 @@ class Model:
         parts = tuple(Part(one.name, one.role, len(one.graphs)) for one in self.family.components)
         return Drawn(parts, self.family.conditioning)
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What its denoiser is told of sizes besides the picture's, if its row says it."""
+        return {"sizes": self.row["sizes"]} if self.row["sizes"] else {}
+
     def columns(self, component: Component) -> dict[str, Any]:
         """The row's cells that the graphs of *component* depend on."""
         return {name: self.row[name] for name in component.columns}

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pandas as pd
@@ -195,7 +196,8 @@ def _typed(text: str, entry: dict):
 def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[str, dict]:
     """Rows of the table *path* by model, typed, defaults filled in.
 
-    `calibration_prompts` is a list of prompts, `embeddings` of paths, `loras` of `axbake.loras.rows.Lora`.
+    `calibration_prompts` is a list of prompts, `embeddings` of paths, `loras` of `axbake.loras.rows.Lora`; `sizes` is added, what
+    `axbake.runtime.values.Picture` has by that name.
 
     Args:
         families: that the column `family` may name.
@@ -239,6 +241,7 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
             "calibration_prompts": read_prompts(Path(row["calibration_prompts"])),
             "embeddings": embedding_paths(row["embeddings"]),
             "loras": row_loras(row["loras"], [row["prompt"], row["negative_prompt"]]),
+            "sizes": _sizes(row),
         }
         for row in filled
     }
@@ -361,6 +364,14 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
     names = Counter(Path(path).stem.lower() for path in paths)  # capitals do not count in prompts
     for name in sorted(name for name, count in names.items() if count > 1):
         yield f"{place}, column embeddings: {name!r} stands {names[name]} times"
+
+
+def _sizes(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """`Picture.sizes` of a row."""
+    own = f"{row['height']}x{row['width']}"
+    cells = row["original_size"], row["crop"], row["target_size"]
+    texts = [cell or usual for cell, usual in zip(cells, (own, "0,0", own), strict=True)]
+    return tuple(int(number) for text in texts for number in re.split("[x,]", text)) if any(cells) else ()
 
 
 def embedding_paths(cell: str) -> list[str]:

@@ -13,7 +13,7 @@ from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding
 from axbake.emulator.ranges import Ranges
 from axbake.networks.component import DENOISER
-from axbake.runtime.added import AddedEmbedding, sizes_of
+from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import load_schedule
@@ -72,7 +72,7 @@ def check_calibration(
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
     scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
-    rows = added_rows(added_of(added, added_weights), embeds, sizes_of(picture.height, picture.width))
+    rows = added_rows(added_of(added, added_weights), embeds, picture.told_sizes)
     samples = [
         observed.taken.feed(scaled[step], one.tokens, steps.time(step, None if rows is None else rows[i : i + 1]))
         for step in seen

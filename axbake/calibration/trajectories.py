@@ -10,12 +10,12 @@ import torch
 
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.npz import npz_bytes
-from axbake.runtime.added import AddedEmbedding, sizes_of
+from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
 from axbake.runtime.sampler import Denoiser, Time, initial_latent, load_schedule, sample
 from axbake.runtime.txt2img import added_rows
-from axbake.runtime.values import Conditioning, Latents
+from axbake.runtime.values import Conditioning, Latents, web_ui_sizes
 from axbake.weights import networks
 from axbake.weights.files import read_description
 from axbake.weights.networks import Build
@@ -45,6 +45,7 @@ def record_trajectories(
     prompt_chunks: int,
     trajectories: Path,
     added: Callable[[Path], AddedEmbedding] | None = None,
+    sizes: Sequence[int] = (),
 ) -> None:
     """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
 
@@ -54,6 +55,7 @@ def record_trajectories(
         schedule: `schedule.npz`; N steps.
         embeddings: `embeddings.json`.
         height, width: image pixels.
+        sizes: that the denoiser is told, as `axbake.runtime.values.Picture` has them.
         seed: of the first prompt's noise; the n-th prompt has seed + n.
         precision: float32 or bfloat16: of the UNet's weights and activations; the sampler's sums are as ever.
         prompt_chunks: chunks of 77 tokens in the UNet's context; T tokens in all.
@@ -73,7 +75,7 @@ def record_trajectories(
     negative, empty, *embeds = (embed(prompt) for prompt in [negative_prompt, "", *prompts])
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     add = added(denoiser) if added else None
-    sizes = sizes_of(height, width)
+    sizes = sizes or web_ui_sizes(height, width)
     network = networks.load(denoiser, builds[read_description(denoiser).component], dtype=PRECISIONS[precision])
     denoise = _denoising(network, with_rows)
     drawn_latents = []

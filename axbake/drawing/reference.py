@@ -19,6 +19,7 @@ from axbake.weights import networks
 from axbake.weights.files import read_description, read_sampling
 from axbake.weights.networks import Build
 
+SIZES = ("original_size", "crops_coords_top_left", "target_size")  # as diffusers' pipeline calls `Picture.sizes`
 Builds = Mapping[str, Build]  # by component
 
 
@@ -73,9 +74,11 @@ def draw_reference(
     ]
     tokenizer = load_tokenizer(embeddings)
     embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=conditioning)
-    given = _given(embed(picture.prompt), "")
+    given: dict[str, Any] = _given(embed(picture.prompt), "")
     if picture.guidance_scale > 1:
         given |= _given(embed(picture.negative_prompt), "negative_")
+    if picture.sizes:
+        given |= dict(zip(SIZES, zip(picture.sizes[::2], picture.sizes[1::2], strict=True), strict=True))
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     drawing = load_pipeline(denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler)
     latents: list[np.ndarray] = []
@@ -109,8 +112,8 @@ def _given(embedded: Embedded, which: str) -> dict[str, torch.Tensor]:
 
 def said_of(picture: Picture) -> dict[str, Any]:
     """How *picture* was made, as the report shows it."""
-    said = asdict(picture)
-    del said["strength"], said["prompt_chunks"]
+    unsaid = ["strength", "prompt_chunks", *([] if picture.sizes else ["sizes"])]
+    said = {name: value for name, value in asdict(picture).items() if name not in unsaid}
     return {"sampler" if name == "scheduler" else name: value for name, value in said.items()} | {
         "sampler": SAMPLERS[picture.scheduler]
     }

@@ -50,14 +50,6 @@ class AddedEmbedding:
         return (self.weight_2.astype(np.float64) @ hidden + self.bias_2).astype(np.float32)[None]
 
 
-def sizes_of(height: int, width: int) -> tuple[int, ...]:
-    """Original size, crop and target size of a picture, in pixels, each height or top first.
-
-    As web UIs set them: the original is as large as the picture, and nothing of it is cut off.
-    """
-    return height, width, 0, 0, height, width
-
-
 def size_embedding(sizes: Sequence[float]) -> np.ndarray:
     """(len(sizes) × 256,) float64: cosines, then sines, of each number, as diffusers' `Timesteps` gives them."""
     half = SIZE_CHANNELS // 2

@@ -137,7 +137,7 @@ def _bundle(folder: Path, manifest: dict[str, Any]) -> Bundle:
             f"models of role text: {texts}, conditioning of {list(conditioning.encoders)}; wanted the same"
         )
     drawn = [field.name for field in fields(Picture) if field.name not in ("model", "strength")]
-    picture = Picture(model=manifest["model"], **{name: manifest["settings"][name] for name in drawn})
+    picture = _value(Picture, {"model": manifest["model"]} | {name: manifest["settings"][name] for name in drawn})
     return Bundle(folder, manifest, components, _value(Latents, manifest["latents"]), conditioning, picture)
 
 

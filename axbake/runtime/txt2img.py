@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .added import AddedEmbedding, sizes_of
+from .added import AddedEmbedding
 from .errors import BundleError
 from .model import Session, only
 from .noise import TorchNoise
@@ -163,7 +163,7 @@ def draw_latent(
         prompt_embeds=embeds[0].tokens,
         negative_embeds=embeds[1].tokens if len(embeds) > 1 else None,
         guidance_scale=picture.guidance_scale,
-        added=added_rows(added, embeds, sizes_of(picture.height, picture.width)),
+        added=added_rows(added, embeds, picture.told_sizes),
     )
 
 

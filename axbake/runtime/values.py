@@ -115,6 +115,13 @@ class Picture:
     prompt_chunks: int = 1  # that the denoiser takes
     clip_skip: int = 1  # of the text encoder; 1: its last layer counts
     strength: float | None = None  # 0 to 1, of image to image
+    #: Original height and width, crop's top and left, target height and width, in pixels, that SDXL is told; empty: of web UIs
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def told_sizes(self) -> tuple[int, ...]:
+        """The six numbers."""
+        return self.sizes or web_ui_sizes(self.height, self.width)
 
     def parameters(self) -> str:
         """How the picture was made, as AUTOMATIC1111's web UI and those after it read it back."""
@@ -130,3 +137,8 @@ class Picture:
             + (f", Clip skip: {self.clip_skip}" if self.clip_skip > 1 else "")
         )
         return "\n".join(lines)
+
+
+def web_ui_sizes(height: int, width: int) -> tuple[int, ...]:
+    """Original size, crop and target size that web UIs tell SDXL: the original is as large as the picture, and not cropped."""
+    return height, width, 0, 0, height, width

@@ -129,6 +129,14 @@ def test_embeddings_that_a_lora_brings_along_are_told(tensors):
     assert model_of(**cells, prompt="mist").advice == []
 
 
+def test_sizes_are_of_no_effect_where_a_model_is_told_none(tensors):
+    saved(tensors)
+
+    (said,) = model_of(original_size="1024x1024", crop="16,8").advice
+
+    assert said == "column original_size, crop: Stable Diffusion 1.x is told no sizes, so this has no effect"
+
+
 def test_a_plain_row_has_none(tensors):
     saved(tensors)
 

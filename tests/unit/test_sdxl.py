@@ -439,7 +439,7 @@ def pipeline_of(networks, scheduler):
 @pytest.mark.parametrize("variant", ["sdxl", "lcm_ssd1b"])
 def test_what_is_exported_draws_what_diffusers_draws(variant, model_of, tmp_path):
     model, networks = model_of(variant), made(variant)
-    scheduler = "lcm" if variant.startswith("lcm") else "euler"
+    scheduler, sizes = ("lcm", ()) if variant.startswith("lcm") else ("euler", (832, 1216, 16, 8, 640, 384))
     picture = Picture(
         model="tiny",
         prompt="a rocket!",
@@ -450,6 +450,7 @@ def test_what_is_exported_draws_what_diffusers_draws(variant, model_of, tmp_path
         steps=3,
         guidance_scale=5.0,
         seed=7,
+        sizes=sizes,
     )
     denoiser = model.family.denoiser
     derive_schedule(
@@ -481,6 +482,7 @@ def test_what_is_exported_draws_what_diffusers_draws(variant, model_of, tmp_path
         conditioning=model.family.conditioning,
     )
 
+    told = {"original_size": sizes[:2], "crops_coords_top_left": sizes[2:4], "target_size": sizes[4:]} if sizes else {}
     drawn = pipeline_of(networks, scheduler)(
         picture.prompt,
         negative_prompt=picture.negative_prompt,
@@ -490,6 +492,7 @@ def test_what_is_exported_draws_what_diffusers_draws(variant, model_of, tmp_path
         guidance_scale=5.0,
         generator=torch.Generator().manual_seed(7),
         output_type="latent",
+        **told,
     ).images
     assert np.isfinite(found.latents).all()
     assert psnr(drawn.numpy(), found.latents[-1]) > MIN_PSNR

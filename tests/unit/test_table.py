@@ -43,6 +43,9 @@ ROW = {
     "source": "",
     "height": "64",
     "width": "96",
+    "original_size": "832x1216",
+    "crop": "",
+    "target_size": "640x384",
     "scheduler": "euler",
     "steps": "4",
     "guidance_scale": "7.5",
@@ -57,6 +60,7 @@ ROW = {
     "calibration_prompts": "prompts.txt",
 }
 DEFAULTS = {"sha256": "", "family": "", "config": "", "vae": "", "prediction": "", "source": "", "negative_prompt": ""}
+DEFAULTS |= {"original_size": "", "crop": "", "target_size": ""}
 DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
 DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera"}
 
@@ -105,8 +109,21 @@ def test_cells_have_their_columns_types():
             "embeddings": ["embeddings/easynegative.safetensors", "embeddings/bad.pt"],
             "loras": [Lora("loras/film.safetensors", 0.4, 0.4)],
             "calibration_prompts": ["slice of pizza", "rocket"],
+            "sizes": (832, 1216, 0, 0, 640, 384),
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("cells", "sizes"),
+    [
+        ({"target_size": ""}, (832, 1216, 0, 0, 64, 96)),
+        ({"original_size": "", "crop": "16,8", "target_size": ""}, (64, 96, 16, 8, 64, 96)),
+        ({"original_size": "", "target_size": ""}, ()),
+    ],
+)
+def test_sizes_that_are_not_given_are_the_pictures(cells, sizes):
+    assert read(table(ROW | cells))["tiny"]["sizes"] == sizes
 
 
 @pytest.mark.parametrize("how", ["empty cells", "no columns"])
@@ -254,6 +271,9 @@ def test_good_names_are_taken(name):
         ("sha256", "x" * 64, "does not have the form"),
         ("prompt_chunks", "0", "0 is less than the minimum of 1"),
         ("prompt_chunks", "5", "5 is greater than the maximum of 4"),
+        ("original_size", "1024", "'1024' does not have the form"),
+        ("crop", "16x8", "'16x8' does not have the form"),
+        ("target_size", "-1x8", "'-1x8' does not have the form"),
         ("clip_skip", "0", "0 is less than the minimum of 1"),
         ("embeddings", "a.pt, b.png", "'b.png' is not one of .safetensors, .pt, .bin"),
         ("embeddings", "one/bad.pt, other/Bad.safetensors", "'bad' stands 2 times"),

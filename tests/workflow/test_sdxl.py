@@ -20,7 +20,7 @@ def baked(tmp_path_factory) -> Project:
     directory = tmp_path_factory.mktemp("xl")
     checkpoint = tiny_xl.save(tiny_xl.sdxl(), directory / "xl.safetensors")
     project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
-    project.write_rows(ROW | {"model": "xl"})
+    project.write_rows(ROW | {"model": "xl", "original_size": "832x1216", "crop": "16,8"})
     project.bake(REPORT, BUNDLE)
     return project
 
@@ -37,6 +37,7 @@ def test_both_text_encoders_and_three_graphs_of_the_unet_draw_nearly_the_referen
     assert {name: part["graphs"] for name, part in facts["components"].items()} == {
         one.name: len(one.graphs) for one in family.components
     }
+    assert facts["settings"]["sizes"] == [832, 1216, 16, 8, 64, 64]
     assert said(baked, "parity/unet.json")["psnr_db"] > 100
     assert list(said(baked, "parity/unet.json")["graphs"]) == ["down", "mid", "up"]
     assert set(said(baked, "check/text_encoder_2.json")["outputs"]) == {"hidden_states", "text_embeds"}

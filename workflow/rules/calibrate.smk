@@ -30,7 +30,8 @@ rule record_trajectories:
                         "seed": model.entry("calibration/seed"),
                         # Decided here, so that it stands in the job's settings.
                         "precision": chosen_precision(model.entry("calibration/recorded_in")),
-                    },
+                    }
+                    | model.sizes,
                     row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
                     tools=[*TORCH, "tokenizers", "numpy"],
                     data=["resources/clip"],
