@@ -94,8 +94,8 @@ class Project:
         shutil.rmtree(self.directory / ".axbake")
 
     def write_rows(self, *rows: dict[str, str]) -> None:
-        """Make *rows* the table of models."""
-        lines = [ROW, *(row.values() for row in rows)]
+        """Make *rows*, all of the columns of the first, the table of models."""
+        lines = [rows[0], *(row.values() for row in rows)]
         (self.directory / "config" / "models.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
 
     def edit(self, name: str, old: str, new: str) -> None:
