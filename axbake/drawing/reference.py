@@ -52,6 +52,7 @@ def draw_reference(
     image: Path,
     trajectory: Path,
     settings: Path,
+    activations: Path,
 ) -> None:
     """Draw the reference picture; the same settings give the same picture.
 
@@ -64,6 +65,7 @@ def draw_reference(
         image: PNG to write, with its settings in the form that web UIs read.
         trajectory: .npy to write: (N, 1, C, h, w) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
+        activations: JSON to write: the largest absolute value in the decoder (`peak`), and the module that gave it.
     """
     read_sampling(denoiser).check(
         scheduler=picture.scheduler, steps=picture.steps, guidance_scale=picture.guidance_scale
@@ -81,6 +83,7 @@ def draw_reference(
         given |= dict(zip(SIZES, zip(picture.sizes[::2], picture.sizes[1::2], strict=True), strict=True))
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     drawing = load_pipeline(denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler)
+    largest = _watch(drawing.vae)
     latents: list[np.ndarray] = []
     tell = progress("reference: step")
 
@@ -102,6 +105,22 @@ def draw_reference(
     save_png(image, (drawn * 255).round().astype(np.uint8), picture.parameters())
     np.save(trajectory, np.stack(latents))
     settings.write_text(json.dumps(said_of(picture), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    activations.write_text(json.dumps(largest, indent=1) + "\n", encoding="utf-8")
+
+
+def _watch(network: torch.nn.Module) -> dict[str, Any]:
+    """The largest absolute value that a module of *network* gives, and the module's name, kept up to date as it runs."""
+    largest: dict[str, Any] = {"peak": 0.0, "module": ""}
+
+    def look(name: str, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            peak = max(abs(float(value)) for value in torch.aminmax(output))  # no copy, as abs() would make
+            if peak > largest["peak"]:
+                largest.update(peak=peak, module=name)
+
+    for name, module in network.named_modules():
+        module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
+    return largest
 
 
 def _given(embedded: Embedded, which: str) -> dict[str, torch.Tensor]:

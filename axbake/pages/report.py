@@ -30,6 +30,7 @@ def write_report(
     logs: list[str],
     checkpoint: Path,
     drawn: Path,
+    activations: Path,
     reference: Path,
     floating: Path,
     simulation: Path,
@@ -57,6 +58,7 @@ def write_report(
         limits: config's `picture`.
         checkpoint: `checkpoint.json`.
         drawn: how the reference picture was made, JSON.
+        activations: the largest activation in the VAE decoder that drew it, JSON.
         reference, floating, simulation: PNGs: of diffusers, of the float ONNX graphs, of the compiled models.
         comparison: PNG and JSON of `axbake.toolchain.comparison`; empty where config wants none.
         distance: JSON of the simulation.
@@ -97,6 +99,7 @@ def write_report(
         "advice": advice + _unused_parameters(described),
         "checkpoint": {name: value for name, value in described.items() if isinstance(value, str | int | float | bool)},
         "distance": distances,
+        "largest_activation": _read_json(activations),
         "attribution": quantised,
         "comparison": _read_json(comparison[1]) if comparison else None,
         "picture": judged,
@@ -115,6 +118,7 @@ def write_report(
     html = render(
         "report.html.j2",
         **said,
+        float16_max=float(np.finfo(np.float16).max),
         pictures=shown,
         gain=gain,
         limits=limits,

@@ -48,7 +48,7 @@ def record(model: TinyModel, schedule: Path, trajectories: Path, *, prompts: lis
 
 
 def draw_picture(model: TinyModel, picture: Picture, directory: Path) -> Path:
-    """Draw the reference: `image.png`, `trajectory.npy` and `settings.json` in *directory*."""
+    """Draw the reference: `image.png`, `trajectory.npy`, `settings.json` and `activations.json` in *directory*."""
     family = model.family
     draw_reference(
         text_encoders=text_encoders_of(model),
@@ -63,6 +63,7 @@ def draw_picture(model: TinyModel, picture: Picture, directory: Path) -> Path:
         image=directory / "image.png",
         trajectory=directory / "trajectory.npy",
         settings=directory / "settings.json",
+        activations=directory / "activations.json",
     )
     return directory
 

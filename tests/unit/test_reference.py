@@ -71,6 +71,25 @@ def test_the_same_settings_give_the_same_files_and_another_seed_another_picture(
     assert not np.array_equal(*(np.asarray(Image.open(files[0])) for files in (first, other)))
 
 
+def test_the_largest_activation_of_the_decoder_is_that_of_diffusers_modules(model, tmp_path):
+    draw(model, tmp_path / "ours")
+    pipeline, largest = model.pipeline("euler"), {}
+    for name, module in pipeline.vae.named_modules():
+        module.register_forward_hook(
+            lambda _, __, output, name=name: largest.update(
+                {name: max(float(output.abs().max()), largest.get(name, 0))} if isinstance(output, torch.Tensor) else {}
+            )
+        )
+    given = {name: SETTINGS[name] for name in ("prompt", "negative_prompt", "height", "width", "guidance_scale")}
+    pipeline(**given, num_inference_steps=3, generator=torch.Generator().manual_seed(9))
+
+    found = json.loads((tmp_path / "ours" / "activations.json").read_text())
+
+    module = max(largest, key=largest.get)
+    assert found["module"] == module
+    assert found["peak"] == pytest.approx(largest[module], rel=1e-3)
+
+
 def test_settings_lie_beside_the_picture_and_in_it(model, tmp_path):
     image, _, settings = draw(model, tmp_path / "drawn", prompt="Élan, «vital»")
 

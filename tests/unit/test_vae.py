@@ -165,6 +165,7 @@ def test_a_tiny_vae_draws_what_diffusers_draws_with_it(model, tmp_path):
         image=tmp_path / "image.png",
         trajectory=tmp_path / "trajectory.npy",
         settings=tmp_path / "settings.json",
+        activations=tmp_path / "activations.json",
     )
     pipeline = model.pipeline("euler")
     pipeline.vae = networks.vae

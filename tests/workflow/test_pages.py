@@ -211,6 +211,8 @@ def test_what_models_say_is_text_and_never_markup(show, hostile):
 def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_path, show, caplog):
     place, logs = baked.directory / "results/tiny", baked.directory / "logs/tiny"
     each = {"parities": "parity", "records": "build", "checks": "check"}
+    wide = tmp_path / "activations.json"
+    wide.write_text(json.dumps({"peak": 2 * 65504, "module": "decoder.mid_block"}))
     write_report(
         model="tiny",
         addresses=list(COMPONENTS),
@@ -221,6 +223,7 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
         limits={"good": {"psnr": 98, "ssim": 1}, "poor": {"psnr": 99, "ssim": 0}},
         checkpoint=place / "checkpoint.json",
         drawn=place / "reference/settings.json",
+        activations=wide,
         reference=place / "reference/image.png",
         floating=place / "simulation/float.png",
         simulation=place / "simulation/image.png",
@@ -241,6 +244,8 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
     assert page.locator("dt", has_text="LoRA").inner_text() == f"LoRA {HOSTILE}"
     assert page.locator("dd", has_text="in the UNet").inner_text() == "× 0.9 in the UNet, × 0.5 in the text encoder"
     assert page.locator("#advice + ul li").inner_text() == f"Column prompt: {HOSTILE} is not applied."
+    widest = "The largest activation in the VAE decoder is 131,008, in decoder.mid_block. Float16 ends at 65,504"
+    assert page.get_by_text(widest).count() == 1 and page.get_by_text("2.0 times as fine").count() == 1
     assert page.locator(".said.verdict.poor b").inner_text() == "Poor"
     colours = [
         page.locator(place).evaluate("one => getComputedStyle(one).color")

@@ -29,6 +29,7 @@ rule draw_reference:
         image="results/{model}/reference/image.png",
         trajectory="results/{model}/reference/trajectory.npy",
         settings="results/{model}/reference/settings.json",
+        activations="results/{model}/reference/activations.json",
     log:
         "logs/{model}/reference.log",
     conda:

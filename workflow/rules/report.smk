@@ -33,6 +33,7 @@ rule write_report:
         comparison=with_model(comparison_of),
         checkpoint="results/{model}/checkpoint.json",
         drawn="results/{model}/reference/settings.json",
+        activations="results/{model}/reference/activations.json",
         reference="results/{model}/reference/image.png",
         floating="results/{model}/simulation/float.png",
         simulation="results/{model}/simulation/image.png",
