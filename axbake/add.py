@@ -46,11 +46,11 @@ DISTILLED = {
 
 
 class NoRow(AxbakeError):
-    """The table cannot take the row."""
+    """The row cannot be added to the table."""
 
 
 class InTable(NoRow):
-    """The table has the file already."""
+    """The file is already in the table."""
 
     def __init__(self, table: Path, models: list[str]):
         super().__init__(f"{table} has this file already, as {', '.join(models)}. For another row of it give a --name.")

@@ -15,11 +15,11 @@ GOOD, FAIR, POOR = "good", "fair", "poor"  # what a picture is called
 
 
 class ParityError(AxbakeError):
-    """A graph is too far from its network."""
+    """A graph differs too much from its network."""
 
 
 class CompiledTooFar(AxbakeError):
-    """A compiled model is too far from its graph."""
+    """A compiled model differs too much from its graph."""
 
 
 def hold_parity(parity: Path, *, min_psnr: float) -> None:

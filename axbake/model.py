@@ -34,15 +34,15 @@ _CONFIGS: dict[str, dict[str, Any]] = {}
 
 
 class MissingFamily(AxbakeError):
-    """The family of a checkpoint that is to be fetched is not in the table."""
+    """The table does not give the family of a checkpoint that is not downloaded yet."""
 
 
 class WrongFamily(AxbakeError):
-    """A checkpoint is of another family than the table says."""
+    """A checkpoint has a different family than the table says."""
 
 
 class SeveralGraphs(AxbakeError):
-    """A component is asked for as one model, but it has several graphs."""
+    """A component is requested as one model, but it has several graphs."""
 
 
 class NoComponent(AxbakeError):

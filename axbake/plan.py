@@ -44,7 +44,7 @@ KINDS = ("fetch", "stored", "build", "unknown", "run")
 
 
 class PlanError(AxbakeError):
-    """Snakemake makes no plan."""
+    """Snakemake cannot make a plan."""
 
 
 @dataclass(frozen=True, eq=False)

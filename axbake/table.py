@@ -57,7 +57,7 @@ class MissingLora(AxbakeError):
 
 
 class WrongChecksum(AxbakeError):
-    """A checkpoint is not the file whose checksum the table gives."""
+    """A checkpoint does not have the checksum that the table gives."""
 
 
 def read_schema(path: Path) -> dict:

@@ -34,7 +34,7 @@ KINDS = {
 
 
 class UnreadableFile(AxbakeError):
-    """A file of the user's cannot be opened, is too large, or is not the text that it should be."""
+    """A file from the user cannot be opened, is too large, or is not the expected text."""
 
 
 def kind_of(path: Path) -> str:

@@ -25,7 +25,7 @@ HARD_CODED = {"prompt_chunks": 1, "prediction_type": "epsilon", "zero_terminal_s
 
 
 class LayoutError(AxbakeError):
-    """A model does not meet what a layout's program takes for granted."""
+    """A model does not meet the requirements of a layout's program."""
 
 
 @dataclass(frozen=True)

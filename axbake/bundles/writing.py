@@ -37,7 +37,7 @@ ATTRIBUTES = "*.axmodel filter=lfs diff=lfs merge=lfs -text\n*.npz filter=lfs di
 
 
 class BundleChanged(AxbakeError):
-    """A bundle's files are not those that its manifest lists."""
+    """A bundle's files do not match its manifest."""
 
 
 def write_bundle(

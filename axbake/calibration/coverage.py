@@ -30,7 +30,7 @@ WHOLE = 2**32  # stands for a tensor's whole span: in integers sums are exact, a
 
 
 class CoverageError(AxbakeError):
-    """The ranges say nothing that samples could be chosen by."""
+    """The ranges hold nothing by which samples could be chosen."""
 
 
 @dataclass(frozen=True)

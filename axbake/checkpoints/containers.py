@@ -44,7 +44,7 @@ VARIANTS = ("", "fp16", "bf16")
 
 
 class UnreadableCheckpoint(AxbakeError):
-    """The file, or the folder, is no whole checkpoint of any form that axbake reads."""
+    """The file or folder is not a complete checkpoint in a format that axbake reads."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ WANTED = "wanted a textual-inversion embedding: string_to_param, emb_params, or 
 
 
 class EmbeddingError(AxbakeError):
-    """A file is no textual-inversion embedding that the model's text encoder can take."""
+    """A file is not a textual-inversion embedding that fits the model's text encoder."""
 
 
 def read_embedding(path: Path, *, encoder: str = "") -> Any:

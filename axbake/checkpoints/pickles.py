@@ -100,7 +100,7 @@ LEFTOVERS = {
 
 
 class UnsafeCheckpoint(UnreadableCheckpoint):
-    """The pickle names what weights have no need of."""
+    """The pickle names objects that weights do not need."""
 
     def __init__(self, text: str, asked: str = "") -> None:
         super().__init__(text)

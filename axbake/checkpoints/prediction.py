@@ -27,7 +27,7 @@ ROUNDING = 1e-2  # relative; a schedule stored in bfloat16 is off by 4e-3
 
 
 class UnknownPrediction(AxbakeError):
-    """Nothing says what the UNet predicts, or two sources contradict each other."""
+    """It is not known what the UNet predicts, or two sources contradict each other."""
 
 
 class UnreadableSidecar(AxbakeError):

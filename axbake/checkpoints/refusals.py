@@ -52,11 +52,11 @@ ANYTHING = (lambda value: True, "anything")
 
 
 class UnknownFamily(AxbakeError):
-    """The file's tensors fit no family, or are of a kind that axbake does not bake."""
+    """The file's tensors fit no family, or axbake cannot bake this kind of model."""
 
 
 class TensorMismatch(AxbakeError):
-    """The file's tensors are not exactly those of the network that they describe."""
+    """The file's tensors do not match those of the network exactly."""
 
 
 def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:

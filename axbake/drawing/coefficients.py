@@ -17,7 +17,7 @@ Start = Callable[[], SchedulerMixin]
 
 
 class ScheduleError(AxbakeError):
-    """A scheduler cannot be written as a schedule of so many steps."""
+    """A scheduler cannot be written as a schedule with this number of steps."""
 
 
 class _Probing(TorchFunctionMode):

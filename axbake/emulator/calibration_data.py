@@ -51,7 +51,7 @@ UNREADABLE = (
 
 
 class CalibrationDataError(AxbakeError):
-    """A calibration archive is not what the configuration and the model want."""
+    """A calibration archive does not fit the configuration and the model."""
 
 
 @dataclass(frozen=True)

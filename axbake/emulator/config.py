@@ -133,11 +133,11 @@ HASH_COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|//[^\n]*|/\*.
 
 
 class Pulsar2ConfigError(AxbakeError):
-    """The configuration does not fit Pulsar2's documentation; the text lists every fault."""
+    """The configuration does not match Pulsar2's documentation; the text lists every mistake."""
 
 
 class NotEmulatedError(Pulsar2ConfigError):
-    """The configuration asks for something that Pulsar2 does and the emulator does not."""
+    """The configuration needs something that Pulsar2 supports but the emulator does not."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ RUNTIME_ERRORS = (
 
 
 class GraphError(AxbakeError):
-    """The model given is not one that the emulator can quantise or run."""
+    """The emulator cannot quantise or run this model."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ RANDOM_IDS = 100  # random integers stay below this, to be an index of any embed
 
 
 class RunError(AxbakeError):
-    """The files given to `run` do not fit the model."""
+    """The files passed to `run` do not fit the model."""
 
 
 def bin_name(tensor: str) -> str:

@@ -29,7 +29,7 @@ IN_FLIGHT = 256 << 20  # bytes of tensors in memory while they are written
 
 
 class ExportError(AxbakeError):
-    """The graph is not what the rest of axbake relies on."""
+    """The graph is not what the rest of axbake expects."""
 
 
 def export_onnx(

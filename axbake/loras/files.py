@@ -106,7 +106,7 @@ NUMBERS = ("alpha", "on_input")  # roles that may be whole numbers
 
 
 class LoraError(AxbakeError):
-    """A file is no LoRA that can be fused into the checkpoint."""
+    """A file is not a LoRA that can be fused into the checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from axbake.errors import AxbakeError
 
 
 class ClipSkipError(AxbakeError):
-    """A text encoder is not to be shortened, or has not as many layers as are to be left out."""
+    """A text encoder cannot be shortened, or has too few layers for this clip skip."""
 
 
 def layers_left(layers: int, clip_skip: int, *, title: str, shortened: bool) -> int:

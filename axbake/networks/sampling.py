@@ -6,7 +6,7 @@ from axbake.errors import AxbakeError
 
 
 class SamplingError(AxbakeError):
-    """The row asks a UNet for a way of drawing that it was not made for."""
+    """The row asks a UNet to draw in a way that it was not made for."""
 
 
 @dataclass(frozen=True)

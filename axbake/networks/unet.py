@@ -58,7 +58,7 @@ TIMESTEP_PROGRAMS = ("euler",)  # that give the UNet a timestep, and no row
 
 
 class TimeEmbeddingError(AxbakeError):
-    """A UNet has no time embedding as expected, or one that its program cannot feed."""
+    """A UNet does not have the expected time embedding, or its program cannot provide the input."""
 
 
 def build(config: Mapping) -> Module:

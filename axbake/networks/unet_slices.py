@@ -129,7 +129,7 @@ class UnetSlice:
 
 
 class SliceError(AxbakeError):
-    """A UNet cannot be cut as its family's graphs want."""
+    """A UNet cannot be split into its family's graphs."""
 
 
 def slices(structure: Mapping, begins: Mapping[str, str], latents: Latents) -> tuple[UnetSlice, ...]:

@@ -16,7 +16,7 @@ PROTOBUF_LIMIT = 2**31 - 1  # bytes of one message (https://protobuf.dev/program
 
 
 class UnreadableGraph(AxbakeError):
-    """A file is no ONNX graph."""
+    """A file is not an ONNX graph."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
 
 class AxmodelError(AxbakeError):
-    """A file is no .axmodel, or not the one that was asked for."""
+    """A file is not an .axmodel, or not the requested one."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ Feed = dict[str, np.ndarray]
 
 
 class CompiledError(AxbakeError):
-    """A compiled model cannot be run to see how far it is from its graph."""
+    """A compiled model cannot be run to measure how far it is from its graph."""
 
 
 def check_compiled(

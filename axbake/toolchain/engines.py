@@ -17,7 +17,7 @@ TRIES, SECONDS = 10, 60  # to remove a container; for a short answer of the engi
 
 
 class EngineError(AxbakeError):
-    """The container engine cannot do what it is asked."""
+    """The container engine cannot do what is needed."""
 
 
 # What engines say, and what it means to the user. Docker's and podman's own words; their exit codes do not tell.

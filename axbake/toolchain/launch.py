@@ -26,7 +26,7 @@ WRITABLE = "out"  # the one directory that Pulsar2 writes to
 
 
 class WrongToolchain(AxbakeError):
-    """The compiler is not there, or of another version than config says."""
+    """The compiler is missing, or has a different version than the config says."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class CompileError(AxbakeError):
-    """The compiler failed, or made something else than it was asked for."""
+    """The compiler failed, or did not make what was requested."""
 
 
 def compile_model(

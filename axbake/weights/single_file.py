@@ -14,7 +14,7 @@ TAESD = "AutoencoderTiny"
 
 
 class SingleFileError(AxbakeError):
-    """The model cannot be written as one fp16 file of LDM names."""
+    """The model cannot be written as one fp16 file with LDM names."""
 
 
 def write_single_file(
