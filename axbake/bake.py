@@ -21,14 +21,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What `axbake bake` takes."""
     parser.description = __doc__
     parser.add_argument("what", metavar="FILE_OR_LINK", help="checkpoint, address, or name of a row")
-    parser.add_argument("--name", help="of the model, if it gets a row; otherwise made of the file's or its page's")
+    parser.add_argument(
+        "--name", help="name of the model, if it gets a new row (default: from the name of the file or its page)"
+    )
     how_to_run(parser)
 
 
 def how_to_run(parser: argparse.ArgumentParser) -> None:
     """What every command that bakes takes."""
     parser.add_argument(
-        "--cores", type=int, default=len(os.sched_getaffinity(0)), help="of the processor (default: all, %(default)s)"
+        "--cores",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processor cores to use (default: all, %(default)s)",
     )
 
 

@@ -74,8 +74,9 @@ class Model:
         if self.sources.is_remote(CHECKPOINT):
             if not said:
                 raise MissingFamily(
-                    f"{self.name}: column family: empty, wanted one of {', '.join(FAMILIES)}, since the checkpoint is not here"
-                    f" yet. `axbake add {self.row['checkpoint']}` fetches it and fills the column in."
+                    f"{self.name}: column family: empty, wanted one of {', '.join(FAMILIES)}, because the checkpoint "
+                    f"is not downloaded yet. `axbake add {self.row['checkpoint']}` downloads it and fills in the "
+                    "column."
                 )
             return FAMILIES[said]
         found = family_of(checkpoint_path(self.row))

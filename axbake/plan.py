@@ -120,7 +120,7 @@ def dry_run(arguments: list[str]) -> Run:
     except SystemExit as error:
         raise PlanError(f"{_words(said)}\n{error}".strip()) from error
     if not done:
-        raise PlanError(f"no plan, since snakemake says:\n{_words(said)}")
+        raise PlanError(f"no plan, because snakemake reported:\n{_words(said)}")
     jobs = [job for workflow in workflows for one in workflow.dag.needrun_jobs(False) if (job := _job(one))]
     models = {name: model for workflow in workflows for name, model in workflow.globals["MODELS"].items()}
     return Run(jobs, models, cores)
@@ -251,7 +251,7 @@ def show(planner: Planner) -> str:
     """The plan for people: a line a job, and the sum."""
     verdicts = list(planner.verdicts.values())
     if not verdicts:
-        return "Nothing to be done: all results are there and up to date."
+        return "Nothing to be done: all results are up to date."
     lines = []
     for verdict in verdicts:
         time = f"{'up to ' if verdict.seconds < verdict.most else ''}{duration(verdict.most)}"
@@ -265,13 +265,13 @@ def total(planner: Planner) -> str:
     count = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in KINDS}
     fetched = f"{count['fetch']} to fetch, " if count["fetch"] else ""
     jobs = (
-        f"{len(verdicts)} jobs: {fetched}{count['stored']} stored, {count['build']} to build,"
-        f" {count['unknown']} unknown until those are built, {count['run']} that always run."
+        f"{len(verdicts)} jobs: {fetched}{count['stored']} stored, {count['build']} to build, {count['unknown']} "
+        f"unknown until those are built, {count['run']} that always run."
     )
     least, most = map(duration, planner.total)
     cores = f"{planner.run.cores} core{'s' if planner.run.cores > 1 else ''}"
     if count["unknown"] and least != most:
-        return f"{jobs}\nOn {cores} between {least}, if all that is unknown turns out to be stored, and {most}."
+        return f"{jobs}\nOn {cores} between {least} (if all unknown results are stored) and {most}."
     return f"{jobs}\nOn {cores} about {most}."
 
 

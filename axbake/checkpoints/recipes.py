@@ -116,7 +116,7 @@ def _step_faults(content: dict) -> Iterator[str]:
                 yield f"{place}/{shown(block)}: {shown(alpha)}, wanted a number from -{MOST_ALPHA:g} to {MOST_ALPHA:g}"
         if name := step.get("name"):
             if name in known:
-                yield f"{place}/name: '{shown(name)}' stands twice"
+                yield f"{place}/name: '{shown(name)}' appears twice"
             known[name] = None
     if unused := [name for name in known if name not in used and name != last]:
         yield f"no step uses {_few(unused)}"

@@ -111,7 +111,7 @@ def lora_faults(row: dict) -> Iterator[str]:
             yield f"loras: {lora.path!r} is no path of a .safetensors file, with its strength behind a colon"
         if max(abs(lora.text_encoder), abs(lora.unet)) > MOST:
             yield f"loras: {lora.path} has a strength beyond {MOST:g}"
-    yield from (f"loras: {name!r} stands {count} times" for name, count in sorted(names.items()) if count > 1)
+    yield from (f"loras: {name!r} appears {count} times" for name, count in sorted(names.items()) if count > 1)
     said: dict[str, set[str]] = {}
     for column in PROMPTS:
         for name, strengths in _marks(row.get(column, "")):

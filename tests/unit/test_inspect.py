@@ -163,7 +163,7 @@ def test_a_checkpoint_without_vae_can_be_baked_with_one_of_its_own(tmp_path):
     said = inspect_checkpoint(tmp_path / "model.safetensors")
 
     assert said["variant"] == "SDXS-512"
-    assert said["bakeable"] and "a VAE, which this file has not, in the column vae" in said["why"]
+    assert said["bakeable"] and "a VAE, which this file lacks, in the column vae" in said["why"]
     assert set(said["components"]) == {"text_encoder", "unet"}
 
 
@@ -172,7 +172,7 @@ def test_a_file_of_the_moving_average_alone_is_baked_from_it(tmp_path):
 
     said = inspect_checkpoint(tmp_path / "model.safetensors")
 
-    assert said["bakeable"] and said["ema"] == "is the UNet, since there is no other"
+    assert said["bakeable"] and said["ema"] == "used as the UNet, since there is no other"
 
 
 def test_gguf_is_called_by_name(tmp_path):

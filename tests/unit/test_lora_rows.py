@@ -46,7 +46,7 @@ def test_a_mark_in_a_prompt_goes_before_the_column(prompts, strengths):
         ({"loras": "film.ckpt"}, "'film.ckpt' is no path of a .safetensors file"),
         ({"loras": "film.safetensors:strong"}, "'film.safetensors:strong' is no path of a .safetensors file"),
         ({"loras": "film.safetensors:40"}, "a strength beyond 10"),
-        ({"loras": "a/film.safetensors, b/film.safetensors"}, "'film' stands 2 times"),
+        ({"loras": "a/film.safetensors, b/film.safetensors"}, "'film' appears 2 times"),
         ({"loras": "film.safetensors", "prompt": "<lora:film:much>"}, "<lora:film:much>: wanted one strength, or two"),
         ({"loras": "film.safetensors", "prompt": "<lora:film:1> <lora:film:0.5>"}, "with strengths 0.5:0.5 and 1:1"),
     ],

@@ -156,7 +156,7 @@ STEP = {"method": "weighted_sum", "a": "a", "b": "b", "alpha": 0.25}
         ([STEP | {"alpha": float("nan")}], "steps/1/alpha: nan, wanted a number"),
         ([STEP | {"alpha": "much"}], "steps/0/alpha: 'much' is not of type 'number'"),
         ([STEP | {"blocks": {"IN12": 1}}], "steps/1/blocks/IN12: none of BASE, M00, IN00"),
-        ([STEP | {"name": "a"}], "steps/1/name: 'a' stands twice"),
+        ([STEP | {"name": "a"}], "steps/1/name: 'a' appears twice"),
         ([STEP | {"name": "x"}, STEP], "no step uses x"),
         ([STEP | {"weight": 1}], "('weight' was unexpected)"),
     ],

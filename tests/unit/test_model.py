@@ -129,7 +129,9 @@ def test_without_that_column_what_is_to_be_fetched_is_an_error_that_says_how_to_
 
     said = str(caught.value)
     known = ", ".join(FAMILIES)
-    assert said.startswith(f"tiny: column family: empty, wanted one of {known}, since the checkpoint is not here yet")
+    assert said.startswith(
+        f"tiny: column family: empty, wanted one of {known}, because the checkpoint is not downloaded yet"
+    )
     assert f"`axbake add {PAGE}`" in said
 
 
