@@ -951,7 +951,7 @@ def test_the_texts_of_errors_that_end_a_job_count_for_nothing_though_they_are_re
     before = codes(["axbake.emulator.__main__", "axbake.checkpoints.conversion.convert_checkpoint"])
 
     edit(package / "emulator" / "config.py", "is not JSON", "is no JSON")
-    edit(package / "checkpoints" / "pickles.py", "that are no whole zip archive", "that are damaged")
+    edit(package / "checkpoints" / "pickles.py", "that are not a complete zip archive", "that are damaged")
 
     assert changed(before) == set()
     assert all(parameters_of(function) is not None for function in REPORTERS)

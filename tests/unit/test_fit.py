@@ -87,13 +87,13 @@ CASES = {
         {"vae": "vae.safetensors"},
         "UnknownFamily: vae.safetensors: an autoencoder that makes one pixel of a latent of 4 × 4 of a picture, wanted 8 × 8.",
     ),
-    "no VAE": (without_vae, {}, "TensorMismatch: tiny.safetensors: its vae_encoder is not found: wanted a tensor"),
+    "no VAE": (without_vae, {}, "TensorMismatch: tiny.safetensors: no vae_encoder found: wanted a tensor"),
     "another tokenizer's text encoder": (
         of_other_words,
         {},
-        "TensorMismatch: tiny.safetensors: text_encoder: knows 21128 tokens, wanted CLIP's 49408",
+        "TensorMismatch: tiny.safetensors: text_encoder: has 21128 tokens, wanted CLIP's 49408",
     ),
-    "a UNet for other tokens": (of_another_unet, {}, "its text encoder gives 32 channels a token, its UNet takes 16."),
+    "a UNet for other tokens": (of_another_unet, {}, "its text encoder gives 32 channels per token, its UNet takes 16."),
     "an embedding of another width": (
         with_embedding("word.safetensors", WIDE),
         {"embeddings": "word.safetensors"},

@@ -370,7 +370,7 @@ def test_a_lora_that_is_none_is_told_with_the_faults(networks):
 
     (fault,) = model_of(loras="none.safetensors").fault().splitlines()
 
-    assert fault.startswith("LoraError: none.safetensors: no LoRA: conv.weight")
+    assert fault.startswith("LoraError: none.safetensors: not a LoRA: conv.weight")
 
 
 def test_a_recipe_that_cannot_be_used_is_told_with_the_faults():

@@ -199,12 +199,12 @@ def test_prompts_are_read_as_editors_write_them(how):
 
 
 MISTAKES = {
-    "~/{}": "~/ is understood by a shell, and not in a table. Write ",
-    "$HOME/{}": "$HOME/ is understood by a shell, and not in a table. Write the whole path.",
+    "~/{}": "~/ works in a shell, but not in a table. Write ",
+    "$HOME/{}": "$HOME/ works in a shell, but not in a table. Write the whole path.",
     "'{}'": "quotes around a path. Write it without: ",
-    "file:///a/{}": "a path as browsers write it. Write /a/",
-    "C:\\models\\{}": "a path of Windows. Write the path that the file has on Linux; in WSL /mnt/c/models/",
-    "https://example.org/{}": "an address. Only the column checkpoint is fetched",
+    "file:///a/{}": "a file:// address. Write the path: /a/",
+    "C:\\models\\{}": "a Windows path. Write the file's path on Linux; in WSL: /mnt/c/models/",
+    "https://example.org/{}": "an address. axbake downloads only the column checkpoint",
 }
 PATHS = ("checkpoint", "vae", "config", "embeddings", "loras", "calibration_prompts")
 

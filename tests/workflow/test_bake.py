@@ -446,7 +446,7 @@ FAULTS = {
     ),
     "a truncated checkpoint": (
         truncate,
-        ["UnreadableCheckpoint", "bytes that are no whole safetensors file", "Download it again"],
+        ["UnreadableCheckpoint", "bytes that are not a complete safetensors file", "Download it again"],
     ),
 }
 
