@@ -12,7 +12,7 @@ from axbake.units import size_of
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-ELSEWHERE = "AXBAKE_CACHE, or config entry cache, puts the build cache elsewhere"
+ELSEWHERE = "set AXBAKE_CACHE, or the config entry cache, to move the build cache elsewhere"
 
 
 class CacheUnusable(AxbakeError):
@@ -64,9 +64,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            hint = "Make room, or keep the results on another disk"
+            hint = "Free some space, or keep the results on another disk"
         elif error.errno in REFUSED:
             hint = "Make it writable"
         else:
-            hint = "See what is there"
+            hint = "Check what is there"
         raise NotWritten(f"{trouble(error, path)}. {hint}, and run again.") from error

@@ -821,12 +821,18 @@ def test_a_module_and_several_functions_are_reached_together(elsewhere):
             "axbake.other: does not define g, which is imported",
         ),
         ("from axbake.none import g\ndef run():\n    return g()", "axbake.none: no such module, but g is imported"),
-        ("def run(a):\n    return eval(a)", "axbake.job: eval finds code in a way that cannot be followed"),
-        ("class K: ...\ndef run():\n    return K.__subclasses__()", "axbake.job: __subclasses__ finds code"),
-        ("import typing\ndef run(f):\n    return typing.get_type_hints(f)", "axbake.job: get_type_hints finds code"),
+        ("def run(a):\n    return eval(a)", "axbake.job: axbake cannot follow how eval finds code"),
+        (
+            "class K: ...\ndef run():\n    return K.__subclasses__()",
+            "axbake.job: axbake cannot follow how __subclasses__ finds code",
+        ),
+        (
+            "import typing\ndef run(f):\n    return typing.get_type_hints(f)",
+            "axbake.job: axbake cannot follow how get_type_hints finds code",
+        ),
         (
             "class K:\n    def __init_subclass__(cls): ...\ndef run():\n    return K",
-            "axbake.job: __init_subclass__ finds",
+            "axbake.job: axbake cannot follow how __init_subclass__ finds",
         ),
         ("def walk(): ...", "axbake.job.run: no such definition; wanted one of axbake with its module"),
     ],
@@ -942,7 +948,7 @@ def test_the_texts_that_preflight_writes_of_an_unreadable_graph_count(package):
     """`str(error)` of them stands in its findings."""
     before = codes(["axbake.preflight.verdict.preflight", "axbake.graphs.export.export_onnx"])
 
-    edit(package / "preflight" / "graph.py", "or is cut short", "or is damaged")
+    edit(package / "preflight" / "graph.py", "or truncated", "or is damaged")
 
     assert changed(before) == {"axbake.preflight.verdict.preflight"}
 

@@ -93,7 +93,11 @@ CASES = {
         {},
         "TensorMismatch: tiny.safetensors: text_encoder: has 21128 tokens, wanted CLIP's 49408",
     ),
-    "a UNet for other tokens": (of_another_unet, {}, "its text encoder gives 32 channels per token, its UNet takes 16."),
+    "a UNet for other tokens": (
+        of_another_unet,
+        {},
+        "its text encoder gives 32 channels per token, its UNet takes 16.",
+    ),
     "an embedding of another width": (
         with_embedding("word.safetensors", WIDE),
         {"embeddings": "word.safetensors"},

@@ -128,7 +128,9 @@ def test_a_file_of_unknown_size_leaves_room_on_the_disk(get, impatient, monkeypa
 
     with (
         raw_server(ANSWERS["never ends its body"]) as address,
-        pytest.raises(NoRoom, match=r"of unknown size, and 95\.4 MiB of disk space are free; axbake keeps 256\.0 MiB free"),
+        pytest.raises(
+            NoRoom, match=r"of unknown size, and 95\.4 MiB of disk space are free; axbake keeps 256\.0 MiB free"
+        ),
     ):
         get(f"{address}/x.safetensors")
     assert 1_000_000 < sum(path.stat().st_size for path in (tmp_path / "downloads").glob("*.part")) < 10_000_000

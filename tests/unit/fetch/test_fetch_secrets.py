@@ -70,7 +70,8 @@ def test_a_login_that_is_lacking_is_an_error_that_says_where_a_token_is_had(site
     sites.publish(weights())
     sites.private.add("/api/download/models/102222")
     with pytest.raises(
-        AccessRefused, match=r"no token was sent\. Create a token at https://civitai\.com/user/account.*CIVITAI_API_TOKEN"
+        AccessRefused,
+        match=r"no token was sent\. Create a token at https://civitai\.com/user/account.*CIVITAI_API_TOKEN",
     ):
         get(AIR)
     sites.private.clear()
