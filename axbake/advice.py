@@ -80,7 +80,7 @@ def _of_prompts(row: dict[str, Any], names: Mapping[str, int]) -> Iterator[str]:
     for column in COLUMNS:
         yield from (f"column {column}: {said}" for said in _read(row[column], sizes, chunks)[0])
     told = [(prompt, said) for prompt in calibration for said in _read(prompt, sizes, chunks)[0]]
-    yield from (f"calibration prompt «{shown(prompt, 80)}»: {said}" for prompt, said in told[:MOST])
+    yield from (f"calibration prompt “{shown(prompt, 80)}”: {said}" for prompt, said in told[:MOST])
     if len(told) > MOST:
         yield f"calibration prompts: {len(told) - MOST} more such findings; see the jobs' logs"
     used = {

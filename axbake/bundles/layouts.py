@@ -66,8 +66,8 @@ class Layout:
         ]
         if missed:
             raise LayoutError(
-                f"{settings['model']}: layout {name} cannot be; {'; '.join(missed)}. {self.program} takes these for granted:"
-                f" give the model a row of its own with them, or take the layout axbake, which takes any."
+                f"{settings['model']}: cannot make the layout {name}; {'; '.join(missed)}. {self.program} requires "
+                "these. Add a row with them for this model, or use the layout axbake, which has no requirements."
             )
 
 

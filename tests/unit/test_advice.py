@@ -64,7 +64,10 @@ def test_it_is_told_of_each_column_before_a_job_runs(column, tensors):
 
     (said,) = model_of(**{column: "a {red|blue} rocket"}).advice
 
-    assert said == f"column {column}: {{red|blue}} is a choice of words, which axbake has not: it is read as words"
+    assert (
+        said
+        == f"column {column}: {{red|blue}} is a choice of words, which axbake does not support: it is read as words"
+    )
 
 
 def test_a_calibration_prompt_is_named_and_many_are_counted(tensors, monkeypatch):
@@ -74,7 +77,7 @@ def test_a_calibration_prompt_is_named_and_many_are_counted(tensors, monkeypatch
 
     *sentences, more = model.advice
 
-    assert sentences[0].startswith("calibration prompt «__0__»: __0__ is a wildcard")
+    assert sentences[0].startswith("calibration prompt “__0__”: __0__ is a wildcard")
     assert (len(sentences), more) == (8, "calibration prompts: 12 more such findings; see the jobs' logs")
 
 

@@ -877,7 +877,7 @@ def test_a_file_for_a_new_family_changes_nothing_of_the_others(package):
 def test_a_word_in_the_error_about_pyaxengine_changes_nothing(package):
     before = codes()
 
-    edit(package / "runtime" / "session.py", "and pyaxengine cannot be imported", "and pyaxengine is not installed")
+    edit(package / "runtime" / "session.py", "but pyaxengine cannot be imported", "but pyaxengine is not installed")
 
     assert changed(before) == set()
 

@@ -515,7 +515,7 @@ def test_a_compiled_model_that_is_not_whole_is_refused(tmp_path):
     for size in range(32, len(whole), 101):
         (tmp_path / "cut.axmodel").write_bytes(whole[:size])
 
-        assert "cut.axmodel: not a whole .axmodel" in inspect_checkpoint(tmp_path / "cut.axmodel")["why"]
+        assert "cut.axmodel: not a complete .axmodel" in inspect_checkpoint(tmp_path / "cut.axmodel")["why"]
 
 
 def test_what_is_not_there_or_no_file_is_said(tmp_path):
