@@ -1,4 +1,4 @@
-"""The command `axbake`: a door to the workflow. What it bakes, `snakemake` in the same directory bakes too."""
+"""The command `axbake`: it starts the workflow. `snakemake` in the same directory makes the same files."""
 
 import argparse
 import importlib

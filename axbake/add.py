@@ -1,4 +1,4 @@
-"""Give a checkpoint a row in the table of models: a file of yours, or an address, which is fetched."""
+"""Add a row for a checkpoint to the table of models: a file, or an address from which axbake downloads it."""
 
 import argparse
 import codecs

@@ -1,7 +1,7 @@
-"""Bake a checkpoint, and open its report.
+"""Bake a checkpoint and open its report.
 
 FILE_OR_LINK is a checkpoint's path, an address that `axbake add` takes, or the name of a row in the table of models. A checkpoint
-that has no row gets one. What is made is what `snakemake results/NAME/report.html` makes.
+without a row gets one. The command makes the same files as `snakemake results/NAME/report.html`.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What a file is, and whether it can be baked, from its header alone.
+"""Show what a file is and whether axbake can bake it, from its header only.
 
-A safetensors file of any size takes milliseconds. Of a pickle the names and shapes are read in a process of its own, which takes
-seconds. SHA-256 and AutoV2 (its first ten digits, by which Civitai knows files) are shown where the workflow has computed them
-before; `--hash` computes them, which takes seconds a GB.
+A safetensors file of any size takes milliseconds. For a pickle, a separate process reads the names and shapes, which takes
+seconds. SHA-256 and AutoV2 (its first ten digits, which Civitai uses) are shown if the workflow has computed them
+before; `--hash` computes them, which takes seconds per GB.
 """
 
 import argparse
@@ -207,7 +207,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What `axbake inspect` takes."""
     parser.description = __doc__
     parser.add_argument("file", type=Path, help="a file or a diffusers folder")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument("--hash", action="store_true", help="compute SHA-256 and AutoV2 if they are not stored yet")
 
 

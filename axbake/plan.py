@@ -1,13 +1,13 @@
-"""What a run would do, job by job, before it does it: `axbake plan [TARGET …] [Snakemake's options]`.
+"""Show what a run would do, job by job, without doing it: `axbake plan [TARGET …] [Snakemake's options]`.
 
-`snakemake -n` says which jobs would start. Most of them may only place a result from the build cache; whether one does is known
-as soon as the content of its inputs is, and that of a job not yet run is known if its result is stored. So each job is
+`snakemake -n` says which jobs would start. Many of them only place a result from the build cache. Whether a job does is known
+when the content of its inputs is known; the content of a job's result is known beforehand if it is stored. So each job is
 
     stored   its results are placed from the build cache, in seconds
-    build    it does its work, or a part of it, for the reason told
-    fetch    it downloads a checkpoint, whose SHA-256 the table tells beforehand, or not
+    build    it does its work, or a part of it, for the given reason
+    fetch    it downloads a checkpoint, whose SHA-256 may be in the table
     unknown  until another job has been built
-    run      it does not go through the build cache
+    run      it does not use the build cache
 
 with a forecast of its time (`axbake.forecast`).
 """

@@ -1,4 +1,4 @@
-"""What the build cache holds (usage), and removal of what nobody needs (remove --yes)."""
+"""Show what the build cache holds (usage), and remove what nothing needs (remove --yes)."""
 
 import argparse
 import sys
@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", type=Path, metavar="FILE", help="file of keys that results need, one per line; - is standard input"
     )
-    parser.add_argument("--yes", action="store_true", help="do remove")
+    parser.add_argument("--yes", action="store_true", help="really remove the files")
     parser.add_argument("action", nargs="?", choices=["usage", "remove"], default="usage")
 
 

@@ -80,7 +80,7 @@ def _lines(listing: Path | None) -> list[str]:
     try:
         lines = [line.strip() for line in lines_of(read_text(listing, most_bytes=MOST_JSON_BYTES))]
     except UnreadableFile as error:
-        raise RunError(f"{error} `--list` wants a text file, one name a line.") from error
+        raise RunError(f"{error} `--list` takes a text file, one name per line.") from error
     outside = [line for line in lines if Path(line).is_absolute() or ".." in Path(line).parts]
     if outside:
         raise RunError(f"{listing}: {outside[0]}: wanted names of subdirectories of input_dir")

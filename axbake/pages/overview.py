@@ -1,4 +1,4 @@
-"""One page over all models that have a report: `axbake report`, as `make report` does.
+"""Write one page for all models that have a report: `axbake report`, like `make report`.
 
 It is no rule's result, since it tells of what is there: with a rule, one model that fails would keep the page from all others.
 """

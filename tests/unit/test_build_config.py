@@ -217,10 +217,10 @@ def test_comments_of_a_users_file_decide_nothing(tmp_path):
     ("fields", "words"),
     [
         ({"qant": {}}, "pulsar2/unet: qant: BuildConfig has no such field; did you mean `quant`?"),
-        ({"layer_configs": []}, "layer_configs: BuildConfig has no such field; it belongs into quant"),
+        ({"layer_configs": []}, "layer_configs: BuildConfig has no such field; it belongs in quant"),
         (
             {"compiler": {"op_types": []}},
-            "CompilerConfig has no such field; it belongs into quant.layer_configs[]",
+            "CompilerConfig has no such field; it belongs in quant.layer_configs[]",
         ),
         ({"quant": {"calibration_method": "minmax"}}, "did you mean `MinMax`?"),
         ({"npu_mode": "NPU4"}, "npu_mode: found NPU4, wanted one of NPU1, NPU2, NPU3 for AX650"),
