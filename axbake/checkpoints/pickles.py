@@ -147,8 +147,8 @@ def convert_pickle(source: Path, target: Path | None) -> dict:
     except ValueError:
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
         raise UnreadableCheckpoint(
-            f"{source}: reading it ended its process with {ended}: {shown(done.stderr.strip()[-300:], 300)}. It wants more"
-            f" than {MEMORY_BYTES / 1e9:g} GB beyond its size, or is damaged. Take the safetensors file of the model."
+            f"{source}: reading it ended its process with {ended}: {shown(done.stderr.strip()[-300:], 300)}. It needs more"
+            f" than {MEMORY_BYTES / 1e9:g} GB beyond its size, or is damaged. Use the model's safetensors file."
         ) from None
     return taken(answer)
 
@@ -387,7 +387,7 @@ def main(source: Path, target: Path | None) -> dict:
     except MemoryError:
         return {
             "error": UnreadableCheckpoint.__name__,
-            "text": f"{source}: wants more than {MEMORY_BYTES / 1e9:g} GB of memory beyond its size. It is not a "
+            "text": f"{source}: needs more than {MEMORY_BYTES / 1e9:g} GB of memory beyond its size. It is not a "
             "checkpoint.",
         }
 
