@@ -29,4 +29,4 @@ class Sampling:
             [f"column scheduler: {scheduler}, wanted lcm"] if self.guidance_embedded and scheduler != "lcm" else []
         )
         if faults:
-            raise SamplingError(f"{'; '.join(faults)}. This UNet was distilled to draw so, and in no other way.")
+            raise SamplingError(f"{'; '.join(faults)}. This UNet was distilled to draw only in this way.")

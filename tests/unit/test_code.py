@@ -906,7 +906,7 @@ def test_a_word_in_any_error_of_merges_changes_no_job_but_that_which_merges(pack
 def test_a_refusals_sentence_changes_nothing(package):
     before = codes()
 
-    edit(package / "families" / "others.py", "It is a transformer of rectified flow", "It is a diffusion transformer")
+    edit(package / "families" / "others.py", "It is a rectified-flow transformer", "It is a diffusion transformer")
     edit(package / "families" / "others.py", "It guides a checkpoint", "It steers a checkpoint")
 
     assert changed(before) == set()

@@ -136,7 +136,7 @@ CASES = {
     "a program that gives no guidance": (
         of(tiny.lcm),
         {"program": "euler", "scheduler": "lcm", "steps": "4", "guidance_scale": "1"},
-        "TimeEmbeddingError: unet: takes the guidance scale in its time embedding, which program: euler does not give it.",
+        "TimeEmbeddingError: unet: takes the guidance scale in its time embedding, which program: euler does not provide.",
     ),
     "more samples than are recorded": (
         saved,

@@ -201,7 +201,7 @@ def test_checkpoints_of_different_architectures_are_told(models, tmp_path):
     other = tiny.save(tiny.bk_sdm_base(), tmp_path / "bk.safetensors")
     recipe = write(tmp_path, {"a": models["a"], "b": (other, None)}, STEP)
 
-    with pytest.raises(RecipeError, match=r"a and b are of different architectures.*different in unet\)\. Merges want"):
+    with pytest.raises(RecipeError, match=r"a and b are of different architectures.*different in unet\)\. Merge only"):
         merge(recipe)
 
 
