@@ -176,7 +176,7 @@ def test_a_connection_that_breaks_ends_in_words_and_the_next_run_measures(board,
     (board.programs / "axcl_run_model.cut").touch()
 
     with pytest.raises(
-        ConnectionLost, match=r"the connection ended while it was at 'model:\w+' .*run the same command"
+        ConnectionLost, match=r"the connection ended while it was at 'model:\w+' .*Run the same command"
     ):
         measure()
 

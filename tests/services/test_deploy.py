@@ -105,7 +105,7 @@ def test_a_connection_that_breaks_leaves_the_old_bundle_and_the_next_run_goes_on
     deploy(old)
     board.sshd.config.write_text(board.sshd.config.read_text() + cut_after(limit, board.sshd.port))
 
-    with pytest.raises(ConnectionLost, match=r"the connection ended.*the next run goes on from it"):
+    with pytest.raises(ConnectionLost, match=r"the connection ended.*the next run continues with them"):
         deploy()
 
     there = board.directory / "tiny"

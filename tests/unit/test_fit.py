@@ -126,7 +126,7 @@ CASES = {
     "clip skip of a family without": (
         of(tiny.small_sd2),
         {"clip_skip": "2", "prediction": "v_prediction"},
-        "ClipSkipError: clip_skip: 2, wanted 1: the text encoder of Stable Diffusion 2.x ends before its last layer",
+        "ClipSkipError: clip_skip: 2, wanted 1: the text encoder of Stable Diffusion 2.x always ends before its last layer",
     ),
     "steps that a UNet was not distilled for": (
         of(tiny.sdxs),
