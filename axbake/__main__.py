@@ -1,4 +1,4 @@
-"""The command `axbake`: it starts the workflow. `snakemake` in the same directory makes the same files."""
+"""The command `axbake` starts the workflow. `snakemake` in the same directory makes the same files."""
 
 import argparse
 import importlib

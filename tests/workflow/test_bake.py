@@ -467,9 +467,9 @@ def test_what_cannot_work_is_refused_in_words_and_without_a_traceback(fresh, wha
 def test_a_model_that_has_no_row_is_refused_with_those_that_have(fresh):
     text = fresh.refusal("results/nosuch/unet.axmodel")
 
-    assert "nosuch: no row of that name in config/models.tsv; there are tiny." in text
+    assert "nosuch: no row with this name in config/models.tsv; known: tiny." in text
     assert "Traceback" not in text
-    assert "NAME: no row of that name" in fresh.refusal("results/NAME/report.html")
+    assert "NAME: no row with this name" in fresh.refusal("results/NAME/report.html")
 
     fresh.edit("config/models.tsv", "tiny\tcheck", "# tiny\tcheck")
     assert "tiny: no row of that name in config/models.tsv; line 2 is a comment. Take the # in front" in fresh.refusal(
