@@ -472,8 +472,9 @@ def test_a_model_that_has_no_row_is_refused_with_those_that_have(fresh):
     assert "NAME: no row with this name" in fresh.refusal("results/NAME/report.html")
 
     fresh.edit("config/models.tsv", "tiny\tcheck", "# tiny\tcheck")
-    assert "tiny: no row of that name in config/models.tsv; line 2 is a comment. Take the # in front" in fresh.refusal(
-        REPORT
+    assert (
+        "tiny: no row with this name in config/models.tsv; line 2 is a comment. Remove the # before the row"
+        in fresh.refusal(REPORT)
     )
     assert fresh.results() == []
 
