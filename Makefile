@@ -15,10 +15,10 @@ endif
 
 help:
 	@echo "make demo                 bake the demo model, which takes minutes"
-	@echo "make plan TARGET=FILE     what a run would do, why, and for how long"
-	@echo "make report               one page over all models that have a report"
+	@echo "make plan TARGET=FILE     show what a run would do, why, and how long it takes"
+	@echo "make report               write one page for all models that have a report"
 	@echo "make test, make lint      the tests; style, types and rules"
-	@echo "make docs, make site      pages made from the code; the documentation as a site"
+	@echo "make docs, make site      pages made from the code; the documentation as a website"
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -29,7 +29,7 @@ help:
 	$(BIN)/python -m pip install --quiet --upgrade pip uv==0.13.9
 	@# PyTorch for processors alone is not in the index that pip asks; uv knows where it is.
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH) --constraint requirements.lock torch || \
-	  echo "PyTorch's own index cannot be reached ($(TORCH)): pip takes the build that its index has, on a PC mostly CUDA's, 3 GB."
+	  echo "PyTorch's own index cannot be reached ($(TORCH)): pip installs the build in its index, on a PC mostly CUDA's, 3 GB."
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
@@ -41,19 +41,19 @@ help:
 demo: .venv/installed
 	$(BIN)/snakemake --cores $(CORES) results/demo/report.html
 	@echo
-	@echo "The demo model is baked. Its models are EMULATED: hosts run them, boards cannot."
+	@echo "The demo model is baked. Its models are EMULATED: they run on hosts, not on boards."
 	@echo "  pictures  results/demo/reference/image.png   what diffusers draws, in float32"
 	@echo "            results/demo/simulation/image.png  what the quantised models draw"
 	@echo "  models    results/demo/{text_encoder,unet,vae_encoder,vae_decoder}.axmodel"
 	@echo "  report    results/demo/report.html             open it in a browser"
 	@echo
-	@echo "Next: give your own checkpoint a row in config/models.tsv (README.md, «Bake your checkpoint»)."
+	@echo "Next: give your own checkpoint a row in config/models.tsv (README.md, “Bake your checkpoint”)."
 
 # The page over all models that have a report; a run makes the models' own.
 report: .venv/installed
 	@$(BIN)/axbake report
 
-# `make plan TARGET=results/demo/unet.axmodel`: what a run would do, why, and for how long.
+# `make plan TARGET=results/demo/unet.axmodel`: show what a run would do, why, and how long it takes.
 plan: .venv/installed
 	@$(BIN)/axbake plan $(TARGET)
 

@@ -1,4 +1,4 @@
-"""The command `axbake`: a door to the workflow. What it bakes, `snakemake` in the same directory bakes too."""
+"""The command `axbake` starts the workflow. `snakemake` in the same directory makes the same files."""
 
 import argparse
 import importlib
@@ -13,13 +13,13 @@ from axbake.printable import printable
 
 #: Command -> module with `arguments(parser)` and `run(options)`, and what the command is for
 COMMANDS = {
-    "bake": ("axbake.bake", "bake a checkpoint, and open its report"),
-    "demo": ("axbake.demo", "bake the demo model, and open its report"),
-    "inspect": ("axbake.inspect", "what a file is, and whether it can be baked"),
-    "add": ("axbake.add", "give a checkpoint a row in the table of models"),
-    "plan": ("axbake.plan", "what a run would do, why, and for how long"),
-    "report": ("axbake.pages.overview", "write one page over all models that have a report"),
-    "cache": ("axbake.cache.command", "what the build cache holds, and what can go"),
+    "bake": ("axbake.bake", "bake a checkpoint and open its report"),
+    "demo": ("axbake.demo", "bake the demo model and open its report"),
+    "inspect": ("axbake.inspect", "show what a file is and whether axbake can bake it"),
+    "add": ("axbake.add", "add a row for a checkpoint to the table of models"),
+    "plan": ("axbake.plan", "show what a run would do, why, and how long it takes"),
+    "report": ("axbake.pages.overview", "write one page for all models that have a report"),
+    "cache": ("axbake.cache.command", "show what the build cache holds and what can be removed"),
 }
 
 
@@ -31,7 +31,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     """
     made = argparse.ArgumentParser(prog="axbake", description=__doc__)
     made.add_argument("--version", action="version", version=f"axbake {__version__}")
-    shtab.add_argument_to(made, help="print the completion script of a shell")
+    shtab.add_argument_to(made, help="print the completion script for a shell")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, purpose) in COMMANDS.items():
         if only not in (None, name):

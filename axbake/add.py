@@ -1,4 +1,4 @@
-"""Give a checkpoint a row in the table of models: a file of yours, or an address, which is fetched."""
+"""Add a row for a checkpoint to the table of models: a file, or an address from which axbake downloads it."""
 
 import argparse
 import codecs
@@ -46,14 +46,16 @@ DISTILLED = {
 
 
 class NoRow(AxbakeError):
-    """The table cannot take the row."""
+    """The row cannot be added to the table."""
 
 
 class InTable(NoRow):
-    """The table has the file already."""
+    """The file is already in the table."""
 
     def __init__(self, table: Path, models: list[str]):
-        super().__init__(f"{table} has this file already, as {', '.join(models)}. For another row of it give a --name.")
+        super().__init__(
+            f"{table} already has this file, as {', '.join(models)}. To add another row for it, give a --name."
+        )
         self.models = models
 
 
@@ -129,7 +131,7 @@ def add_model(checkpoint: str, name: str | None) -> str:
         form = form.replace("(?!\\n)", "")  # says that no line break follows
         raise NoRow(f"--name {name!r} does not match {form}")
     if name in rows:
-        raise NoRow(f"{table} has a row {name} already. Take another --name.")
+        raise NoRow(f"{table} already has a row {name}. Use another --name.")
     cells = _cells_of_path(Path(checkpoint)) if source is None else _cells_of_address(source, table, rows, name)
     called = cells.pop("called")
     cells["model"] = name = name or free_name(called, set(rows))
@@ -168,8 +170,8 @@ def open_project_for(checkpoint: str) -> None:
 def _check_there(path: Path) -> None:
     if not path.exists():
         raise BadSource(
-            f"{shown(path, 400)}: no such file or folder, and no address. Give a checkpoint's path, https://…, Civitai's AIR, or"
-            " hf://owner/repository/file."
+            f"{shown(path, 400)}: not a file, a folder or an address. Give a checkpoint's path, https://…, Civitai's "
+            "AIR, or hf://owner/repository/file."
         )
 
 
@@ -289,9 +291,7 @@ def pin_model(name: str) -> str:
         raise NoRow(f"{table} has no row {name}; there are {', '.join(rows)}.")
     source = parse_source(rows[name]["checkpoint"])
     if source is None:
-        raise NoRow(
-            f"{name}: its checkpoint is a path, {rows[name]['checkpoint']}; only addresses are asked for a SHA-256."
-        )
+        raise NoRow(f"{name}: its checkpoint is a path, {rows[name]['checkpoint']}; --pin works only for addresses.")
     pin = rows[name]["sha256"]
     sha256 = ask_sha256(source, pin) or fetch(source, pin).sha256
 
@@ -316,8 +316,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="a path, https://…, Civitai's page or AIR, or hf://owner/repository/file[@revision]",
     )
-    parser.add_argument("--name", help="of the model; otherwise made of what its page calls it")
-    parser.add_argument("--pin", metavar="MODEL", help="write the SHA-256 of what a row's address has into that row")
+    parser.add_argument("--name", help="name of the model (default: from the name on its page)")
+    parser.add_argument("--pin", metavar="MODEL", help="write the SHA-256 of the file at a row's address into that row")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -327,18 +327,18 @@ def run(options: argparse.Namespace) -> int:
         AxbakeError: there is no new row, or no pin.
     """
     if (options.checkpoint is None) == (options.pin is None):
-        raise NoRow("Wanted a checkpoint's path or address, or --pin MODEL.")
+        raise NoRow("Give a checkpoint's path or address, or --pin MODEL.")
     show_fetching()
     try:
         if options.pin:
-            print(f"{options.pin}: sha256 {pin_model(options.pin)} stands in {table_path()} now.")
+            print(f"{options.pin}: wrote sha256 {pin_model(options.pin)} to {table_path()}.")
             return 0
         open_project_for(options.checkpoint)
         name = add_model(options.checkpoint, options.name)
     except KeyboardInterrupt:
-        print("Interrupted; the table is as it was, and what has been downloaded is kept.", file=sys.stderr)
+        print("Interrupted. The table is unchanged; downloaded data is kept.", file=sys.stderr)
         return 130  # as shells have it: 128 + SIGINT
-    print(f"{table_path()} has a row {name} now. Its size and prompts are a beginning; edit them as you like. Then:")
+    print(f"Added the row {name} to {table_path()}. Edit its size and prompts as you like. Then run:")
     print(f"  {BIN}snakemake --cores 4 results/{name}/report.html")
     return 0
 

@@ -34,7 +34,7 @@ def advise(row: dict[str, Any], family: Family, sources: Sources, configs: Confi
     """
     yield from unknown_marks(row)
     if not family.denoiser.added and (given := [name for name in SIZES if row[name]]):
-        yield f"column {', '.join(given)}: {family.title} is told no sizes, so this has no effect"
+        yield f"column {', '.join(given)}: {family.title} takes no sizes, so this has no effect"
     for lora in row["loras"]:
         yield from _of_lora(row, Path(lora.path), family, sources)
     names = {
@@ -53,8 +53,8 @@ def _of_lora(row: dict[str, Any], path: Path, family: Family, sources: Sources) 
         yield from lcm_advice(row, path)
     if facts.embeddings and str(path) not in row["embeddings"]:
         yield (
-            f"{path} brings the embeddings {listed(facts.embeddings)} along: prompts know them once the column embeddings names"
-            " this file too"
+            f"{path} also contains the embeddings {listed(facts.embeddings)}. To use them in prompts, name this file "
+            "in the column embeddings too"
         )
     if sources.is_remote(CHECKPOINT):
         return
@@ -80,16 +80,16 @@ def _of_prompts(row: dict[str, Any], names: Mapping[str, int]) -> Iterator[str]:
     for column in COLUMNS:
         yield from (f"column {column}: {said}" for said in _read(row[column], sizes, chunks)[0])
     told = [(prompt, said) for prompt in calibration for said in _read(prompt, sizes, chunks)[0]]
-    yield from (f"calibration prompt «{shown(prompt, 80)}»: {said}" for prompt, said in told[:MOST])
+    yield from (f"calibration prompt “{shown(prompt, 80)}”: {said}" for prompt, said in told[:MOST])
     if len(told) > MOST:
-        yield f"calibration prompts: {len(told) - MOST} more such things, which the jobs' logs name"
+        yield f"calibration prompts: {len(told) - MOST} more such findings; see the jobs' logs"
     used = {
         name
         for prompt in [row["prompt"], row["negative_prompt"], *calibration]
         for name in _read(prompt, sizes, chunks)[1]
     }
     if unused := [name for name in names if name not in used]:
-        yield f"column embeddings: no prompt names {listed(unused)}: the picture is as without"
+        yield f"column embeddings: no prompt names {listed(unused)}, so they have no effect"
 
 
 @cache
@@ -114,13 +114,13 @@ def _of_words(path: Path, family: Family, configs: Configs) -> Iterator[str]:
     help_ = "Save their vectors as textual-inversion embeddings, and name the files in the column embeddings"
     if form_of(path) == "diffusers folder" and (words := added_words(scan_folder(path))):
         yield (
-            f"{path} has words that were added to CLIP's: {shown(', '.join(words), 200)}. Prompts do not know them: their letters"
-            f" are read as words. {help_}"
+            f"{path} adds words to CLIP's vocabulary: {shown(', '.join(words), 200)}. axbake does not know them in "
+            f"prompts and reads them as ordinary text. {help_}"
         )
         return
     for encoder in family.text_encoders:
         if (rows := configs[encoder.name]["vocab_size"]) > VOCABULARY:
             yield (
-                f"{path}: its {encoder.name} knows {rows - VOCABULARY} words more than CLIP's vocabulary: no prompt can say them."
-                f" {help_}"
+                f"{path}: its {encoder.name} has {rows - VOCABULARY} more words than CLIP's vocabulary; prompts cannot "
+                f"use them. {help_}"
             )

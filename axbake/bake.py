@@ -1,7 +1,7 @@
-"""Bake a checkpoint, and open its report.
+"""Bake a checkpoint and open its report.
 
 FILE_OR_LINK is a checkpoint's path, an address that `axbake add` takes, or the name of a row in the table of models. A checkpoint
-that has no row gets one. What is made is what `snakemake results/NAME/report.html` makes.
+without a row gets one. The command makes the same files as `snakemake results/NAME/report.html`.
 """
 
 import argparse
@@ -21,14 +21,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What `axbake bake` takes."""
     parser.description = __doc__
     parser.add_argument("what", metavar="FILE_OR_LINK", help="checkpoint, address, or name of a row")
-    parser.add_argument("--name", help="of the model, if it gets a row; otherwise made of the file's or its page's")
+    parser.add_argument(
+        "--name", help="name of the model, if it gets a new row (default: from the name of the file or its page)"
+    )
     how_to_run(parser)
 
 
 def how_to_run(parser: argparse.ArgumentParser) -> None:
     """What every command that bakes takes."""
     parser.add_argument(
-        "--cores", type=int, default=len(os.sched_getaffinity(0)), help="of the processor (default: all, %(default)s)"
+        "--cores",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processor cores to use (default: all, %(default)s)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Bake the demo model, which axbake brings along, and open its report."""
+"""Bake the demo model, which comes with axbake, and open its report."""
 
 import argparse
 

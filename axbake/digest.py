@@ -62,7 +62,9 @@ def _read_and_remember(path: Path, what: str, read: Callable[[], Any]) -> Any:
     try:
         write_atomically(note, json.dumps({"state": state, what: value}))
     except OSError as error:  # then it is read each time
-        logger.warning("%s cannot be written (%s); %s is read each time", note, os.strerror(error.errno or 0), path)
+        logger.warning(
+            "%s cannot be written (%s); %s will be read each time", note, os.strerror(error.errno or 0), path
+        )
     return value
 
 

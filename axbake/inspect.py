@@ -1,8 +1,8 @@
-"""What a file is, and whether it can be baked, from its header alone.
+"""Show what a file is and whether axbake can bake it, from its header only.
 
-A safetensors file of any size takes milliseconds. Of a pickle the names and shapes are read in a process of its own, which takes
-seconds. SHA-256 and AutoV2 (its first ten digits, by which Civitai knows files) are shown where the workflow has computed them
-before; `--hash` computes them, which takes seconds a GB.
+A safetensors file of any size takes milliseconds. For a pickle, a separate process reads the names and shapes, which takes
+seconds. SHA-256 and AutoV2 (its first ten digits, which Civitai uses) are shown if the workflow has computed them
+before; `--hash` computes them, which takes seconds per GB.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
         said |= _hashes(files, hashing=hashing)
         if said["container"] == "recipe":
             names = ", ".join(str(file) for file in files[1:])
-            return said | {"kind": "a recipe of a merge", "bakeable": True, "why": f"It merges {names}; look at those."}
+            return said | {"kind": "a merge recipe", "bakeable": True, "why": f"It merges {names}; inspect those."}
         container = use_average(open_unconverted(path), averaged_namings(one.denoiser for one in FAMILIES.values()))
     except AxbakeError as error:
         return said | {"bakeable": False, "why": str(error)}
@@ -75,7 +75,7 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
     said |= {"kind": "a checkpoint", "family": family.name, "title": family.title}
     inside = any(name.startswith("model_ema.") for name in container.tensors)
     said["ema"] = (
-        "is the UNet, since there is no other" if container.averaged else "inside; not used" if inside else None
+        "used as the UNet, since there is no other" if container.averaged else "inside; not used" if inside else None
     )
     said["components"], configs = {}, {}
     no_vae = not any(has_network(container, half) for half in family.autoencoder)
@@ -109,9 +109,9 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
         return said | {"bakeable": False, "why": " ".join(dict.fromkeys(faults))}
     how = "give its path in the column checkpoint of config/models.tsv"
     if no_vae:
-        how += ", and a VAE, which this file has not, in the column vae"
+        how += ", and a VAE, which this file lacks, in the column vae"
     if said["container"] != "safetensors":
-        how += "; it becomes safetensors first, once"
+        how += "; the first bake converts it to safetensors"
     return said | {"bakeable": True, "why": f"{how[:1].upper()}{how[1:]}. The import compares every tensor's shape."}
 
 
@@ -133,7 +133,7 @@ def _compiled(path: Path) -> dict[str, Any]:
         "inputs": {name: str(value) for name, value in model.inputs.items()},
         "outputs": {name: str(value) for name, value in model.outputs.items()},
         "bakeable": False,
-        "why": f"It is compiled already, for {chip}. To bake, give the checkpoint that it was made from.",
+        "why": f"It is already compiled, for {chip}. To bake, give the checkpoint that it was made from.",
     }
 
 
@@ -190,9 +190,7 @@ def lines(said: dict[str, Any]) -> list[str]:
     if "prediction_why" in said:
         rows.append(("predicts", f"{said['prediction_type'] or 'not said'}: {'; '.join(said['prediction_why'])}"))
     rows += [("steps", f"{said['steps']}, without guidance")] if said.get("steps") else []
-    rows += (
-        [("guidance", "is an input of the UNet; draws with the scheduler lcm")] if said.get("guidance_embedded") else []
-    )
+    rows += [("guidance", "is an input of the UNet; use the scheduler lcm")] if said.get("guidance_embedded") else []
     for component, part in said.get("components", {}).items():
         size = f"{part['parameters'] / 1e6:,.1f} M parameters in {', '.join(part['stored'])}"
         more = f", {part['layers']} layers of {part['width']}" if "layers" in part else ""
@@ -208,9 +206,9 @@ def lines(said: dict[str, Any]) -> list[str]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `axbake inspect` takes."""
     parser.description = __doc__
-    parser.add_argument("file", type=Path, help="a checkpoint, or what may be one: file or diffusers folder")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--hash", action="store_true", help="compute SHA-256 and AutoV2 if they are not remembered")
+    parser.add_argument("file", type=Path, help="a file or a diffusers folder")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--hash", action="store_true", help="compute SHA-256 and AutoV2 if they are not stored yet")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,11 +15,11 @@ GOOD, FAIR, POOR = "good", "fair", "poor"  # what a picture is called
 
 
 class ParityError(AxbakeError):
-    """A graph is too far from its network."""
+    """A graph differs too much from its network."""
 
 
 class CompiledTooFar(AxbakeError):
-    """A compiled model is too far from its graph."""
+    """A compiled model differs too much from its graph."""
 
 
 def hold_parity(parity: Path, *, min_psnr: float) -> None:
@@ -96,16 +96,16 @@ def _advice(psnr: float, quantised: Mapping[str, Any], roles: Mapping[str, str])
     """What to try against the distance of a picture."""
     floating = quantised["none"]["image_psnr_db"]
     if floating <= psnr + 3:
-        yield f"the float graphs are as far from the reference ({floating} dB): look at parity, sampler and steps first"
+        yield f"the float graphs are as far from the reference ({floating} dB): check parity, sampler and steps first"
         return
     alone = {name: quantised[name]["image_psnr_db"] for name in roles if name in quantised}
     worst = min(alone, key=lambda name: alone[name])
     yield (
-        f"most is lost by the {in_words(worst)}: {alone[worst]} dB when it alone is quantised; give it a finer precision"
-        f" (precision/{worst})"
+        f"the {in_words(worst)} loses most: {alone[worst]} dB when only it is quantised; use a finer precision "
+        f"(precision/{worst})"
     )
     if roles[worst] == DENOISER:
-        yield "more calibration samples (calibration/samples), or calibration prompts nearer to the row's"
+        yield "more calibration samples (calibration/samples), or calibration prompts closer to the row's prompt"
     if roles[worst] in (ENCODER, DECODER):
         yield "another VAE in the column vae"
 

@@ -34,15 +34,15 @@ _CONFIGS: dict[str, dict[str, Any]] = {}
 
 
 class MissingFamily(AxbakeError):
-    """The family of a checkpoint that is to be fetched is not in the table."""
+    """The table does not give the family of a checkpoint that is not downloaded yet."""
 
 
 class WrongFamily(AxbakeError):
-    """A checkpoint is of another family than the table says."""
+    """A checkpoint has a different family than the table says."""
 
 
 class SeveralGraphs(AxbakeError):
-    """A component is asked for as one model, but it has several graphs."""
+    """A component is requested as one model, but it has several graphs."""
 
 
 class NoComponent(AxbakeError):
@@ -74,8 +74,9 @@ class Model:
         if self.sources.is_remote(CHECKPOINT):
             if not said:
                 raise MissingFamily(
-                    f"{self.name}: column family: empty, wanted one of {', '.join(FAMILIES)}, since the checkpoint is not here"
-                    f" yet. `axbake add {self.row['checkpoint']}` fetches it and fills the column in."
+                    f"{self.name}: column family: empty, wanted one of {', '.join(FAMILIES)}, because the checkpoint "
+                    f"is not downloaded yet. `axbake add {self.row['checkpoint']}` downloads it and fills in the "
+                    "column."
                 )
             return FAMILIES[said]
         found = family_of(checkpoint_path(self.row))

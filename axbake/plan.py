@@ -1,13 +1,13 @@
-"""What a run would do, job by job, before it does it: `axbake plan [TARGET …] [Snakemake's options]`.
+"""Show what a run would do, job by job, without doing it: `axbake plan [TARGET …] [Snakemake's options]`.
 
-`snakemake -n` says which jobs would start. Most of them may only place a result from the build cache; whether one does is known
-as soon as the content of its inputs is, and that of a job not yet run is known if its result is stored. So each job is
+`snakemake -n` says which jobs would start. Many of them only place a result from the build cache. Whether a job does is known
+when the content of its inputs is known; the content of a job's result is known beforehand if it is stored. So each job is
 
     stored   its results are placed from the build cache, in seconds
-    build    it does its work, or a part of it, for the reason told
-    fetch    it downloads a checkpoint, whose SHA-256 the table tells beforehand, or not
+    build    it does its work, or a part of it, for the given reason
+    fetch    it downloads a checkpoint, whose SHA-256 may be in the table
     unknown  until another job has been built
-    run      it does not go through the build cache
+    run      it does not use the build cache
 
 with a forecast of its time (`axbake.forecast`).
 """
@@ -44,7 +44,7 @@ KINDS = ("fetch", "stored", "build", "unknown", "run")
 
 
 class PlanError(AxbakeError):
-    """Snakemake makes no plan."""
+    """Snakemake cannot make a plan."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def dry_run(arguments: list[str]) -> Run:
     except SystemExit as error:
         raise PlanError(f"{_words(said)}\n{error}".strip()) from error
     if not done:
-        raise PlanError(f"no plan, since snakemake says:\n{_words(said)}")
+        raise PlanError(f"no plan, because snakemake reported:\n{_words(said)}")
     jobs = [job for workflow in workflows for one in workflow.dag.needrun_jobs(False) if (job := _job(one))]
     models = {name: model for workflow in workflows for name, model in workflow.globals["MODELS"].items()}
     return Run(jobs, models, cores)
@@ -251,7 +251,7 @@ def show(planner: Planner) -> str:
     """The plan for people: a line a job, and the sum."""
     verdicts = list(planner.verdicts.values())
     if not verdicts:
-        return "Nothing to be done: all results are there and up to date."
+        return "Nothing to be done: all results are up to date."
     lines = []
     for verdict in verdicts:
         time = f"{'up to ' if verdict.seconds < verdict.most else ''}{duration(verdict.most)}"
@@ -265,13 +265,13 @@ def total(planner: Planner) -> str:
     count = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in KINDS}
     fetched = f"{count['fetch']} to fetch, " if count["fetch"] else ""
     jobs = (
-        f"{len(verdicts)} jobs: {fetched}{count['stored']} stored, {count['build']} to build,"
-        f" {count['unknown']} unknown until those are built, {count['run']} that always run."
+        f"{len(verdicts)} jobs: {fetched}{count['stored']} stored, {count['build']} to build, {count['unknown']} "
+        f"unknown until those are built, {count['run']} that always run."
     )
     least, most = map(duration, planner.total)
     cores = f"{planner.run.cores} core{'s' if planner.run.cores > 1 else ''}"
     if count["unknown"] and least != most:
-        return f"{jobs}\nOn {cores} between {least}, if all that is unknown turns out to be stored, and {most}."
+        return f"{jobs}\nOn {cores} between {least} (if all unknown results are stored) and {most}."
     return f"{jobs}\nOn {cores} about {most}."
 
 

@@ -23,7 +23,7 @@ from axbake.users_files import UnreadableFile, lines_of, read_text, read_yaml
 
 MOST_COLUMNS = 64  # of a table
 MOST_BYTES = 100_000_000  # of a table, or of a file of prompts
-TABLE = "a header line, and lines of as many cells, separated by tabs, in UTF-8"
+TABLE = "a header line, and lines with the same number of cells, separated by tabs, in UTF-8"
 EMBEDDING_FORMS = (".safetensors", ".pt", ".bin")
 NO_LINE_BREAK = r"(?!\n)"  # in patterns: for a machine, since $ matches before a last line feed
 
@@ -57,7 +57,7 @@ class MissingLora(AxbakeError):
 
 
 class WrongChecksum(AxbakeError):
-    """A checkpoint is not the file whose checksum the table gives."""
+    """A checkpoint does not have the checksum that the table gives."""
 
 
 def read_schema(path: Path) -> dict:
@@ -95,11 +95,11 @@ def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
         lower = int(value // name * name)
         yield f"{value} is not a multiple of {name}; take {lower} or {lower + name}"
     elif rule == "pattern":
-        yield f"{value!r} does not have the form {name.replace(NO_LINE_BREAK, '')}"
+        yield f"{value!r} does not match {name.replace(NO_LINE_BREAK, '')}"
     elif rule == "required":
         yield from (f"{key}: missing" for key in name if key not in value)
     elif rule == "minLength":
-        yield "empty; it must be filled"
+        yield "empty; fill it in"
     elif rule == "type":
         yield f"{value!r} is not of type {name}"
     else:
@@ -158,13 +158,14 @@ def read_row_config(path: Path, config: dict, *, schema: Path, components: Mappi
         raise ProjectConfigError(f"{error} Wanted a YAML file of config entries.") from None
     if not isinstance(own, dict):
         raise ProjectConfigError(
-            f"{path}: holds no entries; wanted some of config.yaml's, as `precision: {{unet: S16}}`"
+            f"{path}: no entries; wanted entries of config.yaml, such as `precision: {{unet: S16}}`"
         )
     known = read_schema(schema)["properties"]
     rows = [name for name, entry in known.items() if entry.get("ofRow")]
     if others := [str(name) for name in own if name in known and name not in rows]:
         raise ProjectConfigError(
-            f"{path}: {', '.join(others)}: the same for all rows; set it in config/config.yaml. A row can set {', '.join(rows)}."
+            f"{path}: {', '.join(others)}: cannot be set for one row; set it in config/config.yaml. A row can set "
+            f"{', '.join(rows)}."
         )
     return check_config(_laid_over(config, own, components), schema=schema, source=str(path), components=components)
 
@@ -212,7 +213,7 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
     known = rules["properties"]
     faults = [f"column {name}: unknown{_nearest(name, list(known))}" for name in header if name not in known]
     faults += [f"column {name}: missing" for name in rules["required"] if name not in header]
-    faults += [f"column {name}: stands {count} times" for name, count in Counter(header).items() if count > 1 and name]
+    faults += [f"column {name}: appears {count} times" for name, count in Counter(header).items() if count > 1 and name]
     if faults:
         raise TableError(f"{path}: {_listed(faults, 'these columns cannot be used')}")
     rows = {
@@ -228,7 +229,7 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
     )
     names = Counter(row.get("model") for row in rows.values())
     faults += [
-        f"line {line} ({row['model']}), column model: {row['model']!r} stands {names[row['model']]} times"
+        f"line {line} ({row['model']}), column model: {row['model']!r} appears {names[row['model']]} times"
         for line, row in rows.items()
         if names[row.get("model")] > 1 and row.get("model")
     ]
@@ -287,8 +288,8 @@ def _read_cells(path: Path) -> tuple[list[str], dict[int, list[str]]]:
     ]
     if spaced:
         raise TableError(
-            f"{path}: line {', '.join(map(str, spaced))}: one cell, where the header has {len(header)}. Cells are parted by tabs;"
-            " does your editor write spaces for them? Copy the tabs of another row."
+            f"{path}: line {', '.join(map(str, spaced))}: one cell, but the header has {len(header)}. Cells are "
+            "separated by tabs; your editor may have written spaces instead. Copy the tabs of another row."
         )
     return header, {number: line for number, line in enumerate(lines, start=1) if line and number > first + 1}
 
@@ -363,7 +364,7 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
             yield f"{place}, column embeddings: {path!r} is not one of {', '.join(EMBEDDING_FORMS)}"
     names = Counter(Path(path).stem.lower() for path in paths)  # capitals do not count in prompts
     for name in sorted(name for name, count in names.items() if count > 1):
-        yield f"{place}, column embeddings: {name!r} stands {names[name]} times"
+        yield f"{place}, column embeddings: {name!r} appears {names[name]} times"
 
 
 def _sizes(row: Mapping[str, Any]) -> tuple[int, ...]:
@@ -388,10 +389,10 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = [unquoted(line.strip()) for line in lines_of(read_text(path, most_bytes=MOST_BYTES))]
     except UnreadableFile as error:
-        raise PromptsError(f"{error} Wanted text, a prompt a line.") from None
+        raise PromptsError(f"{error} Wanted text, one prompt per line.") from None
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
-        raise PromptsError(f"{path} has no prompts; one a line")
+        raise PromptsError(f"{path} has no prompts; wanted one per line")
     return prompts
 
 
@@ -399,15 +400,15 @@ def checkpoint_path(row: dict) -> Path:
     """A model's checkpoint, which is there.
 
     Raises:
-        MissingCheckpoint: not there; says where it is had and where to put it.
+        MissingCheckpoint: not there; says where to download it and where to put it.
     """
     path = Path(row["checkpoint"])
     if not path.exists():
-        source = f"It is had at {row['source']}; put" if row["source"] else "Put"
+        source = f"Download it from {row['source']} and save" if row["source"] else "Put"
         known = f" (SHA-256 {row['sha256']}{'…' if len(row['sha256']) < 64 else ''})" if row["sha256"] else ""
         raise MissingCheckpoint(
-            f"{row['model']}: {path} is not there. {source} the file{known} there, or correct the column checkpoint."
-            " A run without targets leaves this row out, and bakes the others."
+            f"{row['model']}: {path} is not there. {source} the file{known} there, or correct the column checkpoint. A "
+            "run without targets leaves out this row and bakes the others."
         )
     return path
 
@@ -424,8 +425,8 @@ def checkpoint_sha256(row: dict) -> str:
     found = files_sha256(files_of(path))
     if not found.startswith(row["sha256"]):
         raise WrongChecksum(
-            f"{row['model']}: {path} has SHA-256 {found}, the table says {row['sha256']}."
-            " Download it again, or correct the column sha256 if this is the file you mean."
+            f"{row['model']}: {path} has SHA-256 {found}, the table says {row['sha256']}. Download it again, or "
+            "correct the column sha256 if this is the right file."
         )
     return found
 
@@ -440,7 +441,8 @@ def vae_sha256(row: dict) -> str:
     path = Path(row["vae"])
     if not path.exists():
         raise MissingVae(
-            f"{row['model']}: {path} is not there. Put the VAE there, or correct the column vae; empty is that of the checkpoint."
+            f"{row['model']}: {path} is not there. Put the VAE there, or correct the column vae; an empty cell takes "
+            "the checkpoint's VAE."
         )
     return files_sha256(files_of(path))
 

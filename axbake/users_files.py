@@ -34,7 +34,7 @@ KINDS = {
 
 
 class UnreadableFile(AxbakeError):
-    """A file of the user's cannot be opened, is too large, or is not the text that it should be."""
+    """A file from the user cannot be opened, is too large, or is not the expected text."""
 
 
 def kind_of(path: Path) -> str:
@@ -43,7 +43,7 @@ def kind_of(path: Path) -> str:
         mode = path.stat().st_mode
     except (OSError, ValueError):  # among others a name that is too long, a link to itself, a NUL in a name
         return ""
-    return "a file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "something else than a file")
+    return "a file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def is_file(path: Path) -> bool:
@@ -69,7 +69,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
         raise UnreadableFile(f"{shown(path, 400)}: {why}. Correct the path.") from None
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnreadableFile(f"{shown(path, 400)}: it is not a file any more. Wanted a file.")
+            raise UnreadableFile(f"{shown(path, 400)}: it is no longer a file. Wanted a file.")
         try:
             yield file
         except OSError as error:
@@ -115,7 +115,7 @@ def load_json(text: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeEncodeError:
-        raise ValueError("it has half of a character that needs two (a surrogate)") from None
+        raise ValueError("it contains half of a surrogate pair") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except ValueError as error:
@@ -128,7 +128,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict:
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise ValueError(f"'{shown(name)}' stands twice")
+                raise ValueError(f"'{shown(name)}' appears twice")
             seen.add(name)
     return table
 
@@ -165,7 +165,7 @@ def load_yaml(text: str) -> Any:
             if node is None:
                 return None
             if _expanded(node, {}) > MOST_EXPANDED:
-                raise ValueError(f"its aliases (*name) stand for more than {MOST_EXPANDED} entries")
+                raise ValueError(f"its aliases (*name) expand to more than {MOST_EXPANDED} entries")
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -183,7 +183,7 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
     """
     if id(node) in known:
         if known[id(node)] < 0:
-            raise ValueError("an alias (*name) stands for something that it is in")
+            raise ValueError("an alias (*name) refers to something that contains it")
         return known[id(node)]
     known[id(node)] = -1
     if isinstance(node, yaml.ScalarNode):

@@ -181,7 +181,7 @@ def variants(results: Path, draws: int) -> dict[str, Choices]:
         "random 32": [list(np.random.RandomState(n).permutation(len(drawn))[:32]) for n in range(draws)],
         "stratified 32": [[observed.samples.index((p, steps[number], branch)) for p, number, branch in spread]],
         **{f"coverage {count}": [greedy[:count]] for count in (4, 8, 16, 32)},
-        "coverage 32, the output weighing as one tensor of all": [unweighted],
+        "coverage 32, the output with the weight of one tensor": [unweighted],
         f"all {len(observed.samples)}": [list(range(len(observed.samples)))],
     }
 

@@ -8,8 +8,8 @@ PAGE = ROOT / "docs" / "errors.md"
 BASES = {"AxbakeError", "BundleError"}  # of the package, and of what travels to the board
 INTRODUCTION = """# Errors
 
-Made from the error classes of `axbake/` by `make docs`. Every error's text names the value, what was expected, and what to do;
-the job's log has the traceback. An error that is not in this table is a fault of axbake's: please report it with its log.
+`make docs` makes this page from the error classes of `axbake/`. Every error's text gives the value, what was expected, and what
+to do. The job's log has the traceback. An error that is not in this table is a bug in axbake: please report it with its log.
 
 | error | means | from |
 |---|---|---|

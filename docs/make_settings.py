@@ -8,11 +8,11 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "settings.md"
 INTRODUCTION = """# Settings
 
-Made from `workflow/schemas/` by `make docs`. An entry that is not there takes its default; an unknown one stops the run.
+`make docs` makes this page from `workflow/schemas/`. A missing entry takes its default; an unknown entry stops the run.
 """
 BY_ROLE = """`{part}` stands for a role or a component. A role is what a component does in its model. In Stable Diffusion,
 `text` is the component `text_encoder`, `denoiser` is `unet`, `encoder` is `vae_encoder`, and `decoder` is `vae_decoder`.
-An entry by component replaces the one of its role, for that component alone.
+An entry for a component replaces the entry of its role, for that component only.
 
 Entries marked (row) can also be set for one row of the table, in the YAML file that the row's column `config` names.
 """

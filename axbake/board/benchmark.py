@@ -116,7 +116,9 @@ def check_section(board: Board, bundle: Bundle, section: Section, *, python: str
     if step == "missing":
         check_programs(board, section)
     if step == "card" and section.status == BUSY:
-        raise BusyCard(f"{board.name}: another benchmark has held card {board.device} all the time; run again later.")
+        raise BusyCard(
+            f"{board.name}: another benchmark kept card {board.device} busy the whole time; run again later."
+        )
     if step == "packages" and (missing := _packages(section)["missing"]):
         raise MissingProgram(
             f"{board.name}: {python} lacks {', '.join(missing)}. Install there, in a virtual environment that board/python in"
@@ -126,7 +128,8 @@ def check_section(board: Board, bundle: Bundle, section: Section, *, python: str
     failed = {
         "card": f"card {board.device} could not be locked in /tmp",
         "packages": f"{python} does not run (board/python in config)",
-        "compare": f"{place} is not what was copied there; delete {DEPLOYMENT.format(bundle.model)} and run again",
+        "compare": f"{place} does not match what was copied there; delete {DEPLOYMENT.format(bundle.model)} and run "
+        "again",
         "model": f"{RUN_MODEL[board.kind]} failed on the {what}",
         "draw": f"txt2img.py failed at {what} steps",
         "timings": "txt2img.py wrote no timings",
@@ -151,15 +154,15 @@ def check_card(board: Board, bundle: Bundle, state: State) -> None:
     if others:
         listed = ", ".join(f"{process.name} (process {process.pid})" for process in others)
         raise BusyCard(
-            f"{board.name}: {listed} is using card {board.device}, and both would be slow. End it there, or run again when it"
-            " is done."
+            f"{board.name}: {listed} is using card {board.device}, so both would be slow. End it there, or run again "
+            "when it is done."
         )
     needed = bundle.drawing_bytes / 2**20  # MiB
     if card.cmm_free < needed:
         raise NotEnoughCmm(
-            f"{board.name}: card {board.device} has {card.cmm_free} of {card.cmm} MiB of CMM free, the files of"
-            f" {', '.join(bundle.drawing)} alone are {needed:.0f} MiB. End what holds it (`axcl-smi`), or restart the card"
-            " (`axcl-smi reboot`)."
+            f"{board.name}: card {board.device} has {card.cmm_free} of {card.cmm} MiB of CMM free, the files of "
+            f"{', '.join(bundle.drawing)} alone are {needed:.0f} MiB. End the programs that use it (`axcl-smi`), or "
+            "restart the card (`axcl-smi reboot`)."
         )
 
 
@@ -186,14 +189,14 @@ def timings(board: Board, bundle: Bundle, section: Section) -> dict:
     try:
         found = json.loads(section.text)
         if found["emulated"] or found["runtime"] == "onnxruntime":
-            raise FailedOnBoard(f"{board.name}: txt2img.py ran on {one_line(found['runtime'])}, and not on the card.")
+            raise FailedOnBoard(f"{board.name}: txt2img.py ran on {one_line(found['runtime'])}, not on the card.")
         drawing_summary(found, bundle, {})
         host = {name: one_line(found["host"][name]) for name in ("machine", "system", "python")}
         cores = int(_quantity(found["host"]["cores"]))
         packages = {one_line(name): one_line(version) for name, version in found["host"]["packages"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = one_line(repr(error), 300)
-        raise UnreadableOutput(f"txt2img.py's timings do not have the form of docs/bundles.md: {why}") from error
+        raise UnreadableOutput(f"txt2img.py's timings do not match docs/bundles.md: {why}") from error
     return found | {"host": host | {"cores": cores, "packages": packages}}
 
 

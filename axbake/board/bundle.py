@@ -70,19 +70,19 @@ def read_bundle(manifest: Path) -> Bundle:
     bundle = Bundle(manifest.parent, json.loads(manifest.read_text(encoding="utf-8")))
     if bundle.manifest["format"] != FORMAT:
         raise DamagedBundle(
-            f"{manifest}: format {bundle.manifest['format']}, wanted {FORMAT}. Delete it and run again; the bundle is then made"
-            " anew."
+            f"{manifest}: format {bundle.manifest['format']}, wanted {FORMAT}. Delete it and run again; axbake then "
+            "makes the bundle again."
         )
     outside = [name for name in bundle.files if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside or any("\n" in name or "\\" in name for name in bundle.files):
         raise DamagedBundle(
-            f"{manifest}: lists {', '.join(outside) or 'a name with a line break'}; no file of a bundle."
+            f"{manifest}: lists {', '.join(outside) or 'a name with a line break'}; not a file of a bundle."
         )
     wrong = [name for name, sha256 in bundle.files.items() if not _is(bundle.directory / name, sha256)]
     if wrong:
         raise DamagedBundle(
-            f"{manifest.parent}: {', '.join(wrong)}: not what its manifest lists. Delete {manifest} and run again; the bundle is"
-            " then made anew."
+            f"{manifest.parent}: {', '.join(wrong)}: does not match its manifest. Delete {manifest} and run again; "
+            "axbake then makes the bundle again."
         )
     return bundle
 
@@ -100,8 +100,8 @@ def refuse_emulated(bundle: Bundle) -> None:
     ]
     if emulated or bundle.manifest["emulated"]:
         raise EmulatedModel(
-            f"{bundle.model}: {', '.join(emulated) or 'the bundle'} was made by axbake's emulator; hosts run it, boards cannot."
-            " Set toolchain in config/config.yaml to one of Pulsar2's, and compile."
+            f"{bundle.model}: {', '.join(emulated) or 'the bundle'} was made by axbake's emulator; it runs on hosts, "
+            "not on boards. Set toolchain in config/config.yaml to one of Pulsar2's and compile."
         )
 
 

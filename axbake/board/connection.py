@@ -185,8 +185,8 @@ def run_script(
         return reader.sections
     if heard.gave_up:
         raise BoardSilent(
-            f"{board.name} said nothing for {PATIENCE / 60:.0f} minutes{reader.where}. What ran there was ended. See whether it"
-            " hangs (`axcl-smi` there), restart the card if so, and run again."
+            f"{board.name} sent nothing for {PATIENCE / 60:.0f} minutes{reader.where}. axbake ended what ran there. "
+            "Check whether the card hangs (`axcl-smi` there), restart it if so, and run again."
         )
     raise ssh_error(board, said, begun=reader.begun, where=reader.where)
 
@@ -199,26 +199,28 @@ def ssh_error(board: Board, said: str, *, begun: bool, where: str = "") -> Board
         where: what it was at.
     """
     lines = [line.strip() for line in said.splitlines() if line.strip("@ \r\n")]
-    words = one_line(" ".join(lines), 1500) or "it says no more"
+    words = one_line(" ".join(lines), 1500) or "no further message"
     login = shlex.join([*_plain_ssh(board), board.host])
     if re.search(r"Host key verification failed|HOST IDENTIFICATION HAS CHANGED|No \S+ host key is known", said):
         return WrongHostKey(
-            f"{board.name}: ssh does not accept its host key: {words}. If the board is new or was set up anew, and you can"
-            f" tell that the key is its own, log in once by hand (`{login}`); if not, somebody else may be answering."
+            f"{board.name}: ssh does not accept its host key: {words}. If the board is new or was set up again, and "
+            f"you can verify that the key is its own, log in once by hand (`{login}`). If not, another machine may be "
+            "answering."
         )
     if "Permission denied" in said and not begun:
         return LoginRefused(
-            f"{board.name}: {words} Wanted a login without a password. See that `{login}` works: the user is right"
-            " (board/user in config), and a key of yours is among the board's authorized_keys and in your agent or config."
+            f"{board.name}: {words} Wanted a login without a password. Check that `{login}` works: the user must be "
+            "right (board/user in config), and your key must be in the board's authorized_keys and in your agent or "
+            "config."
         )
     if begun:
         return ConnectionLost(
-            f"{board.name}: the connection ended{where} ({words}). Nothing of this job was kept as finished; run the same command"
-            " again, it goes on from what is there."
+            f"{board.name}: the connection ended{where} ({words}). No unfinished file of this job counts as finished. "
+            "Run the same command again; it continues from what is there."
         )
     return Unreachable(
-        f"{board.name}: no connection: {words}. See that the board is on, and that `{login}` works; board/host, user and"
-        " port in config say where it is."
+        f"{board.name}: no connection: {words}. Check that the board is on and that `{login}` works. Its address is in "
+        "board/host, user and port in config."
     )
 
 
@@ -236,8 +238,8 @@ def _lines(board: Board, stream: IO[str]) -> Iterator[str]:
             what = "more" if left < 0 else "a line of more"
             most = MOST_TEXT if left < 0 else MOST_LINE
             raise UnreadableOutput(
-                f"{board.name} printed {what} than {most / 1e6:.0f} MB, beginning {one_line(line, 100)!r}; none of its programs"
-                " prints so much. What ran there was ended."
+                f"{board.name} printed {what} than {most / 1e6:.0f} MB, beginning {one_line(line, 100)!r}; none of its "
+                "programs should print so much. axbake ended what ran there."
             )
         yield line
 

@@ -65,7 +65,7 @@ def deploy_bundle(
         transfer(board, bundle, found)
         place(board, bundle, found)
     else:
-        logger.info("%s has the bundle already", board.name)
+        logger.info("%s already has the bundle", board.name)
     content = {
         "directory": f"{directory}/{bundle.model}",
         "bytes": _all_bytes(bundle),
@@ -98,8 +98,9 @@ def check_space(board: Board, needed: int, found: Inspection) -> None:
     """Raise NoSpace unless *needed* bytes fit on the board's disk."""
     if found.free_bytes < needed + SPARE:
         raise NoSpace(
-            f"{board.name}: {found.free_bytes / 1e6:,.0f} MB free where {board.directory} is, wanted {needed / 1e6:,.0f} for this"
-            f" bundle and {SPARE / 1e6:,.0f} to spare. Make room there, or name another directory (board/directory in config)."
+            f"{board.name}: {found.free_bytes / 1e6:,.0f} MB free where {board.directory} is, wanted "
+            f"{needed / 1e6:,.0f} for this bundle and {SPARE / 1e6:,.0f} to spare. Free some space there, or set "
+            "another directory (board/directory in config)."
         )
 
 
@@ -109,8 +110,9 @@ def check_cmm(board: Board, bundle: Bundle, found: Inspection) -> None:
     needed = bundle.drawing_bytes / 2**20  # MiB
     if card.cmm < needed:
         raise NotEnoughCmm(
-            f"{board.name}: card {board.device} ({card.name}) has {card.cmm} MiB of CMM, the files of"
-            f" {', '.join(bundle.drawing)} alone are {needed:.0f} MiB. Bake a smaller model, or take a card with more memory."
+            f"{board.name}: card {board.device} ({card.name}) has {card.cmm} MiB of CMM, the files of "
+            f"{', '.join(bundle.drawing)} alone are {needed:.0f} MiB. Bake a smaller model, or use a card with more "
+            "memory."
         )
 
 
@@ -165,11 +167,13 @@ def transfer(board: Board, bundle: Bundle, found: Inspection) -> None:
 
 
 def _transfer_error(board: Board, status: int, said: str) -> Exception:
-    words = " / ".join(said.splitlines()[-4:]) or "it says no more"
-    resumes = "Nothing that was there is changed; what came over is kept aside, and the next run goes on from it."
+    words = " / ".join(said.splitlines()[-4:]) or "no further message"
+    resumes = "Nothing on the board has changed. The copied files are kept aside, and the next run continues with them."
     full = "No space left on device" in said or "Disk quota exceeded" in said
     if full or (status == FILE_ERROR and not said):  # the end of a full disk's connection may overtake its words
-        return NoSpace(f"{board.name}: its disk ran full while files came over: {words}. {resumes} Make room first.")
+        return NoSpace(
+            f"{board.name}: its disk became full while files were copied: {words}. {resumes} Free some space first."
+        )
     if status in LOST:
         error = ssh_error(board, said, begun=True, where=" while files were copied")
         return ConnectionLost(f"{error} {resumes}") if isinstance(error, ConnectionLost) else error
@@ -200,7 +204,7 @@ section place place <<'{end}'
 {names}{end}
 """
     sections = run_script(board, body)
-    check(board, sections, "compare", "files did not arrive as they were sent; run again")
+    check(board, sections, "compare", "the files that arrived differ from those that were sent; run again")
     check(board, sections, "place", f"the bundle could not be moved to {board.directory}/{bundle.model}; run again")
 
 

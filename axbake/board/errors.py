@@ -5,22 +5,22 @@ from axbake.printable import printable
 
 
 class BoardError(AxbakeError):
-    """What all errors of boards have in common."""
+    """Base of all errors of boards."""
 
     def __init__(self, text: str):
         super().__init__(printable(text))  # it may quote a board
 
 
 class WrongHostKey(BoardError):
-    """The board shows another host key than the one that ssh knows, or one that it does not know."""
+    """The board has a different host key than the one that ssh knows, or ssh does not know its host key."""
 
 
 class LoginRefused(BoardError):
-    """The board does not let this user in."""
+    """The board refuses this user's login."""
 
 
 class Unreachable(BoardError):
-    """No connection to the board comes about."""
+    """axbake cannot connect to the board."""
 
 
 class ConnectionLost(BoardError):
@@ -28,11 +28,11 @@ class ConnectionLost(BoardError):
 
 
 class BoardSilent(BoardError):
-    """A program on the board said nothing for too long."""
+    """A program on the board printed nothing for too long."""
 
 
 class MissingProgram(BoardError):
-    """A program or a Python package that the board needs is not there."""
+    """The board lacks a program or a Python package."""
 
 
 class MissingDriver(BoardError):
@@ -40,23 +40,23 @@ class MissingDriver(BoardError):
 
 
 class NoSuchCard(BoardError):
-    """The board has no card of that number."""
+    """The board has no card with this number."""
 
 
 class NoSpace(BoardError):
-    """The board's disk has not enough room."""
+    """The board's disk does not have enough room."""
 
 
 class NotEnoughCmm(BoardError):
-    """The card's memory for models has not enough room."""
+    """The card's memory for models does not have enough room."""
 
 
 class BusyCard(BoardError):
-    """Somebody else is using the card."""
+    """Another program is using the card."""
 
 
 class UnreadableOutput(BoardError):
-    """A program on the board printed something else than it is known to print."""
+    """A program on the board printed unexpected output."""
 
 
 class FailedOnBoard(BoardError):
@@ -68,8 +68,8 @@ class FailedOnHost(BoardError):
 
 
 class EmulatedModel(BoardError):
-    """A model was made by the emulator, and no board runs it."""
+    """A model was made by the emulator, so no board can run it."""
 
 
 class DamagedBundle(BoardError):
-    """A bundle's files are not those that its manifest lists."""
+    """A bundle's files do not match its manifest."""

@@ -80,7 +80,7 @@ def check(board: Board, sections: dict[str, Section], name: str, what: str) -> S
     """
     section = sections.get(name)
     if section is None:
-        raise FailedOnBoard(f"{board.name}: {what}: its shell ended before. This job's log has what it said.")
+        raise FailedOnBoard(f"{board.name}: {what}: its shell ended before that. This job's log has its output.")
     if section.status:
         meant = known_code(section.text) or _last_words(section.text)
         raise FailedOnBoard(f"{board.name}: {what} (status {section.status}): {meant}")
@@ -106,19 +106,17 @@ def card_of(board: Board, state: State) -> Card:
         if card.index == board.device:
             return card
     known = ", ".join(f"{card.index} ({card.name})" for card in state.cards)
-    raise NoSuchCard(f"{board.name}: no card {board.device} (board/device in config); there is {known}.")
+    raise NoSuchCard(f"{board.name}: no card {board.device} (board/device in config); found {known}.")
 
 
 def _missing_text(board: Board, missing: list[str]) -> str:
     advice = [f"{name}: apt install {PACKAGES[name]}" for name in missing if name in PACKAGES]
     vendor = [name for name in missing if name not in PACKAGES]
     if vendor and board.kind == "card":
-        advice.append(
-            f"{', '.join(vendor)}: axclhost, the card's driver package; they are looked for in /usr/bin/axcl too"
-        )
+        advice.append(f"{', '.join(vendor)}: axclhost, the card's driver package; axbake also looks in /usr/bin/axcl")
     elif vendor:
-        advice.append(f"{', '.join(vendor)}: AXERA's board support package; for a card over PCIe set board/kind: card")
-    return f"{board.name}: not there: {', '.join(missing)}. Install there: {'; '.join(advice)}."
+        advice.append(f"{', '.join(vendor)}: AXERA's board support package; for a PCIe card, set board/kind: card")
+    return f"{board.name}: missing: {', '.join(missing)}. Install there: {'; '.join(advice)}."
 
 
 def _free_bytes(section: Section) -> int:
@@ -137,4 +135,4 @@ def _digests(text: str, *places: str) -> dict[str, str]:
 
 def _last_words(text: str) -> str:
     lines = [line.strip() for line in text[-MOST_TABLE:].splitlines() if line.strip()]
-    return one_line(" / ".join(lines[-3:]), 500) or "it does not say why"
+    return one_line(" / ".join(lines[-3:]), 500) or "no reason given"

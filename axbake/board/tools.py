@@ -15,11 +15,12 @@ MOST_TABLE = 16_000  # characters of what these programs print; a card with a hu
 # Codes of the AXCL runtime -> what they mean, and what to do
 CODES = {
     "0x8030010b": (
-        "the card's driver is not loaded (there is no /dev/axcl_host). Is the card seated (`lspci -d 1f4b:`), axclhost"
-        " installed, and built for this kernel (`dkms status`)?"
+        "the card's driver is not loaded (there is no /dev/axcl_host). Check that the card is seated (`lspci -d "
+        "1f4b:`), and that axclhost is installed and built for this kernel (`dkms status`)."
     ),
     "0x8006008a": (
-        "the card has no resources left. End what runs on it, or restart it with `axcl-smi reboot`, and run again."
+        "the card has no resources left. End the programs that use it, or restart it with `axcl-smi reboot`, and run "
+        "again."
     ),
 }
 NUMBER = r"(\d+(?:\.\d+)?)"
@@ -134,8 +135,8 @@ def read_chip(text: str) -> State:
     _bounded("cat of mem_cmm_info and thermal_zone0", text)
     if "mem_cmm_info: No such file" in text:
         raise MissingDriver(
-            "there is no /proc/ax_proc/mem_cmm_info: AXERA's kernel modules are not loaded, or this is no board of an AX650. For"
-            " a card over PCIe set board/kind: card."
+            "there is no /proc/ax_proc/mem_cmm_info: AXERA's kernel modules are not loaded, or this board does not "
+            "have an AX650. For a PCIe card, set board/kind: card."
         )
     memory = CHIP.search(text)
     temperature = re.search(r"^(-?\d{1,9})$", text, re.MULTILINE)  # thousandths of °C
@@ -189,13 +190,13 @@ def read_run_model(text: str, *, program: str, repeat: int) -> DeviceTimes:
 def _bounded(program: str, text: str) -> None:
     """Raise UnreadableOutput if *text* is longer than anything that *program* prints."""
     if len(text) > MOST_TABLE:
-        raise UnreadableOutput(_unreadable(program, f"at most {MOST_TABLE} characters, and not {len(text)}", text))
+        raise UnreadableOutput(_unreadable(program, f"at most {MOST_TABLE} characters, not {len(text)}", text))
 
 
 def _unreadable(program: str, wanted: str, text: str) -> str:
     lines = [line.strip() for line in text[:MOST_TABLE].splitlines() if line.strip()]
     said = one_line(" / ".join(lines[:3]), 300) or "nothing"
     return (
-        f"{program} printed: {said}; wanted {wanted}. The whole output is in this job's log. Another version of"
-        f" {program} may print another form: please report it with the log."
+        f"{program} printed: {said}; wanted {wanted}. The whole output is in this job's log. Another version of "
+        f"{program} may print a different format: please report it with the log."
     )

@@ -25,7 +25,7 @@ HARD_CODED = {"prompt_chunks": 1, "prediction_type": "epsilon", "zero_terminal_s
 
 
 class LayoutError(AxbakeError):
-    """A model does not meet what a layout's program takes for granted."""
+    """A model does not meet the requirements of a layout's program."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Layout:
         ]
         if missed:
             raise LayoutError(
-                f"{settings['model']}: layout {name} cannot be; {'; '.join(missed)}. {self.program} takes these for granted:"
-                f" give the model a row of its own with them, or take the layout axbake, which takes any."
+                f"{settings['model']}: cannot make the layout {name}; {'; '.join(missed)}. {self.program} requires "
+                "these. Add a row with them for this model, or use the layout axbake, which has no requirements."
             )
 
 

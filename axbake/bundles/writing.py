@@ -37,7 +37,7 @@ ATTRIBUTES = "*.axmodel filter=lfs diff=lfs merge=lfs -text\n*.npz filter=lfs di
 
 
 class BundleChanged(AxbakeError):
-    """A bundle's files are not those that its manifest lists."""
+    """A bundle's files do not match its manifest."""
 
 
 def write_bundle(
@@ -249,7 +249,7 @@ def pack_bundle(manifest: Path, *, archive: Path) -> None:
             path = manifest.parent / name
             member = tarfile.TarInfo(f"{top}/{name}")
             if not path.is_file():
-                wrong.append(f"{name}: not there")
+                wrong.append(f"{name}: missing")
                 continue
             member.size = path.stat().st_size
             with path.open("rb") as file:
@@ -258,7 +258,7 @@ def pack_bundle(manifest: Path, *, archive: Path) -> None:
                 wrong.append(f"{name}: other content")
     if wrong:
         raise BundleChanged(
-            f"{manifest.parent}: {'; '.join(wrong)}. Delete {MANIFEST} there, and make the bundle anew."
+            f"{manifest.parent}: {'; '.join(wrong)}. Delete {MANIFEST} there and make the bundle again."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the build cache holds (usage), and removal of what nobody needs (remove --yes)."""
+"""Show what the build cache holds (usage), and remove what nothing needs (remove --yes)."""
 
 import argparse
 import sys
@@ -15,14 +15,14 @@ from axbake.units import size_of
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `axbake cache` takes."""
     parser.description = __doc__
-    parser.add_argument("--directory", help="the build cache; otherwise AXBAKE_CACHE, or ~/.cache/axbake")
+    parser.add_argument("--directory", help="directory of the build cache (default: AXBAKE_CACHE, or ~/.cache/axbake)")
     parser.add_argument(
-        "--days", type=float, default=DAYS, help="keep what was made or used since (default: %(default)s)"
+        "--days", type=float, default=DAYS, help="keep results made or used since then (default: %(default)s)"
     )
     parser.add_argument(
-        "--keep", type=Path, metavar="FILE", help="keys that results need, one a line; - is standard input"
+        "--keep", type=Path, metavar="FILE", help="file of keys that results need, one per line; - is standard input"
     )
-    parser.add_argument("--yes", action="store_true", help="do remove")
+    parser.add_argument("--yes", action="store_true", help="really remove the files")
     parser.add_argument("action", nargs="?", choices=["usage", "remove"], default="usage")
 
 
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     found = usage(cache, used, days=options.days)
     _show(cache, found, "not needed")
     if options.action == "remove" and found.garbage:
-        print("Nothing was removed. `remove --yes` removes it.")
+        print("Nothing was removed. `remove --yes` removes the listed files.")
         return 1
     return 0
 
@@ -60,12 +60,10 @@ def _digests(path: Path | None) -> list[str]:
         keys = (sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")).split()
     except (OSError, ValueError) as error:
         raise KeepUnreadable(
-            f"{path}: {error}. --keep takes a file of keys, one a line. Nothing was removed."
+            f"{path}: {error}. --keep takes a file of keys, one per line. Nothing was removed."
         ) from error
     if wrong := [key for key in keys if not is_sha256(key)]:
-        raise KeepUnreadable(
-            f"{path}: {shown(wrong[0], 80)!r} is not a key, which has 64 hex digits. Nothing was removed."
-        )
+        raise KeepUnreadable(f"{path}: {shown(wrong[0], 80)!r} is not a key of 64 hex digits. Nothing was removed.")
     return keys
 
 

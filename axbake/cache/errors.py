@@ -12,11 +12,11 @@ from axbake.units import size_of
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-ELSEWHERE = "AXBAKE_CACHE, or config entry cache, puts the build cache elsewhere"
+ELSEWHERE = "set AXBAKE_CACHE, or the config entry cache, to move the build cache elsewhere"
 
 
 class CacheUnusable(AxbakeError):
-    """The cache's directory cannot be made or has no locks."""
+    """The cache's directory cannot be created or does not support locks."""
 
 
 class NotWritten(AxbakeError):
@@ -24,19 +24,19 @@ class NotWritten(AxbakeError):
 
 
 class InputChanged(AxbakeError):
-    """An input is not what it was when the job began."""
+    """An input has changed since the job began."""
 
 
 class NoResult(AxbakeError):
-    """A job ended well without one of its outputs."""
+    """A job ended without an error, but one of its outputs is missing."""
 
 
 class Overtaken(AxbakeError):
-    """Another job has put its result where this one's belongs."""
+    """Another job has written its result to this job's place."""
 
 
 class KeepUnreadable(AxbakeError):
-    """The file of keys to keep cannot be read, or is no file of keys."""
+    """The file of keys to keep cannot be read, or is not a file of keys."""
 
 
 class Damaged(Exception):
@@ -64,9 +64,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            hint = "Make room, or keep the results on another disk"
+            hint = "Free some space, or keep the results on another disk"
         elif error.errno in REFUSED:
             hint = "Make it writable"
         else:
-            hint = "See what is there"
+            hint = "Check what is there"
         raise NotWritten(f"{trouble(error, path)}. {hint}, and run again.") from error

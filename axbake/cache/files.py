@@ -123,7 +123,7 @@ def _link(opened: int, source: Name, target: Name) -> bool:
         return False
     linked = os.stat(target.name, dir_fd=target.directory, follow_symlinks=False)
     if not os.path.samestat(linked, os.fstat(opened)):
-        raise Damaged("another file by now")
+        raise Damaged("replaced by another file")
     return True
 
 

@@ -97,7 +97,7 @@ def usage(cache: Cache, used: Collection[str] = (), *, days: float = DAYS, named
         else:
             going.append(Garbage(path, f"entry of {name}" if name else "damaged entry", tree.size(path)))
     going += [
-        Garbage(path, names.get(path, "blob of no build"), _on_disk(state))
+        Garbage(path, names.get(path, "blob without a build"), _on_disk(state))
         for path, state in blobs.items()
         if path not in kept and path not in in_use
     ]
@@ -105,7 +105,7 @@ def usage(cache: Cache, used: Collection[str] = (), *, days: float = DAYS, named
         Garbage(path, "damaged", tree.size(path)) for path, blob in cache.blobs.placed() if isinstance(blob, Damaged)
     ]
     going += garbage
-    going += [Garbage(path, "of a killed job", size) for path, size in private.leftovers(tree)]
+    going += [Garbage(path, "from a killed job", size) for path, size in private.leftovers(tree)]
     size = sum(map(_on_disk, blobs.values()))
     return Usage(len(right["entries"]), len(blobs), size, sum(_on_disk(blobs[path]) for path in linked), going)
 
@@ -154,7 +154,7 @@ def _remove(tree: Tree, path: Path) -> None:
     try:
         tree.remove(path)
     except OSError as error:  # another user's
-        logger.warning("%s: %s; it stays", shown(path, 400), os.strerror(error.errno or 0))
+        logger.warning("%s: %s; not removed", shown(path, 400), os.strerror(error.errno or 0))
 
 
 def _files(tree: Tree, name: str) -> Iterator[tuple[Path, os.stat_result, str]]:

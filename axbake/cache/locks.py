@@ -160,7 +160,7 @@ def _acquire(path: Path, kind: int, about: str, tree: Tree | None) -> int:
                 if pause == 0.01 or time.monotonic() - reminded > REMIND:
                     reminded = time.monotonic()
                     note = _note(descriptor)
-                    holder = f"{note.owner}, at it since {note.since}" if note.owner else "another process"
+                    holder = f"{note.owner}, since {note.since}" if note.owner else "another process"
                     logger.info("%s: waiting for %s (waited %.0f s so far)", about, holder, reminded - started)
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
@@ -185,7 +185,7 @@ def _open(path: Path, tree: Tree | None) -> int:
             if not tree:
                 raise NotWritten(f"{path}: {error}; wanted a lock's file. Remove it, and run again.") from error
             if tree.set_aside(path):
-                logger.warning("%s: %s; it is no lock, and was set aside", path, error)
+                logger.warning("%s: %s; not a lock, moved aside", path, error)
             else:
                 break
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -201,8 +201,8 @@ def _try(descriptor: int, kind: int, path: Path) -> bool:
         if error.errno not in NO_LOCKS:
             raise
         raise CacheUnusable(
-            f"{path}: this file system has no locks ({os.strerror(error.errno)}). The build cache needs flock, as local disks"
-            f" and NFSv4 have it. {ELSEWHERE}."
+            f"{path}: this file system does not support locks ({os.strerror(error.errno)}). The build cache needs "
+            f"flock, which local disks and NFSv4 support; {ELSEWHERE}."
         ) from error
 
 

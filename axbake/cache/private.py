@@ -81,14 +81,14 @@ def remove_leftovers(tree: Tree) -> None:
     for announcement, note, directory in _of_the_dead(tree):
         try:
             with _dead(directory, announcement.stem) as descriptor:
-                logger.info("%s: removing what %s left, who is dead", shown(directory, 400), note.owner)
+                logger.info("%s: removing files left by %s, which is dead", shown(directory, 400), note.owner)
                 _empty(descriptor, but=_mark(os.fstat(descriptor), announcement.stem))
                 _empty(descriptor)
                 directory.rmdir()
             tree.remove(announcement)
         except Damaged as error:
             logger.warning(
-                "%s: names %s, which %s; it stays. If a killed job of yours left it, remove it yourself.",
+                "%s: names %s, which %s; not removed. If one of your killed jobs left it, remove it yourself.",
                 announcement,
                 shown(directory, 400),
                 error,
@@ -135,14 +135,14 @@ def _dead(directory: Path, name: str) -> Iterator[int]:
     """
     state = directory.lstat()
     if not _is_mine(state, stat.S_ISDIR):
-        raise Damaged("is no directory of yours")
+        raise Damaged("is not your directory")
     mark_name = _mark(state, name)
     try:  # all this before it is opened
         marked = _is_mine((directory / mark_name).lstat(), stat.S_ISREG)
     except ABSENT:
         marked = False
     if not marked:
-        raise Damaged("bears no mark of axbake's")
+        raise Damaged("has no mark from axbake")
     descriptor = os.open(directory, INNER)
     with contextlib.ExitStack() as held:
         held.callback(os.close, descriptor)

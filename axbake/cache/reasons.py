@@ -39,7 +39,7 @@ def explain(key: Key, entries: Iterable[Entry], makers: Makers | None = None, *,
     differences = Differences(makers or (lambda contents: (entry for entry in entries if made_any(entry, contents))))
     changes = [shown(phrase, 400) for phrase in differences.between(key, near)]
     if not changes:
-        return f"{key.component or key.step}: as before; what was stored is gone or damaged"
+        return f"{key.component or key.step}: unchanged, but the stored result is missing or damaged"
     if len(changes) > MOST_PHRASES:
         changes[MOST_PHRASES:] = [f"{len(changes) - MOST_PHRASES} more"]
     same = _unchanged(key, near)

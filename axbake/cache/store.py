@@ -192,7 +192,9 @@ class Cache:
         """
         names = {name: place.name for name, place in places.items()}
         if names != key.outputs or len(set(names.values())) < len(names):
-            raise ValueError(f"{key.name}: places are named {names}, the key says {key.outputs}; each name once")
+            raise ValueError(
+                f"{key.name}: places are named {names}, but the key says {key.outputs}; wanted each name once"
+            )
         self._prepare(key)
         with self.unswept(key.name):
             if outcome := self._fetch(key, places):
@@ -220,7 +222,7 @@ class Cache:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CacheUnusable(
-                f"{trouble(error, self.directory)}. It was to be the build cache; {ELSEWHERE}."
+                f"{trouble(error, self.directory)}. The build cache cannot use it; {ELSEWHERE}."
             ) from error
         for name in ("damaged", "locks", "running", "verified", "placed", "blobs"):
             with contextlib.suppress(OSError):  # a cache that is full or read-only can still be read
@@ -301,8 +303,8 @@ class Cache:
             changed = [str(path) for name, path in inputs.items() if self.sha256(path) != contents[name]]
             if changed:
                 raise InputChanged(
-                    f"{key.name}: {', '.join(changed)} changed while the job ran, so what was made of it is neither"
-                    " stored nor placed. Let nothing else write there, and run again."
+                    f"{key.name}: {', '.join(changed)} changed while the job ran, so axbake neither stores nor places "
+                    "the result. Let nothing else write there, and run again."
                 )
             with self.unswept(key.name):
                 entry = self._store(key, made, seconds) if stores else None
@@ -328,8 +330,8 @@ class Cache:
             return entry
         except OSError as error:
             logger.warning(
-                "%s: %s. The result is placed but NOT STORED; who needs it next builds it again."
-                " `axbake cache` shows what could go from the cache; %s.",
+                "%s: %s. The result is placed but NOT STORED; the next job that needs it builds it again. `axbake "
+                "cache` shows what can be removed from the cache; %s.",
                 key.name,
                 trouble(error, self.directory),
                 ELSEWHERE,
@@ -364,10 +366,10 @@ def _run(key: Key, build: Callable[[Paths], None], made: Paths) -> None:
         if error.errno not in FULL:
             raise
         where = next(iter(made.values())).parent
-        raise NotWritten(f"{key.name}: {trouble(error, where)}. Make room, and run again.") from error
+        raise NotWritten(f"{key.name}: {trouble(error, where)}. Free some space and run again.") from error
     missing = [path.name for path in made.values() if path.is_symlink() or not path.is_file()]
     if missing:
-        raise NoResult(f"{key.name}: ended well, but made no file {', '.join(missing)}.")
+        raise NoResult(f"{key.name}: ended without an error, but made no file {', '.join(missing)}.")
 
 
 def _occupants(places: Paths) -> dict[str, int | None]:
@@ -380,8 +382,8 @@ def _publish(made: Paths, places: Paths, before: dict[str, int | None]) -> None:
     for name, inode in _occupants(places).items():
         if inode not in (None, before[name]):
             raise Overtaken(
-                f"{places[name]}: another job has put its result there since this one began; that one stays."
-                " A Snakemake that was killed has likely left this one running."
+                f"{places[name]}: another job wrote its result there after this job began; the other result stays. "
+                "Probably a killed Snakemake left this job running."
             )
     for name, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)

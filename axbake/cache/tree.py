@@ -264,7 +264,7 @@ def _check(state: os.stat_result, writes: bool) -> None:
     if not stat.S_ISREG(state.st_mode):
         raise Damaged(f"{KINDS.get(stat.S_IFMT(state.st_mode), 'something')}, not a file")
     if writes and state.st_nlink > 1:
-        raise Damaged("a file that has other names too")
+        raise Damaged("a file with other names (hard links)")
 
 
 def names_in(descriptor: int) -> list[str]:

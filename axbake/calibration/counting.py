@@ -4,7 +4,7 @@ from axbake.errors import AxbakeError
 
 
 class CalibrationError(AxbakeError):
-    """There are not as many samples as wanted."""
+    """There are fewer samples than requested."""
 
 
 def check_count(count: int, *, prompts: int, steps: int, branches: int, empty: int = 0) -> None:

@@ -30,7 +30,7 @@ WHOLE = 2**32  # stands for a tensor's whole span: in integers sums are exact, a
 
 
 class CoverageError(AxbakeError):
-    """The ranges say nothing that samples could be chosen by."""
+    """The ranges hold nothing by which samples could be chosen."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def shares(ranges: Ranges, outputs: Set[str]) -> Shares:
     )
     if not counts.any():
         raise CoverageError(
-            "every activation is 0 on all recorded samples, so nothing tells them apart; check the model."
+            "every activation is 0 on all recorded samples, so axbake cannot choose between the samples; check the "
+            "model."
         )
     # The outputs come first, so that `np.unique`, which gives first places, does not drop one for a tensor equal to it.
     order = sorted(np.flatnonzero(counts), key=lambda i: ranges.names[i] not in outputs)

@@ -44,7 +44,7 @@ VARIANTS = ("", "fp16", "bf16")
 
 
 class UnreadableCheckpoint(AxbakeError):
-    """The file, or the folder, is no whole checkpoint of any form that axbake reads."""
+    """The file or folder is not a complete checkpoint in a format that axbake reads."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ def form_of(path: Path) -> str:
         if any(is_file(path / index) for index in (PIPELINE, NETWORK)):
             return "diffusers folder"
         raise UnreadableCheckpoint(
-            f"{path}: a folder without {PIPELINE} and {NETWORK}. Wanted a diffusers folder of a whole pipeline, or of an"
-            " autoencoder, or one file."
+            f"{path}: a folder without {PIPELINE} and {NETWORK}. Wanted a diffusers folder of a complete pipeline or "
+            "of an autoencoder, or one file."
         )
     if kind != "a file":
         raise _missing(path, kind)
@@ -147,9 +147,7 @@ def _missing(path: Path, kind: str) -> UnreadableCheckpoint:
     """The error of a path that is not one of a file or folder."""
     if kind:
         return UnreadableCheckpoint(f"{shown(path, 400)}: {kind}. Wanted a file, or a diffusers folder.")
-    return UnreadableCheckpoint(
-        f"{shown(path, 400)}: 0 bytes that are no whole safetensors file: no such file. Correct the path."
-    )
+    return UnreadableCheckpoint(f"{shown(path, 400)}: no such file. Correct the path.")
 
 
 def open_container(path: Path) -> Container:
@@ -164,7 +162,8 @@ def open_container(path: Path) -> Container:
     if form == "safetensors":
         return open_safetensors(path)
     raise UnreadableCheckpoint(
-        f"{path}: a {form}. `results/{{model}}/checkpoint.safetensors` is made of it, without running what it holds."
+        f"{path}: a {form}. The bake converts it to `results/{{model}}/checkpoint.safetensors`, without running code "
+        "from it."
     )
 
 
@@ -180,8 +179,8 @@ def open_safetensors(path: Path) -> Container:
 
     def refusal(why: str) -> UnreadableCheckpoint:
         return UnreadableCheckpoint(
-            f"{path}: {size} bytes that are no whole safetensors file ({why}). Download it again and compare its SHA-256"
-            " with the page it is from."
+            f"{path}: {size} bytes that are not a complete safetensors file ({why}). Download it again and compare its "
+            "SHA-256 with its page."
         )
 
     try:
@@ -200,10 +199,10 @@ def open_safetensors(path: Path) -> Container:
     except ValueError as error:
         raise refusal(f"header: {shown(error, 200)}") from None
     if not isinstance(header, dict):
-        raise refusal("its header is no JSON object")
+        raise refusal("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise refusal("__metadata__ is no table of texts")
+        raise refusal("__metadata__ is not a table of texts")
     if len(header) > MOST_TENSORS:
         raise refusal(f"{len(header)} tensors; at most {MOST_TENSORS}")
     tensors, end = {}, 0
@@ -244,9 +243,9 @@ def _stored(name: str, entry: Any, path: Path, base: int) -> Stored:
     if not isinstance(dtype, str) or dtype not in BITS:
         raise ValueError(f"{name}: type {shown(dtype, 40)} is unknown; known: {', '.join(BITS)}")
     if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(_whole, shape)):
-        raise ValueError(f"{name}: {shown(shape, 80)} is no shape of {MOST_AXES} axes at most")
+        raise ValueError(f"{name}: {shown(shape, 80)} is not a shape of at most {MOST_AXES} axes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
-        raise ValueError(f"{name}: data_offsets {shown(offsets, 80)} are no two numbers")
+        raise ValueError(f"{name}: data_offsets {shown(offsets, 80)} are not two numbers")
     start, end = offsets
     if end - start != math.prod(shape) * BITS[dtype] // 8:
         raise ValueError(f"{name}: {end - start} bytes for shape {shape} of {dtype}")
@@ -282,7 +281,7 @@ def _read_json(path: Path) -> dict:
     except UnreadableFile as error:
         raise UnreadableCheckpoint(f"{error} Wanted a JSON object, as diffusers writes it.") from None
     if not isinstance(value, dict):
-        raise UnreadableCheckpoint(f"{path}: no JSON object. Wanted one, as diffusers writes it.")
+        raise UnreadableCheckpoint(f"{path}: not a JSON object. Wanted one, as diffusers writes it.")
     return value
 
 
@@ -343,8 +342,8 @@ def _scan_autoencoder(path: Path) -> Folder:
     kind = shown(_read_json(_config_in(path, NETWORK)).get("_class_name"), 80)
     if not kind.startswith("Autoencoder"):
         raise UnreadableCheckpoint(
-            f"{path}: no {PIPELINE}, and its {NETWORK} is of {kind}. Wanted a diffusers folder of a whole pipeline, or of an"
-            " autoencoder."
+            f"{path}: no {PIPELINE}, and its {NETWORK} is of {kind}. Wanted a diffusers folder of a complete pipeline "
+            "or of an autoencoder."
         )
     weights, indexes = _weights_of(path, FOLDERS["vae"])
     return Folder({"vae": path / NETWORK}, {"vae": weights}, indexes)
@@ -363,8 +362,8 @@ def _weights_of(place: Path, stem: str) -> tuple[list[Path], list[Path]]:
                 if is_file(place / index):
                     return _shards(_config_in(place, index)), [place / index]
     raise UnreadableCheckpoint(
-        f"{place}: no {stem}.safetensors, nor one of {', '.join(filter(None, VARIANTS))}; there are"
-        f" {_listing(place) or 'no files'}."
+        f"{place}: no {stem}.safetensors, nor one of {', '.join(filter(None, VARIANTS))}; found "
+        f"{_listing(place) or 'no files'}."
     )
 
 
@@ -426,11 +425,12 @@ def _open_folder(path: Path) -> Container:
         for file in files:
             if form_of(file) != "safetensors":
                 raise UnreadableCheckpoint(
-                    f"{file}: a pickle. `results/{{model}}/checkpoint.safetensors` is made of it without running what it holds."
+                    f"{file}: a pickle. The bake converts it to `results/{{model}}/checkpoint.safetensors`, without "
+                    "running code from it."
                 )
             part = {f"{name}.{tensor}": stored for tensor, stored in open_safetensors(file).tensors.items()}
             if doubles := set(part) & set(tensors):
-                raise UnreadableCheckpoint(f"{file}: {sorted(doubles)[0]} is in another shard too.")
+                raise UnreadableCheckpoint(f"{file}: {sorted(doubles)[0]} is also in another shard.")
             tensors |= part
     return Container(path, "diffusers folder", tensors, {}, read_configs(folder))
 

@@ -35,7 +35,7 @@ WANTED = "wanted a textual-inversion embedding: string_to_param, emb_params, or 
 
 
 class EmbeddingError(AxbakeError):
-    """A file is no textual-inversion embedding that the model's text encoder can take."""
+    """A file is not a textual-inversion embedding that fits the model's text encoder."""
 
 
 def read_embedding(path: Path, *, encoder: str = "") -> Any:
@@ -55,7 +55,7 @@ def read_embedding(path: Path, *, encoder: str = "") -> Any:
     vectors = list(read_embeddings(path, encoder=encoder).values())
     if len({part.shape[1] for part in vectors}) > 1:
         raise EmbeddingError(
-            f"{path}: its embeddings have vectors of different widths. They are not of one text encoder."
+            f"{path}: its embeddings have vectors of different widths. They do not belong to one text encoder."
         )
     return torch.cat(vectors)
 
@@ -102,7 +102,8 @@ def _embeddings(path: Path, encoder: str) -> Iterator[tuple[Container, dict[str,
             yield container, _sorted(path, container, encoder)
         except UnsafeCheckpoint as error:
             raise EmbeddingError(
-                f"{path}: asks for {error.asked}, which was not run. Wanted an embedding; get it as .safetensors."
+                f"{path}: asks for {error.asked}, which axbake did not run. Wanted an embedding; get it as "
+                ".safetensors."
             ) from None
         except UnreadableCheckpoint as error:
             raise EmbeddingError(f"{error} Wanted a textual-inversion embedding.") from None
@@ -128,7 +129,7 @@ def _sorted(path: Path, container: Container, encoder: str) -> dict[str, str]:
     there = {*names, *inside}.intersection(XL)
     if there and not encoder:
         raise EmbeddingError(
-            f"{path}: an embedding for Stable Diffusion XL ({', '.join(names[:5])}); wanted one for the model's."
+            f"{path}: an embedding for Stable Diffusion XL ({', '.join(names[:5])}); wanted one for the model."
         )
     if encoder and there != {*XL}:
         raise EmbeddingError(

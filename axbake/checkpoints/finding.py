@@ -64,15 +64,16 @@ def find_names(container: Container, component: Component) -> tuple[str, Mapping
     if not places:
         wanted = " or ".join(naming.marker for naming in component.files.namings)
         raise TensorMismatch(
-            f"{container.path}: its {component.name} is not found: wanted a tensor {wanted}, with any prefix. Give a whole"
-            f" checkpoint{vae}."
+            f"{container.path}: no {component.name} found: wanted a tensor {wanted}, with any prefix. Give a complete "
+            f"checkpoint{vae}."
         )
     (prefix, origins), *others = places.items()
     for other, same in others:
         if difference := _difference(container, origins, same):
             raise TensorMismatch(
-                f"{container.path}: holds two networks that could be its {component.name}, below {prefix or 'no prefix'} and"
-                f" below {other or 'no prefix'}, which differ: {difference}. Keep the tensors of one of them in the file{vae}."
+                f"{container.path}: contains two networks that could be its {component.name}, below "
+                f"{prefix or 'no prefix'} and below {other or 'no prefix'}, which differ: {difference}. Keep the "
+                f"tensors of one of them in the file{vae}."
             )
     return prefix, origins
 
@@ -194,13 +195,13 @@ def find_family(container: Container, families: Mapping[str, Family]) -> Family:
     if len(fitting) > 1:
         names = " and ".join(family.name for family in fitting)
         raise UnknownFamily(
-            f"{container.path}: a denoiser that is of several families, {names}; their `fits` must differ."
+            f"{container.path}: a denoiser that fits several families, {names}; their `fits` must differ."
         )
     if not fitting:
         _, origins = find_names(container, denoisers[there[0]])
         raise UnknownFamily(
-            f"{container.path}: a denoiser of {len(origins)} tensors that is of no family; known: {known}. It has no"
-            " cross-attention of a width that one of them has (attn2.to_k.weight, proj_in.weight)."
+            f"{container.path}: a denoiser of {len(origins)} tensors that fits no family; known: {known}. Its "
+            "cross-attention does not have the width of any of them (attn2.to_k.weight, proj_in.weight)."
         )
     return fitting[0]
 
@@ -244,7 +245,7 @@ def find_network(container: Container, component: Component, latents: Latents) -
         network = networks.wanted_shapes(component.build, found.config)
     except (ValueError, TypeError, ArithmeticError, KeyError, RuntimeError, AttributeError, IndexError) as error:
         raise TensorMismatch(
-            f"{container.path}: {component.name}: its shapes describe no network that can be built: {str(error)[:300]}"
+            f"{container.path}: {component.name}: no network can be built with its shapes: {str(error)[:300]}"
         ) from error
     _compare(container.path, component.name, found.shapes, network)
     check_latents(container.path, found.config, latents)
@@ -265,8 +266,8 @@ def read_network(container: Container, component: Component) -> Found:
         config = files.architecture(shapes)
     except (KeyError, IndexError, ValueError, StopIteration) as error:
         raise TensorMismatch(
-            f"{container.path}: {component.name}: cannot be read from {len(shapes)} tensors; without {error} its width or"
-            " depth cannot be told. The file does not hold the whole network."
+            f"{container.path}: {component.name}: cannot be read from {len(shapes)} tensors; without {error} its width "
+            "or depth cannot be determined. The file does not contain the whole network."
         ) from error
     told = container.configs.get(files.folder, {})
     check_told(container.path, files, told)
@@ -292,7 +293,7 @@ def _check_types(container: Container, component: str, origins: Mapping[str, Ori
 def _compare(path: Path, component: str, found: Shapes, wanted: Shapes) -> None:
     problems = [f"{name}: missing, wanted {shape}" for name, shape in wanted.items() if name not in found]
     problems += [
-        f"{name}: {shape}, which the network has no use for" for name, shape in found.items() if name not in wanted
+        f"{name}: {shape}, which the network does not use" for name, shape in found.items() if name not in wanted
     ]
     problems += [
         f"{name}: found {found[name]}, wanted {shape}"
@@ -311,7 +312,9 @@ def read_found_tensor(container: Container, found: Found, name: str) -> Any:
     if origin.scale:
         scale = container.read(origin.scale).float()
         if scale.numel() not in (1, tensor.shape[0]):
-            raise TensorMismatch(f"{container.path}: {origin.scale}: {tuple(scale.shape)} is no scale of {origin.name}")
+            raise TensorMismatch(
+                f"{container.path}: {origin.scale}: {tuple(scale.shape)} is not a scale for {origin.name}"
+            )
         tensor = tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1))
     tensor = tensor.to(torch_dtype(precision_of(container, origin)))
     if not all_finite(tensor):

@@ -14,8 +14,8 @@ PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
 TEXT_PICKLE = re.compile(rb"c[\w.]+\n[\w.]+\n|\((?:[dlt(SVI]|c[\w.]+\n)")
 START_BYTES = 4096
 TAIL_BYTES = 1_000_000  # of a zip archive, in which its list of files ends
-AGAIN = "Download it again and compare its SHA-256 with the page it is from."
-UNPACK = "Unpack it, and give the model that is inside."
+AGAIN = "Download it again and compare its SHA-256 with its page."
+UNPACK = "Unpack it and give the model inside."
 GIVE = "Give the checkpoint as safetensors, as a pickle, or as a diffusers folder."
 
 #: Where, what stands there, what the file is then, and what to do
@@ -35,7 +35,7 @@ MAGIC = (
     *((0, magic, f"a picture ({kind})", "Give the model that drew it; its page may name it.")
       for magic, kind in ((b"\x89PNG\r\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"))),
     (8, b"WEBP", "a picture (WebP)", "Give the model that drew it; its page may name it."),
-    (4, b"ftyp", "a film or a picture (MP4, AVIF or HEIC)", "Give the model that drew it; its page may name it."),
+    (4, b"ftyp", "a video or a picture (MP4, AVIF or HEIC)", "Give the model that drew it; its page may name it."),
     (0, b"%PDF", "a PDF document", GIVE),
     (0, b"\x89HDF", "an HDF5 file, as Keras writes it", GIVE),
     (0, b"\x93NUMPY", "a NumPy array", GIVE),
@@ -67,7 +67,7 @@ def form_of_file(path: Path) -> Form:
         file.seek(max(0, size - TAIL_BYTES))
         tail = file.read() if start[:4] == b"PK\x03\x04" else b""
     if not start:
-        return Form("", "no whole safetensors file: it is empty", AGAIN)
+        return Form("", "not a complete safetensors file: it is empty", AGAIN)
     # A header's length before its `{`; as text, eight letters would be a length beyond any disk.
     if start[8:9] == b"{" and not _is_text(start[:8]):
         return Form(SAFETENSORS)
@@ -85,17 +85,17 @@ def form_of_file(path: Path) -> Form:
         name = start[4 : 4 + start[3]] if start[2:3] == b"\x12" and start[3] < 128 else b""
         maker = f" (made by {shown(name.decode(errors='replace'), 40)})" if name else ""
         if path.suffix == ".axmodel" or name in COMPILERS:
-            return Form(AXMODEL, f"a model that is compiled already{maker}", GIVE)
+            return Form(AXMODEL, f"an already compiled model{maker}", GIVE)
         return Form(ONNX, f"an ONNX graph{maker}", GIVE)
     if not start.strip(b"\0"):
-        return Form("", "no whole safetensors file: it begins with zeros, as an interrupted download does", AGAIN)
+        return Form("", "not a complete safetensors file: it begins with zeros, like an interrupted download", AGAIN)
     text = _is_text(start)
     if path.suffix in PICKLE_ENDINGS and (not text or TEXT_PICKLE.match(start)):
         return Form(PICKLE)
     if text:
         first = start.decode("utf-8-sig", errors="ignore").strip().splitlines()[:1]
-        return Form("", f"no whole safetensors file but a text: «{shown(first[0] if first else '')}»", AGAIN)
-    return Form("", "no whole safetensors file", AGAIN)
+        return Form("", f"not a safetensors file but a text: «{shown(first[0] if first else '')}»", AGAIN)
+    return Form("", "not a complete safetensors file", AGAIN)
 
 
 def _is_text(start: bytes) -> bool:
@@ -138,21 +138,23 @@ def _text(path: Path, start: str) -> Form | None:
         of = f" of a file of {int(size[1]) / 1e6:,.0f} MB" if size else ""
         return Form(
             "",
-            f"a pointer of Git LFS{of}, and not that file",
+            f"a Git LFS pointer{of}, not the file itself",
             "Fetch it with `git lfs pull`, or download it from its page.",
         )
     if "/annex/objects/" in start[:400]:
-        return Form("", "a pointer of git-annex, and not the file", "Fetch it with `git annex get`.")
+        return Form("", "a git-annex pointer, not the file itself", "Fetch it with `git annex get`.")
     if start.startswith("# xet version"):
         return Form(
-            "", "a pointer of Xet, and not the file", "Fetch it with `git xet checkout`, or download it from its page."
+            "", "a Xet pointer, not the file itself", "Fetch it with `git xet checkout`, or download it from its page."
         )
     if start.lstrip().startswith("<?xml") and (said := re.search(r"<Message>([^<]*)</Message>", start)):
-        return Form("", f"the answer of a site and not the file: «{shown(said[1].strip())}»", AGAIN)
+        return Form("", f"an answer from the site, not the file: «{shown(said[1].strip())}»", AGAIN)
     if start.lstrip().startswith("<"):
         title = re.search(r"<title[^>]*>([^<]*)", start, re.IGNORECASE)
         called = f" («{shown(' '.join(title[1].split()))}»)" if title and title[1].strip() else ""
-        return Form("", f"no whole safetensors file but a web page{called}, which a download needs a login for", AGAIN)
+        return Form(
+            "", f"not a complete safetensors file but a web page{called}, which a download needs a login for", AGAIN
+        )
     if start.lstrip()[:1] in ("{", "["):
         return _json(path)
     return None
@@ -163,19 +165,19 @@ def _json(path: Path) -> Form:
     try:
         said = load_json(read_text(path, most_bytes=MOST_JSON_BYTES))
     except (UnreadableFile, ValueError):
-        return Form("", "no whole safetensors file but a text that begins as JSON does", AGAIN)
+        return Form("", "not a complete safetensors file but a text that begins like JSON", AGAIN)
     table = said if isinstance(said, dict) else {}
     if "weight_map" in table:
-        return Form("", "a list of the files that hold a model's weights", "Give the folder that it is in.")
+        return Form("", "a list of the files that hold a model's weights", "Give the folder that contains it.")
     if {"_class_name", "model_type", "architectures"} & set(table):
-        return Form("", "the config of a network, without its weights", "Give the folder that it is in.")
+        return Form("", "the config of a network, without its weights", "Give the folder that contains it.")
     inner = [table, *(value for value in table.values() if isinstance(value, dict))]
     keys = ("message", "error_description", "detail", "error", "title")
     texts = [one[key] for key in keys for one in inner if isinstance(one.get(key), str)]
     if texts:
         return Form(
             "",
-            f"the answer of a site and not the file: «{shown(texts[0])}»",
+            f"an answer from the site, not the file: «{shown(texts[0])}»",
             "Log in, or give a token, and download it again (docs/getting-checkpoints.md).",
         )
     return Form("", "a JSON text", GIVE)

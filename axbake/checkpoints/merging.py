@@ -114,7 +114,7 @@ def _narrowed(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tens
     result = tensor.to(dtype)
     if not torch.isfinite(result).all():
         raise RecipeError(
-            f"{name}: the merge is too large for {dtype}, up to {float(tensor.abs().max()):g}. Give lower shares."
+            f"{name}: the merge is too large for {dtype}, up to {float(tensor.abs().max()):g}. Use lower alphas."
         )
     return result
 
@@ -126,8 +126,8 @@ def _check_architectures(recipe: Recipe, models: dict[str, Model]) -> None:
         different += [part for part, found in model.found.items() if found.config != first.found[part].config]
         if different:
             raise RecipeError(
-                f"{recipe.path}: {base} and {name} are of different architectures (different in"
-                f" {' and '.join(dict.fromkeys(different))}). Merges want checkpoints of one architecture."
+                f"{recipe.path}: {base} and {name} are of different architectures (different in "
+                f"{' and '.join(dict.fromkeys(different))}). Merge only checkpoints of one architecture."
             )
 
 

@@ -32,7 +32,7 @@ MOST_INSTRUCTION_BYTES = 4_000_000
 # the whole machine's memory. Address space is what the system limits; mapped files count, so the file's size is added.
 MEMORY_BYTES = 1_500_000_000
 # Of computing, once torch is there. A file of 8 GB takes 20; a few bytes can make a key whose hash takes years.
-AGAIN = "Download it again and compare its SHA-256 with the page it is from."  # of a damaged file
+AGAIN = "Download it again and compare its SHA-256 with its page."  # of a damaged file
 SECONDS, SECONDS_PER_GB = 8, 10
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py: first of the pickles in files before torch 1.6
 
@@ -100,7 +100,7 @@ LEFTOVERS = {
 
 
 class UnsafeCheckpoint(UnreadableCheckpoint):
-    """The pickle names what weights have no need of."""
+    """The pickle names objects that weights do not need."""
 
     def __init__(self, text: str, asked: str = "") -> None:
         super().__init__(text)
@@ -139,16 +139,16 @@ def convert_pickle(source: Path, target: Path | None) -> dict:
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode == -signal.SIGPROF:
         raise UnreadableCheckpoint(
-            f"{source}: reading it took more than {_seconds(size)} s of computing, which weights of its size do not. It may be"
-            " an attack. Take the safetensors file of the model."
+            f"{source}: reading it took more than {_seconds(size)} s of computing time; weights of this size need "
+            "less. It may be an attack. Use the model's safetensors file."
         )
     try:
         answer = json.loads(done.stdout)
     except ValueError:
         ended = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
         raise UnreadableCheckpoint(
-            f"{source}: reading it ended its process with {ended}: {shown(done.stderr.strip()[-300:], 300)}. It wants more"
-            f" than {MEMORY_BYTES / 1e9:g} GB beyond its size, or is damaged. Take the safetensors file of the model."
+            f"{source}: reading it ended its process with {ended}: {shown(done.stderr.strip()[-300:], 300)}. It needs more"
+            f" than {MEMORY_BYTES / 1e9:g} GB beyond its size, or is damaged. Use the model's safetensors file."
         ) from None
     return taken(answer)
 
@@ -205,8 +205,8 @@ def _instructions(source: Path) -> bytes:
             return archive.read(members[0])
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise UnreadableCheckpoint(
-            f"{source}: {source.stat().st_size} bytes that are no whole zip archive ({error}). Download it again and"
-            " compare its SHA-256 with the page it is from."
+            f"{source}: {source.stat().st_size} bytes that are not a complete zip archive ({error}). Download it again "
+            "and compare its SHA-256 with its page."
         ) from None
 
 
@@ -295,13 +295,13 @@ def _convert(source: Path, target: Path | None) -> dict:
         names = names_of(source)
     except (ValueError, IndexError, KeyError, EOFError, OverflowError, AttributeError) as error:
         raise UnreadableCheckpoint(
-            f"{source}: {source.stat().st_size} bytes that are no whole pickle ({shown(error, 200)}). {AGAIN}"
+            f"{source}: {source.stat().st_size} bytes that are not a complete pickle ({shown(error, 200)}). {AGAIN}"
         ) from None
     if strange := sorted(names - ALLOWED - LEFTOVERS):
         asked = f"{', '.join(shown(name, 100) for name in strange[:8])}{' …' if len(strange) > 8 else ''}"
         raise UnsafeCheckpoint(
-            f"{source}: asks for {asked}, which weights have no need of. It was not run, and may be an attack. Take the"
-            " safetensors file of the model.",
+            f"{source}: asks for {asked}, which weights do not need. axbake did not run it; it may be an attack. Use "
+            "the model's safetensors file.",
             asked,
         )
     try:
@@ -313,8 +313,8 @@ def _convert(source: Path, target: Path | None) -> dict:
         raise
     except Exception as error:  # a damaged pickle makes torch's reader fail in any way there is
         raise UnreadableCheckpoint(
-            f"{source}: {source.stat().st_size} bytes that are no whole pickle of tensors ({type(error).__name__}:"
-            f" {shown(error, 200)}). {AGAIN}"
+            f"{source}: {source.stat().st_size} bytes that are not a complete pickle of tensors "
+            f"({type(error).__name__}: {shown(error, 200)}). {AGAIN}"
         ) from None
     if not tensors or len(tensors) > MOST_TENSORS:
         raise UnreadableCheckpoint(f"{source}: {len(tensors)} tensors; wanted 1 to {MOST_TENSORS}: weights by name.")
@@ -349,7 +349,7 @@ def _kinds(source: Path, tensors: Mapping[str, Any]) -> dict[str, str]:
                 f"{shown(name, 100)}: {tensor.dtype}, {tensor.layout}, on {tensor.device}, {tensor.ndim} axes"
             )
         elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            faults.append(f"{shown(name, 100)}: shape {tuple(tensor.shape)}, of which less is stored")
+            faults.append(f"{shown(name, 100)}: shape {tuple(tensor.shape)}, but less data is stored")
         total += tensor.numel() * tensor.element_size()
     if total > 2 * source.stat().st_size + 1_000_000:
         faults.append(f"{total} bytes of tensors in a file of {source.stat().st_size}")
@@ -387,7 +387,8 @@ def main(source: Path, target: Path | None) -> dict:
     except MemoryError:
         return {
             "error": UnreadableCheckpoint.__name__,
-            "text": f"{source}: wants more than {MEMORY_BYTES / 1e9:g} GB of memory beyond its size. It is no checkpoint.",
+            "text": f"{source}: needs more than {MEMORY_BYTES / 1e9:g} GB of memory beyond its size. It is not a "
+            "checkpoint.",
         }
 
 

@@ -27,7 +27,7 @@ ROUNDING = 1e-2  # relative; a schedule stored in bfloat16 is off by 4e-3
 
 
 class UnknownPrediction(AxbakeError):
-    """Nothing says what the UNet predicts, or two sources contradict each other."""
+    """It is not known what the UNet predicts, or two sources contradict each other."""
 
 
 class UnreadableSidecar(AxbakeError):
@@ -64,7 +64,7 @@ def read_sidecar(checkpoint: Path) -> str:
         config = read_yaml(path)
     except UnreadableFile as error:
         raise UnreadableSidecar(
-            f"{error} Wanted the LDM config of {checkpoint.name} in YAML; take it away if it is not that."
+            f"{error} Wanted the LDM config of {checkpoint.name} in YAML; remove it if it is something else."
         ) from None
     model = _inside(config, "model", "params")
     if not isinstance(model, dict):
@@ -75,7 +75,7 @@ def read_sidecar(checkpoint: Path) -> str:
     stated = model.get("parameterization", "eps")
     if not isinstance(stated, str) or stated not in WORDS:
         raise UnreadableSidecar(
-            f"{path}: parameterization '{shown(stated, 80)}'; wanted eps or v, which axbake's samplers know."
+            f"{path}: parameterization '{shown(stated, 80)}'; wanted eps or v, which axbake's samplers support."
         )
     return WORDS[stated]
 
@@ -118,7 +118,7 @@ def gather_evidence(container: Container, *, sidecar: str) -> Evidence:
         zero += [note] if ends_in_noise else []
         notes += [] if ends_in_noise else [note]
     if zero and not types:
-        types["a schedule that ends in pure noise, where the noise itself tells nothing,"] = VELOCITY
+        types["a schedule that ends in pure noise, where a noise prediction carries no information,"] = VELOCITY
     return Evidence(types, zero, notes)
 
 
@@ -126,7 +126,7 @@ def _judge_schedule(container: Container) -> tuple[bool, str]:
     """Whether the file's own `alphas_cumprod` ends in pure noise, and what it is."""
     stored = container.tensors["alphas_cumprod"]
     if stored.dtype not in ("F64", "F32", "F16", "BF16") or stored.shape != (1000,):
-        return False, f"alphas_cumprod of shape {list(stored.shape)} is no schedule of 1000 steps; not used"
+        return False, f"alphas_cumprod of shape {list(stored.shape)} is not a schedule of 1000 steps; not used"
     content = container.content("alphas_cumprod")
     if stored.dtype == "BF16":  # the upper half of a float32
         found = (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
@@ -140,7 +140,7 @@ def _judge_schedule(container: Container) -> tuple[bool, str]:
         return False, "alphas_cumprod is the schedule of Stable Diffusion"
     if np.isfinite(found).all() and 0 <= found[-1] < TERMINAL and np.abs(found - rescaled).max() < ROUNDING:
         return True, "alphas_cumprod ends in pure noise"
-    return False, "alphas_cumprod is no schedule that axbake knows, as merging leaves it; not used"
+    return False, "alphas_cumprod is not a schedule that axbake knows, as after a merge; not used"
 
 
 def decide_sampling(
@@ -167,12 +167,12 @@ def decide_sampling(
     """
     stated = set(evidence.types.values())
     if not prediction and (len(stated) > 1 or (not stated and prediction_type is None)):
-        found = "; ".join(evidence.lines()) if stated else "nothing in the file says it, nor a YAML beside it"
+        found = "; ".join(evidence.lines()) if stated else "neither the file nor a YAML beside it says so"
         seen = f" {probe()}" if probe else ""
         raise UnknownPrediction(
-            f"{path}: does its UNet predict the noise (epsilon, as {title.replace('.x', '')} base) or the velocity"
-            f" (v_prediction)? {found[:1].upper()}{found[1:]}.{seen} Fill in the column prediction of config/models.tsv:"
-            " epsilon or v_prediction, as the page says that the model is from."
+            f"{path}: does its UNet predict the noise (epsilon, as {title.replace('.x', '')} base) or the velocity "
+            f"(v_prediction)? {found[:1].upper()}{found[1:]}.{seen} Fill in the column prediction of "
+            "config/models.tsv: epsilon or v_prediction, as the model's page says."
         )
     kind = prediction or next(iter(stated), None) or prediction_type or EPSILON
     zero = bool(evidence.zero_terminal) and kind == VELOCITY
@@ -201,6 +201,6 @@ def probe_unet(network: Any, *, latents: Latents, context_width: int) -> str:
     mean = float((output - sample).mean())
     kind = VELOCITY if mean < -1 else EPSILON
     return (
-        f"One run of it looks like {kind} (the mean of output less input is {mean:.2f}; below -1 stands for v_prediction in"
-        " AUTOMATIC1111's probe of Stable Diffusion 2.x)."
+        f"One run of the UNet looks like {kind} (the mean of output minus input is {mean:.2f}; below -1 means "
+        "v_prediction in AUTOMATIC1111's probe of Stable Diffusion 2.x)."
     )

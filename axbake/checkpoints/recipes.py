@@ -65,7 +65,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         content = read_yaml(path)
     except UnreadableFile as error:
-        raise RecipeError(f"{error} Wanted a recipe of a merge in YAML.") from None
+        raise RecipeError(f"{error} Wanted a merge recipe in YAML.") from None
     schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     faults = _listed(
         f"{shown('/'.join(map(str, error.absolute_path)) or 'recipe')}: {shown(error.message, 200)}"
@@ -111,12 +111,12 @@ def _step_faults(content: dict) -> Iterator[str]:
         used |= {step[name] for name in given}
         for block, alpha in {"alpha": step["alpha"], **step.get("blocks", {})}.items():
             if block != "alpha" and block not in BLOCKS:
-                yield f"{place}/blocks/{shown(block)}: none of {', '.join(BLOCKS)}"
+                yield f"{place}/blocks/{shown(block)}: not one of {', '.join(BLOCKS)}"
             if isinstance(alpha, bool) or not abs(alpha) <= MOST_ALPHA:
                 yield f"{place}/{shown(block)}: {shown(alpha)}, wanted a number from -{MOST_ALPHA:g} to {MOST_ALPHA:g}"
         if name := step.get("name"):
             if name in known:
-                yield f"{place}/name: '{shown(name)}' stands twice"
+                yield f"{place}/name: '{shown(name)}' appears twice"
             known[name] = None
     if unused := [name for name in known if name not in used and name != last]:
         yield f"no step uses {_few(unused)}"
@@ -132,7 +132,7 @@ def _file_faults(checkpoints: dict) -> Iterator[str]:
     for name, entry in checkpoints.items():
         path, place = Path(entry["path"]), f"checkpoints/{shown(name)}: {shown(entry['path'])}"
         if path.suffix != ".safetensors":
-            yield f"{place} is no .safetensors file; others cannot be merged"
+            yield f"{place} is not a .safetensors file; only these can be merged"
         elif not is_file(path):
             yield f"{place} is {kind_of(path) or 'not there'}"
         elif not (found := file_sha256(path)).startswith(entry["sha256"].lower()):

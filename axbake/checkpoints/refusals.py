@@ -52,11 +52,11 @@ ANYTHING = (lambda value: True, "anything")
 
 
 class UnknownFamily(AxbakeError):
-    """The file's tensors fit no family, or are of a kind that axbake does not bake."""
+    """The file's tensors fit no family, or axbake cannot bake this kind of model."""
 
 
 class TensorMismatch(AxbakeError):
-    """The file's tensors are not exactly those of the network that they describe."""
+    """The file's tensors do not match those of the network exactly."""
 
 
 def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
     ]
     if faults:
         raise UnknownFamily(
-            f"{path}: {files.folder}/config.json: {'; '.join(faults)}. axbake has no export of such a network."
+            f"{path}: {files.folder}/config.json: {'; '.join(faults)}. axbake cannot export such a network."
         )
 
 
@@ -99,11 +99,11 @@ def check_limits(path: Path, component: str, config: dict) -> None:
         or 0 in [width for name, widths in config.items() if name.endswith("block_out_channels") for width in widths]
     ):
         raise TensorMismatch(
-            f"{path}: {component}: no network is so wide, so deep or so empty (up to {max(numbers)} channels, {deep} levels)."
+            f"{path}: {component}: not a plausible width or depth (up to {max(numbers)} channels, {deep} levels)."
         )
     width, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if width is not None and (type(heads) is not int or width % heads):
-        raise TensorMismatch(f"{path}: {component}: {width} channels cannot be shared by {heads} attention heads.")
+        raise TensorMismatch(f"{path}: {component}: {width} channels cannot be split into {heads} attention heads.")
 
 
 def check_latents(path: Path, config: dict, latents: Latents) -> None:
@@ -118,7 +118,7 @@ def check_latents(path: Path, config: dict, latents: Latents) -> None:
     found |= {name: config[name] for name in ("latent_channels",) if name in config}
     for name, channels in found.items():
         if channels != latents.channels:
-            kind = kinds.get(channels, "a checkpoint of other latents")
+            kind = kinds.get(channels, "a checkpoint with other latents")
             raise UnknownFamily(
                 f"{path}: {name}: {channels}, wanted {latents.channels}: this is {kind}, which axbake does not bake."
                 " Give the checkpoint for text to image."
@@ -129,8 +129,9 @@ def check_latents(path: Path, config: dict, latents: Latents) -> None:
     factor = 2 ** (len(levels) - 1)  # each level but the last halves the picture
     if levels and factor != latents.factor:
         raise UnknownFamily(
-            f"{path}: an autoencoder that makes one pixel of a latent of {factor} × {factor} of a picture, wanted"
-            f" {latents.factor} × {latents.factor}. It is of another model; give a VAE for the checkpoint's family."
+            f"{path}: an autoencoder that makes one pixel of a latent of {factor} × {factor} of a picture, wanted "
+            f"{latents.factor} × {latents.factor}. It belongs to another model; give a VAE for the checkpoint's "
+            "family."
         )
 
 
@@ -146,17 +147,20 @@ def check_texts(path: Path, components: Sequence[Component], configs: Mapping[st
     for one in components:
         if one.role == TEXT and configs[one.name]["vocab_size"] < VOCABULARY:
             raise TensorMismatch(
-                f"{path}: {one.name}: knows {configs[one.name]['vocab_size']} tokens, wanted CLIP's {VOCABULARY}, by whose"
-                " tokenizer prompts are read. Give a checkpoint with CLIP's text encoder."
+                f"{path}: {one.name}: has {configs[one.name]['vocab_size']} tokens, wanted CLIP's {VOCABULARY}: axbake "
+                "reads prompts with CLIP's tokenizer. Give a checkpoint with CLIP's text encoder."
             )
     widths = {one.name: one.width(configs[one.name]) for one in components if one.width}
     told = sum(widths[one.name] for one in components if one.role == TEXT)
     (heard,) = (widths[one.name] for one in components if one.role == DENOISER)
     if told != heard:
         raise TensorMismatch(
-            f"{path}: its text encoder gives {told} channels a token, its UNet takes {heard}. They are not of one model."
+            f"{path}: its text encoder gives {told} channels per token, its UNet takes {heard}. They do not belong to "
+            "one model."
         )
     pooled = {one.name: one.pooled(configs[one.name]) for one in components if one.pooled}
     if len(set(pooled.values())) > 1:
         said = ", ".join(f"{name} {width}" for name, width in pooled.items())
-        raise TensorMismatch(f"{path}: pooled prompts of other widths: {said} channels. They are not of one model.")
+        raise TensorMismatch(
+            f"{path}: pooled prompts of different widths: {said} channels. They do not belong to one model."
+        )

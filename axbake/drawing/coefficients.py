@@ -17,7 +17,7 @@ Start = Callable[[], SchedulerMixin]
 
 
 class ScheduleError(AxbakeError):
-    """A scheduler cannot be written as a schedule of so many steps."""
+    """A scheduler cannot be written as a schedule with this number of steps."""
 
 
 class _Probing(TorchFunctionMode):
@@ -133,7 +133,7 @@ def check_linear(
         deviation = np.abs(sample.numpy() - expected).max() / np.abs(expected).max()
         if not deviation < MAX_DEVIATION:
             raise ScheduleError(
-                f"{name}, step {first + i + 1} of {first + steps}: differs from a linear scheduler by {deviation:.1e} of the"
-                f" latent's largest value; wanted {MAX_DEVIATION:.0e} at most. It clips, or draws noise in another way, so it "
-                f"cannot be a schedule."
+                f"{name}, step {first + i + 1} of {first + steps}: differs from a linear scheduler by {deviation:.1e} "
+                f"of the latent's largest value; wanted {MAX_DEVIATION:.0e} at most. It clips, or draws noise in a "
+                "different way, so it cannot be a schedule."
             )

@@ -54,7 +54,7 @@ def prompt_embedding(
 
     def embed(prompt: str) -> Embedded:
         for warning in prompt_warnings(without_lora_marks(prompt), tokenizer, chunks=chunks):
-            logger.info("prompt «%s»: %s", prompt, warning)
+            logger.info("prompt “%s”: %s", prompt, warning)
         return embed_prompt(encodes, tokenizer, prompt, chunks=chunks, conditioning=conditioning)
 
     return embed

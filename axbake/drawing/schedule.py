@@ -166,7 +166,8 @@ def _start(name: str, steps: int, sampling: Sampling | None) -> SchedulerMixin:
     if steps > 1 and times[0] == times[1]:
         # diffusers finds its place by the timestep, takes the second of two, and has no step left for the last.
         raise ScheduleError(
-            f"{name} cannot do {steps} steps with a schedule that ends in pure noise: its first two would be at the same"
-            " timestep, which diffusers cannot tell apart. Set `steps` in the table lower, or another `scheduler`."
+            f"{name} cannot do {steps} steps with a schedule that ends in pure noise: its first two steps would be at "
+            "the same timestep, which diffusers cannot distinguish. Set a lower `steps` in the table, or another "
+            "`scheduler`."
         )
     return scheduler

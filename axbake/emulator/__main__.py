@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_build_flags(commands.add_parser("build", help="quantise a model", allow_abbrev=False))
     _add_run_flags(commands.add_parser("run", help="run a model on raw input files", allow_abbrev=False))
-    commands.add_parser("version", help="say what this is")
+    commands.add_parser("version", help="print the version")
     return parser
 
 
@@ -85,7 +85,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="float ONNX model, or emulated .axmodel")
     parser.add_argument("--input_dir", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--list", type=Path, default=None, help="text file: a subdirectory of input_dir a line")
+    parser.add_argument("--list", type=Path, default=None, help="text file: one subdirectory of input_dir per line")
     parser.add_argument("--random_input", type=_switch, nargs="?", const=True, default=False)
     parser.add_argument("--config", default="")
     parser.add_argument("--batch_size", type=int, default=0)

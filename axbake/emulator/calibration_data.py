@@ -51,7 +51,7 @@ UNREADABLE = (
 
 
 class CalibrationDataError(AxbakeError):
-    """A calibration archive is not what the configuration and the model want."""
+    """A calibration archive does not fit the configuration and the model."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def sources(config: BuildConfig, inputs: tuple[TensorSpec, ...]) -> tuple[Source
         if settings.format != "NumpyObject" and len(served) > 1:
             raise CalibrationDataError(
                 f"{settings.dataset}: {settings.format} archives hold one input each, and this one is to serve "
-                f"{', '.join(spec.name for spec in served)}; give one archive an input, or use NumpyObject"
+                f"{', '.join(spec.name for spec in served)}; give one archive per input, or use NumpyObject"
             )
         processor = entry_for(config.processors, served[0].name)
         found.append(Source(settings, served, processor.tensor_format if processor else "BGR"))
@@ -175,8 +175,8 @@ def _check_partners(first: list[str], archives: list[Archive], others: list[dict
         missing = [member for member in first if _stem(member) not in names]
         if missing:
             raise CalibrationDataError(
-                f"{archive.path}: has no file called as {missing[0]} of {archives[0].path}; samples of several inputs "
-                "belong together by equal file names"
+                f"{archive.path}: has no file with the name of {missing[0]} of {archives[0].path}; samples of several "
+                "inputs belong together by equal file names"
             )
     if len(archives) > 1 and len({_stem(member) for member in first}) < len(first):
         raise CalibrationDataError(f"{archives[0].path}: two files of one name; several inputs want each name once")

@@ -133,11 +133,11 @@ HASH_COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|//[^\n]*|/\*.
 
 
 class Pulsar2ConfigError(AxbakeError):
-    """The configuration does not fit Pulsar2's documentation; the text lists every fault."""
+    """The configuration does not match Pulsar2's documentation; the text lists every mistake."""
 
 
 class NotEmulatedError(Pulsar2ConfigError):
-    """The configuration asks for something that Pulsar2 does and the emulator does not."""
+    """The configuration needs something that Pulsar2 supports but the emulator does not."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = read_text(path, most_bytes=MOST_JSON_BYTES)
     except UnreadableFile as error:
-        raise Pulsar2ConfigError(f"{error} `--config` wants a JSON file.") from error
+        raise Pulsar2ConfigError(f"{error} `--config` takes a JSON file.") from error
     try:
         values = json5.loads(HASH_COMMENT.sub(lambda match: match[1] or "//", text), allow_duplicate_keys=False)
     except ValueError as error:
@@ -230,8 +230,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise Pulsar2ConfigError(f"{path}: holds a {type(values).__name__}, wanted an object of {ROOT}")
     if "cfg" in values and "toolchain_version" in values:
         raise Pulsar2ConfigError(
-            f"{path}: is the record that a build leaves (`build_context.json`), wanted a configuration; the one that this "
-            "build had is the object `cfg` in it: save that as a file of its own"
+            f"{path}: is the record of a build (`build_context.json`), wanted a configuration; the build's "
+            "configuration is the object `cfg` in it: save that as a separate file"
         )
     return values
 
@@ -310,7 +310,7 @@ def _note(setting: Setting) -> str | None:
     if path in ("quant.input_configs.calibration_mean", "quant.input_configs.calibration_std"):
         if siblings.get("calibration_format", "Image") == "Image" or set(value) <= {0 if path.endswith("mean") else 1}:
             return None
-        return f"{setting.path}: samples are taken as they are; the compiled model's input is normalised by it"
+        return f"{setting.path}: samples are used unchanged; the compiled model's input is normalised by it"
     if path.startswith("quant.smooth_quant_") and not siblings.get("enable_smooth_quant"):
         return f"{setting.path}: accepted, without effect, since quant.enable_smooth_quant is not set"
     if path in WITHOUT_EFFECT or path in HARMLESS:
@@ -341,7 +341,7 @@ def _value_faults(values: Mapping[str, Any]) -> list[str]:
     faults = []
     configs = values.get("quant", {}).get("input_configs", [])
     if not configs:
-        faults.append("quant.input_configs: missing; a build wants calibration data for every input")
+        faults.append("quant.input_configs: missing; a build needs calibration data for every input")
     for name in ("smooth_quant_threshold", "smooth_quant_strength"):
         value = values.get("quant", {}).get(name, 0)
         if not 0 <= value <= 1:

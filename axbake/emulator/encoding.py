@@ -20,7 +20,7 @@ EXTREMUM = 1e30
 
 
 class RangeError(AxbakeError):
-    """A tensor has no range that could be quantised."""
+    """A tensor's range cannot be quantised."""
 
 
 @dataclass(frozen=True)

@@ -327,8 +327,8 @@ def settings(values: Mapping[str, Any], message: str = ROOT, path: str = "") -> 
 def undocumented(values: Mapping[str, Any]) -> list[str]:
     """What of a checked configuration AXERA publishes and does not document: a sentence each, to warn with."""
     return [
-        f"{setting.path}: {setting.value}: not in Pulsar2's documentation. AXERA publishes it elsewhere, without saying what"
-        " it does, so a build may fail of it or ignore it"
+        f"{setting.path}: {setting.value}: not in Pulsar2's documentation. AXERA publishes it elsewhere, without "
+        "saying what it does, so a build may fail because of it or ignore it"
         for setting in settings(values)
         if setting.is_undocumented and setting.is_set
     ]
@@ -418,7 +418,7 @@ def _sentences(error: jsonschema.ValidationError) -> Iterator[str]:
             for name in value:
                 if name not in error.schema["properties"]:
                     places = homes(name)
-                    hint = f"; it belongs into {' or '.join(places)}" if places else nearest(name, MESSAGES[title])
+                    hint = f"; it belongs in {' or '.join(places)}" if places else nearest(name, MESSAGES[title])
                     yield f"{path}.{name}: {title} has no such field{hint}".lstrip(".")
         case "required":
             yield from (f"{path}.{name}: missing, and required".lstrip(".") for name in wanted if name not in value)

@@ -32,7 +32,7 @@ RUNTIME_ERRORS = (
 
 
 class GraphError(AxbakeError):
-    """The model given is not one that the emulator can quantise or run."""
+    """The emulator cannot quantise or run this model."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise GraphError(f"{path}: cannot be read ({error.strerror}); wanted an ONNX model") from error
     except DecodeError as error:
-        raise GraphError(f"{path}: is not an ONNX model, or is cut short; export or copy it again") from error
+        raise GraphError(f"{path}: is not an ONNX model, or is truncated; export or copy it again") from error
 
 
 def load_graph(path: Path, simplify: bool = False) -> Graph:
@@ -193,7 +193,7 @@ def _check_origin(model: onnx.ModelProto, path: Path) -> None:
     if model.producer_name == PRODUCER:
         raise GraphError(f"{path}: was already quantised by the emulator, wanted a float32 ONNX model")
     if operators & {"QuantizeLinear", "DequantizeLinear"}:
-        raise GraphError(f"{path}: is quantised already (QuantizeLinear nodes), wanted a float32 ONNX model")
+        raise GraphError(f"{path}: is already quantised (QuantizeLinear nodes), wanted a float32 ONNX model")
     inner = [
         f"{node.name or node.output[0]} ({node.op_type})"
         for node in model.graph.node

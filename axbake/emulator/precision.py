@@ -88,7 +88,7 @@ def _unknown_names(graph: Graph, rule: LayerRule) -> Iterable[str]:
             yield f"{rule.path}: the graph has no layer `{name}`{_near(name, layers)}"
     for name in rule.op_types:
         if not onnx.defs.has(name):
-            yield f"{rule.path}: `{name}` is no ONNX operator; Pulsar2 would pass over it in silence{_near(name, ())}"
+            yield f"{rule.path}: `{name}` is not an ONNX operator; Pulsar2 would silently ignore it{_near(name, ())}"
     for name in (*rule.start_tensors, *rule.end_tensors):
         if name != ALL and name not in tensors:
             yield f"{rule.path}: the graph has no tensor `{name}`{_near(name, tuple(tensors))}"
@@ -97,7 +97,10 @@ def _unknown_names(graph: Graph, rule: LayerRule) -> Iterable[str]:
 def _near(name: str, known: tuple[str, ...]) -> str:
     """The nearest known name, but never the list of all: graphs have thousands."""
     if OWN_NAME.match(name):
-        return "; Pulsar2's front end gives such names to operators that it merges, and the emulator has the ONNX graph's alone"
+        return (
+            "; Pulsar2's front end gives such names to operators that it merges, but the emulator has only the "
+            "ONNX graph's"
+        )
     hint = nearest(name, known)
     return hint if "did you mean" in hint else ""
 

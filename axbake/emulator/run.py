@@ -23,7 +23,7 @@ RANDOM_IDS = 100  # random integers stay below this, to be an index of any embed
 
 
 class RunError(AxbakeError):
-    """The files given to `run` do not fit the model."""
+    """The files passed to `run` do not fit the model."""
 
 
 def bin_name(tensor: str) -> str:
@@ -80,7 +80,7 @@ def _lines(listing: Path | None) -> list[str]:
     try:
         lines = [line.strip() for line in lines_of(read_text(listing, most_bytes=MOST_JSON_BYTES))]
     except UnreadableFile as error:
-        raise RunError(f"{error} `--list` wants a text file, one name a line.") from error
+        raise RunError(f"{error} `--list` takes a text file, one name per line.") from error
     outside = [line for line in lines if Path(line).is_absolute() or ".." in Path(line).parts]
     if outside:
         raise RunError(f"{listing}: {outside[0]}: wanted names of subdirectories of input_dir")

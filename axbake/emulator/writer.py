@@ -42,7 +42,7 @@ class ModelWriter:
         self.names.add(name)
         if self._spool.tell() > MOST:
             raise TooLargeError(
-                f"{self.path}: the quantised weights alone pass the {MOST} bytes of one ONNX file at `{name}`; leave "
+                f"{self.path}: the quantised weights alone exceed the {MOST} bytes of one ONNX file at `{name}`; leave "
                 "weight_data_type FP32 out, or split the model"
             )
 

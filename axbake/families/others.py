@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from axbake.networks.component import Shape, Shapes
 
-NOT_YET = "axbake does not support it yet: it has no export for it."
-NO_UNET = "It is a transformer of rectified flow and not a UNet: axbake has no export for it yet."
-FILMS = "It draws films, and axbake's graphs draw pictures."
+NOT_YET = "axbake does not support it yet."
+NO_UNET = "It is a rectified-flow transformer, not a UNet: axbake does not support it yet."
+FILMS = "It makes videos, but axbake's graphs draw pictures."
 LORA = (
-    "It changes a checkpoint and is not one: it goes into the column loras, beside the checkpoint that it was made for."
+    "It changes a checkpoint but is not one: put it into the column loras, beside the checkpoint that it was made for."
 )
 WORD = "It is a word for prompts; give the checkpoint that it was trained with."
-QUANTISED = "Pulsar2 quantises itself, from fp16 or more; give the checkpoint that it was made from."
+QUANTISED = "Pulsar2 does the quantisation itself, from fp16 or more; give the checkpoint that it was made from."
 PART = "Give the whole checkpoint that it is a part of."
 MOST_PARTS = 9  # of a mark's name, between its dots
 
@@ -199,7 +199,7 @@ UNETS = (
     ("time_embedding.linear_1.weight", "up_blocks.0.resnets.0.conv1.weight"),
 )
 SVD = Other("a Stable Video Diffusion checkpoint", FILMS)
-MOTION = Other("an AnimateDiff motion module", "It draws films with a checkpoint, and axbake's graphs draw pictures.")
+MOTION = Other("an AnimateDiff motion module", "It makes videos with a checkpoint, but axbake's graphs draw pictures.")
 #: What a UNet has that is not of Stable Diffusion 1.x or 2.x
 UNET_KINDS: Mapping[str, Other] = {
     "input_blocks.1.0.time_stack.in_layers.0.weight": SVD,
@@ -216,7 +216,7 @@ CONDITIONS = {
     2048: Other("a Stable unCLIP checkpoint", NOT_YET),
     2560: Other(
         "a Stable Diffusion XL refiner checkpoint",
-        "It goes over pictures of Stable Diffusion XL, which draws without it; give the base checkpoint.",
+        "It refines pictures of Stable Diffusion XL, which also works without it; give the base checkpoint.",
     ),
 }
 #: The last of three resnets in the last level up of Stable Diffusion XL's UNet; KOALA's has two a level
@@ -224,12 +224,12 @@ LAST_RESNET = ("output_blocks.8.0.in_layers.2.weight", "up_blocks.2.resnets.2.co
 KOALA = Other("a KOALA checkpoint (distilled Stable Diffusion XL)", NOT_YET)
 #: Tensors beside a UNet of Stable Diffusion XL's structure that draws in another way -> what it is
 SPACES = {
-    "edm_mean": Other("a Playground v2.5 checkpoint", f"{NOT_YET} Its latents and its noise are others than SDXL's."),
-    "edm_vpred.sigma_max": Other("a CosXL checkpoint", f"{NOT_YET} Its noise is another than SDXL's."),
+    "edm_mean": Other("a Playground v2.5 checkpoint", f"{NOT_YET} Its latents and its noise differ from SDXL's."),
+    "edm_vpred.sigma_max": Other("a CosXL checkpoint", f"{NOT_YET} Its noise differs from SDXL's."),
 }
 A_VAE = Other("a VAE", "It decodes what a checkpoint draws; give that checkpoint, and this in the column vae.")
 A_TAESD = Other("a TAESD (AutoencoderTiny)", "It is a small VAE; give a checkpoint, and this in the column vae.")
-OTHER_FAMILY = "It goes with checkpoints of that family, and not with those of Stable Diffusion 1.x, 2.x and XL."
+OTHER_FAMILY = "It belongs to checkpoints of that family, not to those of Stable Diffusion 1.x, 2.x and XL."
 WIDE_VAES = {
     16: Other("a VAE of 16 channels (Stable Diffusion 3, FLUX, Z-Image, Lumina-Image 2)", OTHER_FAMILY),
     32: Other("a VAE of 32 channels (FLUX.2, Sana)", OTHER_FAMILY),

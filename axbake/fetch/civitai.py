@@ -81,7 +81,7 @@ def civitai_offer(web: Web, address: CivitaiAddress, pin: str) -> Offer:
     file = choose_file(address, version, pin)
     howto = CIVITAI_HOWTO
     if version.early:
-        howto += f". Until {version.early} it is in early access, which is bought on its page"
+        howto += f". It is in early access until {version.early}; you can buy access on its page"
     name = file.name or f"civitai-{version.id}"
     about = _about(version, model, file)
     return Offer(_download_link(version, file), name, file.sha256, civitai_token(), howto, JSON_ERRORS, about)
@@ -168,9 +168,9 @@ def find_version(api: CivitaiApi, address: CivitaiAddress, pin: str) -> Version:
         raise NotThere(f"{address.text}: a model without versions{_mode(answers.text(model.get('mode')))}.")
     if pin:
         raise WrongDigest(
-            f"{address.text}: the table says SHA-256 {pin}, and Civitai knows no such file of this model. Versions and their"
-            f" SHA-256: {_listed([version.digests() for version in versions])}. Correct the column sha256, or give the path"
-            " of a copy."
+            f"{address.text}: the table says SHA-256 {pin}, but Civitai has no such file of this model. Versions and "
+            f"their SHA-256: {_listed([version.digests() for version in versions])}. Correct the column sha256, or "
+            "give the path of a copy."
         )
     logger.info("%s names no version; its latest is %s (%s)", address.text, versions[0].id, versions[0].name)
     return _asked_version(api, address, versions[0].id)
@@ -181,7 +181,7 @@ def _asked_version(api: CivitaiApi, address: CivitaiAddress, number: int) -> Ver
     assert found  # its number is known
     if found.id != number:
         raise NotThere(
-            f"{address.text}: asked about version {number}, Civitai answers with {found.id}. Try again later."
+            f"{address.text}: Civitai answered a request for version {number} with {found.id}. Try again later."
         )
     if address.model is not None and found.model not in (address.model, None):
         raise NotThere(f"{address.text}: version {number} is of model {found.model}. Correct one of them.")
@@ -192,15 +192,15 @@ def _model(api: CivitaiApi, version: Version) -> dict[str, Any]:
     """What the API says of the version's model: name, author, terms. Nothing, if that is gone while the version is there."""
     try:
         if version.model is None:
-            raise NotThere(f"version {version.id} does not say its model")
+            raise NotThere(f"version {version.id} does not name its model")
         return api.ask(f"models/{version.model}")
     except FetchError as error:
-        logger.warning("The model's page cannot be read, so its author and terms are not known here: %s", error)
+        logger.warning("The model's page cannot be read, so its author and terms are unknown: %s", error)
         return {}
 
 
 def _mode(mode: str) -> str:
-    return f": Civitai has it as {mode}" if mode else ""
+    return f": Civitai marks it as {mode}" if mode else ""
 
 
 def _listed(lines: list[str]) -> str:
@@ -215,11 +215,11 @@ def _refuse(address: CivitaiAddress, version: Version, model: dict[str, Any]) ->
         raise NotBakeable(f"{address.text}: a {kind}; the column checkpoint takes a checkpoint")
     if version.base and not version.base.startswith(("SD 1", "SD 2", "Other")):
         raise NotBakeable(
-            f"{address.text}: Civitai says that its base model is {version.base}. axbake bakes Stable Diffusion 1.x and 2.x."
-            " Nothing was downloaded. If Civitai is wrong, download the file yourself and give its path."
+            f"{address.text}: Civitai says that its base model is {version.base}. axbake bakes Stable Diffusion 1.x "
+            "and 2.x. Nothing was downloaded. If Civitai is wrong, download the file yourself and give its path."
         )
     if version.usage not in ("Download", ""):
-        raise AccessRefused(f"{address.text}: its author does not let it be downloaded (usageControl {version.usage})")
+        raise AccessRefused(f"{address.text}: its author does not allow downloads (usageControl {version.usage})")
     if not version.files:
         mode = version.mode or answers.text(model.get("mode"))
         raise NotThere(f"{address.text}: version {version.id} has no files{_mode(mode)}.")
@@ -249,29 +249,30 @@ def choose_file(address: CivitaiAddress, version: Version, pin: str) -> File:
         unknown = [file for file in fitting if not file.sha256]
         if not pinned and not unknown:
             raise WrongDigest(
-                f"{address.text}: the table says SHA-256 {pin}; there are {_listed(list(map(str, files)))}. The file was changed"
-                " there, or another one is meant. Correct the column sha256, or give the path of a copy."
+                f"{address.text}: the table says SHA-256 {pin}; there are {_listed(list(map(str, files)))}. The file "
+                "on the site has changed, or the table means another file. Correct the column sha256, or give the "
+                "path of a copy."
             )
         fitting = pinned or unknown
     if not fitting:
         hint = (
             ""
             if address.pickled
-            else " A pickle is taken if the AIR ends in .ckpt, or the link says format=PickleTensor."
+            else " axbake takes a pickle if the AIR ends in .ckpt, or the link says format=PickleTensor."
         )
         there = _listed(list(map(str, version.files)))
-        raise NotThere(f"{address.text}: no {form} file of that kind; there are {there}.{hint}")
+        raise NotThere(f"{address.text}: no {form} file of that kind; found {there}.{hint}")
     chosen = min(fitting, key=lambda file: _preference(file, wanted))
     if chosen.dangerous:
         raise NotBakeable(f"{address.text}: Civitai's own scan calls {chosen.name} dangerous. Take another model.")
     if len(fitting) > 1:
         others = _listed([str(file) for file in fitting if file is not chosen])
-        logger.info("%s: taking %s; there are also %s", address.text, chosen, others)
+        logger.info("%s: taking %s; other files: %s", address.text, chosen, others)
     if other := [
         f"{name}={wanted[name]}" for name, value in _told(chosen) if value not in (wanted.get(name, value), "")
     ]:
         decides = "the column sha256" if address.file is None else "the file's number"
-        logger.warning("%s: %s decides, and its file is not of %s", address.text, decides, ", ".join(other))
+        logger.warning("%s: %s selects the file, but the file is not of %s", address.text, decides, ", ".join(other))
     return chosen
 
 

@@ -62,7 +62,7 @@ class Part:
         if not size or not (validator or whatever):
             part.restart()
             return part
-        logger.info("%s of it are here from earlier; going on from there", size_of(size))
+        logger.info("%s are here from an earlier download; continuing from there", size_of(size))
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         return cls(path, size, digest, validator, resumed=True)
@@ -106,7 +106,7 @@ def download(web: Web, offer: Offer, part_path: Path, *, sha256: str | None, pin
     _receive_all(web, offer, part, whatever=whatever)
     found = part.digest.hexdigest()
     if not found.startswith(sha256 or pin) and part.resumed:
-        logger.warning("%s: put together of several answers, its SHA-256 is %s; downloading it anew", offer.name, found)
+        logger.warning("%s: the parts of several downloads have SHA-256 %s; downloading it again", offer.name, found)
         part.restart()
         _receive_all(web, offer, part, whatever=whatever)
         found = part.digest.hexdigest()
@@ -114,10 +114,11 @@ def download(web: Web, offer: Offer, part_path: Path, *, sha256: str | None, pin
         strange = what_else(part.path)
         part.restart()
         if strange:
-            raise NotAFile(f"{offer.name}: what arrived is {strange}. {offer.howto}.")
+            raise NotAFile(f"{offer.name}: the downloaded file is {strange}. {offer.howto}.")
         raise WrongDigest(
-            f"{offer.name}: what arrived has SHA-256 {found}, wanted is {sha256 or pin}. It was thrown away. Run"
-            " again; if it is the same then, the file was changed there: correct the column sha256 if that is the file you mean."
+            f"{offer.name}: the downloaded file has SHA-256 {found}, wanted {sha256 or pin}. It was deleted. Run "
+            "again. If the result is the same, the file on the site has changed: correct the column sha256 if you "
+            "want the new file."
         )
     part.remove_note()
     return found
@@ -158,7 +159,7 @@ def _receive(web: Web, offer: Offer, part: Part, *, whatever: bool) -> bool:
         if answer.status_code == 206:
             _check_place(answer, part)
         elif part.bytes:
-            logger.info("%s: the site starts from the beginning", offer.name)
+            logger.info("%s: the site sends the file from the beginning", offer.name)
             part.restart()
         total = _total(answer, part.bytes)
         _look_for_room(part, total, offer)
@@ -176,7 +177,7 @@ def _check_place(answer: requests.Response, part: Part) -> None:
     same = not part.validator or _validator(answer) in ("", part.validator)
     if not place or int(place[1]) != part.bytes or int(place[2]) <= part.bytes or not same:
         part.restart()
-        raise Interrupted("the file was changed there meanwhile; from the beginning", 0.0)
+        raise Interrupted("the file on the site has changed; starting from the beginning", 0.0)
 
 
 def _beyond_the_end(answer: requests.Response, part: Part) -> bool:
@@ -185,7 +186,7 @@ def _beyond_the_end(answer: requests.Response, part: Part) -> bool:
     if part.bytes and size and int(size[1]) == part.bytes:
         return True
     part.restart()
-    raise Interrupted("HTTP 416, what was here is not the beginning of it", 0.0)
+    raise Interrupted("HTTP 416: the part on disk is not the beginning of this file", 0.0)
 
 
 def _total(answer: requests.Response, have: int) -> int | None:
@@ -221,13 +222,14 @@ def _look_for_room(part: Part, total: int | None, offer: Offer) -> None:
     free = shutil.disk_usage(part.path.parent).free
     if total is None and free < SPARE:
         raise NoRoom(
-            f"{part.path.parent}: {size_of(part.bytes)} have come of a file whose size the site does not say, and"
-            f" {size_of(free)} are free; {size_of(SPARE)} stay so. Make room and run again; what has come is kept."
+            f"{part.path.parent}: {size_of(part.bytes)} arrived of a file of unknown size, and {size_of(free)} of disk "
+            f"space are free; axbake keeps {size_of(SPARE)} free. Free some space and run again; the received part is "
+            "kept."
         )
     if total is not None and total - part.bytes > free:
         raise NoRoom(
-            f"{part.path.parent}: {size_of(total - part.bytes)} are to come, and {size_of(free)} are free. Make room, or make"
-            " checkpoints/ a link to a directory on a larger disk."
+            f"{part.path.parent}: {size_of(total - part.bytes)} are still to download, but only {size_of(free)} of "
+            "disk space are free. Free some space, or make checkpoints/ a link to a directory on a larger disk."
         )
 
 
@@ -257,8 +259,8 @@ def _append(answer: requests.Response, part: Part, file: RawIOBase, offer: Offer
         if error.errno in FULL | {errno.EFBIG}:
             # What the file holds may be less than what was counted; the next run looks at the file itself.
             raise NoRoom(
-                f"{part.path}: no room after {size_of(part.bytes)} of {size_of(total) if total else 'an unknown size'}"
-                f" ({errno.errorcode[error.errno or 0]}). Make room and run again; what has come is kept."
+                f"{part.path}: no room after {size_of(part.bytes)} of {size_of(total) if total else 'an unknown size'} "
+                f"({errno.errorcode[error.errno or 0]}). Free some space and run again; the received part is kept."
             ) from None
         raise Interrupted(describe(error)) from None
     finally:

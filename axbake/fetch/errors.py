@@ -5,18 +5,18 @@ from axbake.printable import printable
 
 
 class FetchError(AxbakeError):
-    """A file cannot be fetched from where the table says."""
+    """A file cannot be downloaded from the address in the table."""
 
     def __init__(self, text: str):
         super().__init__(printable(text))  # it may quote a site
 
 
 class BadSource(FetchError):
-    """A cell looks like an address, but not like one that axbake knows."""
+    """A cell looks like an address, but axbake does not know this kind of address."""
 
 
 class AccessRefused(FetchError):
-    """The site does not give this file to this user."""
+    """The site does not let this user download the file."""
 
 
 class NotThere(FetchError):
@@ -24,27 +24,27 @@ class NotThere(FetchError):
 
 
 class NotAFile(FetchError):
-    """What arrives is not a checkpoint: a web page, or a file of another form than the address says."""
+    """The downloaded file is not a checkpoint: it is a web page, or does not have the format that the address says."""
 
 
 class NotBakeable(FetchError):
-    """The site says that the file is of a kind that axbake does not bake."""
+    """According to the site, axbake cannot bake this kind of file."""
 
 
 class Unpinned(FetchError):
-    """A source may change, and the table does not say which file is meant."""
+    """The file at an address may change, and the table does not say which file it means."""
 
 
 class WrongDigest(FetchError):
-    """The file is another one than the table means."""
+    """The file is not the one that the table means."""
 
 
 class NoRoom(FetchError):
-    """The disk cannot take the file."""
+    """The disk has no room for the file."""
 
 
 class SiteUnreachable(FetchError):
-    """The site does not answer, or not in a way that lets the download end."""
+    """The site does not answer, or its answers do not let the download finish."""
 
 
 class Interrupted(Exception):

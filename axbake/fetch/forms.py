@@ -33,18 +33,18 @@ def what_else(path: Path) -> str:
     if not start:
         return "empty"
     if start[:4] == b"GGUF":
-        return "a GGUF file, whose weights are quantised in blocks; axbake bakes the file that it was made from"
+        return "a GGUF file, whose weights are quantised in blocks; give the file that it was made from"
     words = start.decode("utf-8", "replace").lstrip("\ufeff").lstrip()
     if words.startswith("version https://git-lfs"):
         size = re.search(r"^size ([0-9]{1,18})$", words, re.MULTILINE)
         of = f" of a file of {int(size[1]) / 1e9:.1f} GB" if size else ""
-        return f"a pointer{of} that Git LFS keeps in the file's place, and not the file"
+        return f"a Git LFS pointer{of}, not the file itself"
     if words[:1] in ("{", "["):
         said = error_words(words)
-        return f"an error of the site, and not a file: {said}" if said else "JSON, and not a checkpoint"
+        return f"an error from the site, not a file: {said}" if said else "JSON, not a checkpoint"
     if words[:1] == "<":
         said = error_words(words)
-        return f"a web page, and not a file{f': {said}' if said else ''}"
+        return f"a web page, not a file{f': {said}' if said else ''}"
     return ""
 
 

@@ -29,7 +29,7 @@ def hub_offer(web: Web, address: HubAddress) -> Offer:
     """
     endpoint, secret = hub_endpoint(), get_token()
     token = checked(secret, "HF_TOKEN or the file of `hf auth login`", endpoint) if secret else None
-    howto = f"{HUB_HOWTO}; if its author asks for consent, give it at https://huggingface.co/{address.repository}"
+    howto = f"{HUB_HOWTO}; if its author requires consent, agree at https://huggingface.co/{address.repository}"
     info = _ask(web, address, endpoint, token, howto)
     siblings = answers.tables(info.get("siblings"))
     file = next((file for file in siblings if file.get("rfilename") == address.file), None)
@@ -67,7 +67,7 @@ def _ask(web: Web, address: HubAddress, endpoint: str, token: Any, howto: str) -
         raise BadSource(f"{address.text}: {address.repository!r} is not the name of a repository") from None
     if is_offline_mode():
         raise SiteUnreachable(f"{address.text}: HF_HUB_OFFLINE is set in the environment")
-    sent = "the token that was sent is not enough" if token else "no token was sent"
+    sent = "the token has no access" if token else "no token was sent"
 
     def meaning(status: int, code: str) -> FetchError | None:
         if code == "GatedRepo":

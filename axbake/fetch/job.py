@@ -27,6 +27,6 @@ def fetch_checkpoint(*, source: str, sha256: str, checkpoint: Path, record: Path
     assert parsed, f"{source} is a path"
     fetched = fetch(parsed, sha256, DOWNLOADS)
     if fetched.sha256 != sha256:
-        logger.warning("To pin what was fetched, write this into the column sha256 of its row: %s", fetched.sha256)
+        logger.warning("To pin this file, write this into the column sha256 of its row: %s", fetched.sha256)
     checkpoint.symlink_to(fetched.path.resolve())
     record.write_text(json.dumps(fetched.record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

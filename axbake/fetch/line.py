@@ -97,7 +97,7 @@ class _Counted(io.RawIOBase):
         self._bytes += count or 0
         self._left -= count or 0
         if self._left < 0:
-            raise Interrupted("it sends headers or trailers without end", slow=True)
+            raise Interrupted("it sends endless headers or trailers", slow=True)
         return count
 
     def close(self) -> None:

@@ -45,6 +45,7 @@ def web_offer(address: WebAddress) -> Offer:
 def changed(address: Address, pin: str, found: str) -> WrongDigest:
     """The error of an address that has another file than the table means."""
     return WrongDigest(
-        f"{address.text}: its SHA-256 is {found}, the table says {pin}. The file was changed there, or another one is"
-        " meant. To bake what is there now, correct the column sha256; to bake what was there before, give the path of a copy."
+        f"{address.text}: its SHA-256 is {found}, the table says {pin}. The file on the site has changed, or the table "
+        "means another file. To bake the current file, correct the column sha256. To bake the earlier file, give the "
+        "path of a copy."
     )

@@ -110,7 +110,8 @@ def path_mistake(cell: str) -> str:
     if address is None:
         return ""
     return (
-        f"{_quoted(cell)!r}: an address. Only the column checkpoint is fetched: download the file, and write its path."
+        f"{_quoted(cell)!r}: an address. axbake downloads only the column checkpoint. Download this file yourself and "
+        "write its path."
     )
 
 
@@ -128,9 +129,9 @@ def check_pin(row: dict, *, allow_unpinned: bool) -> str:
     if allow_unpinned and not plain:
         return ""
     raise Unpinned(
-        f"{model}: the column sha256 is empty, and {_quoted(source)} may be another file tomorrow."
-        f" `axbake add --pin {model}` asks for the SHA-256 of what is there now, and writes it into the row. Config"
-        " entry fetch/allow_unpinned takes addresses as they are, over https."
+        f"{model}: the column sha256 is empty, and the file at {_quoted(source)} may change. `axbake add --pin "
+        f"{model}` finds out the SHA-256 of the current file and writes it into the row. The config entry "
+        "fetch/allow_unpinned allows addresses without it, over https."
     )
 
 
@@ -156,7 +157,7 @@ def _secrets(text: str) -> list[str]:
 
 def _other_scheme(text: str, scheme: str) -> BadSource:
     if scheme == "file":
-        return BadSource(f"{_quoted(text)!r}: a path as browsers write it. Write {unquote(urlsplit(text).path)}.")
+        return BadSource(f"{_quoted(text)!r}: a file:// address. Write the path: {unquote(urlsplit(text).path)}.")
     return BadSource(f"{_quoted(text)!r}: {scheme}:// is unknown; known: {WANTED}")
 
 
@@ -168,12 +169,15 @@ def _mistake(whole: str, text: str) -> str:
         text: the same without quotes.
     """
     if re.match(r"(?i)(https?|hf)(:[\\/]*|//)[\w.[-]|https?:", text):
-        return f"{_quoted(text)!r}: an address begins with https:// or hf://; correct its beginning."
+        return f"{_quoted(text)!r}: an address must begin with https:// or hf://."
     if found := re.fullmatch(r"(?i)civitai:([0-9]+)(@[0-9]+)?", text):
         return f"{text!r}: wanted urn:air:sd1:checkpoint:civitai:{found[1]}{found[2] or '@VERSION'}"
     if HOST.match(text) and not _is_here(text.partition("/")[0] or text):
         plain = _quoted(text.removeprefix("//"))
-        return f"{_quoted(text)!r}: an address without https://? Write https://{plain}; if it is a path, ./{plain}."
+        return (
+            f"{_quoted(text)!r}: this looks like an address without https://. Write https://{plain}, or ./{plain} "
+            "if it is a path."
+        )
     if text != whole:
         return f"{one_line(whole)!r}: quotes around a path. Write it without: {one_line(text)}"
     if home := re.match(r"~[^/]*/|\$\{?\w+\}?/|%\w+%[\\/]", text):
@@ -182,10 +186,10 @@ def _mistake(whole: str, text: str) -> str:
         except RuntimeError:  # no such user
             meant = ""
         hint = f"Write {one_line(meant)}" if meant and meant != text else "Write the whole path"
-        return f"{one_line(text)!r}: {home[0]} is understood by a shell, and not in a table. {hint}."
+        return f"{one_line(text)!r}: {home[0]} works in a shell, but not in a table. {hint}."
     if drive := re.match(r"([A-Za-z]):[\\/]", text):
         wsl = one_line(f"/mnt/{drive[1].lower()}/" + text[3:].replace("\\", "/"))
-        return f"{one_line(text)!r}: a path of Windows. Write the path that the file has on Linux; in WSL {wsl}."
+        return f"{one_line(text)!r}: a Windows path. Write the file's path on Linux; in WSL: {wsl}."
     return ""
 
 
@@ -207,15 +211,16 @@ def _address(cell: str, url: str) -> Address:
     if parts.username or parts.password or secrets:
         what = f"the parameter {', '.join(secrets)}" if secrets else "a name or password"
         raise BadSource(
-            f"https://{host}{one_line(parts.path)}: {what} is a secret, and tables are shared. Take it out of the address;"
-            " tokens come from CIVITAI_API_TOKEN, HF_TOKEN or your own files, as docs/getting-checkpoints.md says."
+            f"https://{host}{one_line(parts.path)}: {what} is a secret, and people share tables. Remove it from the "
+            "address. axbake takes tokens from CIVITAI_API_TOKEN, HF_TOKEN or your own files; see "
+            "docs/getting-checkpoints.md."
         )
     if host in CIVITAI_HOSTS:
         return _civitai(cell, parts.path, query)
     if host in HUB_HOSTS:
         return _hub_page(cell, parts.path, query)
     if parts.path in ("", "/") and not parts.query:
-        raise BadSource(f"{_quoted(cell)!r}: no file, only a host")
+        raise BadSource(f"{_quoted(cell)!r}: only a host, without a file")
     pickled = any(map(_is_pickle, [parts.path, parts.fragment, *(value for _, value in query)]))
     return WebAddress(cell, pickled, parts._replace(fragment="").geturl())
 
@@ -228,7 +233,7 @@ def _civitai(cell: str, path: str, query: list[tuple[str, str]]) -> Address:
     given: dict[str, str] = {}
     for name, value in query:
         if (first := given.setdefault(name.lower(), value)) != value:
-            twice = f"{one_line(name, 40)} is given twice, as {one_line(first)!r} and {one_line(value)!r}"
+            twice = f"{one_line(name, 40)} appears twice, as {one_line(first)!r} and {one_line(value)!r}"
             raise BadSource(f"{_quoted(cell)!r}: {twice}. Leave out one.")
     model = re.fullmatch(r"(?:/api/v1)?/models/([0-9]{1,18})(?:/.*)?", path)
     version = re.fullmatch(r"(?:/api/download/models|(?:/api/v1)?/model-versions)/([0-9]{1,18})/?", path)
@@ -248,8 +253,8 @@ def _civitai(cell: str, path: str, query: list[tuple[str, str]]) -> Address:
         raise BadSource(f"{_quoted(cell)!r}: format={one_line(given['format'])}; wanted SafeTensor or PickleTensor")
     if kind not in ("", "model", "pruned model"):
         raise BadSource(
-            f"{_quoted(cell)!r}: type={one_line(given['type'])}; the column checkpoint takes a checkpoint, type=Model. For a"
-            " VAE download the file and give its path in the column vae."
+            f"{_quoted(cell)!r}: type={one_line(given['type'])}; the column checkpoint takes a checkpoint, type=Model. "
+            "For a VAE, download the file and give its path in the column vae."
         )
     wanted = tuple((name, given[name].lower()) for name in ("type", "size", "fp") if given.get(name))
     used = {*dict(wanted), "format", *(name.lower() for name in numbers)}
@@ -275,8 +280,8 @@ def _air(cell: str) -> Address:
     model = _number(found["model"])
     if found["site"].lower() != "civitai" or model is None:
         raise BadSource(
-            f"{one_line(cell)!r}: of {found['site']}; known is civitai, with numbers. Of Hugging Face write"
-            " hf://owner/repository/file."
+            f"{one_line(cell)!r}: an AIR of {found['site']}; axbake knows only civitai, with numbers. For Hugging "
+            "Face, write hf://owner/repository/file."
         )
     form = f".{found['form']}".lower() if found["form"] else SAFETENSORS[0]
     if form not in (*SAFETENSORS, *PICKLES):
@@ -290,7 +295,7 @@ def _air(cell: str) -> Address:
 def _hub_uri(cell: str) -> Address:
     text, _, tail = cell.partition("?")
     if secrets := _secrets(cell):
-        raise BadSource(f"{one_line(text)}: the parameter {', '.join(secrets)} is a secret, and tables are shared.")
+        raise BadSource(f"{one_line(text)}: the parameter {', '.join(secrets)} is a secret, and people share tables.")
     found = re.fullmatch(rf"(?i:hf)://([^/@]+/[^/@]+)(?:@({REVISION}))?/([^@]+)(?:@(.+))?", text)
     if not found or (found[2] and found[4]):
         raise BadSource(f"{_quoted(cell)!r}: wanted hf://owner/repository/file, or hf://owner/repository/file@revision")

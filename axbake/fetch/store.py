@@ -102,7 +102,7 @@ def is_whole(path: Path) -> bool:
         return False
     found = file_sha256(path)
     if found != path.stem:
-        logger.warning("%s is damaged, its SHA-256 is %s; downloading it anew", path, found)
+        logger.warning("%s is damaged, its SHA-256 is %s; downloading it again", path, found)
     return found == path.stem
 
 
@@ -141,8 +141,8 @@ def check_form(path: Path, source: Address, name: str) -> None:
         return
     if pickled:
         why = (
-            f"{name} is a pickle; wanted safetensors. Say so: an AIR then ends in .ckpt, a link to Civitai says"
-            " format=PickleTensor, other addresses end in .ckpt, or in #.ckpt."
+            f"{name} is a pickle; wanted safetensors. To allow a pickle, write an AIR that ends in .ckpt, a link to "
+            "Civitai with format=PickleTensor, or another address that ends in .ckpt or #.ckpt."
         )
     else:
         why = f"{name} is {what_else(path) or f'neither safetensors nor a pickle (it begins {begins(path)})'}."

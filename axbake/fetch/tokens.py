@@ -11,11 +11,14 @@ from axbake.printable import one_line
 
 CIVITAI_VARIABLES = ("CIVITAI_API_TOKEN", "CIVITAI_TOKEN")
 CIVITAI_HOWTO = (
-    "Make a token at https://civitai.com/user/account (API Keys), and put it into the environment's CIVITAI_API_TOKEN or the"
-    " file ~/.config/axbake/civitai_token"
+    "Create a token at https://civitai.com/user/account (API Keys) and put it into the environment variable "
+    "CIVITAI_API_TOKEN or the file ~/.config/axbake/civitai_token"
 )
 MOST_SECRET = 10_000  # bytes of a token's file
-HUB_HOWTO = "Log in by `hf auth login`, or put a token of https://huggingface.co/settings/tokens into the environment's HF_TOKEN"
+HUB_HOWTO = (
+    "Log in with `hf auth login`, or put a token from https://huggingface.co/settings/tokens into the "
+    "environment variable HF_TOKEN"
+)
 
 
 def origin(url: str) -> tuple[str, str, int]:

@@ -57,9 +57,7 @@ class Patience:
             why = f"{self.attempts} times in a row"
             if self.asked > LONGEST_WAIT:
                 why = f"it asks for {'a pause' if self.attempts == 1 else 'pauses'} of {self.asked:.0f} s"
-            raise SiteUnreachable(
-                f"{self.what}: {failure}; {why}. Run again later; what has been downloaded is kept."
-            ) from None
+            raise SiteUnreachable(f"{self.what}: {failure}; {why}. Run again later; downloaded data is kept.") from None
         logger.info("%s: %s; again in %.0f s", self.what, failure, self.pause)
         self.sleep(self.pause)
 
@@ -145,9 +143,9 @@ class Web:
         except LeadsInside:
             raise _inside(where, url) from None
         except ValueError:  # InvalidURL and its like
-            raise SiteUnreachable(f"{where}: leads to an address that cannot be read") from None
+            raise SiteUnreachable(f"{where}: redirects to an address that cannot be read") from None
         except requests.exceptions.SSLError:
-            raise SiteUnreachable(f"{where}: the host's certificate is not trusted here") from None
+            raise SiteUnreachable(f"{where}: this machine does not trust the host's certificate") from None
         except (requests.RequestException, HTTPError, OSError) as error:
             # Texts of these exceptions hold whole addresses.
             raise Interrupted(describe(error), slow=isinstance(error, requests.exceptions.ReadTimeout)) from None
@@ -158,9 +156,9 @@ class Web:
             parts = urlsplit(target)
             _ = parts.port
         except ValueError:
-            raise SiteUnreachable(f"{where}: leads to an address that cannot be read") from None
+            raise SiteUnreachable(f"{where}: redirects to an address that cannot be read") from None
         if not location or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SiteUnreachable(f"{where}: redirects to nowhere")
+            raise SiteUnreachable(f"{where}: redirects without an address")
         if urlsplit(url).scheme == "https" and parts.scheme == "http":
             raise SiteUnreachable(f"{where}: redirects to {shown(target)}, which is not encrypted")
         if parts.path.rstrip("/").endswith("/login"):
@@ -186,12 +184,12 @@ class Web:
             if not as_json and kind.startswith(("text/html", "application/xhtml")) and status != 416:
                 answer.close()
                 raise NotAFile(
-                    f"{where}: gives a web page and not a file. Give the address of the file itself. {howto}."
+                    f"{where}: returns a web page, not a file. Give the address of the file itself. {howto}."
                 )
             encoding = answer.headers.get("Content-Encoding", "identity")
             if encoding not in ("", "identity") and not as_json:
                 answer.close()
-                raise SiteUnreachable(f"{where}: sends {one_line(encoding, 40)}, though identity was asked for")
+                raise SiteUnreachable(f"{where}: sends {one_line(encoding, 40)}, but axbake asked for identity")
             return
         said = self._words(answer, token)
         if known := meaning(status, answer.headers.get("X-Error-Code", "")):
@@ -199,11 +197,11 @@ class Web:
         if status in TRANSIENT:
             raise Interrupted(f"HTTP {status}{said}", retry_after(answer.headers.get("Retry-After")))
         if status in (401, 403):
-            sent = "the token that was sent is not enough" if token else "no token was sent"
+            sent = "the token has no access" if token else "no token was sent"
             raise AccessRefused(f"{where}: HTTP {status}{said}; {sent}. {howto}.")
         if status in (404, 410):
-            raise NotThere(f"{where}: HTTP {status}{said}; it is not there, or not for everybody. {howto}.")
-        raise FetchError(f"{where}: HTTP {status}{said}, which no further attempt would change. {howto}.")
+            raise NotThere(f"{where}: HTTP {status}{said}; the file does not exist, or is not public. {howto}.")
+        raise FetchError(f"{where}: HTTP {status}{said}; trying again would not help. {howto}.")
 
     def _words(self, answer: requests.Response, token: Token | None) -> str:
         """What an error's JSON or page says, without what the site repeats of secrets; empty if it says nothing."""
@@ -284,8 +282,8 @@ def _messages(content: Any, depth: int) -> list[str]:
 
 def _inside(where: str, target: str) -> SiteUnreachable:
     return SiteUnreachable(
-        f"{where}: redirects to {shown(target)}, which is this machine or one of its own networks, and the site is not. If that"
-        " is meant, give that address itself."
+        f"{where}: redirects to {shown(target)}, which is inside this machine's own network, but the site is outside. "
+        "If you want this, give that address itself."
     )
 
 
@@ -301,9 +299,9 @@ def describe(error: BaseException) -> str:
     """What broke a connection, in words that hold no address."""
     text = f"{type(error).__name__} {error}"
     causes = {
-        "NameResolution": "the host's name is unknown here",
+        "NameResolution": "the host's name cannot be resolved",
         "refused": "the host refuses the connection",
-        "ProxyError": "the proxy gives no connection",
+        "ProxyError": "the proxy does not connect",
         "Timeout": "no answer in time",
         "timed out": "no answer in time",
         "IncompleteRead": "the connection ended in the middle",

@@ -29,7 +29,7 @@ IN_FLIGHT = 256 << 20  # bytes of tensors in memory while they are written
 
 
 class ExportError(AxbakeError):
-    """The graph is not what the rest of axbake relies on."""
+    """The graph is not what the rest of axbake expects."""
 
 
 def export_onnx(
@@ -97,7 +97,7 @@ def _attach_weights(model: ir.Model, weights: Path) -> dict[str, str]:
     for graph_name, value in list(model.graph.initializers.items()):
         name = graph_name.removeprefix("model.")
         if name not in shapes:
-            raise ExportError(f"{graph_name}: a tensor of the traced network, which the weights file has not")
+            raise ExportError(f"{graph_name}: a tensor of the traced network, which the weights file lacks")
         value.const_value = _lazy(weights, name, shapes[name])
         names[graph_name] = name
     return names

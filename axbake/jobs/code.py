@@ -61,7 +61,7 @@ def parameters_of(function: str) -> tuple[str, ...]:
             if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
                 arguments = statement.args
                 return tuple(a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs])
-    raise ValueError(f"{function}: not a function; wanted one of {PACKAGE} with its module, as in the source.")
+    raise ValueError(f"{function}: not a function; wanted a function of {PACKAGE} with its module, as in the source.")
 
 
 @dataclass

@@ -15,7 +15,7 @@ SLURM = {
     "OUT_OF_MEMORY": "ended because memory ran out; give it a higher `mem_mb` in the profile",
     "CANCELLED": "cancelled",
     "NODE_FAIL": "its node failed; run again",
-    "PREEMPTED": "its node was taken away by another job; run again",
+    "PREEMPTED": "another job preempted it; run again",
 }
 # What the kernel, Slurm's own watch over memory, and Slurm's watch over time write at the end of a job's output
 MEMORY = re.compile(r"oom[-_ ]kill|exceeded memory limit|Out Of Memory", re.IGNORECASE)
@@ -44,7 +44,7 @@ def describe_failure(logs: Iterable[Path], said: str | None, *, since: float, in
     if status := STATUS.search(said or ""):
         name = _cause(texts) or status[1]
         return f"Slurm says {status[1]}: {SLURM.get(name, 'it ended, and its log does not say why')}"
-    return "ended, and its log does not say why; killed, perhaps because memory ran out?"
+    return "ended without writing an error; it may have run out of memory"
 
 
 def _cause(texts: list[str]) -> str | None:

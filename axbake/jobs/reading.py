@@ -159,7 +159,7 @@ class _Reader:
             if name in LISTENING:
                 self.hears.add(ANY)
             if name in (REFUSED if name == root else REFUSED_ATTRIBUTES):
-                raise ValueError(f"{self.module.name}: {name} finds code in a way that cannot be followed; use names.")
+                raise ValueError(f"{self.module.name}: axbake cannot follow how {name} finds code; use names.")
 
     def _name(self, node: ast.Name) -> None:
         self.words.append(f"={node.id}")

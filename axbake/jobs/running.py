@@ -214,9 +214,9 @@ def job_log(path: Path) -> Iterator[None]:
         log.exception("interrupted")
         sys.exit(130)  # as shells have it: 128 + SIGINT
     except Exception as error:
-        log.exception("not an error that axbake knows; please report it with this log")
+        log.exception("axbake does not know this error; please report it with this log")
         print(
-            f"{type(error).__name__}: {error}\nNot an error that axbake knows; please report it with {path}.",
+            f"{type(error).__name__}: {error}\naxbake does not know this error; please report it with {path}.",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -254,7 +254,7 @@ def short_path(path: Path) -> str:
 def show_reports(paths: Sequence[str | Path]) -> str:
     """Where the reports of a run are that had nothing to do."""
     shown = [f"  report: {path}" for path in paths[:MOST_NAMES]]
-    more = f"  and {len(paths) - MOST_NAMES} more; `make report` gathers them on one page."
+    more = f"  and {len(paths) - MOST_NAMES} more; `make report` collects them on one page."
     return "\n".join(shown + [more] * (len(paths) > MOST_NAMES))
 
 
@@ -262,7 +262,7 @@ def show_made(paths: list[str]) -> str:
     """What a run made, and what to do with it."""
     lines = [f"Made {path}" for path in paths]
     if any(path.endswith("/report.html") for path in paths):
-        lines.append("Next: open report.html in a browser; `make report` gathers the pages of all models.")
+        lines.append("Next: open report.html in a browser. `make report` collects all models on one page.")
     elif any(path.endswith(".axmodel") for path in paths):
-        lines.append("Next: ask for results/NAME/report.html too, which shows what the models draw.")
+        lines.append("Next: make results/NAME/report.html too; it shows what the models draw.")
     return "\n".join(lines)

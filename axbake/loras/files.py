@@ -106,7 +106,7 @@ NUMBERS = ("alpha", "on_input")  # roles that may be whole numbers
 
 
 class LoraError(AxbakeError):
-    """A file is no LoRA that can be fused into the checkpoint."""
+    """A file is not a LoRA that can be fused into the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,14 @@ def read_lora(path: Path) -> LoraFile:
     _refuse_others(container)
     if not modules:
         raise LoraError(
-            f"{path}: no LoRA: {listed(list(container.tensors))}.{_instead(container)}"
-            f" Wanted names such as {', '.join(PREFIXES)}."
+            f"{path}: not a LoRA: {listed(list(container.tensors))}.{_instead(container)} Wanted names such as "
+            f"{', '.join(PREFIXES)}."
         )
     if strange:
         raise LoraError(
-            f"{path}: {len(strange)} of {len(container.tensors)} tensors are of no kind that axbake fuses:"
-            f" {listed(strange)}. It fuses LoRA, LoCon, LoHa, LoKr, DoRA, (IA)³ and full differences of UNet and text encoders."
+            f"{path}: {len(strange)} of {len(container.tensors)} tensors are of a kind that axbake cannot fuse: "
+            f"{listed(strange)}. It fuses LoRA, LoCon, LoHa, LoKr, DoRA, (IA)³ and full differences of UNet and text "
+            "encoders."
         )
     bundled = {key.split(".")[1] for key in container.tensors if key.startswith(BUNDLE)}
     return LoraFile(container, modules, tuple(sorted(bundled)))

@@ -108,10 +108,10 @@ def lora_faults(row: dict) -> Iterator[str]:
     names = Counter(lora.name for lora in loras)
     for lora in loras:
         if Path(lora.path).suffix != ".safetensors":
-            yield f"loras: {lora.path!r} is no path of a .safetensors file, with its strength behind a colon"
+            yield f"loras: {lora.path!r} is not the path of a .safetensors file, with its strength after a colon"
         if max(abs(lora.text_encoder), abs(lora.unet)) > MOST:
-            yield f"loras: {lora.path} has a strength beyond {MOST:g}"
-    yield from (f"loras: {name!r} stands {count} times" for name, count in sorted(names.items()) if count > 1)
+            yield f"loras: {lora.path} has a strength above {MOST:g}"
+    yield from (f"loras: {name!r} appears {count} times" for name, count in sorted(names.items()) if count > 1)
     said: dict[str, set[str]] = {}
     for column in PROMPTS:
         for name, strengths in _marks(row.get(column, "")):
@@ -123,11 +123,11 @@ def lora_faults(row: dict) -> Iterator[str]:
                 yield f"{column}: <lora:{shown(name)}{shown(strengths)}>: {error}"
                 continue
             if max(map(abs, given)) > MOST:
-                yield f"{column}: <lora:{shown(name)}{shown(strengths)}>: a strength beyond {MOST:g}"
+                yield f"{column}: <lora:{shown(name)}{shown(strengths)}>: a strength above {MOST:g}"
             said.setdefault(name, set()).add(":".join(f"{number:g}" for number in given))
     for name, several in said.items():
         if len(several) > 1:
-            yield f"prompt: <lora:{name}:…> stands there with strengths {' and '.join(sorted(several))}; wanted one"
+            yield f"prompt: <lora:{name}:…> appears with strengths {' and '.join(sorted(several))}; wanted one"
 
 
 def unknown_marks(row: dict) -> Iterator[str]:
@@ -149,7 +149,10 @@ def unknown_marks(row: dict) -> Iterator[str]:
             if name not in loras:
                 yield f"{mark} in {place} is not applied: it names no file of column loras ({there})"
             elif place.startswith("a") and _numbers(strengths) != (loras[name].text_encoder, loras[name].unet):
-                yield f"{mark} in {place} is not applied with this strength: the model has it in its weights, with another"
+                yield (
+                    f"{mark} in {place} is not applied with this strength: it is in the model's weights with another "
+                    "strength"
+                )
 
 
 def _numbers(strengths: str) -> tuple[float, float] | None:
@@ -167,6 +170,6 @@ def lcm_advice(row: dict, path: Path) -> Iterator[str]:
     wrong += [f"guidance_scale {row['guidance_scale']:g}"] if not low <= row["guidance_scale"] <= high else []
     if wrong:
         yield (
-            f"{path} is an LCM-LoRA, and the row has {' and '.join(wrong)}: with scheduler {LCM_SCHEDULER}, guidance_scale"
-            f" {low} to {high} and 4 to 8 steps it draws as it was trained to"
+            f"{path} is an LCM-LoRA, and the row has {' and '.join(wrong)}: with scheduler {LCM_SCHEDULER}, "
+            f"guidance_scale {low} to {high} and 4 to 8 steps it draws as it was trained"
         )

@@ -4,7 +4,7 @@ from axbake.errors import AxbakeError
 
 
 class ClipSkipError(AxbakeError):
-    """A text encoder is not to be shortened, or has not as many layers as are to be left out."""
+    """A text encoder cannot be shortened, or has too few layers for this clip skip."""
 
 
 def layers_left(layers: int, clip_skip: int, *, title: str, shortened: bool) -> int:
@@ -20,8 +20,8 @@ def layers_left(layers: int, clip_skip: int, *, title: str, shortened: bool) -> 
     """
     if clip_skip > 1 and not shortened:
         raise ClipSkipError(
-            f"clip_skip: {clip_skip}, wanted 1: the text encoder of {title} ends before its last layer as it is, and"
-            " AUTOMATIC1111's web UI draws the same with any clip skip. Set 1 in the table."
+            f"clip_skip: {clip_skip}, wanted 1: the text encoder of {title} always ends before its last layer, and "
+            "AUTOMATIC1111's web UI draws the same with any clip skip. Set 1 in the table."
         )
     left = layers - (clip_skip - 1)
     if left < 1:

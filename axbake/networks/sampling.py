@@ -6,7 +6,7 @@ from axbake.errors import AxbakeError
 
 
 class SamplingError(AxbakeError):
-    """The row asks a UNet for a way of drawing that it was not made for."""
+    """The row asks a UNet to draw in a way that it was not made for."""
 
 
 @dataclass(frozen=True)
@@ -29,4 +29,4 @@ class Sampling:
             [f"column scheduler: {scheduler}, wanted lcm"] if self.guidance_embedded and scheduler != "lcm" else []
         )
         if faults:
-            raise SamplingError(f"{'; '.join(faults)}. This UNet was distilled to draw so, and in no other way.")
+            raise SamplingError(f"{'; '.join(faults)}. This UNet was distilled to draw only in this way.")

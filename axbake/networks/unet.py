@@ -58,7 +58,7 @@ TIMESTEP_PROGRAMS = ("euler",)  # that give the UNet a timestep, and no row
 
 
 class TimeEmbeddingError(AxbakeError):
-    """A UNet has no time embedding as expected, or one that its program cannot feed."""
+    """A UNet does not have the expected time embedding, or its program cannot provide the input."""
 
 
 def build(config: Mapping) -> Module:
@@ -96,8 +96,8 @@ def unet_interface(
     taken = inputs(program=program)
     if TIMESTEP_INPUT in taken and config.get("time_cond_proj_dim"):
         raise TimeEmbeddingError(
-            f"unet: takes the guidance scale in its time embedding, which program: {program} does not give it. Take"
-            " program: axera."
+            f"unet: takes the guidance scale in its time embedding, which program: {program} does not provide. Use "
+            "program: axera."
         )
     return Interface({name: Tensor(shapes[name], dtype) for name, dtype in taken.items()}, ("out_sample",))
 

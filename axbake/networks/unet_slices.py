@@ -129,7 +129,7 @@ class UnetSlice:
 
 
 class SliceError(AxbakeError):
-    """A UNet cannot be cut as its family's graphs want."""
+    """A UNet cannot be split into its family's graphs."""
 
 
 def slices(structure: Mapping, begins: Mapping[str, str], latents: Latents) -> tuple[UnetSlice, ...]:
@@ -164,7 +164,7 @@ def _bounds(parts: Sequence[Part], begin: str, end: str) -> tuple[int, int]:
     """Numbers of the first module of a slice and of the first behind it."""
     paths = [part.path for part in parts]
     if missing := [path for path in (begin, end) if path and path not in paths]:
-        raise SliceError(f"unet: has no {', '.join(missing)}, where it was to be cut.")
+        raise SliceError(f"unet: has no {', '.join(missing)}, where axbake was to split it.")
     return paths.index(begin), paths.index(end) if end else len(parts)
 
 

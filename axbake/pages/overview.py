@@ -1,4 +1,4 @@
-"""One page over all models that have a report: `axbake report`, as `make report` does.
+"""Write one page for all models that have a report: `axbake report`, like `make report`.
 
 It is no rule's result, since it tells of what is there: with a rule, one model that fails would keep the page from all others.
 """
@@ -79,5 +79,5 @@ def run(options: argparse.Namespace) -> int:
     if not count:
         print(f"{page}: no model has a report yet. Bake one: {BIN}snakemake --cores 4 results/NAME/report.html")
         return 0
-    print(f"{page}: {count} model{'s' if count != 1 else ''}; each has a page of its own, results/NAME/report.html.")
+    print(f"{page}: {count} model{'s' if count != 1 else ''}; each has its own page, results/NAME/report.html.")
     return 0

@@ -94,13 +94,13 @@ def estimate(role: str, graph: Graph, toolchain: str) -> Estimate:
 def estimate_findings(component: str, graph: Graph, toolchain: str, found: Estimate) -> Iterator[Finding]:
     """What to expect of a compile."""
     minutes = f"{found.seconds / 60:.0f} min" if found.seconds >= 90 else f"{found.seconds:.0f} s"
-    whose = "" if toolchain == "emulator" else " by the emulator's need, since Pulsar2's is not published"
+    whose = "" if toolchain == "emulator" else " by the emulator's need; Pulsar2's is not published"
     yield Finding(
         component,
         "estimate",
         "note",
-        f"about {minutes} ({found.time_basis}, scaled by {graph.macs / 1e9:.1f} G multiplications a run);"
-        f" memory about {found.memory_bytes / 2**30:.1f} GiB{whose}",
+        f"about {minutes} ({found.time_basis}, scaled by {graph.macs / 1e9:.1f} G multiplications per run); memory "
+        f"about {found.memory_bytes / 2**30:.1f} GiB{whose}",
     )
 
 
@@ -121,22 +121,24 @@ def check_host(component: str, graph: Graph, found: Estimate, *, memory: int, fr
             component,
             "host",
             "warning",
-            f"about {found.memory_bytes / 2**30:.1f} GiB of memory are needed, here are {memory / 2**30:.1f}; the kernel may end"
-            " the compile. Use another host, or swap.",
+            f"about {found.memory_bytes / 2**30:.1f} GiB of memory are needed; this host has {memory / 2**30:.1f}. The "
+            "kernel may kill the compile. Use another host, or swap.",
         )
     if free < graph.quantised_bytes:
         yield Finding(
             component,
             "host",
             "error",
-            f"{free / 1e9:.2f} GB of disk are free, and the model alone takes {graph.quantised_bytes / 1e9:.2f}. Make room.",
+            f"{free / 1e9:.2f} GB of disk space are free, but the model alone takes {graph.quantised_bytes / 1e9:.2f}. "
+            "Free some space.",
         )
     elif free < found.disk_bytes:
         yield Finding(
             component,
             "host",
             "warning",
-            f"{free / 1e9:.2f} GB of disk are free; a build writes about {found.disk_bytes / 1e9:.2f} in between. Make room.",
+            f"{free / 1e9:.2f} GB of disk space are free; a build temporarily writes about "
+            f"{found.disk_bytes / 1e9:.2f} in between. Free some space.",
         )
 
 
@@ -150,7 +152,7 @@ def check_card(found: Mapping[str, Estimate]) -> Iterator[Finding]:
     need = sum(estimate.cmm_mb for estimate in found.values()) * 1e6 / 2**20
     parts = ", ".join(f"{name} {estimate.cmm_mb:.0f} MB" for name, estimate in found.items())
     level = "warning" if need > MUCH * CARD_MIB else "note"
-    advice = " Load them one after the other, or take a smaller size." if level == "warning" else ""
+    advice = " Load them one after the other, or use a smaller size." if level == "warning" else ""
     yield Finding(
         "model",
         "card",

@@ -16,7 +16,7 @@ PROTOBUF_LIMIT = 2**31 - 1  # bytes of one message (https://protobuf.dev/program
 
 
 class UnreadableGraph(AxbakeError):
-    """A file is no ONNX graph."""
+    """A file is not an ONNX graph."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,13 @@ def read_graph(path: Path) -> Graph:
     size = path.stat().st_size
     if size > PROTOBUF_LIMIT:
         raise UnreadableGraph(
-            f"{path}: {size} bytes in one file, and protobuf reads {PROTOBUF_LIMIT} at most. Save its tensors as external data."
+            f"{path}: {size} bytes in one file, but protobuf reads at most {PROTOBUF_LIMIT}. Save its tensors as "
+            "external data."
         )
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
-        raise UnreadableGraph(f"{path}: is no ONNX graph, or is cut short. Export or copy it again.") from error
+        raise UnreadableGraph(f"{path}: not an ONNX graph, or truncated. Export or copy it again.") from error
     shapes = {value.name: shape_of(value) for value in _values(model)}
     if any(output not in shapes for node in model.graph.node for output in node.output):
         model = onnx.shape_inference.infer_shapes(model)

@@ -44,7 +44,7 @@ def _opset_faults(model: onnx.ModelProto) -> Iterator[Fault]:
         yield "error", f"opset {version}; Pulsar2 takes {opset['least']} and later. Export with opset 17 or 18."
     elif version not in opset["seen"]:
         seen = " or ".join(map(str, opset["seen"]))
-        yield "warning", f"opset {version}; published builds of Stable Diffusion have {seen}."
+        yield "warning", f"opset {version}; published builds of Stable Diffusion use {seen}."
 
 
 def node_faults(node: onnx.NodeProto, graph: Graph) -> Iterator[Fault]:
@@ -52,14 +52,14 @@ def node_faults(node: onnx.NodeProto, graph: Graph) -> Iterator[Fault]:
     known = known_operators()
     name = node.op_type
     if node.domain not in ONNX_DOMAINS:
-        yield "error", f"{node.domain}.{name}: an operator of its own; Pulsar2 takes ONNX's. Inline or rewrite it."
+        yield "error", f"{node.domain}.{name}: a custom operator; Pulsar2 takes only ONNX's. Inline or rewrite it."
     elif name in known["listed_before"]:
         advice = known["instead"].get(name, "try it on a small graph first")
         version = known["listed_before"][name]
-        yield "warning", f"{name}: Pulsar2's list of version {version} has it, that of 7.0 has not; {advice}."
+        yield "warning", f"{name}: in Pulsar2's operator list of version {version}, but not in that of 7.0; {advice}."
     elif name not in known["operators"]:
         advice = known["instead"].get(name, "rewrite the network without it")
-        yield "error", f"{name}: not among the operators that AX650 is documented to run; {advice}."
+        yield "error", f"{name}: not in the documented operators of the AX650; {advice}."
     else:
         rules = known["operators"][name]
         for attribute, rule in rules.get("attributes", {}).items():
@@ -85,7 +85,7 @@ def _attribute_faults(node: onnx.NodeProto, name: str, rule: dict, graph: Graph)
         wanted = f"anything but {', '.join(map(str, rule['refused']))}"
     text = f"{node.op_type}: {name} is {', '.join(map(str, bad))}, documented is {wanted}"
     if all(item in rule.get("seen", []) for item in bad):
-        yield "warning", f"{text}; published builds hold it, and run"
+        yield "warning", f"{text}; published builds contain it and run"
     else:
         yield "error", text
 
@@ -125,7 +125,7 @@ def _input_faults(node: onnx.NodeProto, index: int, rule: dict, graph: Graph) ->
     if "ranks" in rule and shape is not None and len(shape) not in rule["ranks"]:
         text = f"{where} has {len(shape)} dimensions, documented is {max(rule['ranks'])}"
         if len(shape) in rule.get("seen", []):
-            yield "warning", f"{text}; published builds hold it, and run"
+            yield "warning", f"{text}; published builds contain it and run"
         else:
             yield "error", text
 

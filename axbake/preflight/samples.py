@@ -24,7 +24,7 @@ def check_samples(component: str, graph: Graph, config: Mapping[str, Any], archi
         check_input_names(build, tuple(spec.name for spec in inputs))
         count = sum(1 for _ in samples(sources(build, inputs)))
     except AxbakeError as error:
-        yield Finding(component, "samples", "error", f"{error}. Make the calibration again.")
+        yield Finding(component, "samples", "error", f"{error}. Make the calibration archive again.")
     else:
         yield Finding(component, "samples", "note", f"{count} samples fit the graph's inputs")
 

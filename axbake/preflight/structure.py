@@ -29,7 +29,8 @@ def _shape_faults(graph: Graph) -> Iterator[tuple[str, str]]:
     if loose:
         yield (
             "error",
-            f"shapes that are not fixed: {named(loose)}. Pulsar2 ends with «illegal value_info»; export with fixed shapes.",
+            f"shapes that are not fixed: {named(loose)}. Pulsar2 fails with “illegal value_info”; export with fixed "
+            "shapes.",
         )
     interface = [*graph.inputs, *(value.name for value in graph.model.graph.output)]
     if unknown := [name for name in interface if name not in graph.shapes]:
@@ -52,14 +53,15 @@ def _constant_faults(graph: Graph) -> Iterator[tuple[str, str]]:
     if not found:
         return
     said = " and ".join(f"{count} {name}" for name, count in found.items())
-    text = f"{said} nodes force Pulsar2's simplifier, whatever `enable_onnxsim` says"
+    text = f"{said} nodes force Pulsar2 to simplify the graph, whatever `enable_onnxsim` says"
     if graph.float_bytes > PROTOBUF_LIMIT:
         yield (
             "error",
-            f"{text}, and it ends with a narrowing error above 2 GB ({_gigabytes(graph.float_bytes)}); make them initializers.",
+            f"{text}, and the simplifier fails with a narrowing error above 2 GB ({_gigabytes(graph.float_bytes)}); "
+            "make them initializers.",
         )
     else:
-        yield "warning", f"{text}; make them initializers, and the graph stays as it was exported."
+        yield "warning", f"{text}; make them initializers to keep the exported graph."
 
 
 def _name_faults(graph: Graph) -> Iterator[tuple[str, str]]:
@@ -68,11 +70,11 @@ def _name_faults(graph: Graph) -> Iterator[tuple[str, str]]:
     if slashes := [name for name in names if "/" in name]:
         yield (
             "warning",
-            f"{named(slashes)}: a slash in a name; `axcl_run_model` and `ax_run_model` take a file of each input's name, "
-            "which cannot be had. axbake's runtime and published programs bind by name, and work.",
+            f"{named(slashes)}: a slash in a name; `axcl_run_model` and `ax_run_model` need a file with each input's "
+            "name, which is not possible. axbake's runtime and published programs bind by name and work.",
         )
     if blank := [name for name in names if not name.strip() or name != name.strip()]:
-        yield "error", f"inputs or outputs with blank names or blanks at an end: {blank}. Name them."
+        yield "error", f"inputs or outputs with blank names, or names with blanks at an end: {blank}. Rename them."
     produced = Counter(out for node in graph.model.graph.node for out in node.output if out)
     if twice := [name for name, count in produced.items() if count > 1]:
         yield "error", f"{named(twice)}: made by more than one node. Export again."
@@ -82,17 +84,17 @@ def _name_faults(graph: Graph) -> Iterator[tuple[str, str]]:
 
 def _size_faults(graph: Graph) -> Iterator[tuple[str, str]]:
     inside = sum(elements(t) * item_size(t) for t in graph.constants.values() if not t.external_data)
-    text = f"{_gigabytes(graph.float_bytes)} of tensors, {_gigabytes(graph.quantised_bytes)} once weights have 8 bits"
+    text = f"{_gigabytes(graph.float_bytes)} of tensors, {_gigabytes(graph.quantised_bytes)} with weights in 8 bits"
     if graph.quantised_bytes > PROTOBUF_LIMIT:
         yield (
             "error",
-            f"{text}; protobuf ends at 2 GB, and Pulsar2 then with «Error parsing message with type onnx.TensorProto». "
-            "Split the network.",
+            f"{text}; protobuf allows 2 GB, and Pulsar2 then fails with “Error parsing message with type "
+            "onnx.TensorProto”. Split the network.",
         )
     elif inside > PROTOBUF_LIMIT:
         yield "error", f"{_gigabytes(inside)} of tensors inside the graph's file; save them as external data."
     else:
-        yield "note", f"{text}; protobuf ends at 2.15 GB"
+        yield "note", f"{text}; protobuf allows 2.15 GB"
 
 
 def _tensor_faults(graph: Graph) -> Iterator[tuple[str, str]]:
@@ -109,7 +111,7 @@ def _tensor_faults(graph: Graph) -> Iterator[tuple[str, str]]:
         if size < end:
             yield (
                 "error",
-                f"{path.name}: has {size} bytes, the graph's tensors reach to {end}. Export or copy it again.",
+                f"{path.name}: has {size} bytes, but the graph's tensors end at {end}. Export or copy it again.",
             )
 
 

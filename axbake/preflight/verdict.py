@@ -117,7 +117,7 @@ def check_build(
 def decide(findings: list[Finding]) -> None:
     """Raise PreflightError, which tells all of *findings*, if one of them is an error."""
     if any(finding.level == "error" for finding in findings):
-        raise PreflightError(f"{show(findings)}\nNothing is compiled until the errors are gone.")
+        raise PreflightError(f"{show(findings)}\naxbake compiles nothing until these errors are fixed.")
 
 
 def _describe(graph: Graph, found: Estimate) -> dict:

@@ -52,7 +52,8 @@ class Bundle:
         found = [name for name, component in self.components.items() if component.role == role]
         if len(found) != 1:
             raise BundleError(
-                f"{self.folder}: models of role {role}: {', '.join(found) or 'none'}; wanted one. Make the bundle anew."
+                f"{self.folder}: models of role {role}: {', '.join(found) or 'none'}; wanted one. Make the bundle "
+                "again."
             )
         return found
 
@@ -85,8 +86,8 @@ class Bundle:
             others = (int(other.stem.rpartition("-")[2]) for other in path.parent.glob("*.npz"))
             known = ", ".join(map(str, sorted({self.picture.steps, *others})))
             raise BundleError(
-                f"{steps} steps: the bundle has schedules of {known} steps. Take one of these, or bake the model with a"
-                f" row of {steps} steps."
+                f"{steps} steps: the bundle has schedules of {known} steps. Use one of these, or bake a row with "
+                f"{steps} steps."
             )
         return load_schedule(path)
 
@@ -104,19 +105,19 @@ def read_bundle(folder: Path) -> Bundle:
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path}: {type(error).__name__}: {error}; wanted the manifest of a bundle.") from error
     if found != (LAYOUT, FORMAT):
-        raise BundleError(f"{path}: layout and format {found}; wanted {(LAYOUT, FORMAT)}. Make the bundle anew.")
+        raise BundleError(f"{path}: layout and format {found}; wanted {(LAYOUT, FORMAT)}. Make the bundle again.")
     try:
         bundle = _bundle(folder, manifest)
         sizes = {name: f"{file['bytes']} bytes" for name, file in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(
-            f"{path}: {type(error).__name__}: {error}; not a manifest of format {FORMAT}. Make the bundle anew."
+            f"{path}: {type(error).__name__}: {error}; not a manifest of format {FORMAT}. Make the bundle again."
         ) from error
     wrong = [
         f"{name}: {_size(folder / name)}, wanted {size}" for name, size in sizes.items() if _size(folder / name) != size
     ]
     if wrong:
-        raise BundleError(f"{folder}: not whole; {'; '.join(wrong)}. Copy the bundle again.")
+        raise BundleError(f"{folder}: incomplete or changed: {'; '.join(wrong)}. Copy the bundle again.")
     return bundle
 
 

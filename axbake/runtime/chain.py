@@ -30,7 +30,7 @@ class Chain(Session):
         """
         self.graphs = tuple(graphs)
         if not self.graphs:
-            raise BundleError(f"{name}: a chain of no graphs; wanted one at least.")
+            raise BundleError(f"{name}: a chain without graphs; wanted at least one.")
         inputs = _joined(name, self.graphs)
         last = self.graphs[-1]
         self._last_use = {tensor: i for i, graph in enumerate(self.graphs) for tensor in graph.inputs}
@@ -62,7 +62,7 @@ def _joined(name: str, graphs: Sequence[Session]) -> Tensors:
     for graph in graphs:
         if graph.provider != graphs[0].provider:
             problems.append(
-                f"{graphs[0].name} is run by {graphs[0].provider}, {graph.name} by {graph.provider}, wanted one for all"
+                f"{graphs[0].name} runs on {graphs[0].provider}, {graph.name} on {graph.provider}; wanted one for all"
             )
         for tensor, (shape, dtype) in graph.inputs.items():
             found = f"{dtype} {shape}"

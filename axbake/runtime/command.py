@@ -48,19 +48,24 @@ def _parse(program: str, picture: Picture, arguments: Sequence[str] | None) -> a
     )
     add = parser.add_argument
     if program == "img2img":
-        add("picture", type=Path, help="picture to draw over; its middle part is scaled to the models' size")
-        add("--strength", type=float, default=STRENGTH, help="share of the steps that are drawn, 0 to 1")
+        add("picture", type=Path, help="input picture; its middle part is scaled to the models' size")
+        add("--strength", type=float, default=STRENGTH, help="share of the steps to draw, 0 to 1")
     add("--prompt", default=picture.prompt, help="as in AUTOMATIC1111's web UI")
     add("--negative-prompt", default=picture.negative_prompt, help="the same")
-    add("--seed", type=int, default=picture.seed, help="of the first picture")
-    add("--count", type=int, default=1, help="pictures; each has the next seed")
-    add("--guidance-scale", type=float, default=picture.guidance_scale, help="1 is without guidance")
-    add("--steps", type=int, default=picture.steps, help="of the scheduler")
-    add("--output", type=Path, default=Path("image.png"), help="PNG; of several, the seed comes before the ending")
-    add("--runtime", choices=RUNTIMES, default="auto", help="what runs the models")
-    add("--device", type=int, default=0, help="number of the card, of axcl")
-    add("--threads", type=int, default=0, help="of onnxruntime; 0 is one a core")
-    add("--timings", type=Path, help="JSON file to write: how long everything took")
+    add("--seed", type=int, default=picture.seed, help="seed of the first picture")
+    add("--count", type=int, default=1, help="number of pictures; each has the next seed")
+    add("--guidance-scale", type=float, default=picture.guidance_scale, help="1 means no guidance")
+    add("--steps", type=int, default=picture.steps, help="steps of the scheduler")
+    add(
+        "--output",
+        type=Path,
+        default=Path("image.png"),
+        help="PNG file; with several pictures, the seed is added before the extension",
+    )
+    add("--runtime", choices=RUNTIMES, default="auto", help="program that runs the models")
+    add("--device", type=int, default=0, help="number of the card, for axcl")
+    add("--threads", type=int, default=0, help="threads of onnxruntime; 0 means one per core")
+    add("--timings", type=Path, help="JSON file for all measured times")
     given = parser.parse_args(arguments)
     if given.count < 1 or given.guidance_scale < 1 or given.output.suffix.lower() != ".png":
         parser.error("wanted --count and --guidance-scale of 1 or more, and an --output that ends in .png")
@@ -81,9 +86,9 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
     draw_one = _drawing(bundle, asked, over=vars(given).get("picture"))
     models, load_seconds = _load(program, bundle, given)
     provider = models.denoiser.provider
-    logger.info("%s: loaded in %.1f s, run by %s", name, sum(load_seconds.values()), provider)
+    logger.info("%s: loaded in %.1f s, runs on %s", name, sum(load_seconds.values()), provider)
     if emulated:
-        logger.info("The models are EMULATED: this host draws, and how long it takes says nothing of a board.")
+        logger.info("The models are EMULATED: they run on this host, and the times say nothing about a board.")
     pictures = []
     for seed in range(given.seed, given.seed + given.count):
         picture = replace(asked, seed=seed)
@@ -94,7 +99,7 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
         pictures.append({"seed": seed, "file": path.name, **times})
         for said in drawing.warnings if seed == given.seed else ():
             logger.warning("prompt: %s", said)
-        logger.info("%s: %.2f s, %.2f s a step", path, times["total_seconds"], _mean(drawing.step_seconds))
+        logger.info("%s: %.2f s, %.2f s per step", path, times["total_seconds"], _mean(drawing.step_seconds))
     if given.timings:
         content = timings(
             program=program,
@@ -141,8 +146,8 @@ def _drawing(bundle: Bundle, asked: Picture, *, over: Path | None) -> Callable[[
     schedule, tokenizer = bundle.schedule(asked.steps), bundle.tokenizer()
     if schedule.guidance_embedded and asked.guidance_scale != bundle.picture.guidance_scale:
         raise BundleError(
-            f"--guidance-scale {asked.guidance_scale:g}: this model's is in its schedule, and is"
-            f" {bundle.picture.guidance_scale:g}."
+            f"--guidance-scale {asked.guidance_scale:g}: this model's schedule has the fixed value "
+            f"{bundle.picture.guidance_scale:g}."
         )
     latents, conditioning = bundle.latents, bundle.conditioning
     if over is None:

@@ -61,7 +61,8 @@ def redraw(
     drawn = min(int(steps * strength), steps)
     if not 0 <= strength <= 1 or drawn < 1:
         raise BundleError(
-            f"strength {strength:g}: {drawn} of {steps} steps; wanted one at least: {1 / steps:g} to 1 with this schedule."
+            f"strength {strength:g}: {drawn} of {steps} steps; wanted at least one: {1 / steps:g} to 1 with this "
+            "schedule."
         )
     encoder = models.encoder
     if encoder is None:

@@ -34,5 +34,5 @@ def producer(path: Path) -> str:
             return file.read(length).decode("utf-8", errors="replace")
     except (EOFError, ValueError) as error:
         raise BundleError(
-            f"{path}: does not begin as an ONNX model or axmodel does ({error}). Fetch it again."
+            f"{path}: does not begin as an ONNX model or axmodel does ({error}). Copy it again."
         ) from error

@@ -43,11 +43,11 @@ EMBEDDING_FILE = re.compile(r"\b(embedding:)(?:[\w.-]+[/\\])*([\w.-]*\w)", re.IG
 
 #: Web UIs' syntax that changes the prompt from step to step, or draws several: pattern -> what it is
 NOT_READ = {
-    re.compile(r"\[(?:[^\[\]:]*:)?[^\[\]:]*:\s*[\d.]+\s*\]"): "prompt editing, which axbake has not",
-    re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"): "alternating words, which axbake has not",
-    re.compile(r"\bAND\b"): "a composition of prompts, which axbake has not",
-    re.compile(r"__[\w*/-]+__"): "a wildcard, which axbake has not",
-    re.compile(r"\{[^{}]*\|[^{}]*\}"): "a choice of words, which axbake has not",
+    re.compile(r"\[(?:[^\[\]:]*:)?[^\[\]:]*:\s*[\d.]+\s*\]"): "prompt editing, which axbake does not support",
+    re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"): "alternating words, which axbake does not support",
+    re.compile(r"\bAND\b"): "a composition of prompts, which axbake does not support",
+    re.compile(r"__[\w*/-]+__"): "a wildcard, which axbake does not support",
+    re.compile(r"\{[^{}]*\|[^{}]*\}"): "a choice of words, which axbake does not support",
     re.compile(r"\{[^{}|]+\}"): "a weight in NovelAI's syntax",
     re.compile(r"[（［｛][^（）［］｛｝]*[）］｝]"): "in full-width brackets, which give no weight",
     re.compile(r"\)[+-]+"): "a weight in Compel's syntax",
@@ -260,16 +260,17 @@ def prompt_warnings(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> li
     """What of *prompt* does not count, or does not mean what its writer thinks; a sentence each, mostly none."""
     return [
         *(
-            f"{mark} is no word of the prompt: a compiled model has its LoRAs in its weights"
+            f"{mark} is removed from the prompt: a compiled model has its LoRAs in its weights"
             for mark in (found[0] for found in LORA.finditer(prompt))
         ),
         *(
-            f"{mark} is not applied, and no word of the prompt"
+            f"{mark} is not applied and is removed from the prompt"
             for mark in EXTRA_NETWORK.findall(without_lora_marks(prompt))
         ),
         *(
-            f"{name} looks like an embedding, but is none of the model's ({', '.join(tokenizer.embeddings) or 'it has none'}):"
-            " its letters are read as words. Give its file in the table's column embeddings."
+            f"{name} looks like an embedding, but the model does not have it "
+            f"({', '.join(tokenizer.embeddings) or 'it has none'}): it is read as ordinary text. Add its file to the "
+            "table's column embeddings."
             for name in _missing_embeddings(prompt, tokenizer)
         ),
         *(
@@ -278,7 +279,7 @@ def prompt_warnings(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> li
             for found in pattern.finditer(prompt)
         ),
         *(
-            f"longer than {CHUNK * chunks} tokens (prompt_chunks: {chunks}); this end of it does not count: {end}"
+            f"longer than {CHUNK * chunks} tokens (prompt_chunks: {chunks}); this end of it is cut off: {end}"
             for end in [cut_off(prompt, tokenizer, chunks=chunks)]
             if end
         ),
@@ -330,7 +331,7 @@ def embed_prompt(
         if number == 0 and conditioning and conditioning.pooled:
             projected = made[names.index(conditioning.pooled)].projected
             if projected is None:
-                raise BundleError(f"{conditioning.pooled}: gives no pooled prompt; wanted a second output.")
+                raise BundleError(f"{conditioning.pooled}: has no pooled prompt; wanted a second output.")
             pooled = projected[:, int((chunk.ids[0] == tokenizer.end).argmax())]
     return Embedded(np.concatenate(contexts, axis=1), pooled)
 

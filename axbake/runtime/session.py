@@ -54,14 +54,14 @@ def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, thr
     if emulated and runtime in CARDS:
         kind = "emulated" if made_by == EMULATOR else "a float graph"
         raise BundleError(
-            f"{path}: {kind} (made by {made_by or 'an unknown producer'}); accelerators run what Pulsar2 compiled, and"
-            f" nothing else. Run it on the host (onnxruntime), or bake the model with Pulsar2."
+            f"{path}: {kind} (made by {made_by or 'an unknown producer'}); accelerators run only models compiled by "
+            "Pulsar2. Run it on the host (onnxruntime), or bake the model with Pulsar2."
         )
     if runtime in CARDS or (runtime == "auto" and not emulated):
         return _axengine_session(path, runtime, device)
     if not emulated:
         raise BundleError(
-            f"{path}: an axmodel made by {made_by or 'an unknown producer'} runs on the accelerator card alone; ONNX "
+            f"{path}: an axmodel made by {made_by or 'an unknown producer'} runs only on the accelerator card; ONNX "
             f"Runtime runs .onnx files and axmodels made by {EMULATOR}. Run it on the machine that has the card."
         )
     return _onnxruntime_session(path, threads)
@@ -116,23 +116,23 @@ def _axengine_session(path: Path, runtime: str, device: int) -> Session:
         import axengine
     except ImportError as error:
         raise BundleError(
-            f"{path}: runs on the accelerator alone, and pyaxengine cannot be imported ({error}). Install its wheel from"
-            " github AXERA-TECH/pyaxengine, and the card's driver, on the machine that has the card."
+            f"{path}: runs only on the accelerator, but pyaxengine cannot be imported ({error}). Install its wheel "
+            "from github AXERA-TECH/pyaxengine, and the card's driver, on the machine that has the card."
         ) from error
     available = axengine.get_available_providers()
     provider = CARDS.get(runtime) or next(iter(available), "none")
     if provider not in available:
         raise BundleError(
-            f"{path}: {provider} is not there; pyaxengine finds {', '.join(available) or 'none'}. Is the driver loaded?"
-            " axcl-smi says."
+            f"{path}: {provider} is not available; pyaxengine finds {', '.join(available) or 'none'}. Check with "
+            "axcl-smi that the driver is loaded."
         )
     options = [{"device_id": device}] if runtime != "axengine" else None
     try:
         session = axengine.InferenceSession(str(path), providers=[provider], provider_options=options)
     except (RuntimeError, ValueError, OSError) as error:
         raise BundleError(
-            f"{path}: {provider} cannot load it: {error} Is the card there, its driver loaded, and is enough of its memory"
-            " free? axcl-smi says."
+            f"{path}: {provider} cannot load it: {error} Check with axcl-smi that the card is there, its driver is "
+            "loaded, and enough of its memory is free."
         ) from error
 
     def tensors(nodes: list) -> Tensors:

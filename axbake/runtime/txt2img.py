@@ -176,8 +176,8 @@ def added_rows(added: AddedEmbedding | None, embeds: Sequence[Embedded], sizes: 
     pooled = [one.pooled for one in embeds if one.pooled is not None]
     if (added is None) != (not pooled):
         raise BundleError(
-            "a pooled prompt without weights that take it, or weights without a pooled prompt; wanted both or none. Take all"
-            " files of one model."
+            "a pooled prompt without weights that take it, or weights without a pooled prompt; wanted both or none. "
+            "Use all files of one model."
         )
     return np.concatenate([added.row(one, sizes) for one in pooled]) if added else None
 
@@ -216,13 +216,14 @@ def latent_shape(models: Models, schedule: Schedule, picture: Picture, *, latent
         )
     if pixels[2:] != (height, width):
         raise BundleError(
-            f"picture of {width}x{height} pixels; {decoder.name} was compiled for {pixels[3]}x{pixels[2]}. Ask for that size,"
-            f" or compile the models for the other."
+            f"picture of {width}x{height} pixels; {decoder.name} was compiled for {pixels[3]}x{pixels[2]}. Use that "
+            "size, or compile the models for the other."
         )
     if latent != latents.shape(height, width):
         raise BundleError(
-            f"{denoiser.name} makes latents of shape {latent}; wanted {latents.shape(height, width)}, {latents.channels}"
-            f" channels and 1/{latents.factor} of the picture's size. Take denoiser and VAE of one model."
+            f"{denoiser.name} makes latents of shape {latent}; wanted {latents.shape(height, width)}, "
+            f"{latents.channels} channels and 1/{latents.factor} of the picture's size. Use denoiser and VAE of one "
+            "model."
         )
     wrong = [
         f"{name}: the picture has {wanted}, {where} {found}"
@@ -234,5 +235,5 @@ def latent_shape(models: Models, schedule: Schedule, picture: Picture, *, latent
         if wanted != found
     ]
     if wrong:
-        raise BundleError(f"{'; '.join(wrong)}. Ask for what they were made for, or make them anew.")
+        raise BundleError(f"{'; '.join(wrong)}. Use the values that they were made for, or make them again.")
     return latent

@@ -88,7 +88,7 @@ class Conditioning:
         if self.joined != "channels":
             raise ValueError(f"text encoders joined by {self.joined!r}; wanted 'channels'.")
         if not self.encoders:
-            raise ValueError("a conditioning of no text encoders; wanted one at least.")
+            raise ValueError("a conditioning without text encoders; wanted at least one.")
         if self.pooled and self.pooled not in self.encoders:
             raise ValueError(f"the pooled prompt of {self.pooled!r}; wanted one of {', '.join(self.encoders)}.")
 

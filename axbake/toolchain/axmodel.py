@@ -36,7 +36,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
 
 class AxmodelError(AxbakeError):
-    """A file is no .axmodel, or not the one that was asked for."""
+    """A file is not an .axmodel, or not the requested one."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def read_axmodel(path: Path) -> Axmodel:
     # base64 raises a ValueError, a type that onnx does not know a KeyError, a text that is not UTF-8 a TypeError.
     except (DecodeError, EOFError, ValueError, KeyError, TypeError) as error:
         raise AxmodelError(
-            f"{path.name}: not a whole .axmodel ({str(error)[:200] or 'no protobuf'}); {path.stat().st_size} bytes. Was the"
-            " disk full, or the compiler ended while it wrote?"
+            f"{path.name}: not a complete .axmodel ({str(error)[:200] or 'no protobuf'}); {path.stat().st_size} bytes. "
+            "The disk may have been full, or the compiler ended while it wrote."
         ) from error
 
 
@@ -110,8 +110,9 @@ def _check_container(path: Path, model: onnx.ModelProto, blobs: dict[str, int]) 
     kinds = sorted({node.op_type for node in model.graph.node})
     if kinds != [NODE] or not any(blobs.values()):
         raise AxmodelError(
-            f"{path.name}: holds nodes {kinds} and {sum(blobs.values())} bytes of blobs, wanted `{NODE}` with its program. Was it"
-            " written by another program, such as a simplifier, which drops what only the NPU reads?"
+            f"{path.name}: holds nodes {kinds} and {sum(blobs.values())} bytes of blobs, wanted `{NODE}` with its "
+            "program. Another program, such as a simplifier, may have written it and dropped the parts that only the "
+            "NPU reads."
         )
     for tensor in model.graph.initializer:
         if blobs[tensor.name] != math.prod(tensor.dims):

@@ -283,7 +283,7 @@ def _twice(place: str, fields: Mapping[str, Any], above: str = "") -> list[str]:
         elif _is_keyed(name, value):
             count = Counter(_key(name, entry) for entry in value)
             faults += [
-                f"{place}: {above}{name}: {number} entries for {' '.join(key)}. Make one of them."
+                f"{place}: {above}{name}: {number} entries for {' '.join(key)}. Merge them into one."
                 for key, number in count.items()
                 if number > 1
             ]
@@ -298,7 +298,7 @@ def _own_faults(place: str, graph: str, fields: Mapping[str, Any]) -> list[str]:
     ]
     for entry in _entries(fields):
         faults += [
-            f"{place}/quant/input_configs: {name}: axbake sets it, as it packs the samples. Leave it out."
+            f"{place}/quant/input_configs: {name}: axbake sets it when it packs the samples. Leave it out."
             for name in OWN_CALIBRATION
             if name in entry
         ]
@@ -309,7 +309,7 @@ def _other_build(file: str, base: Mapping[str, Any], target_hardware: str) -> li
     """What a user's file is meant for, where that is another build than this."""
     wanted = {"target_hardware": target_hardware, "model_type": "ONNX"}
     return [
-        f"{file}: {name}: {base[name]}, and this build's is {value}. Take another file, or correct either."
+        f"{file}: {name}: {base[name]}, but this build has {value}. Use another file, or correct one of them."
         for name, value in wanted.items()
         if base.get(name, value) != value
     ]
@@ -356,11 +356,11 @@ def _useless(fields: Mapping[str, Any]) -> list[str]:
         unknown = [kind for kind in kinds if not onnx.defs.has(kind)]
         if unknown:
             faults.append(
-                f"{place}: {', '.join(unknown)}: no operator of ONNX. Pulsar2 ignores the names of its own fused operators"
-                " without a word; name what the graph has, as Sigmoid and Mul for Silu"
+                f"{place}: {', '.join(unknown)}: not an ONNX operator. Pulsar2 silently ignores the names of its own "
+                "fused operators; name the graph's operators, such as Sigmoid and Mul for Silu"
             )
         if "FP32" in (layer.get("data_type"), layer.get("output_data_type")) and {"Conv", "ConvTranspose"} & set(kinds):
-            faults.append(f"{place}: Conv in FP32: the NPU's convolution takes integers alone; U16 or S16 is the most")
+            faults.append(f"{place}: Conv in FP32: the NPU's convolution takes only integers; use at most U16 or S16")
     return faults
 
 
@@ -375,17 +375,19 @@ def doubts(content: Mapping[str, Any]) -> list[str]:
     }
     if floats - FLOAT_OPERATORS:
         said.append(
-            f"FP32 on {', '.join(sorted(floats - FLOAT_OPERATORS))}: tried, says the documentation, are"
-            f" {', '.join(sorted(FLOAT_OPERATORS))}; others may end in a TileFailException"
+            f"FP32 on {', '.join(sorted(floats - FLOAT_OPERATORS))}: the documentation calls only "
+            f"{', '.join(sorted(FLOAT_OPERATORS))} tested; others may end in a TileFailException"
         )
     if quant.get("highest_mix_precision"):
         said.append("highest_mix_precision makes norms FP32, which has ended in a TileFailException on large tensors")
     if quant.get("device", "cpu") != "cpu":
-        said.append(f"quant/device {quant['device']}: a container sees no GPU but by container/options: [--gpus, all]")
+        said.append(
+            f"quant/device {quant['device']}: a container sees a GPU only with container/options: [--gpus, all]"
+        )
     for name in ("enable_brecq", "enable_lsq", "enable_adaround"):
         if quant.get(name) and quant.get("device", "cpu") == "cpu":
             said.append(
-                f"{name} tunes weights by training, for which the documentation wants a GPU: quant/device: cuda:0"
+                f"{name} tunes weights by training, for which the documentation requires a GPU: quant/device: cuda:0"
             )
     return said
 

@@ -34,7 +34,7 @@ Feed = dict[str, np.ndarray]
 
 
 class CompiledError(AxbakeError):
-    """A compiled model cannot be run to see how far it is from its graph."""
+    """A compiled model cannot be run to measure how far it is from its graph."""
 
 
 def check_compiled(
@@ -178,7 +178,8 @@ def _as_run_time(name: str, value: np.ndarray, wanted: Value, settings: dict[str
         if processor.get("src_format", "AutoColorSpace") != "AutoColorSpace" and own != given:
             if {own, given} != {"BGR", "RGB"}:
                 raise CompiledError(
-                    f"{name}: {given} pictures are not made here of {own} samples; set compiled/samples: 0, and check on a board."
+                    f"{name}: axbake cannot make {given} pictures from {own} samples here; set compiled/samples: 0 and "
+                    "check on a board."
                 )
             value = value[:, ::-1]
     if wanted.shape != value.shape:

@@ -17,25 +17,26 @@ TRIES, SECONDS = 10, 60  # to remove a container; for a short answer of the engi
 
 
 class EngineError(AxbakeError):
-    """The container engine cannot do what it is asked."""
+    """The container engine cannot do what is needed."""
 
 
 # What engines say, and what it means to the user. Docker's and podman's own words; their exit codes do not tell.
 REFUSALS = (
     (
         r"permission denied.*(socket|sock|dial)",
-        "{engine}: no permission for the daemon's socket. Have your user added to the group `docker` (and log in again), or set"
-        " toolchain: podman, which needs no daemon.",
+        "{engine}: no permission for the daemon's socket. Add your user to the group `docker` and log in again, or "
+        "set toolchain: podman, which needs no daemon.",
     ),
     (
         r"Cannot connect to the Docker daemon|docker daemon is not running|connection refused|no such host",
-        "{engine}: the daemon does not answer. Start it"
-        " (`sudo systemctl start docker`), or correct DOCKER_HOST, if it is set.",
+        "{engine}: the daemon does not answer. Start it (`sudo systemctl start docker`), or correct DOCKER_HOST if it "
+        "is set.",
     ),
     (
         r"No such image|image not known|unable to find image|no such object",
-        "{engine}: no image {image} on this machine. Load AXERA's archive (`{engine} load -i ax_pulsar2_VERSION.tar.gz`) and see"
-        " its name in `{engine} image ls`; container/image in config/config.yaml names another.",
+        "{engine}: no image {image} on this machine. Load AXERA's archive (`{engine} load -i "
+        "ax_pulsar2_VERSION.tar.gz`) and check its name with `{engine} image ls`. If the name differs, set "
+        "container/image in config/config.yaml.",
     ),
 )
 
@@ -76,14 +77,14 @@ class Engine:
             ) from error
         except subprocess.TimeoutExpired as error:
             raise EngineError(
-                f"{self.name}: no answer to `{self.name} {arguments[0]}` in {SECONDS} s. Is its daemon well?"
+                f"{self.name}: no answer to `{self.name} {arguments[0]}` in {SECONDS} s. Check its daemon."
             ) from error
 
     def _refusal(self, said: str) -> str:
         for pattern, meaning in REFUSALS:
             if re.search(pattern, said, re.IGNORECASE | re.DOTALL):
                 return meaning.format(engine=self.name, image=self.image)
-        return f"{self.name}: {said.strip() or 'failed without a word'}"
+        return f"{self.name}: {said.strip() or 'failed without a message'}"
 
     def image_id(self) -> str:
         """Digest of the image; errors as of `ask`."""
@@ -147,7 +148,7 @@ class Engine:
                 return
             if found:
                 self._call("rm", "--force", container)
-        logger.warning("%s: container %s is not gone; see `%s ps --all`", self.name, container, self.name)
+        logger.warning("%s: container %s is still there; see `%s ps --all`", self.name, container, self.name)
 
     def remove_orphans(self) -> None:
         """Remove the containers of this machine's processes that are no more: those that were killed with their clients."""

@@ -26,54 +26,56 @@ FAILURES = (
         "licence",
         r"H0007|Sentinel key not found",
         "Pulsar2 found no licence",
-        "This version asks a Sentinel licence server: start it, and set container/network: host in config/config.yaml where it"
-        " runs on this machine.",
+        "This version asks a Sentinel licence server: start it, and set container/network: host in config/config.yaml "
+        "if it runs on this machine.",
     ),
     Failure(
         "disk-full",
         r"Errno 28|No space left on device|ENOSPC",
         "the disk is full",
-        "Free some beside the results, where builds run: `axbake cache` shows what the build cache could give back.",
+        "Free some space where the results are, since builds run there. `axbake cache` shows what can be removed from "
+        "the build cache.",
     ),
     Failure(
         "out-of-memory",
         r"^Killed$|MemoryError|std::bad_alloc|Cannot allocate memory|out of memory",
-        "it was killed, most likely because memory ran out",
-        "Give the machine, the container or the Slurm job (mem_mb of compile_model) more; run one compile at a time; calibrate"
-        " with fewer samples (calibration/samples).",
+        "it was killed, most likely because it ran out of memory",
+        "Give the machine, the container or the Slurm job (mem_mb of compile_model) more memory, run one compile at a "
+        "time, or calibrate with fewer samples (calibration/samples).",
         statuses=(-9, 137),
     ),
     Failure(
         "tiling",
         r"TileFailException",
-        "the NPU backend cannot cut an operator into pieces that fit its memory",
-        "FP32 or highest_mix_precision on this operator is the usual cause: leave it U16, or give it another precision in"
-        " pulsar2/{component}/quant/layer_configs; a smaller picture makes its tensors smaller too.",
+        "the NPU backend cannot split an operator into tiles that fit its memory",
+        "FP32 or highest_mix_precision on this operator is the usual cause: keep it at U16, or set another precision "
+        "in pulsar2/{component}/quant/layer_configs. A smaller picture also makes its tensors smaller.",
     ),
     Failure(
         "dynamic-shape",
         r"illegal value_info",
         "the graph has a shape that is not fixed, or is zero",
-        "Pulsar2 takes fixed shapes alone, as axbake's own graphs have them: export a graph of your own at one size.",
+        "Pulsar2 takes only fixed shapes, as in axbake's own graphs: export your own graph at one size.",
     ),
     Failure(
         "reshape",
         r"v\.is_const",
-        "a Reshape takes its shape from the graph and not from a constant",
+        "a Reshape takes its shape from the graph, not from a constant",
         "Fold constants before the build: set pulsar2/{component}/onnx_opt/enable_onnxsim: true.",
     ),
     Failure(
         "unsupported-operator",
         r"dont support \w+ opr|no backend implementation|[Uu]nsupported op|op type .* not supported|op \w+ attr .* not exist",
-        "the graph has an operator, or an attribute of one, that Pulsar2 does not have",
-        "op_support_list_ax650.md of AXERA-TECH/pulsar2-docs-en lists those that it has; another version may have more.",
+        "the graph has an operator or an attribute that Pulsar2 does not support",
+        "op_support_list_ax650.md of AXERA-TECH/pulsar2-docs-en lists the supported ones; another version may support "
+        "more.",
     ),
     Failure(
         "too-large",
         r"Error parsing message with type.*TensorProto|narrowing_error|exceeds maximum protobuf size",
-        "a file of the build passes the 2 GB that a protobuf can have",
-        "Constant nodes make Pulsar2 simplify the graph, which joins its weights into it: turn them into initializers; or bake a"
-        " smaller model.",
+        "a file of the build exceeds protobuf's limit of 2 GB",
+        "Constant nodes make Pulsar2 simplify the graph, which puts the weights into the graph's file: turn the nodes "
+        "into initializers, or bake a smaller model.",
     ),
     Failure(
         "config",
@@ -84,7 +86,7 @@ FAILURES = (
     Failure(
         "no-program",
         r"executable file not found|pulsar2: (command )?not found|exec: .pulsar2",
-        "there is no pulsar2 in the image",
+        "the image does not contain pulsar2",
         "Correct container/image in config/config.yaml.",
         statuses=(127,),
     ),
@@ -110,5 +112,5 @@ def explain(component: str, *, toolchain: str, status: int, code: str, said: str
         advice = failure.advice.format(component=component)
         return f"{component}: {toolchain}: {failure.meaning}{words}. {advice} {log}"
     name = f" ({code})" if code not in ("", "Success", "UnknownError") else ""
-    words = next(filter(None, heard), "no word of why")
+    words = next(filter(None, heard), "no error message")
     return f"{component}: {toolchain} ended with status {status}: {words[:500]}{name}. {log}"

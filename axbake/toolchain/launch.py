@@ -26,7 +26,7 @@ WRITABLE = "out"  # the one directory that Pulsar2 writes to
 
 
 class WrongToolchain(AxbakeError):
-    """The compiler is not there, or of another version than config says."""
+    """The compiler is missing, or has a different version than the config says."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Launch:
         if self.toolchain != "emulator" and not says_version(said, self.version):
             where = f"image {self.engine.image}" if self.engine else "`pulsar2 version`"
             raise WrongToolchain(
-                f"toolchain {self.toolchain}: {where} says {said!r}, config/config.yaml says {self.version}. Correct"
-                " pulsar2_version there: it is part of every model's identity."
+                f"toolchain {self.toolchain}: {where} reports version {said!r}, but config/config.yaml says {self.version}."
+                " Correct pulsar2_version there; it is part of every model's identity."
             )
         return said
 

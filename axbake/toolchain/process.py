@@ -21,7 +21,7 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class TimeLimit(AxbakeError):
-    """A program took longer than it may."""
+    """A program reached its time limit."""
 
 
 def listen(

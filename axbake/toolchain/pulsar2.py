@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class CompileError(AxbakeError):
-    """The compiler failed, or made something else than it was asked for."""
+    """The compiler failed, or did not make what was requested."""
 
 
 def compile_model(
@@ -72,9 +72,9 @@ def compile_model(
         status = how.call([*command, "--output_name", axmodel.name], place, log.hear)
     except TimeLimit as error:
         raise CompileError(
-            f"{component}: {how.toolchain} was ended at its time limit of {how.minutes:g} minutes, while"
-            f" {log.stage or 'starting'}. Raise time_limit in config/config.yaml, or calibrate with fewer samples"
-            " (calibration/samples)."
+            f"{component}: {how.toolchain} reached its time limit of {how.minutes:g} minutes, while "
+            f"{log.stage or 'starting'}. Raise time_limit in config/config.yaml, or calibrate with fewer samples "
+            "(calibration/samples)."
         ) from error
     made, context = place / WRITABLE / axmodel.name, read_context(place / WRITABLE / "build_context.json")
     code, said = str(context.get("code", "")), str(context.get("error_msg") or "")
@@ -116,7 +116,7 @@ def accept(made: Path, graph: Path, settings: dict[str, Any], *, emulated: bool,
         found, graph, settings
     )
     if faults:
-        raise CompileError(f"{made.stem}: the compiled model is not what was asked for: {'; '.join(faults)}.")
+        raise CompileError(f"{made.stem}: the compiled model is not what was requested: {'; '.join(faults)}.")
 
 
 def _origin_faults(found: Axmodel, settings: dict[str, Any], producer: str, version: str) -> list[str]:
@@ -132,7 +132,8 @@ def _origin_faults(found: Axmodel, settings: dict[str, Any], producer: str, vers
                 faults.append(f"{name} {built or 'not said'}, wanted {settings[name]}")
     else:
         logger.warning(
-            "how models name %s is not known, so that this one is for it is not checked", settings["target_hardware"]
+            "it is not known how models name %s, so axbake does not check that this model is for it",
+            settings["target_hardware"],
         )
     return faults
 

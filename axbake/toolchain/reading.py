@@ -78,7 +78,7 @@ class BuildLog:
 
 
 class ContextError(AxbakeError):
-    """`build_context.json` is no JSON object."""
+    """`build_context.json` is not a JSON object."""
 
 
 def read_context(path: Path) -> dict:

@@ -26,22 +26,26 @@ from axbake.runtime.values import Latents
 
 # Tensors that training leaves behind and no run of the model reads (CompVis' `ddpm.py`, Lightning, transformers 4).
 LEFTOVERS = (
-    ("model_ema.decay", "how training kept a moving average"),
-    ("model_ema.num_updates", "how training kept a moving average"),
+    ("model_ema.decay", "state of training's moving average"),
+    ("model_ema.num_updates", "state of training's moving average"),
     (
         "model_ema.",
-        "moving average of the UNet kept by training; the UNet itself is used, as web UIs, stable-diffusion.cpp and diffusers do",
+        "moving average of the UNet from training; axbake uses the UNet itself, as web UIs, stable-diffusion.cpp and "
+        "diffusers do",
     ),
     (".position_ids", "a constant: 0 to 76"),
     (".logit_scale", "only CLIP's training uses it"),
     (".text_projection", "only CLIP's pooled output uses it"),
-    (".transformer.resblocks.23.", "Stable Diffusion 2.x takes what the last but one layer of its text encoder gives"),
+    (
+        ".transformer.resblocks.23.",
+        "Stable Diffusion 2.x takes the output of the second-to-last layer of its text encoder",
+    ),
     (".scale_input", "scale of an activation in 8 bits; axbake computes in 32 before it compiles"),
     (".input_scale", "scale of an activation in 8 bits; axbake computes in 32 before it compiles"),
     ("scaled_fp8", "says that weights in 8 bits have scales"),
     ("v_pred", "says that the UNet predicts the velocity"),
     ("ztsnr", "says that the schedule ends in pure noise"),
-    ("safety_checker.", "looks at finished pictures; no part of drawing them"),
+    ("safety_checker.", "checks finished pictures; not used to draw them"),
 )
 NOISE_SCHEDULE = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "logvar", "lvlb_weights")
 
@@ -159,7 +163,7 @@ def _unused(
     unused: dict[str, list[str]] = {}
     for name in sorted(set(container.tensors) - used):
         why = "the row's column vae names another VAE" if name in replaced else _why_unused(name)
-        why = "the same as other tensors that are used" if name in copies else why
+        why = "equal to other tensors that are used" if name in copies else why
         unused.setdefault(why, []).append(name)
     return [{"why": why, "count": len(names), "first": names[:5]} for why, names in unused.items()]
 

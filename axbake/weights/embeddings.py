@@ -32,10 +32,11 @@ def list_embeddings(
             name = own or given
             if any(other.get(own, [0])[0] != count for other in others):
                 raise EmbeddingError(
-                    f"{path}: {name} has {count} vectors for one text encoder, and another number for another; wanted as many."
+                    f"{path}: {name} has {count} vectors for one text encoder and a different number for another; "
+                    "wanted the same number."
                 )
             if name.lower() in map(str.lower, ids):  # capitals do not count in prompts
-                raise EmbeddingError(f"{path}: there is another embedding of the name {name}. Leave one of them out.")
+                raise EmbeddingError(f"{path}: there is another embedding with the name {name}. Leave out one of them.")
             ids[name] = list(range(first, first + count))
             first += count
     described = map(read_description, text_encoders)

@@ -42,7 +42,7 @@ def read_description(weights: Path) -> Description:
 def read_sampling(unet: Path) -> Sampling:
     """How the UNet of a `weights/unet.safetensors` is run."""
     sampling = read_description(unet).sampling
-    assert sampling, f"{unet}: no UNet's weights of this version of axbake"
+    assert sampling, f"{unet}: not a UNet's weights from this version of axbake"
     return sampling
 
 

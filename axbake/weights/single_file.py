@@ -14,7 +14,7 @@ TAESD = "AutoencoderTiny"
 
 
 class SingleFileError(AxbakeError):
-    """The model cannot be written as one fp16 file of LDM names."""
+    """The model cannot be written as one fp16 file with LDM names."""
 
 
 def write_single_file(
@@ -84,8 +84,8 @@ def _check_names(components: Sequence[Component], descriptions: Mapping[str, Des
     classes = {description.config.get("_class_name", "") for description in descriptions.values()}
     if TAESD in classes:
         raise SingleFileError(
-            f"The VAE is an {TAESD} (TAESD), which LDM has no names for; stable-diffusion.cpp and web UIs"
-            " take it as a file of its own. Give the row a VAE that is an AutoencoderKL in the column vae."
+            f"The VAE is an {TAESD} (TAESD), which LDM has no names for; stable-diffusion.cpp and web UIs take it as a "
+            "separate file. Give the row a VAE that is an AutoencoderKL in the column vae."
         )
 
 

@@ -176,7 +176,7 @@ def test_a_connection_that_breaks_ends_in_words_and_the_next_run_measures(board,
     (board.programs / "axcl_run_model.cut").touch()
 
     with pytest.raises(
-        ConnectionLost, match=r"the connection ended while it was at 'model:\w+' .*run the same command"
+        ConnectionLost, match=r"the connection ended while it was at 'model:\w+' .*Run the same command"
     ):
         measure()
 
@@ -207,7 +207,9 @@ def test_a_model_that_does_not_load_is_quoted_and_is_no_lost_connection(board, m
 def test_a_card_without_resources_is_told_what_to_do(board, measure):
     board.play("axcl_run_model", "axcl init fail, ret = 0x8006008a\n", status=255)
 
-    with pytest.raises(FailedOnBoard, match=r"0x8006008a: the card has no resources left\. End what runs on it"):
+    with pytest.raises(
+        FailedOnBoard, match=r"0x8006008a: the card has no resources left\. End the programs that use it"
+    ):
         measure()
 
 
@@ -266,14 +268,14 @@ def test_a_program_of_the_bundle_that_fails_is_quoted(board, measure):
 def test_timings_of_another_form_are_refused(board, measure):
     python = python_that(board, f"echo '{{}}' >{board.directory}/.measured-card-{CARD}/20.json; exit 0")
 
-    with pytest.raises(UnreadableOutput, match=r"timings do not have the form of docs/bundles.md: KeyError"):
+    with pytest.raises(UnreadableOutput, match=r"timings do not match docs/bundles.md: KeyError"):
         measure(python=python)
 
 
 def test_an_emulated_model_is_refused_before_the_board_is_asked(measure, tmp_path):
     emulated = write_bundle(tmp_path / "emulated", head=EMULATOR)
 
-    with pytest.raises(EmulatedModel, match="hosts run it, boards cannot"):
+    with pytest.raises(EmulatedModel, match="it runs on hosts, not on boards"):
         measure(manifest=emulated, host="nowhere.invalid")
 
 

@@ -64,7 +64,7 @@ def test_a_board_that_says_nothing_is_given_up(far, monkeypatch):
     monkeypatch.setattr(connection, "BEAT", 0.1)
     monkeypatch.setattr(connection, "PATIENCE", 5)  # longer than a login takes
 
-    with pytest.raises(BoardSilent, match=r"said nothing for .* while it was at 'hang'"):
+    with pytest.raises(BoardSilent, match=r"sent nothing for .* while it was at 'hang'"):
         run_script(far, "section hang sleep 600")
 
 

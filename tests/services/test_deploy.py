@@ -78,7 +78,7 @@ def test_only_what_changed_is_copied_again_and_what_is_not_the_bundles_stays(boa
     caplog.set_level(logging.INFO)
 
     deploy()
-    assert "has the bundle already" in caplog.text
+    assert "already has the bundle" in caplog.text
 
     other = write_bundle(tmp_path / "other")
     (other.parent / "vae_decoder.axmodel").write_bytes(b"\x08\x0a\x12\x07Pulsar2" + b"changed")
@@ -105,7 +105,7 @@ def test_a_connection_that_breaks_leaves_the_old_bundle_and_the_next_run_goes_on
     deploy(old)
     board.sshd.config.write_text(board.sshd.config.read_text() + cut_after(limit, board.sshd.port))
 
-    with pytest.raises(ConnectionLost, match=r"the connection ended.*the next run goes on from it"):
+    with pytest.raises(ConnectionLost, match=r"the connection ended.*the next run continues with them"):
         deploy()
 
     there = board.directory / "tiny"
@@ -198,7 +198,7 @@ def test_a_disk_that_runs_full_leaves_nothing_that_looks_whole(board, deploy, sm
     (board.programs / "df").write_text(f"#!/bin/sh\necho '{roomy}'\n")
     (board.programs / "df").chmod(0o755)
 
-    with pytest.raises(NoSpace, match=r"its disk ran full while files came over.*Make room first"):
+    with pytest.raises(NoSpace, match=r"its disk became full while files were copied.*Free some space first"):
         deploy()
 
     assert_no_bundle(board)
@@ -262,7 +262,7 @@ def test_programs_that_are_missing_are_all_named(board, deploy):
 def test_an_emulated_model_is_refused_before_the_board_is_asked(deploy, tmp_path, told):
     manifest = write_bundle(tmp_path / "emulated", **told)
 
-    with pytest.raises(EmulatedModel, match="was made by axbake's emulator; hosts run it, boards cannot"):
+    with pytest.raises(EmulatedModel, match="was made by axbake's emulator; it runs on hosts, not on boards"):
         deploy(manifest, host="nowhere.invalid")
 
 
@@ -270,7 +270,9 @@ def test_a_bundle_whose_files_are_not_those_it_lists_is_refused(deploy, manifest
     (manifest.parent / "unet.axmodel").write_bytes(b"\x08\x0a\x12\x07Pulsar2")
     shutil.rmtree(manifest.parent / "schedules")
 
-    with pytest.raises(DamagedBundle, match=r"unet.axmodel, schedules/euler-20.npz, schedules/euler-10.npz: not what"):
+    with pytest.raises(
+        DamagedBundle, match=r"unet.axmodel, schedules/euler-20.npz, schedules/euler-10.npz: does not match"
+    ):
         deploy()
 
 
@@ -299,7 +301,8 @@ def test_a_file_that_is_changed_on_the_way_is_not_taken(board, manifest, deploy)
     sums.chmod(0o755)
 
     with pytest.raises(
-        FailedOnBoard, match=r"files did not arrive as they were sent; run again .*unet.axmodel: FAILED"
+        FailedOnBoard,
+        match=r"the files that arrived differ from those that were sent; run again .*unet.axmodel: FAILED",
     ):
         deploy()
 

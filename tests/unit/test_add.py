@@ -65,7 +65,7 @@ def test_a_link_becomes_a_row_with_pin_prompt_and_terms(sites, model, capsys):
     assert "snakemake --cores 4 results/tiny-mix-v4.0/report.html" in capsys.readouterr().out
 
     assert main(["add", PAGE]) == 1
-    assert "has this file already, as tiny-mix-v4.0" in capsys.readouterr().err
+    assert "already has this file, as tiny-mix-v4.0" in capsys.readouterr().err
     assert main(["add", PAGE, "--name", "again"]) == 0
     assert list(read_table(TABLE))[-2:] == ["tiny-mix-v4.0", "again"]
     assert len(sites.asked("storage")) == 1
@@ -210,9 +210,9 @@ def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(site
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["checkpoints/x.safetensors"], "checkpoints/x.safetensors: no such file or folder, and no address. Give"),
+        (["checkpoints/x.safetensors"], "checkpoints/x.safetensors: not a file, a folder or an address. Give"),
         (["ftp://example.org/x"], "ftp:// is unknown"),
-        ([AIR, "--name", "demo"], "has a row demo already"),
+        ([AIR, "--name", "demo"], "already has a row demo"),
         ([AIR, "--name", "Big Name"], "'Big Name' does not match"),
         ([AIR], "fit no family"),
         (["urn:air:sd1:checkpoint:civitai:47274@7"], "HTTP 404"),
@@ -242,7 +242,7 @@ def test_a_row_is_pinned_without_a_download_where_the_site_tells_its_digest(site
 
     assert main(["add", "--pin", "new"]) == 0
 
-    assert f"new: sha256 {digest} stands in config/models.tsv now" in capsys.readouterr().out
+    assert f"new: wrote sha256 {digest} to config/models.tsv" in capsys.readouterr().out
     assert TABLE.read_text(encoding="utf-8").splitlines()[:-1] == lines
     assert read_table(TABLE)["new"]["sha256"] == digest
     assert not sites.asked("storage")
@@ -311,5 +311,5 @@ def test_a_path_that_leads_nowhere_makes_no_project(tmp_path, monkeypatch, capsy
 
     assert main(["bake", "nowhere.safetensors"]) == main(["add", "nowhere.safetensors"]) == 1
 
-    assert "nowhere.safetensors: no such file or folder" in capsys.readouterr().err
+    assert "nowhere.safetensors: not a file, a folder or an address" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -64,7 +64,10 @@ def test_it_is_told_of_each_column_before_a_job_runs(column, tensors):
 
     (said,) = model_of(**{column: "a {red|blue} rocket"}).advice
 
-    assert said == f"column {column}: {{red|blue}} is a choice of words, which axbake has not: it is read as words"
+    assert (
+        said
+        == f"column {column}: {{red|blue}} is a choice of words, which axbake does not support: it is read as words"
+    )
 
 
 def test_a_calibration_prompt_is_named_and_many_are_counted(tensors, monkeypatch):
@@ -74,15 +77,15 @@ def test_a_calibration_prompt_is_named_and_many_are_counted(tensors, monkeypatch
 
     *sentences, more = model.advice
 
-    assert sentences[0].startswith("calibration prompt «__0__»: __0__ is a wildcard")
-    assert (len(sentences), more) == (8, "calibration prompts: 12 more such things, which the jobs' logs name")
+    assert sentences[0].startswith("calibration prompt “__0__”: __0__ is a wildcard")
+    assert (len(sentences), more) == (8, "calibration prompts: 12 more such findings; see the jobs' logs")
 
 
 def test_an_embedding_that_no_prompt_names_is_told_whatever_names_it(tensors):
     with_embedding("night-sky.safetensors", torch.ones(2, tiny.WIDTH))(tensors)
     cells = {"embeddings": "night-sky.safetensors"}
 
-    assert model_of(**cells).advice == ["column embeddings: no prompt names night-sky: the picture is as without"]
+    assert model_of(**cells).advice == ["column embeddings: no prompt names night-sky, so they have no effect"]
     for told in ({"prompt": "(Night-Sky:1.2)"}, {"negative_prompt": "embedding:sky/night-sky.safetensors, rain"}):
         assert model_of(**cells, **told).advice == []
 
@@ -91,13 +94,13 @@ def test_words_that_a_checkpoint_adds_to_clips_are_told(tensors):
     saved(tensors | {TOKENS: torch.cat([tensors[TOKENS], tensors[TOKENS][:2]])})
     (said,) = model_of().advice
     assert said.startswith(
-        "tiny.safetensors: its text_encoder knows 2 words more than CLIP's vocabulary: no prompt can say them."
+        "tiny.safetensors: its text_encoder has 2 more words than CLIP's vocabulary; prompts cannot use them."
     )
 
     folder = tiny.save_folder(tiny.small_sd1(), Path("model"))
     (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<cat-toy>": 49408}))
     (said,) = model_of(checkpoint="model").advice
-    assert said.startswith("model has words that were added to CLIP's: <cat-toy>. Prompts do not know them")
+    assert said.startswith("model adds words to CLIP's vocabulary: <cat-toy>. axbake does not know them in prompts")
 
 
 def test_modules_that_the_checkpoint_lacks_are_told_and_the_others_count(tensors):
@@ -122,7 +125,8 @@ def test_embeddings_that_a_lora_brings_along_are_told(tensors):
 
     (said,) = model_of(loras="style.safetensors:1").advice
     assert said.startswith(
-        "style.safetensors brings the embeddings mist along: prompts know them once the column embeddings"
+        "style.safetensors also contains the embeddings mist. To use them in prompts, name this file in the column "
+        "embeddings"
     )
 
     cells = {"loras": "style.safetensors:1", "embeddings": "style.safetensors"}
@@ -134,7 +138,7 @@ def test_sizes_are_of_no_effect_where_a_model_is_told_none(tensors):
 
     (said,) = model_of(original_size="1024x1024", crop="16,8").advice
 
-    assert said == "column original_size, crop: Stable Diffusion 1.x is told no sizes, so this has no effect"
+    assert said == "column original_size, crop: Stable Diffusion 1.x takes no sizes, so this has no effect"
 
 
 def test_a_plain_row_has_none(tensors):

@@ -69,5 +69,5 @@ def test_a_container_without_its_parts_is_refused(change, words, tmp_path):
 def test_what_is_no_model_at_all_is_refused(tmp_path):
     (tmp_path / "text.axmodel").write_text("no space left on device\n" * 9)
 
-    with pytest.raises(AxmodelError, match=r"not a whole \.axmodel"):
+    with pytest.raises(AxmodelError, match=r"not a complete \.axmodel"):
         read_axmodel(tmp_path / "text.axmodel")

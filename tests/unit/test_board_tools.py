@@ -54,7 +54,7 @@ def test_the_memory_of_a_boards_own_chip_is_read():
 
 
 def test_a_board_that_is_no_ax650_is_said_to_be_none():
-    with pytest.raises(MissingDriver, match="kernel modules are not loaded, or this is no board of an AX650"):
+    with pytest.raises(MissingDriver, match="kernel modules are not loaded, or this board does not have an AX650"):
         read_chip("cat: /proc/ax_proc/mem_cmm_info: No such file or directory\n41000\n")
     with pytest.raises(UnreadableOutput, match="mem_cmm_info"):
         read_chip("total: many\n")

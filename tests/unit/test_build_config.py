@@ -217,10 +217,10 @@ def test_comments_of_a_users_file_decide_nothing(tmp_path):
     ("fields", "words"),
     [
         ({"qant": {}}, "pulsar2/unet: qant: BuildConfig has no such field; did you mean `quant`?"),
-        ({"layer_configs": []}, "layer_configs: BuildConfig has no such field; it belongs into quant"),
+        ({"layer_configs": []}, "layer_configs: BuildConfig has no such field; it belongs in quant"),
         (
             {"compiler": {"op_types": []}},
-            "CompilerConfig has no such field; it belongs into quant.layer_configs[]",
+            "CompilerConfig has no such field; it belongs in quant.layer_configs[]",
         ),
         ({"quant": {"calibration_method": "minmax"}}, "did you mean `MinMax`?"),
         ({"npu_mode": "NPU4"}, "npu_mode: found NPU4, wanted one of NPU1, NPU2, NPU3 for AX650"),
@@ -237,7 +237,7 @@ def test_comments_of_a_users_file_decide_nothing(tmp_path):
         ),
         ({"quant": {"enable_lsq": True, "enable_brecq": True}}, "set at most one of"),
         ({"base": "nowhere.json"}, "pulsar2/unet/base: nowhere.json: No such file or directory. Correct the path."),
-        ({"quant": {"layer_configs": [{"op_types": ["Silu"], "data_type": "FP32"}]}}, "Silu: no operator of ONNX"),
+        ({"quant": {"layer_configs": [{"op_types": ["Silu"], "data_type": "FP32"}]}}, "Silu: not an ONNX operator"),
         ({"quant": {"layer_configs": [{"op_type": "Conv", "data_type": "FP32"}]}}, "Conv in FP32"),
     ],
 )
@@ -249,7 +249,7 @@ def test_a_file_for_another_chip_is_refused(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(OWN_FILE.replace('"AX650"', '"AX620E"').replace('"NPU2"', '"NPU1"'))
 
-    assert "target_hardware: AX620E, and this build's is AX650" in refusal(base=str(file))
+    assert "target_hardware: AX620E, but this build has AX650" in refusal(base=str(file))
 
 
 def model_with(**pulsar2):
@@ -281,7 +281,7 @@ def test_a_components_own_fields_go_before_those_of_its_role():
     [
         ({"layer_configs": [{"op_types": ["LayerNormalization"], "data_type": "FP32"}]}, "FP32 on LayerNormalization"),
         ({"highest_mix_precision": True}, "TileFailException"),
-        ({"enable_lsq": True}, "wants a GPU"),
+        ({"enable_lsq": True}, "requires a GPU"),
         ({"device": "cuda:0"}, "container/options"),
     ],
 )

@@ -147,7 +147,12 @@ def test_blobs_of_no_build_damaged_and_half_written_files_are_garbage(cache, old
     (cache.directory / "damaged" / "x").write_bytes(b"x")
 
     found = usage(cache)
-    assert sorted(one.what for one in found.garbage) == ["blob of no build", "damaged", "damaged entry", "half-written"]
+    assert sorted(one.what for one in found.garbage) == [
+        "blob without a build",
+        "damaged",
+        "damaged entry",
+        "half-written",
+    ]
     remove_garbage(cache)
     assert usage(cache).garbage == []
     assert [path for path in cache.directory.rglob("*") if path.is_file()] == []
@@ -164,7 +169,7 @@ def test_what_a_killed_job_left_beside_its_place_is_garbage(cache, tmp_path):
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, check=False)
     (left,) = tmp_path.glob(".unet.axmodel.axbake-*")
 
-    assert [(one.path, one.what, one.size) for one in usage(cache).garbage] == [(left, "of a killed job", 8192)]
+    assert [(one.path, one.what, one.size) for one in usage(cache).garbage] == [(left, "from a killed job", 8192)]
     remove_garbage(cache)
     assert not left.exists()
 

@@ -263,7 +263,7 @@ def test_what_a_killed_job_left_is_found_and_removed(cache, results, caplog):
 
     assert in_a_process(killed, None)[1] == -signal.SIGKILL
     (left,) = results.glob(".*")
-    assert [(one.path, one.what) for one in usage(cache).garbage] == [(left, "of a killed job")]
+    assert [(one.path, one.what) for one in usage(cache).garbage] == [(left, "from a killed job")]
     fetch(cache, results.parent / "elsewhere", key_of(height=1))
     assert not left.exists()
     assert list(cache.directory.glob("running/*")) == []
@@ -320,7 +320,7 @@ def test_nothing_is_locked_or_written_through_what_is_no_lock(cache, results, ho
     with untouched(home):
         assert fetch(cache, results / "b", key_of(height=1)) is False
         assert fetch(cache, results / "c", key_of(height=1))
-    assert f"{path}: " in caplog.text and "it is no lock, and was set aside" in caplog.text
+    assert f"{path}: " in caplog.text and "not a lock, moved aside" in caplog.text
 
 
 def test_a_file_with_other_names_is_not_made_readable_for_all(cache, results, home):

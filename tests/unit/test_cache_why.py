@@ -109,7 +109,7 @@ TURNED = [PROMPTS[1], PROMPTS[0], *PROMPTS[2:]]
         (changed(tools={"torch": "2.13.0"}), "unet: torch 2.12.0 → 2.13.0; graph, config, settings, code as before"),
         (dataclasses.replace(KEY, component="vae_decoder"), "first build of compile_model/vae_decoder"),
         (dataclasses.replace(KEY, step="simulate", component=None), "first build of simulate"),
-        (KEY, "unet: as before; what was stored is gone or damaged"),
+        (KEY, "unet: unchanged, but the stored result is missing or damaged"),
     ],
 )
 def test_a_build_says_what_is_new(new, sentence):

@@ -229,12 +229,12 @@ def test_a_file_that_is_not_whole_is_named_with_its_size(model, content, size, t
     with pytest.raises(UnreadableCheckpoint) as caught:
         open_container(path)
 
-    assert str(caught.value).startswith(f"{path}: {path.stat().st_size} bytes that are no whole safetensors file")
+    assert str(caught.value).startswith(f"{path}: {path.stat().st_size} bytes that are not a complete safetensors file")
     assert "Download it again and compare its SHA-256" in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UnreadableCheckpoint, match=r"nowhere\.safetensors: 0 bytes"):
+    with pytest.raises(UnreadableCheckpoint, match=r"nowhere\.safetensors: no such file"):
         open_container(tmp_path / "nowhere.safetensors")
 
 
@@ -306,7 +306,7 @@ def test_a_tensor_that_the_network_has_no_use_for_is_named(model, tensors, name,
     name = name or f"{text_layer[model.family.name]}.adapter.weight"
     said = refusal(TensorMismatch, tensors | {name: torch.zeros(3)}, tmp_path, component)
 
-    assert "adapter.weight: (3,), which the network has no use for" in said
+    assert "adapter.weight: (3,), which the network does not use" in said
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder"])
@@ -325,7 +325,7 @@ def test_a_network_that_is_there_twice_counts_once_if_both_are_the_same(model, t
     inside = ".decoder." if component == "vae_decoder" else "."
     other = next(name for name in twins if inside in name and name.endswith(".bias"))
     said = refusal(TensorMismatch, tensors | twins | {other: twins[other] + 1}, tmp_path, component)
-    assert f"holds two networks that could be its {component}" in said
+    assert f"contains two networks that could be its {component}" in said
     assert (
         f"{other.removeprefix('twin.')} is not {other}" in said
         or f"{other} is not {other.removeprefix('twin.')}" in said
@@ -349,13 +349,13 @@ def test_a_component_that_is_hardly_there_is_an_error_and_no_traceback(tensors, 
 
     said = refusal(TensorMismatch, kept, tmp_path, "vae_decoder")
 
-    assert "vae_decoder: no network is so wide, so deep or so empty" in said
+    assert "vae_decoder: not a plausible width or depth" in said
 
 
 def test_a_unet_that_is_hardly_there_is_of_no_family(tensors, tmp_path):
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNET) or name == CONV_IN}
 
-    assert "a denoiser of 1 tensors that is of no family" in refusal(UnknownFamily, kept, tmp_path)
+    assert "a denoiser of 1 tensors that fits no family" in refusal(UnknownFamily, kept, tmp_path)
 
 
 def test_the_family_is_found_by_names_alone(model):
@@ -435,7 +435,7 @@ def test_a_text_encoder_and_a_unet_of_different_models_are_refused(tmp_path):
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("cond_stage_model.")}
     tensors |= {name: tensor for name, tensor in wide.items() if name.startswith(clip)}
 
-    with pytest.raises(TensorMismatch, match="its text encoder gives 64 channels a token, its UNet takes 32"):
+    with pytest.raises(TensorMismatch, match="its text encoder gives 64 channels per token, its UNet takes 32"):
         describe(saved(tensors, tmp_path), tmp_path / "checkpoint.json")
 
 
@@ -446,8 +446,8 @@ def test_a_text_encoder_and_a_unet_of_different_models_are_refused(tmp_path):
         ("text_encoder", {"hidden_act": ["gelu"]}, "hidden_act: ['gelu'], wanted one of"),
         ("text_encoder", {"layer_norm_eps": "small"}, "layer_norm_eps: small, wanted a number between 0 and 1"),
         ("text_encoder", {"num_attention_heads": 2.5}, "num_attention_heads: 2.5, wanted a number above 0"),
-        ("text_encoder", {"num_attention_heads": 7}, "channels cannot be shared by 7 attention heads"),
-        ("text_encoder", {"num_attention_heads": [1]}, "channels cannot be shared by [1] attention heads"),
+        ("text_encoder", {"num_attention_heads": 7}, "channels cannot be split into 7 attention heads"),
+        ("text_encoder", {"num_attention_heads": [1]}, "channels cannot be split into [1] attention heads"),
         ("unet", {"attention_head_dim": {"a": 1}}, "attention_head_dim: {'a': 1}, wanted a number above 0"),
         ("unet", {"act_fn": "\x1b[2J"}, "act_fn: \\x1b[2J, wanted one of swish"),
         ("unet", {"flip_sin_to_cos": "no"}, "flip_sin_to_cos: no, wanted true or false"),

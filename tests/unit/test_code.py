@@ -821,12 +821,18 @@ def test_a_module_and_several_functions_are_reached_together(elsewhere):
             "axbake.other: does not define g, which is imported",
         ),
         ("from axbake.none import g\ndef run():\n    return g()", "axbake.none: no such module, but g is imported"),
-        ("def run(a):\n    return eval(a)", "axbake.job: eval finds code in a way that cannot be followed"),
-        ("class K: ...\ndef run():\n    return K.__subclasses__()", "axbake.job: __subclasses__ finds code"),
-        ("import typing\ndef run(f):\n    return typing.get_type_hints(f)", "axbake.job: get_type_hints finds code"),
+        ("def run(a):\n    return eval(a)", "axbake.job: axbake cannot follow how eval finds code"),
+        (
+            "class K: ...\ndef run():\n    return K.__subclasses__()",
+            "axbake.job: axbake cannot follow how __subclasses__ finds code",
+        ),
+        (
+            "import typing\ndef run(f):\n    return typing.get_type_hints(f)",
+            "axbake.job: axbake cannot follow how get_type_hints finds code",
+        ),
         (
             "class K:\n    def __init_subclass__(cls): ...\ndef run():\n    return K",
-            "axbake.job: __init_subclass__ finds",
+            "axbake.job: axbake cannot follow how __init_subclass__ finds",
         ),
         ("def walk(): ...", "axbake.job.run: no such definition; wanted one of axbake with its module"),
     ],
@@ -871,7 +877,7 @@ def test_a_file_for_a_new_family_changes_nothing_of_the_others(package):
 def test_a_word_in_the_error_about_pyaxengine_changes_nothing(package):
     before = codes()
 
-    edit(package / "runtime" / "session.py", "and pyaxengine cannot be imported", "and pyaxengine is not installed")
+    edit(package / "runtime" / "session.py", "but pyaxengine cannot be imported", "but pyaxengine is not installed")
 
     assert changed(before) == set()
 
@@ -900,7 +906,7 @@ def test_a_word_in_any_error_of_merges_changes_no_job_but_that_which_merges(pack
 def test_a_refusals_sentence_changes_nothing(package):
     before = codes()
 
-    edit(package / "families" / "others.py", "It is a transformer of rectified flow", "It is a diffusion transformer")
+    edit(package / "families" / "others.py", "It is a rectified-flow transformer", "It is a diffusion transformer")
     edit(package / "families" / "others.py", "It guides a checkpoint", "It steers a checkpoint")
 
     assert changed(before) == set()
@@ -942,7 +948,7 @@ def test_the_texts_that_preflight_writes_of_an_unreadable_graph_count(package):
     """`str(error)` of them stands in its findings."""
     before = codes(["axbake.preflight.verdict.preflight", "axbake.graphs.export.export_onnx"])
 
-    edit(package / "preflight" / "graph.py", "or is cut short", "or is damaged")
+    edit(package / "preflight" / "graph.py", "or truncated", "or is damaged")
 
     assert changed(before) == {"axbake.preflight.verdict.preflight"}
 
@@ -951,7 +957,7 @@ def test_the_texts_of_errors_that_end_a_job_count_for_nothing_though_they_are_re
     before = codes(["axbake.emulator.__main__", "axbake.checkpoints.conversion.convert_checkpoint"])
 
     edit(package / "emulator" / "config.py", "is not JSON", "is no JSON")
-    edit(package / "checkpoints" / "pickles.py", "that are no whole zip archive", "that are damaged")
+    edit(package / "checkpoints" / "pickles.py", "that are not a complete zip archive", "that are damaged")
 
     assert changed(before) == set()
     assert all(parameters_of(function) is not None for function in REPORTERS)

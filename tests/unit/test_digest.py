@@ -143,7 +143,7 @@ def test_what_is_no_file_in_the_place_of_a_note_is_not_read(file, what, caplog):
     what(note)
 
     assert file_sha256(file) == sha256(b"first")
-    assert note.is_file() or f"{file} is read each time" in caplog.text
+    assert note.is_file() or f"{file} will be read each time" in caplog.text
 
 
 def test_a_memory_that_cannot_be_written_costs_nothing_but_time(file, caplog):

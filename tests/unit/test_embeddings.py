@@ -92,5 +92,5 @@ def test_two_embeddings_of_one_name_are_refused(weights, tmp_path):
     save_file({"emb_params": VECTORS}, tmp_path / "neg.safetensors")
     paths = [tmp_path / "neg.safetensors", tmp_path / "lora.safetensors"]
 
-    with pytest.raises(EmbeddingError, match="another embedding of the name Neg"):
+    with pytest.raises(EmbeddingError, match="another embedding with the name Neg"):
         list_embeddings([weights], paths, names=["neg", "lora"], encoders=[""], listing=tmp_path / "embeddings.json")

@@ -714,7 +714,7 @@ def test_onnxsim_runs_first_if_asked_for(tmp_path, rng):
 
 def test_a_model_beyond_the_limit_of_protobuf_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("axbake.emulator.writer.MOST", 1000)
-    with (tmp_path / "spool").open("w+b") as spool, pytest.raises(TooLargeError, match="pass the 1000 bytes"):
+    with (tmp_path / "spool").open("w+b") as spool, pytest.raises(TooLargeError, match="exceed the 1000 bytes"):
         ModelWriter(tmp_path / "net", spool).add("weight", np.zeros(1000, np.int8))
 
 

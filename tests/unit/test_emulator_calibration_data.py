@@ -92,7 +92,7 @@ def test_arrays_of_several_inputs_belong_together_by_file_name(tmp_path):
     assert all(np.array_equal(found[i]["ids"], values[i]["ids"]) for i in range(3))
 
     lone = archive(tmp_path / "lone.tar", {"0.npy": npy(values[0]["ids"])})
-    with pytest.raises(CalibrationDataError, match=r"has no file called as x/1\.npy"):
+    with pytest.raises(CalibrationDataError, match=r"has no file with the name of x/1\.npy"):
         read([entry(xs, "Numpy", "x"), entry(lone, "Numpy", "ids")], (X, IDS))
 
 

@@ -90,7 +90,7 @@ def test_all_faults_are_told_at_once_with_path_and_nearest_name():
     assert len(found) == 6
     joined = "\n".join(found)
     assert "quant.calibraton_method: QuantConfig has no such field; did you mean `calibration_method`?" in joined
-    assert "quant.npu_perf: QuantConfig has no such field; it belongs into compiler" in joined
+    assert "quant.npu_perf: QuantConfig has no such field; it belongs in compiler" in joined
     assert "quant.layer_configs[0].data_type: found 'u16'" in joined and "did you mean `U16`?" in joined
     assert "quant.layer_configs[1]: found none, wanted exactly one of layer_name" in joined
     assert "npu_mode: found 3, wanted one of NPU1, NPU2, NPU3, NPU4" in joined
@@ -246,7 +246,7 @@ def test_a_configuration_as_axera_publishes_them_is_accepted():
 def test_a_mean_of_arrays_is_for_the_run_time(mean, std, notes):
     config = build_config(values(quant={"input_configs": [INPUT | {"calibration_mean": mean, "calibration_std": std}]}))
     assert len(config.notes) == notes
-    assert all("samples are taken as they are" in note for note in config.notes)
+    assert all("samples are used unchanged" in note for note in config.notes)
 
 
 def test_smooth_quants_parameters_act_with_it_alone():
@@ -323,7 +323,7 @@ def test_the_doubles_table_of_what_is_published_is_the_emulators():
 def test_the_record_of_a_build_is_told_from_its_configuration(tmp_path):
     path = tmp_path / "build_context.json"
     path.write_text(json.dumps({"toolchain_version": "5.1", "cfg": values(), "code": "Success"}))
-    with pytest.raises(Pulsar2ConfigError, match=r"is the record that a build leaves .* is the object `cfg` in it"):
+    with pytest.raises(Pulsar2ConfigError, match=r"is the record of a build .* is the object `cfg` in it"):
         read_config(path)
 
 
@@ -406,7 +406,7 @@ def graph(tmp_path):
     [
         ({"layer_name": "secnd"}, "the graph has no layer `secnd`; did you mean `second`?"),
         ({"layer_name": "op_17:onnx.Sin_0"}, "no layer `op_17:onnx.Sin_0`; Pulsar2's front end gives such names"),
-        ({"op_type": "Silu"}, "`Silu` is no ONNX operator; Pulsar2 would pass over it in silence"),
+        ({"op_type": "Silu"}, "`Silu` is not an ONNX operator; Pulsar2 would silently ignore it"),
         ({"start_tensor_names": ["x"], "end_tensor_names": ["b"]}, "the graph has no tensor `b`"),
         ({"op_type": "Conv", "data_type": "FP32"}, "layer `second`: data_type FP32 is not possible for Conv"),
     ],

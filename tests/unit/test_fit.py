@@ -87,13 +87,17 @@ CASES = {
         {"vae": "vae.safetensors"},
         "UnknownFamily: vae.safetensors: an autoencoder that makes one pixel of a latent of 4 × 4 of a picture, wanted 8 × 8.",
     ),
-    "no VAE": (without_vae, {}, "TensorMismatch: tiny.safetensors: its vae_encoder is not found: wanted a tensor"),
+    "no VAE": (without_vae, {}, "TensorMismatch: tiny.safetensors: no vae_encoder found: wanted a tensor"),
     "another tokenizer's text encoder": (
         of_other_words,
         {},
-        "TensorMismatch: tiny.safetensors: text_encoder: knows 21128 tokens, wanted CLIP's 49408",
+        "TensorMismatch: tiny.safetensors: text_encoder: has 21128 tokens, wanted CLIP's 49408",
     ),
-    "a UNet for other tokens": (of_another_unet, {}, "its text encoder gives 32 channels a token, its UNet takes 16."),
+    "a UNet for other tokens": (
+        of_another_unet,
+        {},
+        "its text encoder gives 32 channels per token, its UNet takes 16.",
+    ),
     "an embedding of another width": (
         with_embedding("word.safetensors", WIDE),
         {"embeddings": "word.safetensors"},
@@ -122,7 +126,7 @@ CASES = {
     "clip skip of a family without": (
         of(tiny.small_sd2),
         {"clip_skip": "2", "prediction": "v_prediction"},
-        "ClipSkipError: clip_skip: 2, wanted 1: the text encoder of Stable Diffusion 2.x ends before its last layer",
+        "ClipSkipError: clip_skip: 2, wanted 1: the text encoder of Stable Diffusion 2.x always ends before its last layer",
     ),
     "steps that a UNet was not distilled for": (
         of(tiny.sdxs),
@@ -132,7 +136,7 @@ CASES = {
     "a program that gives no guidance": (
         of(tiny.lcm),
         {"program": "euler", "scheduler": "lcm", "steps": "4", "guidance_scale": "1"},
-        "TimeEmbeddingError: unet: takes the guidance scale in its time embedding, which program: euler does not give it.",
+        "TimeEmbeddingError: unet: takes the guidance scale in its time embedding, which program: euler does not provide.",
     ),
     "more samples than are recorded": (
         saved,

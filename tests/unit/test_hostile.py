@@ -328,7 +328,7 @@ def test_a_payload_ends_a_conversion_with_its_name(tmp_path):
     path = tmp_path / "model.ckpt"
     path.write_bytes(content)
 
-    with pytest.raises(UnsafeCheckpoint, match=f"asks for {asked}, which weights have no need of. It was not run"):
+    with pytest.raises(UnsafeCheckpoint, match=f"asks for {asked}, which weights do not need. axbake did not run it"):
         convert_pickle(path, tmp_path / "out.safetensors")
 
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out.safetensors").exists()

@@ -163,7 +163,7 @@ def test_a_checkpoint_without_vae_can_be_baked_with_one_of_its_own(tmp_path):
     said = inspect_checkpoint(tmp_path / "model.safetensors")
 
     assert said["variant"] == "SDXS-512"
-    assert said["bakeable"] and "a VAE, which this file has not, in the column vae" in said["why"]
+    assert said["bakeable"] and "a VAE, which this file lacks, in the column vae" in said["why"]
     assert set(said["components"]) == {"text_encoder", "unet"}
 
 
@@ -172,7 +172,7 @@ def test_a_file_of_the_moving_average_alone_is_baked_from_it(tmp_path):
 
     said = inspect_checkpoint(tmp_path / "model.safetensors")
 
-    assert said["bakeable"] and said["ema"] == "is the UNet, since there is no other"
+    assert said["bakeable"] and said["ema"] == "used as the UNet, since there is no other"
 
 
 def test_gguf_is_called_by_name(tmp_path):
@@ -401,15 +401,15 @@ def test_a_controlnet_with_its_checkpoint_in_one_file_is_that_checkpoint():
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 4265146304\n"
 #: Content of a file -> what it is called
 FORMS = {
-    POINTER: "a pointer of Git LFS of a file of 4,265 MB, and not that file. Fetch it with `git lfs pull`",
-    "/annex/objects/MD5E-s1--x\n": "a pointer of git-annex",
-    "# xet version 0\nfilesize = 3\n": "a pointer of Xet",
-    '{"error":"Unauthorized","message":"Log in for it"}': "the answer of a site and not the file: «Log in for it»",
-    '{"error":{"message":"Repository not found","code":404}}': "the answer of a site and not the file: «Repository not found»",
+    POINTER: "a Git LFS pointer of a file of 4,265 MB, not the file itself. Fetch it with `git lfs pull`",
+    "/annex/objects/MD5E-s1--x\n": "a git-annex pointer",
+    "# xet version 0\nfilesize = 3\n": "a Xet pointer",
+    '{"error":"Unauthorized","message":"Log in for it"}': "an answer from the site, not the file: «Log in for it»",
+    '{"error":{"message":"Repository not found","code":404}}': "an answer from the site, not the file: «Repository not found»",
     '{"weight_map": {"a": "b"}}': "a list of the files that hold a model's weights",
     '{"_class_name": "UNet2DConditionModel"}': "the config of a network, without its weights",
     '{"some": "json"}': "a JSON text",
-    "{ not json": "a text that begins as JSON does",
+    "{ not json": "a text that begins like JSON",
     "<!doctype html><title> Sign\n in </title>": "a web page («Sign in»), which a download needs a login for",
     "<?xml version='1.0'?><Error><Code>x</Code><Message>Access Denied</Message></Error>": "«Access Denied»",
     "Entry not found": "a text: «Entry not found»",
@@ -454,8 +454,8 @@ def zipped(**files):
         ({"model.safetensors": "x"}, "a zip archive (model.safetensors …). Unpack it"),
         ({"weight.npy": "x"}, "an archive of NumPy arrays"),
         ({"\x1b[2J": "x"}, "a zip archive (\\x1b[2J …)"),
-        ({"archive/data.pkl": "x"}, "no whole pickle"),
-        ({"first": "x", "archive/data.pkl": "x"}, "no whole pickle"),
+        ({"archive/data.pkl": "x"}, "not a complete pickle"),
+        ({"first": "x", "archive/data.pkl": "x"}, "not a complete pickle"),
     ],
 )
 def test_an_archive_is_named_by_what_is_in_it(files, said, tmp_path):
@@ -515,7 +515,7 @@ def test_a_compiled_model_that_is_not_whole_is_refused(tmp_path):
     for size in range(32, len(whole), 101):
         (tmp_path / "cut.axmodel").write_bytes(whole[:size])
 
-        assert "cut.axmodel: not a whole .axmodel" in inspect_checkpoint(tmp_path / "cut.axmodel")["why"]
+        assert "cut.axmodel: not a complete .axmodel" in inspect_checkpoint(tmp_path / "cut.axmodel")["why"]
 
 
 def test_what_is_not_there_or_no_file_is_said(tmp_path):

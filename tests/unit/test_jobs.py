@@ -132,9 +132,9 @@ def test_an_unknown_error_asks_for_a_report_in_the_log(directory):
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "ZeroDivisionError: division by zero",
-        "Not an error that axbake knows; please report it with logs/tiny/job.log.",
+        "axbake does not know this error; please report it with logs/tiny/job.log.",
     ]
-    assert "not an error that axbake knows; please report it" in log(directory)
+    assert "axbake does not know this error; please report it" in log(directory)
     assert "Traceback (most recent call last)" in log(directory)
     assert made(directory) == []
 

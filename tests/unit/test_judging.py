@@ -179,7 +179,7 @@ def test_a_poor_picture_says_why_and_what_to_try():
         == "picture against reference: PSNR 17.97 dB, below 20 and SSIM 0.61, below 0.7 (config picture/poor)"
     )
     assert said["advice"] == [
-        "most is lost by the VAE decoder: 18.5 dB when it alone is quantised; give it a finer precision (precision/vae_decoder)",
+        "the VAE decoder loses most: 18.5 dB when only it is quantised; use a finer precision (precision/vae_decoder)",
         "another VAE in the column vae",
     ]
     assert "more calibration samples" in picture(15, 0.5, unet=16.0)["advice"][1]

@@ -43,10 +43,10 @@ def test_a_mark_in_a_prompt_goes_before_the_column(prompts, strengths):
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ({"loras": "film.ckpt"}, "'film.ckpt' is no path of a .safetensors file"),
-        ({"loras": "film.safetensors:strong"}, "'film.safetensors:strong' is no path of a .safetensors file"),
-        ({"loras": "film.safetensors:40"}, "a strength beyond 10"),
-        ({"loras": "a/film.safetensors, b/film.safetensors"}, "'film' stands 2 times"),
+        ({"loras": "film.ckpt"}, "'film.ckpt' is not the path of a .safetensors file"),
+        ({"loras": "film.safetensors:strong"}, "'film.safetensors:strong' is not the path of a .safetensors file"),
+        ({"loras": "film.safetensors:40"}, "a strength above 10"),
+        ({"loras": "a/film.safetensors, b/film.safetensors"}, "'film' appears 2 times"),
         ({"loras": "film.safetensors", "prompt": "<lora:film:much>"}, "<lora:film:much>: wanted one strength, or two"),
         ({"loras": "film.safetensors", "prompt": "<lora:film:1> <lora:film:0.5>"}, "with strengths 0.5:0.5 and 1:1"),
     ],
@@ -117,7 +117,7 @@ def test_strengths_by_name_are_those_of_the_web_ui(mark, strengths):
         ("<lora:film:1:dyn=64>", "a dynamic rank (dyn)"),
         ("<lora:film:1:1:64>", "found '64'"),
         ("<lora:film:te=much>", "found 'te=much'"),
-        ("<lora:film:te=11>", "a strength beyond 10"),
+        ("<lora:film:te=11>", "a strength above 10"),
         ("<lora:film:\x1b[2J>", r"found '\x1b[2J'"),
     ],
 )

@@ -209,7 +209,10 @@ UNET_NAME = f"lora_unet_{MATRIX.replace('.', '_')}"
     ("change", "said"),
     [
         ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": torch.ones(4, 8)}, "for FLUX"),
-        ({"some.other.tensor": torch.ones(2)}, "1 of 31 tensors are of no kind that axbake fuses: some.other.tensor"),
+        (
+            {"some.other.tensor": torch.ones(2)},
+            "1 of 31 tensors are of a kind that axbake cannot fuse: some.other.tensor",
+        ),
         ({f"{UNET_NAME}.oft_blocks": torch.ones(2, 4, 4)}, "oft_blocks"),
         ({f"{UNET_NAME}.lora_down.weight": torch.ones(4, 64)}, "together they are neither LoRA, LoHa"),
         ({f"{UNET_NAME}.diff": torch.ones(64, 63)}, "no change of mid_block"),
@@ -244,13 +247,13 @@ def test_a_lora_of_another_family_is_named(networks, tmp_path):
 
 
 def test_what_is_no_lora_is_named(networks, tmp_path):
-    assert "no LoRA: conv.weight" in refused(networks, {"conv.weight": torch.ones(2)}, tmp_path)
+    assert "not a LoRA: conv.weight" in refused(networks, {"conv.weight": torch.ones(2)}, tmp_path)
     path = tmp_path / "lora.safetensors"
     path.write_bytes(b"PK\x03\x04 a pickle")
     with pytest.raises(LoraError, match="a pickle or a folder"):
         read_lora(path)
     path.write_bytes(bytes(4) + b"\xff" * 60)
-    with pytest.raises(LoraError, match="no whole safetensors file"):
+    with pytest.raises(LoraError, match="not a complete safetensors file"):
         read_lora(path)
 
 
@@ -430,8 +433,8 @@ def test_an_alpha_may_be_a_whole_number(networks, tmp_path):
     ("content", "said"),
     [
         (b"\x80\x02}q\x00.", "lora.safetensors: a pickle"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
-        (b'{"message": "log in"}', "the answer of a site and not the file: «log in»"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b'{"message": "log in"}', "an answer from the site, not the file: «log in»"),
     ],
 )
 def test_a_file_called_a_lora_is_named_as_what_it_is(content, said, tmp_path):
@@ -445,5 +448,5 @@ def test_a_file_called_a_lora_is_named_as_what_it_is(content, said, tmp_path):
 def test_another_kind_of_file_in_the_column_is_named(tmp_path):
     path = loras.save({"decoder.conv_in.weight": torch.ones(4, 4, 3, 3)}, tmp_path / "vae.safetensors")
 
-    with pytest.raises(LoraError, match=r"no LoRA: decoder\.conv_in\.weight\. It is a VAE\."):
+    with pytest.raises(LoraError, match=r"not a LoRA: decoder\.conv_in\.weight\. It is a VAE\."):
         read_lora(path)

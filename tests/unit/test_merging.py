@@ -155,8 +155,8 @@ STEP = {"method": "weighted_sum", "a": "a", "b": "b", "alpha": 0.25}
         ([STEP | {"alpha": 40}], "steps/1/alpha: 40, wanted a number from -10 to 10"),
         ([STEP | {"alpha": float("nan")}], "steps/1/alpha: nan, wanted a number"),
         ([STEP | {"alpha": "much"}], "steps/0/alpha: 'much' is not of type 'number'"),
-        ([STEP | {"blocks": {"IN12": 1}}], "steps/1/blocks/IN12: none of BASE, M00, IN00"),
-        ([STEP | {"name": "a"}], "steps/1/name: 'a' stands twice"),
+        ([STEP | {"blocks": {"IN12": 1}}], "steps/1/blocks/IN12: not one of BASE, M00, IN00"),
+        ([STEP | {"name": "a"}], "steps/1/name: 'a' appears twice"),
         ([STEP | {"name": "x"}, STEP], "no step uses x"),
         ([STEP | {"weight": 1}], "('weight' was unexpected)"),
     ],
@@ -183,7 +183,7 @@ def test_files_that_are_not_meant_are_told(models, tmp_path):
     for said in (
         f"a: {tmp_path}/gone.safetensors is not there",
         f"b: {path} has SHA-256 {digest}, the recipe says 0123456789",
-        "c: pickle.ckpt is no .safetensors file",
+        "c: pickle.ckpt is not a .safetensors file",
     ):
         assert f"checkpoints/{said}" in str(raised.value)
 
@@ -201,7 +201,7 @@ def test_checkpoints_of_different_architectures_are_told(models, tmp_path):
     other = tiny.save(tiny.bk_sdm_base(), tmp_path / "bk.safetensors")
     recipe = write(tmp_path, {"a": models["a"], "b": (other, None)}, STEP)
 
-    with pytest.raises(RecipeError, match=r"a and b are of different architectures.*different in unet\)\. Merges want"):
+    with pytest.raises(RecipeError, match=r"a and b are of different architectures.*different in unet\)\. Merge only"):
         merge(recipe)
 
 

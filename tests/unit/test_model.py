@@ -129,7 +129,9 @@ def test_without_that_column_what_is_to_be_fetched_is_an_error_that_says_how_to_
 
     said = str(caught.value)
     known = ", ".join(FAMILIES)
-    assert said.startswith(f"tiny: column family: empty, wanted one of {known}, since the checkpoint is not here yet")
+    assert said.startswith(
+        f"tiny: column family: empty, wanted one of {known}, because the checkpoint is not downloaded yet"
+    )
     assert f"`axbake add {PAGE}`" in said
 
 
@@ -368,7 +370,7 @@ def test_a_lora_that_is_none_is_told_with_the_faults(networks):
 
     (fault,) = model_of(loras="none.safetensors").fault().splitlines()
 
-    assert fault.startswith("LoraError: none.safetensors: no LoRA: conv.weight")
+    assert fault.startswith("LoraError: none.safetensors: not a LoRA: conv.weight")
 
 
 def test_a_recipe_that_cannot_be_used_is_told_with_the_faults():

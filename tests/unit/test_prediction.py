@@ -55,8 +55,8 @@ def test_a_file_that_says_nothing_is_epsilon_in_one_family_and_a_question_in_the
         sampling()
     said = str(caught.value)
     assert "does its UNet predict the noise (epsilon" in said
-    assert "Nothing in the file says it, nor a YAML beside it" in said
-    assert "One run of it looks like epsilon" in said or "One run of it looks like v_prediction" in said
+    assert "Neither the file nor a YAML beside it says so" in said
+    assert "One run of the UNet looks like epsilon" in said or "One run of the UNet looks like v_prediction" in said
     assert "Fill in the column prediction of config/models.tsv" in said
 
 

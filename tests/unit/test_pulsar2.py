@@ -199,4 +199,4 @@ def test_what_may_fail_is_said_before_the_build_begins(inputs, tmp_path, caplog)
 
     doubts = [record for record in caplog.records if record.levelname == "WARNING" and "cuda:0" in record.message]
     assert [record.name for record in doubts] == ["axbake.toolchain.pulsar2"]
-    assert doubts[0].message.startswith("vae_decoder: quant/device cuda:0: a container sees no GPU")
+    assert doubts[0].message.startswith("vae_decoder: quant/device cuda:0: a container sees a GPU only with")

@@ -260,8 +260,8 @@ def copy_of(bundle, folder, **changed):
 UNET = {"role": "denoiser", "files": ["transformer/part_00.axmodel"]}
 TEXT = {"role": "text", "files": ["text_encoder.axmodel"]}
 REFUSED = {
-    "format 1": ({"format": 1}, r"layout and format \('axbake', 1\); wanted \('axbake', 2\)\. Make the bundle anew"),
-    "no latents": ({"latents": None}, r"KeyError: 'latents'; not a manifest of format 2\. Make the bundle anew"),
+    "format 1": ({"format": 1}, r"layout and format \('axbake', 1\); wanted \('axbake', 2\)\. Make the bundle again"),
+    "no latents": ({"latents": None}, r"KeyError: 'latents'; not a manifest of format 2\. Make the bundle again"),
     "latents with an entry of another version": (
         {"latents": {"channels": 4, "factor": 8, "colour": 1}},
         "TypeError: .*'colour'; not a manifest",
@@ -309,7 +309,7 @@ def test_a_bundle_that_is_not_whole_is_refused(bundle, tmp_path):
     (folder / "transformer" / "part_01.axmodel").unlink()
     (folder / "vae_decoder.axmodel").write_bytes(b"short")
 
-    with pytest.raises(BundleError, match=r"not whole; .*\. Copy the bundle again\.") as refused:
+    with pytest.raises(BundleError, match=r"incomplete or changed: .*\. Copy the bundle again\.") as refused:
         read_bundle(folder)
     assert "transformer/part_01.axmodel: not there, wanted" in str(refused.value)
     assert "vae_decoder.axmodel: 5 bytes, wanted" in str(refused.value) and str(refused.value).count("wanted") == 2

@@ -121,7 +121,7 @@ def test_a_chain_is_as_strict_with_what_it_is_given_as_one_model(tmp_path):
         match=r"unet: sample: found shape \(4, 3\), wanted \(3, 4\); shift: found int64, wanted values of float",
     ):
         chain.run({"sample": arrays()["sample"].T, "shift": np.zeros(SHAPE, np.int64)})
-    with pytest.raises(BundleError, match="a chain of no graphs"):
+    with pytest.raises(BundleError, match="a chain without graphs"):
         open_models([])
 
 
@@ -198,7 +198,7 @@ FAULTS = {
     "a graph that gives what it takes": ([session("a", {"x": A}, {"x": A})], r"x: a makes it, a takes it before"),
     "two providers": (
         [session("a", {"x": A}, {"h": A}), session("b", {"h": A}, {"y": A}, provider="q")],
-        r"a is run by p, b by q, wanted one for all",
+        r"a runs on p, b on q; wanted one for all",
     ),
     "several faults at once": (
         [session("a", {"x": A, "t": A}, {"h": A}), session("b", {"h": B, "t": B}, {"y": A})],
@@ -266,7 +266,7 @@ def test_a_chain_half_compiled_and_half_emulated_is_refused(tmp_path):
     compiled, *_ = save_parts(tmp_path / "unet", (2,), suffix=".axmodel", producer_name="Pulsar2")
     _, emulated = save_parts(tmp_path / "emulated", (2,), suffix=".axmodel", producer_name=EMULATOR)
 
-    assert "part_00.axmodel is run by AXCLRTExecutionProvider, part_01.axmodel by CPUExecutionProvider" in on_a_card(
+    assert "part_00.axmodel runs on AXCLRTExecutionProvider, part_01.axmodel on CPUExecutionProvider" in on_a_card(
         [compiled, emulated]
     )
 

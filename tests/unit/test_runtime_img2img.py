@@ -101,7 +101,7 @@ def test_latents_are_those_of_diffusers(model, models, picture, tmp_path, schedu
 def test_a_strength_that_leaves_no_step_is_refused(model, models, picture, tmp_path):
     for strength in (0.1, -1, 1.5):
         with pytest.raises(
-            BundleError, match=rf"strength {strength:g}: -?\d+ of 4 steps; wanted one at least: 0\.25 to 1"
+            BundleError, match=rf"strength {strength:g}: -?\d+ of 4 steps; wanted at least one: 0\.25 to 1"
         ):
             ours(model, models, picture, tmp_path, strength=strength)
 

@@ -234,10 +234,13 @@ def test_what_is_cut_off_is_known(tokenizer):
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("word " * 75 + "lost", "longer than 75 tokens (prompt_chunks: 1); this end of it does not count: lost"),
-        ("a cat <lora:film:0.4>", "<lora:film:0.4> is no word of the prompt: a compiled model has its LoRAs in its"),
+        ("word " * 75 + "lost", "longer than 75 tokens (prompt_chunks: 1); this end of it is cut off: lost"),
+        ("a cat <lora:film:0.4>", "<lora:film:0.4> is removed from the prompt: a compiled model has its LoRAs in its"),
         ("a cat <hypernet:film:0.4>", "<hypernet:film:0.4> is not applied"),
-        ("blurry, badhandv4", "badhandv4 looks like an embedding, but is none of the model's (easynegative, ng_deep"),
+        (
+            "blurry, badhandv4",
+            "badhandv4 looks like an embedding, but the model does not have it (easynegative, ng_deep",
+        ),
         ("(Bad-Hands-5:1.2)", "Bad-Hands-5 looks like an embedding"),
         ("embedding:mine", "mine looks like an embedding"),
         ("a [cat:dog:0.5]", "[cat:dog:0.5] is prompt editing"),

@@ -40,7 +40,7 @@ def test_an_axmodel_for_the_card_is_refused(tmp_path):
     path = model_file(tmp_path / "m.axmodel", producer_name="Pulsar2")
 
     assert producer(path) == "Pulsar2"
-    with pytest.raises(BundleError, match="made by Pulsar2 runs on the accelerator card alone"):
+    with pytest.raises(BundleError, match="made by Pulsar2 runs only on the accelerator card"):
         open_model(path)
 
 

@@ -232,7 +232,7 @@ def test_a_drawing_says_what_of_its_prompts_does_not_count(models, bundle):
 
     assert draw_with(models, bundle, "lcm").warnings == ()
     (said,) = draw_with(models, bundle, "lcm", negative_prompt=long).warnings
-    assert said.endswith("this end of it does not count: lost")
+    assert said.endswith("this end of it is cut off: lost")
     assert draw_with(models, bundle, "lcm", negative_prompt=long, guidance_scale=1).warnings == ()
 
 

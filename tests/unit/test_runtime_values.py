@@ -92,7 +92,7 @@ def test_states_of_text_encoders_stand_side_by_side_for_each_token():
 def test_a_conditioning_that_is_not_known_or_not_whole_is_refused():
     with pytest.raises(ValueError, match="text encoders joined by 'tokens'; wanted 'channels'"):
         Conditioning(("text_encoder",), joined="tokens")
-    with pytest.raises(ValueError, match="a conditioning of no text encoders; wanted one at least"):
+    with pytest.raises(ValueError, match="a conditioning without text encoders; wanted at least one"):
         Conditioning(())
     with pytest.raises(ValueError, match="states of 1 text encoders; wanted those of text_encoder, text_encoder_2"):
         Conditioning(("text_encoder", "text_encoder_2")).join([np.zeros((1, 7, 2))])

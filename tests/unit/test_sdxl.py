@@ -528,5 +528,5 @@ def test_text_encoders_and_unet_of_other_pooled_widths_are_refused(tmp_path):
     tensors[name] = tensors[name][:, :40].contiguous()
     save_file(tensors, tmp_path / "model.safetensors")
 
-    with pytest.raises(TensorMismatch, match="pooled prompts of other widths: text_encoder_2 40, unet 48 channels"):
+    with pytest.raises(TensorMismatch, match="pooled prompts of different widths: text_encoder_2 40, unet 48 channels"):
         describe(tmp_path / "model.safetensors", tmp_path / "checkpoint.json")

@@ -203,7 +203,9 @@ def test_a_vae_that_cannot_be_read_is_refused_before_anything_starts(networks):
     whole = tiny.save(networks, Path("tiny.safetensors")).read_bytes()
     Path("vae.safetensors").write_bytes(whole[: len(whole) // 2])
 
-    with pytest.raises(UnreadableCheckpoint, match=r"vae\.safetensors: \d+ bytes that are no whole safetensors file"):
+    with pytest.raises(
+        UnreadableCheckpoint, match=r"vae\.safetensors: \d+ bytes that are not a complete safetensors file"
+    ):
         sources(vae="vae.safetensors").file(VAE)
 
 

@@ -153,8 +153,8 @@ def test_a_failure_is_told_by_the_last_error_in_its_log(tmp_path):
     )
 
     assert describe_failure([log], None, since=0) == "CompileError: unet: two"
-    assert "does not say why" in describe_failure([log], None, since=time.time() + 60)  # another run's
-    assert "does not say why" in describe_failure([tmp_path / "none.log"], None, since=0)
+    assert "without writing an error" in describe_failure([log], None, since=time.time() + 60)  # another run's
+    assert "without writing an error" in describe_failure([tmp_path / "none.log"], None, since=0)
 
 
 def test_an_interrupt_is_no_failure(tmp_path):

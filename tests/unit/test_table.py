@@ -199,12 +199,12 @@ def test_prompts_are_read_as_editors_write_them(how):
 
 
 MISTAKES = {
-    "~/{}": "~/ is understood by a shell, and not in a table. Write ",
-    "$HOME/{}": "$HOME/ is understood by a shell, and not in a table. Write the whole path.",
+    "~/{}": "~/ works in a shell, but not in a table. Write ",
+    "$HOME/{}": "$HOME/ works in a shell, but not in a table. Write the whole path.",
     "'{}'": "quotes around a path. Write it without: ",
-    "file:///a/{}": "a path as browsers write it. Write /a/",
-    "C:\\models\\{}": "a path of Windows. Write the path that the file has on Linux; in WSL /mnt/c/models/",
-    "https://example.org/{}": "an address. Only the column checkpoint is fetched",
+    "file:///a/{}": "a file:// address. Write the path: /a/",
+    "C:\\models\\{}": "a Windows path. Write the file's path on Linux; in WSL: /mnt/c/models/",
+    "https://example.org/{}": "an address. axbake downloads only the column checkpoint",
 }
 PATHS = ("checkpoint", "vae", "config", "embeddings", "loras", "calibration_prompts")
 
@@ -223,7 +223,7 @@ def test_a_path_as_others_write_it_is_named_in_every_column(column, written):
 def test_a_column_that_stands_twice_is_refused():
     text = "\n".join(f"{line}\t{cell}" for line, cell in zip(table(ROW).splitlines(), ("seed", "8"), strict=True))
 
-    assert "column seed: stands 2 times" in refusal(text)
+    assert "column seed: appears 2 times" in refusal(text)
 
 
 def test_lines_are_counted_with_those_before_the_header():
@@ -238,11 +238,11 @@ def test_good_names_are_taken(name):
 @pytest.mark.parametrize(
     ("column", "cell", "said"),
     [
-        ("model", "../x", "'../x' does not have the form"),
-        ("model", "A", "'A' does not have the form"),
-        ("model", ".hidden", "'.hidden' does not have the form"),
-        ("model", "a b", "'a b' does not have the form"),
-        ("model", "a/b", "'a/b' does not have the form"),
+        ("model", "../x", "'../x' does not match"),
+        ("model", "A", "'A' does not match"),
+        ("model", ".hidden", "'.hidden' does not match"),
+        ("model", "a b", "'a b' does not match"),
+        ("model", "a/b", "'a/b' does not match"),
         ("checkpoint", "", "checkpoint: missing"),
         ("family", "pixart", f"'pixart': unknown; known: {', '.join(FAMILIES)}"),
         ("family", "sd11", "'sd11': unknown; did you mean sd1?"),
@@ -267,21 +267,21 @@ def test_good_names_are_taken(name):
         ("guidance_scale", "inf", "'inf' is not of type number"),
         ("seed", "-1", "-1 is less than the minimum of 0"),
         ("seed", "4294967296", "4294967296 is greater than the maximum of 4294967295"),
-        ("sha256", "abc", "'abc' does not have the form"),
-        ("sha256", "x" * 64, "does not have the form"),
+        ("sha256", "abc", "'abc' does not match"),
+        ("sha256", "x" * 64, "does not match"),
         ("prompt_chunks", "0", "0 is less than the minimum of 1"),
         ("prompt_chunks", "5", "5 is greater than the maximum of 4"),
-        ("original_size", "1024", "'1024' does not have the form"),
-        ("crop", "16x8", "'16x8' does not have the form"),
-        ("target_size", "-1x8", "'-1x8' does not have the form"),
+        ("original_size", "1024", "'1024' does not match"),
+        ("crop", "16x8", "'16x8' does not match"),
+        ("target_size", "-1x8", "'-1x8' does not match"),
         ("clip_skip", "0", "0 is less than the minimum of 1"),
         ("embeddings", "a.pt, b.png", "'b.png' is not one of .safetensors, .pt, .bin"),
-        ("embeddings", "one/bad.pt, other/Bad.safetensors", "'bad' stands 2 times"),
+        ("embeddings", "one/bad.pt, other/Bad.safetensors", "'bad' appears 2 times"),
         ("prompt", "", "prompt: missing"),
         ("prompt", "  ", "prompt: missing"),
         ("calibration_prompts", "", "calibration_prompts: missing"),
         ("calibration_prompts", "nowhere.txt", "nowhere.txt: No such file or directory"),
-        ("calibration_prompts", "comments.txt", "comments.txt has no prompts; one a line"),
+        ("calibration_prompts", "comments.txt", "comments.txt has no prompts; wanted one per line"),
         ("calibration_prompts", "latin1.txt", "latin1.txt"),
     ],
 )
@@ -308,8 +308,8 @@ def test_a_row_without_a_name_is_refused():
 def test_a_name_that_stands_twice_is_refused_at_both_lines():
     text = refusal(table(ROW, ROW | {"model": "other"}, ROW))
 
-    assert "line 2 (tiny), column model: 'tiny' stands 2 times" in text
-    assert "line 4 (tiny), column model: 'tiny' stands 2 times" in text
+    assert "line 2 (tiny), column model: 'tiny' appears 2 times" in text
+    assert "line 4 (tiny), column model: 'tiny' appears 2 times" in text
     assert "line 3" not in text
 
 
@@ -432,7 +432,7 @@ def test_what_a_config_leaves_out_has_its_default_at_every_depth():
         ({"calibration": {"samples": 0}}, "calibration/samples: 0 is less than the minimum of 1"),
         ({"parity": {"min_psnr": {"unet": -1}}}, "parity/min_psnr/unet: -1 is less than the minimum of 0"),
         ({"pulsar2_version": 4.2}, "pulsar2_version: 4.2 is not of type string"),
-        ({"pulsar2_version": "latest"}, "pulsar2_version: 'latest' does not have the form"),
+        ({"pulsar2_version": "latest"}, "pulsar2_version: 'latest' does not match"),
     ],
 )
 def test_an_entry_that_cannot_be_used_is_refused_with_its_place(config, said):
@@ -477,7 +477,7 @@ def test_a_rows_own_entries_go_over_the_projects_and_those_beside_them_stay():
     [
         (
             "npu_mode: NPU1\ntoolchain: docker\n",
-            "npu_mode, toolchain: the same for all rows; set it in config/config.yaml",
+            "npu_mode, toolchain: cannot be set for one row; set it in config/config.yaml",
         ),
         ("npu_mode: NPU1\n", "A row can set pulsar2, precision, calibration, compiled, picture, parity."),
         ("precisoin: {unet: U8}\n", "precisoin: unknown; did you mean precision?"),
@@ -485,8 +485,8 @@ def test_a_rows_own_entries_go_over_the_projects_and_those_beside_them_stay():
         ("precision: {unet: U4}\n", "precision/unet: 'U4' is not one of U8, U16, S16"),
         ("precision: U8\n", "precision: 'U8' is not of type object"),
         ("1: 2\n", "1: unknown"),
-        ("", "holds no entries; wanted some of config.yaml's"),
-        ("- precision\n", "holds no entries; wanted some of config.yaml's"),
+        ("", "no entries; wanted entries of config.yaml"),
+        ("- precision\n", "no entries; wanted entries of config.yaml"),
         ("precision: [\n", "Wanted a YAML file of config entries"),
         (b"precision: \xe9\n", "Wanted a YAML file of config entries"),
     ],
@@ -526,7 +526,9 @@ def test_a_checkpoint_that_is_not_there_is_named_with_where_it_is_had_and_where_
         checkpoint_sha256(row_of(source="https://example.org/models/1", sha256="0123456789"))
 
     text = str(caught.value)
-    assert text.startswith("tiny: tiny.safetensors is not there. It is had at https://example.org/models/1; put")
+    assert text.startswith(
+        "tiny: tiny.safetensors is not there. Download it from https://example.org/models/1 and save"
+    )
     assert "(SHA-256 0123456789…)" in text
     with pytest.raises(MissingCheckpoint, match=r"is not there\. Put the file there"):
         checkpoint_sha256(row_of())

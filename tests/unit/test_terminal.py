@@ -146,7 +146,7 @@ def test_of_many_reports_some_are_named():
 
     assert show_reports([]) == ""
     assert show_reports(paths[:5]).count("report: ") == 5 and "more" not in show_reports(paths[:5])
-    assert show_reports(paths).endswith("\n  and 2 more; `make report` gathers them on one page.")
+    assert show_reports(paths).endswith("\n  and 2 more; `make report` collects them on one page.")
 
 
 def test_a_run_begins_with_what_it_will_do_and_where(tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def test_code_in_a_file_is_not_run_and_named(tmp_path):
         path = tmp_path / f"{number}.pt"
         content = {"string_to_param": {"*": Payload(tmp_path / "run")}}
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-        with pytest.raises(EmbeddingError, match=r"asks for \w+\.system, which was not run"):
+        with pytest.raises(EmbeddingError, match=r"asks for \w+\.system, which axbake did not run"):
             read_embedding(path)
 
     assert not (tmp_path / "run").exists()

@@ -89,11 +89,11 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"a": 1, "a": 2}', "'a' stands twice"),
-        ('{"b": {"\x7fa": 1, "\x7fa": 2}}', r"'\\x7fa' stands twice"),
+        ('{"a": 1, "a": 2}', "'a' appears twice"),
+        ('{"b": {"\x7fa": 1, "\x7fa": 2}}', r"'\\x7fa' appears twice"),
         ("[NaN]", "NaN is not JSON"),
         ("[-Infinity]", "-Infinity is not JSON"),
-        ('["\\ud800"]', "half of a character"),
+        ('["\\ud800"]', "half of a surrogate pair"),
         ("[" * 10**5, "nested too deeply"),
         ("9" * 5000, "Exceeds the limit"),
         ("", "Expecting value"),
@@ -124,7 +124,7 @@ def nested_aliases(count, text):
         (nested_aliases(40, "[{0}, {0}]"), "aliases"),
         (nested_aliases(40, "{{<<: [{0}, {0}]}}"), "aliases"),
         ("a: &a '" + "x" * 50_000 + "'\nb: [" + "*a, " * 100 + "]", "aliases"),
-        ("a: &a [*a]", "stands for something that it is in"),
+        ("a: &a [*a]", "refers to something that contains it"),
         ("a: [", "while parsing"),
         ("a: 2001-99-99", "month must be in"),
         ("!!python/object/apply:os.system ['x']", "could not determine a constructor"),

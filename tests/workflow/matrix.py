@@ -294,7 +294,7 @@ EDITS = [
         of_code=True,
     ),
     _edit("the version of a compiler that is not used", config('"4.2"', '"5.0"')),
-    _edit("a comment in the config", config("# of the UNet, of those", "# of all those")),
+    _edit("a comment in the config", config("# for the UNet, chosen from", "# of all those")),
     _edit("a comment among the prompts", prompts("penguin", "# one\npenguin")),
     _edit("another model's row", lambda project: project.write_rows(ROW, OTHER)),
     _edit("the order of rows", lambda project: project.write_rows(OTHER, ROW)),

@@ -368,8 +368,8 @@ def settings_of(project: Project) -> dict[str, str]:
             "config/tiny.yaml: these entries cannot be used:\n  precision/unet: 'S8' is not one of U8",
         ),
         ("precision: {unte: S16}\n", "precision/unte: unknown; did you mean unet?"),
-        ("toolchain: native\n", "config/tiny.yaml: toolchain: the same for all rows; set it in config/config.yaml"),
-        ("- precision\n", "config/tiny.yaml: holds no entries; wanted some of config.yaml's"),
+        ("toolchain: native\n", "config/tiny.yaml: toolchain: cannot be set for one row; set it in config/config.yaml"),
+        ("- precision\n", "config/tiny.yaml: no entries; wanted entries of config.yaml"),
     ],
 )
 def test_a_rows_own_config_that_cannot_be_used_is_refused_in_words(fresh, text, words):
@@ -397,8 +397,8 @@ def test_a_checkpoint_that_is_to_be_fetched_has_its_family_in_the_table(fresh):
     said = fresh.refusal("--dry-run", REPORT)
 
     assert (
-        f"MissingFamily: tiny: column family: empty, wanted one of {', '.join(FAMILIES)}, since the checkpoint is not here yet"
-        in said
+        f"MissingFamily: tiny: column family: empty, wanted one of {', '.join(FAMILIES)}, because the checkpoint is "
+        "not downloaded yet" in said
     )
     assert "Traceback" not in said
     fresh.write_rows(fetched | {"family": "sd1"})
@@ -437,7 +437,7 @@ FAULTS = {
         no_checkpoint,
         [
             "MissingCheckpoint",
-            "checkpoints/tiny.safetensors is not there. It is had at https://example.org/models/tiny",
+            "checkpoints/tiny.safetensors is not there. Download it from https://example.org/models/tiny",
         ],
     ),
     "another checkpoint": (
@@ -446,7 +446,7 @@ FAULTS = {
     ),
     "a truncated checkpoint": (
         truncate,
-        ["UnreadableCheckpoint", "bytes that are no whole safetensors file", "Download it again"],
+        ["UnreadableCheckpoint", "bytes that are not a complete safetensors file", "Download it again"],
     ),
 }
 
@@ -467,13 +467,14 @@ def test_what_cannot_work_is_refused_in_words_and_without_a_traceback(fresh, wha
 def test_a_model_that_has_no_row_is_refused_with_those_that_have(fresh):
     text = fresh.refusal("results/nosuch/unet.axmodel")
 
-    assert "nosuch: no row of that name in config/models.tsv; there are tiny." in text
+    assert "nosuch: no row with this name in config/models.tsv; known: tiny." in text
     assert "Traceback" not in text
-    assert "NAME: no row of that name" in fresh.refusal("results/NAME/report.html")
+    assert "NAME: no row with this name" in fresh.refusal("results/NAME/report.html")
 
     fresh.edit("config/models.tsv", "tiny\tcheck", "# tiny\tcheck")
-    assert "tiny: no row of that name in config/models.tsv; line 2 is a comment. Take the # in front" in fresh.refusal(
-        REPORT
+    assert (
+        "tiny: no row with this name in config/models.tsv; line 2 is a comment. Remove the # before the row"
+        in fresh.refusal(REPORT)
     )
     assert fresh.results() == []
 

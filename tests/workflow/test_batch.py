@@ -195,6 +195,6 @@ def test_a_poor_picture_is_not_called_done(project):
 
     why = "picture against reference: PSNR "
     assert f"tiny/report: POOR {why}" in said and "1 model: 1 poor.\n  poor       tiny: " + why in said
-    assert "Try: " in said and "most is lost by " in said
+    assert "Try: " in said and " loses most: " in said
     assert summary(project)["tiny"]["state"] == "poor"
     assert 'class="verdict poor"' in (project.directory / "results" / "report.html").read_text()

@@ -84,11 +84,11 @@ def test_a_board_that_cannot_take_it_ends_the_run_in_words_and_leaves_nothing(on
 
 
 def test_a_project_without_a_board_or_with_emulated_models_is_told_so_before_anything_starts(project):
-    assert "no board: config's entry board/host names none" in project.refusal(PAGE)
+    assert "no board: set board/host in the config" in project.refusal(PAGE)
 
     project.edit("config/config.yaml", '  host: ""', "  host: somewhere")
     said = project.refusal(PAGE)
-    assert "tiny: toolchain is emulator in config; hosts run its models, boards cannot" in said
+    assert "tiny: toolchain is emulator in config; its models run on hosts, not on boards" in said
     assert "Traceback" not in said
 
 

@@ -140,10 +140,14 @@ def test_through_pyaxengine_it_draws_the_same_picture(project, for_the_card, pac
         (
             "unpacked",
             ["--runtime", "axcl"],
-            "emulated (made by axbake-emulator); accelerators run what Pulsar2 compiled",
+            "emulated (made by axbake-emulator); accelerators run only models compiled by Pulsar2",
         ),
-        ("for_the_card", ["--runtime", "onnxruntime"], "made by Pulsar2 runs on the accelerator card alone"),
-        ("for_the_card", ["--runtime", "axengine"], "AxEngineExecutionProvider is not there; pyaxengine finds AXCLRT"),
+        ("for_the_card", ["--runtime", "onnxruntime"], "made by Pulsar2 runs only on the accelerator card"),
+        (
+            "for_the_card",
+            ["--runtime", "axengine"],
+            "AxEngineExecutionProvider is not available; pyaxengine finds AXCLRT",
+        ),
         ("for_the_card", ["--device", "3"], "cannot load it: Device index 3 is out of range, total 1 device."),
         ("unpacked", ["--steps", "7"], "7 steps: the bundle has schedules of 4, 10, 20 steps"),
         ("unpacked", ["--output", "nowhere/image.png"], "No such file or directory: 'nowhere"),

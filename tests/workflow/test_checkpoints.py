@@ -80,7 +80,7 @@ def test_a_payload_stops_the_run_with_its_name(project, tmp_path):
 
     said = copy.refusal(*wanted("pickle"))
 
-    assert "asks for posix.system, which weights have no need of" in said
+    assert "asks for posix.system, which weights do not need" in said
     assert "Traceback" not in said
     assert not mark.exists()
 

@@ -201,4 +201,4 @@ def test_a_checkout_whose_path_no_shell_takes_is_refused_before_anything_is_inst
         and "has a space, a quote or a backslash, with which Snakemake cannot start jobs" in made.stdout
     )
     assert not (place / ".venv").exists()
-    assert run.returncode != 0 and "the path of Python has a space, or another character" in run.stdout
+    assert run.returncode != 0 and "the path of Python contains a space or another special character" in run.stdout

@@ -120,7 +120,7 @@ def test_a_container_whose_job_and_client_were_killed_at_once_is_removed_by_the_
 
 def test_a_build_is_ended_at_its_time_limit(engine, containers, inputs, tmp_path):
     # How far it comes before is the machine's to say.
-    with pytest.raises(CompileError, match=r"ended at its time limit of 0\.1 minutes, while \w+"):
+    with pytest.raises(CompileError, match=r"reached its time limit of 0\.1 minutes, while \w+"):
         compile_decoder(tmp_path, inputs, engine, fields=HANGING, minutes=0.1)
 
     assert containers() == []
@@ -129,7 +129,7 @@ def test_a_build_is_ended_at_its_time_limit(engine, containers, inputs, tmp_path
 def test_a_build_killed_for_memory_says_so(engine, containers, inputs, tmp_path):
     fields = {"compiler": {"check_tensor_black_list": ["double:out-of-memory"]}}
 
-    with pytest.raises(CompileError, match=r"killed, most likely because memory ran out \(status 137\)"):
+    with pytest.raises(CompileError, match=r"killed, most likely because it ran out of memory \(status 137\)"):
         compile_decoder(tmp_path, inputs, engine, fields=fields)
 
 
@@ -195,7 +195,7 @@ def test_a_baked_project_is_compiled_and_checked_in_containers_and_one_that_fail
     said = project.refusal(*(f"results/tiny/{component}.axmodel" for component in COMPONENTS))
 
     assert (
-        "CompileError: text_encoder: docker: the NPU backend cannot cut an operator".replace("docker", engine) in said
+        "CompileError: text_encoder: docker: the NPU backend cannot split an operator".replace("docker", engine) in said
     )
     log = (project.directory / "logs" / "tiny" / "build" / "text_encoder.log").read_text()
     assert "Traceback" in log and "yasched.exceptions.TileFailException" in log

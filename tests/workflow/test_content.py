@@ -119,4 +119,4 @@ def test_the_reason_of_a_build_is_told_in_values_and_the_report_has_what_counts_
     assert "prompt 2 changed" in (logs / "calibration" / "trajectories.log").read_text()
     assert "prompt 2 changed" in (logs / "build" / "unet.log").read_text()
     page = (project.directory / REPORT).read_text()
-    assert "{red|blue} is a choice of words, which axbake has not: it is read as words." in page
+    assert "{red|blue} is a choice of words, which axbake does not support: it is read as words." in page

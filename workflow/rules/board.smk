@@ -74,7 +74,7 @@ rule benchmark_host:
         mem_mb=more_each_time(12000),
         runtime=more_each_time(60),
     message:
-        "Measuring {wildcards.model} on this host, which is no board"
+        "Measuring {wildcards.model} on this host, which is not a board"
     script:
         "../scripts/job.py"
 

@@ -112,7 +112,7 @@ for family in IN_TABLE:
             mem_mb=more_each_time(6000),
             runtime=more_each_time(30),
         message:
-            "Drawing calibration pictures of the size of {wildcards.model}, and encoding them with its VAE"
+            "Drawing calibration pictures in the size of {wildcards.model} and encoding them with its VAE"
         script:
             "../scripts/job.py"
 

@@ -61,6 +61,6 @@ rule judge:
     conda:
         "../../envs/axbake.yaml"
     message:
-        "Comparing what was measured of {wildcards.model} with what is wanted"
+        "Comparing the measurements of {wildcards.model} with the thresholds"
     script:
         "../scripts/job.py"

@@ -37,8 +37,8 @@ run_own_code()
 SCHEMAS = shipped("workflow/schemas")
 if shlex.quote(sys.executable) != sys.executable:
     raise WorkflowError(
-        f"{sys.executable}: the path of Python has a space, or another character that means something to a shell, and Snakemake"
-        " writes it into commands as it is (snakemake/snakemake#2645). Move the checkout, or install into another directory."
+        f"{sys.executable}: the path of Python contains a space or another special character of the shell, and Snakemake"
+        " writes it into commands without quotes (snakemake/snakemake#2645). Move the checkout, or install into another directory."
     )
 
 COMPONENTS = {one.name: one.role for family in FAMILIES.values() for one in family.components}
@@ -75,10 +75,10 @@ def told(function, *arguments):
 def model_of(wildcards):
     """The model of a job."""
     if wildcards.model not in MODELS:
-        there = f"there are {', '.join(MODELS)}"
+        there = f"known: {', '.join(MODELS)}"
         if line := commented_line(Path(config["models"]), wildcards.model):
-            there = f"line {line} is a comment. Take the # in front of it away"
-        raise SystemExit(f"{wildcards.model}: no row of that name in {config['models']}; {there}.")
+            there = f"line {line} is a comment. Remove the # before the row"
+        raise SystemExit(f"{wildcards.model}: no row with this name in {config['models']}; {there}.")
     return MODELS[wildcards.model]
 
 

@@ -39,6 +39,6 @@ rule compare_calibration:
         mem_mb=more_each_time(12000),
         runtime=more_each_time(90),
     message:
-        "Drawing with {wildcards.model} as calibrated with the first samples recorded"
+        "Drawing with {wildcards.model} calibrated with the first recorded samples"
     script:
         "../scripts/job.py"

@@ -46,10 +46,10 @@ def check_compiler():
 def bundle_for_board(wildcards):
     """Path of a bundle's manifest, in a project that has a board and a compiler whose models it runs."""
     if not config["board"]["host"]:
-        raise SystemExit("no board: config's entry board/host names none (docs/board.md).")
+        raise SystemExit("no board: set board/host in the config (docs/board.md).")
     if EMULATES:
         raise SystemExit(
-            f"{wildcards.model}: toolchain is emulator in config; hosts run its models, boards cannot. Choose a toolchain of"
-            " Pulsar2's, or measure on this host: results/{model}/host/report.html."
+            f"{wildcards.model}: toolchain is emulator in config; its models run on hosts, not on boards. Choose a toolchain"
+            " of Pulsar2's, or measure on this host: results/{model}/host/report.html."
         )
     return "results/{model}/bundle/axbake/manifest.json"

@@ -143,7 +143,7 @@ def test_a_file_too_large_for_the_disk_is_not_begun(sites, get, left, monkeypatc
     digest = sites.put("tiny.safetensors", weights())
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**30))
     sites.fail(STORED, Fault(headers={"Content-Length": str(4 * 2**30)}))
-    with pytest.raises(NoRoom, match=r"4\.0 GiB are to come, and 1\.0 GiB are free"):
+    with pytest.raises(NoRoom, match=r"4\.0 GiB are still to download, but only 1\.0 GiB of disk space are free"):
         get(sites.url(), digest)
     assert left() == []
 
@@ -237,7 +237,7 @@ def test_a_disk_that_fills_up_is_told_and_what_came_is_kept(sites, get):
 
     said = full.communicate()[1]
     assert full.returncode == 1
-    assert "NoRoom: downloads/" in said and "Make room and run again; what has come is kept" in said
+    assert "NoRoom: downloads/" in said and "Free some space and run again; the received part is kept" in said
     assert "Traceback" not in said
     assert get(sites.url(), digest).path.read_bytes() == weights()
     assert sites.log[-1].headers["range"] == f"bytes={SIZE // 2}-"

@@ -96,11 +96,11 @@ def test_a_download_that_was_damaged_is_downloaded_anew(sites, get):
     [
         ({"baseModel": "SDXL 1.0"}, NotBakeable, "base model is SDXL 1.0"),
         ({"model": {"type": "LORA"}}, NotBakeable, "a LORA"),
-        ({"usageControl": "Generation"}, AccessRefused, "does not let it be downloaded"),
+        ({"usageControl": "Generation"}, AccessRefused, "does not allow downloads"),
         (
             {"files": [], "model": {"type": "Checkpoint", "mode": "Archived"}},
             NotThere,
-            "no files: Civitai has it as Archived",
+            "no files: Civitai marks it as Archived",
         ),
     ],
 )
@@ -128,7 +128,7 @@ def test_of_several_files_the_primary_one_is_taken_or_the_one_that_is_meant(site
     assert get(f"{link}&size=full&fp=fp32").sha256 == full
     assert get(f"{AIR}.ckpt").path == DOWNLOADS / f"{pickled}.ckpt"
     with pytest.raises(
-        NotThere, match=r"no SafeTensor file of that kind; there are full\.safetensors \(SafeTensor, full, fp32"
+        NotThere, match=r"no SafeTensor file of that kind; found full\.safetensors \(SafeTensor, full, fp32"
     ):
         get(f"{link}&fp=bf16")
     for file in sites.api["/api/v1/model-versions/102222"]["files"]:
@@ -279,7 +279,7 @@ def test_a_version_whose_models_page_is_gone_is_fetched_without_author_and_terms
 
     assert found.sha256 == digest
     assert found.record["author"] is None and found.record["licence"] == {}
-    assert "its author and terms are not known here" in caplog.text
+    assert "its author and terms are unknown" in caplog.text
 
 
 def test_what_kind_of_model_it_is_may_stand_on_its_page_alone(sites, get):
@@ -293,7 +293,7 @@ def test_what_kind_of_model_it_is_may_stand_on_its_page_alone(sites, get):
 def test_a_version_that_was_not_asked_about_is_not_taken(sites, get):
     sites.publish(weights())
     sites.api[VERSION]["id"] = 7
-    with pytest.raises(NotThere, match="asked about version 102222, Civitai answers with 7"):
+    with pytest.raises(NotThere, match="Civitai answered a request for version 102222 with 7"):
         get(AIR)
 
 
@@ -342,7 +342,7 @@ def test_parameters_without_effect_and_what_a_pin_overrules_are_reported_once(si
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warned == [
         f"{cell}: parameters that change nothing here: dialog, ref",
-        f"{cell}: the column sha256 decides, and its file is not of size=full",
+        f"{cell}: the column sha256 selects the file, but the file is not of size=full",
     ]
 
 
@@ -458,7 +458,7 @@ def test_a_safetensors_file_under_a_pickles_address_is_taken_by_its_content(site
 @pytest.mark.parametrize("pinned", [True, False])
 def test_an_error_in_the_files_place_is_called_one_whatever_the_pin(pinned, sites, get, left):
     sites.put("tiny.safetensors", b'{"error": "Unauthorized", "message": "log in first"}')
-    with pytest.raises(NotAFile, match="an error of the site, and not a file: Unauthorized: log in first"):
+    with pytest.raises(NotAFile, match="an error from the site, not a file: Unauthorized: log in first"):
         get(sites.url(), "0" * 64 if pinned else "")
     assert left() == []
 
@@ -509,7 +509,7 @@ def test_a_file_of_another_digest_is_an_error_with_both_and_is_thrown_away(digit
     with pytest.raises(WrongDigest) as caught:
         get(sites.url(), pin)
 
-    assert found in str(caught.value) and f"wanted is {pin}" in str(caught.value)
+    assert found in str(caught.value) and f"wanted {pin}" in str(caught.value)
     assert left() == []
 
 
@@ -522,19 +522,19 @@ def test_an_unpinned_file_of_a_site_that_tells_nothing_is_kept_by_its_digest(sit
 @pytest.mark.parametrize(
     ("content", "headers", "said"),
     [
-        (b"<!doctype html><p>Log in", {"Content-Type": "text/html; charset=utf-8"}, "gives a web page and not a file"),
-        (b"\x80\x02}q\x00.", {}, "a pickle; wanted safetensors. Say so"),
+        (b"<!doctype html><p>Log in", {"Content-Type": "text/html; charset=utf-8"}, "returns a web page, not a file"),
+        (b"\x80\x02}q\x00.", {}, "a pickle; wanted safetensors. To allow a pickle"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4265146304\n",
             {},
-            r"is a pointer of a file of 4\.3 GB that Git LFS keeps",
+            r"is a Git LFS pointer of a file of 4\.3 GB",
         ),
         (
             b'{"error": "Unauthorized", "message": "The creator requires you to be logged in"}',
             {},
-            "an error of the site, and not a file: Unauthorized: The creator requires you to be logged in",
+            "an error from the site, not a file: Unauthorized: The creator requires you to be logged in",
         ),
-        (b"<html><head><title>Just a moment...</title>", {}, r"a web page, and not a file: Just a moment\.\.\."),
+        (b"<html><head><title>Just a moment...</title>", {}, r"a web page, not a file: Just a moment\.\.\."),
         (b"GGUF\x03\0\0\0", {}, "a GGUF file"),
         (b"some words", {}, r"neither safetensors nor a pickle \(it begins b'some words'\)"),
         (b"", {}, "tiny.safetensors is empty"),
