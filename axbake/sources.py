@@ -6,7 +6,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoints.containers import Container, files_of, form_of, needs_conversion
+from axbake.checkpoints.containers import FOLDER_FORMS, Container, files_of, form_of, needs_conversion
 from axbake.checkpoints.conversion import open_unconverted
 from axbake.checkpoints.prediction import read_sidecar
 from axbake.checkpoints.recipes import read_recipe
@@ -146,7 +146,7 @@ def read_header(path: Path, what: str, look: Callable[[Container], Any], *code: 
     form = form_of(path)
     if form == "recipe":
         return read_header(next(iter(read_recipe(path).checkpoints.values())), what, look, *code)
-    if form == "diffusers folder":  # whose own time says nothing of its files
+    if form in FOLDER_FORMS:  # whose own time says nothing of its files
         return read()
     return remembered(path, f"{what}-{_digest(code)}", read)
 

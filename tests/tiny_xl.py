@@ -59,6 +59,9 @@ def _text_config(name: str) -> CLIPTextConfig:
     )
 
 
+CLIPS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # as ComfyUI calls the text encoders
+
+
 def _model(family: str, dtype: torch.dtype, *, prediction_type: str = "epsilon", **unet_options: Any) -> Networks:
     torch.manual_seed(SEED)
     made = {
@@ -201,6 +204,18 @@ def diffusers_tensors(networks: Networks) -> dict[str, torch.Tensor]:
     parts = {"unet": networks.unet, "vae": networks.vae, "text_encoder_2": networks.text_encoder_2}
     named = {f"{part}.{name}": t for part, network in parts.items() for name, t in network.state_dict().items()}
     return named | _first_text(networks, "text_encoder.text_model.")
+
+
+def save_split(networks: Networks, folder: Path) -> Path:
+    """*networks* as ComfyUI's files of one network each: UNet and VAE with LDM's names, text encoders with transformers'."""
+    whole = comfy_tensors(networks)
+    starts = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
+    starts |= {name: f"text_encoders.{clip}.transformer." for name, clip in CLIPS.items()}
+    folder.mkdir()
+    for name, start in starts.items():
+        own = {key.removeprefix(start): t.to(networks.dtype) for key, t in whole.items() if key.startswith(start)}
+        save_file({key: tensor.clone().contiguous() for key, tensor in own.items()}, folder / f"{name}.safetensors")
+    return folder
 
 
 #: Names that single files have

@@ -36,6 +36,10 @@ CONVERTED = "axbake.source"  # entry in the metadata of what `convert_checkpoint
 #: Folder of a diffusers model -> stem of its weights' file name
 FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 FURTHER = {"text_encoder_2": "model"}  # the same of those that only some models have
+SPLIT = (
+    "unet.safetensors"  # in a folder of one file for each network, as ComfyUI loads them; the others are named likewise
+)
+FOLDER_FORMS = ("diffusers folder", "folder of networks")
 SCHEDULER = "scheduler"
 TOKENIZER, ADDED_TOKENS = "tokenizer", ("added_tokens.json", "tokenizer_config.json")
 PIPELINE, NETWORK = "model_index.json", "config.json"  # in the folder of a whole model; in that of one of its networks
@@ -117,7 +121,8 @@ def all_finite(tensor: Any) -> bool:
 
 
 def form_of(path: Path) -> str:
-    """What kind of container *path* is, by its content: safetensors, pickle, diffusers folder; a recipe by its ending.
+    """What kind of container *path* is, by its content: safetensors, pickle, one of `FOLDER_FORMS`; a recipe by its
+    ending.
 
     Raises:
         UnreadableCheckpoint: nothing there, or another kind; says which where it can be told.
@@ -126,9 +131,11 @@ def form_of(path: Path) -> str:
     if kind == "a folder":
         if any(is_file(path / index) for index in (PIPELINE, NETWORK)):
             return "diffusers folder"
+        if is_file(path / SPLIT):
+            return "folder of networks"
         raise UnreadableCheckpoint(
-            f"{path}: a folder without {PIPELINE} and {NETWORK}. Wanted a diffusers folder of a complete pipeline or "
-            "of an autoencoder, or one file."
+            f"{path}: a folder without {PIPELINE}, {NETWORK} and {SPLIT}. Wanted a diffusers folder of a complete pipeline or of"
+            f" an autoencoder, a folder with one file for each network ({SPLIT} and so on), or one file."
         )
     if kind != "a file":
         raise _missing(path, kind)
@@ -157,7 +164,7 @@ def open_container(path: Path) -> Container:
         UnreadableCheckpoint: damaged, of another form, or beyond the limits of this module.
     """
     form = form_of(path)
-    if form == "diffusers folder":
+    if form in FOLDER_FORMS:
         return _open_folder(path)
     if form == "safetensors":
         return open_safetensors(path)
@@ -303,6 +310,8 @@ def scan_folder(path: Path) -> Folder:
     Raises:
         UnreadableCheckpoint: a network is missing; lists what the folder has.
     """
+    if form_of(path) == "folder of networks":
+        return _scan_networks(path)
     if not is_file(path / PIPELINE):
         return _scan_autoencoder(path)
     index = _read_json(path / PIPELINE)
@@ -349,6 +358,18 @@ def _scan_autoencoder(path: Path) -> Folder:
     return Folder({"vae": path / NETWORK}, {"vae": weights}, indexes)
 
 
+def _scan_networks(path: Path) -> Folder:
+    """The same for a folder that has one file for each network, and no configs."""
+    files = {name: path / f"{name}.safetensors" for name in (*FOLDERS, *FURTHER)}
+    if missing := [file.name for name, file in files.items() if name in FOLDERS and not is_file(file)]:
+        raise UnreadableCheckpoint(
+            f"{path}: no {', '.join(missing)}, but {_listing(path)}. Wanted a file for each network:"
+            f" {', '.join(f'{name}.safetensors' for name in files)} (the last only for Stable Diffusion XL). Links to files are"
+            " followed."
+        )
+    return Folder({}, {name: [file] for name, file in files.items() if is_file(file)}, [])
+
+
 def _weights_of(place: Path, stem: str) -> tuple[list[Path], list[Path]]:
     """Files of the weights in one folder of a diffusers model, and the index that names them, if they are shards."""
     pickled = "pytorch_model" if stem == "model" else stem
@@ -391,7 +412,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Files that make up the checkpoint *path*, the first of which is itself, or of a folder model_index.json or config.json.
+    """Files that make up the checkpoint *path*, the first of which is itself, or of a folder its PIPELINE, NETWORK or SPLIT.
 
     Others are those of the folder that are read, or the checkpoints that a recipe merges.
 
@@ -409,7 +430,7 @@ def files_of(path: Path) -> list[Path]:
     form_of(path)
     folder = scan_folder(path)
     files = {*folder.configs.values(), *folder.indexes, *(file for files in folder.weights.values() for file in files)}
-    first = path / PIPELINE if is_file(path / PIPELINE) else path / NETWORK
+    first = next(path / name for name in (PIPELINE, NETWORK, SPLIT) if is_file(path / name))
     return [first, *sorted(files - {first})]
 
 
@@ -432,7 +453,7 @@ def _open_folder(path: Path) -> Container:
             if doubles := set(part) & set(tensors):
                 raise UnreadableCheckpoint(f"{file}: {sorted(doubles)[0]} is also in another shard.")
             tensors |= part
-    return Container(path, "diffusers folder", tensors, {}, read_configs(folder))
+    return Container(path, form_of(path), tensors, {}, read_configs(folder))
 
 
 def read_configs(folder: Folder) -> dict[str, dict]:
@@ -460,4 +481,5 @@ def added_words(folder: Folder) -> list[str]:
 
 def place_of(files: list[Path]) -> Path:
     """The checkpoint that `files_of` lists *files* of."""
-    return files[0].parent if files[0].name in (PIPELINE, NETWORK) else files[0]
+    is_folder = files[0].name in (PIPELINE, NETWORK) or (files[0].name == SPLIT and len(files) > 1)
+    return files[0].parent if is_folder else files[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 from axbake.checkpoints.containers import (
     CONVERTED,
+    FOLDER_FORMS,
     Container,
     Stored,
     form_of,
@@ -69,7 +70,7 @@ def convert_checkpoint(
             answer = convert_pickle(place, made)
             said |= {name: answer[name] for name in ("left_out", "leftovers")}
             tensors |= open_safetensors(made).tensors
-        elif form == "diffusers folder":
+        elif form in FOLDER_FORMS:
             folder = scan_folder(place)
             for name, files in folder.weights.items():
                 for number, file in enumerate(files):

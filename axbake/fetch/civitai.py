@@ -6,6 +6,7 @@ gives. Answers are read into values at once (`_version`, `_file`), since any fie
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -22,6 +23,8 @@ SAFE, PICKLED = "SafeTensor", "PickleTensor"  # formats
 MODELS = ("model", "pruned model")  # types of files; others are VAEs, configs, training data
 JSON_ERRORS = {"Content-Type": "application/json"}  # else it redirects to a page that asks for a login
 LICENCE = ("allowNoCredit", "allowCommercialUse", "allowDerivatives", "allowDifferentLicense")
+#: Base models at Civitai that families of axbake have; of Pony, V7 is another network (AuraFlow)
+BAKED = re.compile(r"SD [12]|SDXL|Pony$|Illustrious|NoobAI|Other")
 MOST_LISTED = 12  # files or versions that an error lists
 
 
@@ -213,10 +216,10 @@ def _refuse(address: CivitaiAddress, version: Version, model: dict[str, Any]) ->
     kind = version.kind or answers.text(model.get("type"))
     if kind not in ("Checkpoint", ""):
         raise NotBakeable(f"{address.text}: a {kind}; the column checkpoint takes a checkpoint")
-    if version.base and not version.base.startswith(("SD 1", "SD 2", "Other")):
+    if version.base and not BAKED.match(version.base):
         raise NotBakeable(
-            f"{address.text}: Civitai says that its base model is {version.base}. axbake bakes Stable Diffusion 1.x "
-            "and 2.x. Nothing was downloaded. If Civitai is wrong, download the file yourself and give its path."
+            f"{address.text}: Civitai says that its base model is {version.base}. axbake bakes Stable Diffusion 1.x, "
+            "2.x and XL. Nothing was downloaded. If Civitai is wrong, download the file yourself and give its path."
         )
     if version.usage not in ("Download", ""):
         raise AccessRefused(f"{address.text}: its author does not allow downloads (usageControl {version.usage})")

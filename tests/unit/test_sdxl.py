@@ -11,7 +11,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from axbake.checkpoints.containers import files_of, open_container
+from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, open_container, place_of
 from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.checkpoints.embeddings import EmbeddingError
 from axbake.checkpoints.finding import find_network, read_found_tensor
@@ -23,7 +23,7 @@ from axbake.families import FAMILIES
 from axbake.graphs.export import export_onnx
 from axbake.inspect import inspect_checkpoint
 from axbake.loras.files import LoraError
-from axbake.model import Model
+from axbake.model import Model, family_of
 from axbake.networks import unet, xl_unet
 from axbake.networks.clip_xl import TOKEN_TABLE
 from axbake.networks.component import Interface, addresses, as_files
@@ -109,6 +109,36 @@ def test_a_diffusers_folder_gives_the_original(variant, tmp_path):
     convert_checkpoint(files_of(folder), checkpoint=tmp_path / "checkpoint.safetensors")
 
     assert_same(networks, tmp_path / "checkpoint.safetensors", torch.float16)
+
+
+@every_family
+def test_a_folder_with_a_file_for_each_network_gives_the_original(variant, tmp_path):
+    networks = made(variant)
+    split = tiny_xl.save_split(networks, tmp_path / "split")
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    for file in split.iterdir():
+        (folder / file.name).symlink_to(file)
+
+    convert_checkpoint(files_of(folder), checkpoint=tmp_path / "checkpoint.safetensors")
+
+    assert_same(networks, tmp_path / "checkpoint.safetensors", torch.float16)
+    said = inspect_checkpoint(folder, hashing=False)
+    assert (said["container"], said["family"], said["bakeable"]) == ("folder of networks", networks.family, True)
+
+
+def test_a_file_of_a_network_that_lacks_is_named_and_one_of_such_a_name_alone_is_a_file(tmp_path):
+    folder = tiny_xl.save_split(made("sdxl"), tmp_path / "split")
+    (folder / "vae.safetensors").unlink()
+
+    with pytest.raises(
+        UnreadableCheckpoint, match=r"split: no vae\.safetensors, but text_encoder\.safetensors, .*Wanted"
+    ):
+        files_of(folder)
+    with pytest.raises(UnreadableCheckpoint, match=r"no vae\.safetensors"):
+        family_of(folder)
+    assert files_of(folder / "unet.safetensors") == [folder / "unet.safetensors"]
+    assert place_of(files_of(folder / "unet.safetensors")) == folder / "unet.safetensors"
 
 
 @every_variant

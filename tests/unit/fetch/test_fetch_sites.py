@@ -94,7 +94,12 @@ def test_a_download_that_was_damaged_is_downloaded_anew(sites, get):
 @pytest.mark.parametrize(
     ("about", "error", "said"),
     [
-        ({"baseModel": "SDXL 1.0"}, NotBakeable, "base model is SDXL 1.0"),
+        (
+            {"baseModel": "Flux.1 D"},
+            NotBakeable,
+            r"base model is Flux\.1 D\. axbake bakes Stable Diffusion 1\.x, 2\.x and XL",
+        ),
+        ({"baseModel": "Pony V7"}, NotBakeable, "base model is Pony V7"),
         ({"model": {"type": "LORA"}}, NotBakeable, "a LORA"),
         ({"usageControl": "Generation"}, AccessRefused, "does not allow downloads"),
         (
@@ -110,6 +115,14 @@ def test_what_cannot_be_had_or_baked_is_refused_before_a_byte_is_downloaded(abou
     with pytest.raises(error, match=said):
         get(AIR)
     assert not sites.asked("site", "/api/download")
+
+
+@pytest.mark.parametrize("base", ["SD 2.1 768", "SDXL 1.0", "SDXL Lightning", "Pony", "Illustrious", "NoobAI", "Other"])
+def test_base_models_that_axbake_bakes_are_fetched(base, sites, get):
+    digest = sites.publish(weights())
+    sites.api["/api/v1/model-versions/102222"] |= {"baseModel": base}
+
+    assert get(AIR).sha256 == digest
 
 
 def test_of_several_files_the_primary_one_is_taken_or_the_one_that_is_meant(sites, get):
