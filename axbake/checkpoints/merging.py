@@ -24,7 +24,7 @@ from axbake.checkpoints.finding import (
 from axbake.checkpoints.prediction import gather_evidence, read_sidecar
 from axbake.checkpoints.recipes import Recipe, RecipeError, Step, read_recipe
 from axbake.checkpoints.writing import header_of, tensor_bytes
-from axbake.networks.component import Component, Files
+from axbake.networks.component import TEXT, Component
 from axbake.runtime.progress import progress
 from axbake.runtime.values import Latents
 
@@ -39,8 +39,9 @@ class Model:
         self.blocks: dict[str, tuple[str, ...]] = {}  # of each tensor, the narrowest first
         for one in components:
             for name in self.found[one.name].shapes:
-                self.places[one.files.prefix + name] = self.found[one.name], name
-                self.blocks[one.files.prefix + name] = _blocks_of(one.files, name)
+                whole = one.files.beside.get(name, one.files.prefix) + name
+                self.places[whole] = self.found[one.name], name
+                self.blocks[whole] = _blocks_of(one, name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         found, inside = self.places[name]
@@ -54,8 +55,11 @@ class Model:
         return read_found_tensor(self.container, *self.places[name])
 
 
-def _blocks_of(files: Files, name: str) -> tuple[str, ...]:
-    return (files.merge_block(name),) if files.merge_block else (files.folder, "BASE")
+def _blocks_of(component: Component, name: str) -> tuple[str, ...]:
+    files = component.files
+    if files.merge_block:
+        return (files.merge_block(name),)
+    return ("text_encoder" if component.role == TEXT else files.folder), "BASE"
 
 
 def merge_checkpoints(recipe: Path, *, checkpoint: Path, components: Sequence[Component], latents: Latents) -> None:

@@ -97,6 +97,7 @@ FAMILY = Family(
                 clip_xl.PREFIX,
                 clip.TOLD,
                 ldm_name=ldm_text_name_2,
+                beside=clip_xl.BESIDE,
                 lora_names=names.clip_lora_names,
                 meant=clip_xl.is_widest,
                 embedding="clip_g",

@@ -11,7 +11,8 @@ from axbake.networks import architecture, clip, names
 from axbake.networks.component import Interface, Module, Naming, Shapes, Tensor
 from axbake.runtime.tokenizer import TOKENS
 
-FOLDER, PREFIX = "text_encoder_2", "text_encoder_2."
+FOLDER, PREFIX = "text_encoder_2", "text_encoder_2.text_model."
+BESIDE = {"text_projection.weight": "text_encoder_2."}
 NAMINGS = (
     Naming("text_model.embeddings.token_embedding.weight", names.projected_clip_renamer),
     Naming("transformer.resblocks.0.ln_1.weight", names.whole_open_clip_renamer, turned=("text_projection.weight",)),

@@ -31,7 +31,7 @@ class Files:
     namings: tuple[Naming, ...]
     architecture: Callable[[Shapes], dict]  # config in diffusers' form, read from the renamed tensors' shapes
     folder: str  # of a diffusers model
-    prefix: str  # of its names in a single file of diffusers' names
+    prefix: str  # of its names in a single file of diffusers' names, but for those in `beside`
     told: tuple[str, ...] = ()  # entries of a folder's config that shapes do not tell, and that go before the family's
     #: Entries of a folder's config for parts that the network does not have -> values that say so; others are another network
     without: Mapping[str, tuple] = field(default_factory=dict)
@@ -39,6 +39,8 @@ class Files:
     averaged: bool = False  # whether LDM's trainer keeps a moving average of it
     lora_names: Callable[[str], list[str]] | None = None  # a module -> every name that LoRA files give it
     merge_block: Callable[[str], str] | None = None  # a tensor -> the block whose share it has in a merge
+    #: Tensors that stand elsewhere in such a file -> their prefix
+    beside: Mapping[str, str] = field(default_factory=dict)
     embedding: str = ""  # what embedding files call its vectors, of a family with several text encoders
     #: (shapes by diffusers' names, those of all networks of such names in a file) -> whether it is the one that is meant
     meant: Callable[[Shapes, list[Shapes]], bool] | None = None

@@ -28,12 +28,17 @@ UNET_ENDS = {
 }
 #: Ends of names in LDM's UNet behind the numbers of their place
 TRANSFORMER = (
-    *("norm", "proj_in", "proj_out"),
-    *(f"transformer_blocks.0.attn{n}.to_{part}" for n in (1, 2) for part in ("q", "k", "v", "out.0")),
-    *("transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.ff.net.2"),
-    *(f"transformer_blocks.0.norm{n}" for n in (1, 2, 3)),
+    *(f"attn{n}.to_{part}" for n in (1, 2) for part in ("q", "k", "v", "out.0")),
+    *("ff.net.0.proj", "ff.net.2", "norm1", "norm2", "norm3"),
 )
-EMA_TAILS = {tail.replace(".", ""): tail for tail in (*RESNET, "op", "conv", *TRANSFORMER)}
+DEPTH = 10  # blocks of a transformer at most, those of SDXL
+EMA_TAILS = {
+    tail.replace(".", ""): tail
+    for tail in (
+        *(*RESNET, "op", "conv", "norm", "proj_in", "proj_out"),
+        *(f"transformer_blocks.{block}.{tail}" for block in range(DEPTH) for tail in TRANSFORMER),
+    )
+}
 EMA_ENDS = {end.replace(".", ""): end for end in UNET_ENDS}
 DIFFUSERS_UNET = r"(down_blocks|up_blocks|mid_block|time_embedding|add_embedding|conv_in|conv_norm_out|conv_out)\."
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}

@@ -1,5 +1,6 @@
 """Stable Diffusion XL and what was distilled from it: imported as it was, exported in graphs, drawing what diffusers draws."""
 
+import copy
 import functools
 import json
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
@@ -16,6 +18,7 @@ from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.checkpoints.embeddings import EmbeddingError
 from axbake.checkpoints.finding import find_network, read_found_tensor
 from axbake.checkpoints.refusals import TensorMismatch
+from axbake.digest import file_sha256
 from axbake.distance import psnr
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.schedule import build_scheduler, derive_schedule
@@ -41,6 +44,7 @@ from axbake.weights.single_file import write_single_file
 from tests import tiny, tiny_xl
 from tests.unit.conftest import CLIP, COLUMNS, SCHEMAS, TinyModel, describe, family_in, import_part, row_of, tensors_of
 
+FAMILY = FAMILIES["sdxl"]
 CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
 MIN_PSNR = 60  # dB; float32 on both sides
 PROMPT, NEGATIVE = "a (red:1.3) rocket!", "blurry"
@@ -139,6 +143,56 @@ def test_a_file_of_a_network_that_lacks_is_named_and_one_of_such_a_name_alone_is
         family_of(folder)
     assert files_of(folder / "unet.safetensors") == [folder / "unet.safetensors"]
     assert place_of(files_of(folder / "unet.safetensors")) == folder / "unet.safetensors"
+
+
+@pytest.mark.parametrize(("kind", "scaled"), [("F8_E4M3", True), ("F8_E5M2", False)])
+def test_eight_bits_become_fp16(kind, scaled, tmp_path):
+    networks = made("sdxl")
+    stored, wanted = tiny.eight_bit_tensors(tiny_xl.single_file_tensors(networks), kind, scaled=scaled)
+    path = tmp_path / "model.safetensors"
+    save_file(stored, path)
+
+    import_part(path, component="unet", weights=tmp_path / "unet.safetensors")
+
+    origins = find_network(open_container(path), FAMILY.denoiser, FAMILY.latents).origins
+    for name, tensor in load_file(tmp_path / "unet.safetensors").items():
+        assert tensor.dtype == torch.float16
+        assert torch.equal(tensor, wanted[origins[name].name]), name
+
+
+def test_a_moving_average_stands_for_the_unet_where_it_is_alone(tmp_path):
+    networks = made("sdxl")
+    path = tmp_path / "model.safetensors"
+    save_file(tiny.averaged(tiny_xl.single_file_tensors(networks)), path)
+
+    import_part(path, component="unet", weights=tmp_path / "unet.safetensors")
+
+    found, wanted = load_file(tmp_path / "unet.safetensors"), networks.unet.state_dict()
+    assert found.keys() == wanted.keys()
+    assert [name for name, tensor in found.items() if not torch.equal(tensor.float(), wanted[name])] == []
+
+
+def test_a_recipe_merges_all_networks_with_the_shares_of_their_blocks(tmp_path):
+    networks = {"a": made("sdxl", torch.float32), "b": copy.deepcopy(made("sdxl", torch.float32))}
+    for component in CHANGED:
+        for parameter in networks["b"].component(component).parameters():
+            parameter.data = parameter.data + 0.1
+    paths = {name: tiny_xl.save(one, tmp_path / f"{name}.safetensors") for name, one in networks.items()}
+    step = {"method": "weighted_sum", "a": "a", "b": "b", "alpha": 0.25, "blocks": {"M00": 0.75, "text_encoder": 0.5}}
+    entries = {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in paths.items()}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"checkpoints": entries, "steps": [step]}))
+    components = [as_files(one) for one in FAMILY.components]
+
+    merged = tmp_path / "merged.safetensors"
+    convert_checkpoint(files_of(recipe), checkpoint=merged, components=components, latents=FAMILY.latents)
+
+    for component in CHANGED:
+        import_part(merged, component=component, weights=tmp_path / "part.safetensors")
+        found, plain = load_file(tmp_path / "part.safetensors"), networks["a"].component(component).state_dict()
+        for name, tensor in plain.items():
+            share = 0.5 if component != "unet" else 0.75 if name.startswith("mid_block") else 0.25
+            torch.testing.assert_close(found[name.removeprefix("text_model.")], tensor + 0.1 * share)
 
 
 @every_variant
@@ -265,6 +319,35 @@ def test_a_lora_changes_all_three_networks_under_either_kind_of_names(rename, tm
         for name, tensor in plain.items():
             torch.testing.assert_close(found[name], tensor + wanted.get(name, 0), rtol=1e-5, atol=1e-6)
         assert {name for name in found if not torch.equal(found[name], plain[name])} == set(wanted)
+
+
+def test_lycoris_and_dora_change_its_modules_by_their_formulas(tmp_path):
+    networks = made("sdxl", torch.float32)
+    checkpoint = tiny_xl.save(networks, tmp_path / "model.safetensors")
+    modules = networks.unet.get_submodule
+    hadamard, decomposed = CHANGED["unet"][0], CHANGED["unet"][1]
+    generator, tensors = torch.Generator().manual_seed(5), {}
+    rows, columns = modules(hadamard).weight.shape
+    w1, w2 = ([0.3 * torch.randn(shape, generator=generator) for shape in ((rows, 4), (4, columns))] for _ in range(2))
+    name = f"lora_unet_{hadamard.replace('.', '_')}"
+    tensors |= {f"{name}.hada_w1_a": w1[0], f"{name}.hada_w1_b": w1[1]}
+    tensors |= {f"{name}.hada_w2_a": w2[0], f"{name}.hada_w2_b": w2[1], f"{name}.alpha": torch.tensor(4.0)}
+    weight = modules(decomposed).weight
+    down, up = (0.1 * torch.randn(shape, generator=generator) for shape in ((4, weight.shape[1]), (weight.shape[0], 4)))
+    magnitude = 1 + torch.rand((weight.shape[0], 1), generator=generator)
+    name = f"lora_unet_{decomposed.replace('.', '_')}"
+    tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(4.0)}
+    save_file(tensors | {f"{name}.dora_scale": magnitude}, tmp_path / "lora.safetensors")
+
+    weights = tmp_path / "unet.safetensors"
+    import_part(checkpoint, [tmp_path / "lora.safetensors"], component="unet", weights=weights, strengths=[1.0])
+
+    found = load_file(weights)
+    loha = modules(hadamard).weight + (w1[0] @ w1[1]) * (w2[0] @ w2[1])  # Hyeon-Woo et al. 2022; alpha is the rank
+    moved = weight + up @ down
+    dora = magnitude * moved / moved.norm(dim=1, keepdim=True)  # Liu et al. 2024; a magnitude for each output
+    torch.testing.assert_close(found[f"{hadamard}.weight"], loha, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[f"{decomposed}.weight"], dora, rtol=1e-4, atol=1e-5)
 
 
 def test_a_lora_for_it_does_not_fit_stable_diffusion_1(tmp_path, monkeypatch):
