@@ -8,13 +8,13 @@ import csv
 import json
 from pathlib import Path
 
+from axbake.cache.errors import writing
 from axbake.digest import write_atomically
 from axbake.pages.gallery import read_picture, thumbnail_uri
 from axbake.pages.html import render
 from axbake.pages.summary import BAKED
 from axbake.root import BIN
 from axbake.table import model_names
-from axbake.users_files import read_yaml
 
 
 def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
@@ -72,10 +72,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write `results/report.html` of the project in the working directory. Exit status: 0."""
-    table = Path(read_yaml(Path("config/config.yaml"))["models"])
-    page = Path("results/report.html")
-    page.parent.mkdir(exist_ok=True)
-    count = write_overview(page.parent, page, table=model_names(table))
+    from axbake.add import table_path  # here and not above: each job reads this module, and none needs it
+
+    table, page = table_path(), Path("results/report.html")
+    with writing(page):
+        page.parent.mkdir(exist_ok=True)
+        count = write_overview(page.parent, page, table=model_names(table))
     if not count:
         print(f"{page}: no model has a report yet. Bake one: {BIN}snakemake --cores 4 results/NAME/report.html")
         return 0

@@ -168,10 +168,8 @@ def test_a_config_that_is_not_yaml_ends_in_a_sentence_with_its_line(sites, capsy
     Path("config/config.yaml").write_text("models: [\n", encoding="utf-8")
 
     assert main(["add", AIR]) == 1
-    assert (
-        "ProjectConfigError: config/config.yaml: cannot be read" in (said := capsys.readouterr().err)
-        and "line 2" in said
-    )
+    said = capsys.readouterr().err
+    assert said.startswith("ProjectConfigError: config/config.yaml: ") and "line 2" in said
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

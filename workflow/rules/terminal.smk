@@ -8,6 +8,7 @@ from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
 from axbake.cache import Cache, cache_directory
+from axbake.cache.errors import check_temporary_room
 from axbake.forecast.rows import bake_of
 from axbake.jobs.identity import read_steps
 from axbake.jobs.running import name_of
@@ -40,6 +41,7 @@ if workflow.is_main_process and not workflow.output_settings.dryrun and len(work
 
 
 onstart:
+    told(check_temporary_room)
     check_compiler()
     jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
     counts = Counter(job.wildcards_dict["model"] for job in jobs)
