@@ -11,7 +11,7 @@ from typing import Any
 from .added import FILE, AddedEmbedding, load_added
 from .errors import BundleError
 from .model import Session
-from .reading import read_object
+from .reading import read_object, shown
 from .sampler import Schedule, load_schedule
 from .session import open_models
 from .tokenizer import ClipTokenizer, load_tokenizer
@@ -104,19 +104,19 @@ def read_bundle(folder: Path) -> Bundle:
     manifest = read_object(path)
     found = (manifest.get("layout"), manifest.get("format"))
     if found != (LAYOUT, FORMAT):
-        raise BundleError(f"{path}: layout and format {found}; wanted {(LAYOUT, FORMAT)}. Make the bundle anew.")
+        raise BundleError(f"{path}: layout and format {shown(found)}; wanted {(LAYOUT, FORMAT)}. Make the bundle anew.")
     try:
         bundle = _bundle(folder, manifest)
         sizes = {name: f"{file['bytes']} bytes" for name, file in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(
-            f"{path}: {type(error).__name__}: {error}; not a manifest of format {FORMAT}. Make the bundle anew."
+            f"{path}: {type(error).__name__}: {shown(error)}; not a manifest of format {FORMAT}. Make the bundle anew."
         ) from error
     wrong = [
         f"{name}: {_size(folder / name)}, wanted {size}" for name, size in sizes.items() if _size(folder / name) != size
     ]
     if wrong:
-        raise BundleError(f"{folder}: not whole; {'; '.join(wrong)}. Copy the bundle again.")
+        raise BundleError(f"{folder}: not whole; {shown('; '.join(wrong), 2000)}. Copy the bundle again.")
     return bundle
 
 

@@ -16,13 +16,13 @@ from .bundle import Bundle, read_bundle
 from .errors import BundleError
 from .img2img import read_picture, redraw
 from .model import Session
+from .reading import shown
 from .session import RUNTIMES
 from .timings import picture_timings, timings
 from .txt2img import Drawing, Models, draw, save_png
 from .values import Picture
 
 logger = logging.getLogger(__name__)
-MOST_SAID = 2000  # characters of an error
 STRENGTH = 0.75  # what AUTOMATIC1111's web UI comes with
 ROLES = {"txt2img": ("text", "denoiser", "decoder"), "img2img": ("text", "denoiser", "encoder", "decoder")}
 
@@ -35,8 +35,7 @@ def run(program: str, folder: Path, arguments: Sequence[str] | None = None) -> i
         bundle = read_bundle(folder)
         _draw_all(program, bundle, _parse(program, bundle.picture, arguments), started)
     except (BundleError, OSError) as error:
-        said = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(error)[:MOST_SAID])
-        logger.error("%s: %s", type(error).__name__, said)  # it may quote the bundle, which a stranger may have made
+        logger.error("%s: %s", type(error).__name__, shown(error, 4000))
         return 1
     return 0
 

@@ -21,6 +21,12 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, EOF
 FAULTS = (*DAMAGED, OSError, ValueError, LookupError, RuntimeError, MemoryError, TypeError, ArithmeticError)
 
 
+def shown(value: object, most: int = 400) -> str:
+    """The first *most* characters of *value*, those that a terminal may obey written as `\\x1b`."""
+    text = str(value)[:most]
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:
     """Arrays of an `.npz` file by name.
 
@@ -39,7 +45,7 @@ def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]]) -> dict[str, 
             found = {name: arrays[name] for name in wanted if name in arrays.files}
     except FAULTS as error:
         raise BundleError(
-            f"{path}: {type(error).__name__}: {str(error)[:200]!r}; wanted the arrays {', '.join(wanted)}. Copy the bundle again."
+            f"{path}: {type(error).__name__}: {shown(error)}; wanted the arrays {', '.join(wanted)}. Copy the bundle again."
         ) from error
     missing = sorted(set(wanted) - set(found))
     if missing:
@@ -52,7 +58,7 @@ def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]]) -> dict[str, 
     wrong += [name for name, array in found.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if wrong:
         raise BundleError(
-            f"{path}: {'; '.join(wrong)}: not of the type that axbake writes, or not finite. Copy the bundle again."
+            f"{path}: {shown('; '.join(wrong))}: not of the type that axbake writes, or not finite. Copy the bundle again."
         )
     return found
 
@@ -72,5 +78,5 @@ def read_object(path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: {type(error).__name__}: {str(error)[:200]!r}. Copy the bundle again.") from error
+        raise BundleError(f"{path}: {type(error).__name__}: {shown(error)}. Copy the bundle again.") from error
     return value

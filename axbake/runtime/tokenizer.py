@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from .errors import BundleError
-from .reading import read_object
+from .reading import read_object, shown
 
 VOCABULARY = 49408  # tokens that CLIP knows: words and parts of words
 MOST_ID = 2**31  # models take ids as int32
@@ -107,7 +107,7 @@ def _tokenizer(vocab: Path, merges: Path) -> Tokenizer:
             str(vocab), str(merges), continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
         )
     except Exception as error:  # `tokenizers` has no class of its own
-        raise BundleError(f"{vocab}, {merges}: {str(error)[:200]!r}; wanted CLIP's. Copy the bundle again.") from error
+        raise BundleError(f"{vocab}, {merges}: {shown(error)}; wanted CLIP's. Copy the bundle again.") from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
