@@ -16,7 +16,7 @@ from axbake.families import FAMILIES
 from axbake.fetch.errors import BadSource, NotBakeable
 from axbake.fetch.sources import Address, CivitaiAddress, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
-from axbake.printable import shown
+from axbake.printable import printable, shown
 from axbake.project import CONFIG, open_project
 from axbake.root import BIN, shipped
 from axbake.table import check_config, read_config, read_models, read_schema
@@ -170,6 +170,8 @@ def _check_there(path: Path) -> None:
 
 def _cells_of_path(path: Path) -> dict[str, str]:
     _check_there(path)
+    if set(str(path)) & set("\t\n") or printable(str(path)) != str(path):
+        raise NotBakeable(f"{shown(path, 400)}: a name that no table can hold. Rename the file.")
     said = check_bakeable(path)
     here = path.resolve().is_relative_to(Path.cwd())
     cells = {"called": path.stem, "checkpoint": str(path.resolve().relative_to(Path.cwd()) if here else path.resolve())}

@@ -304,6 +304,19 @@ def test_an_installed_axbake_makes_a_project_once(tmp_path, monkeypatch):
     assert lay_out() == []
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\tb", "a\nb", "a\udcffb"])
+def test_a_file_whose_name_no_table_can_hold_is_refused(name, sites, model, capsys):
+    before = TABLE.read_bytes()
+    path = Path(f"{name}.safetensors")
+    path.write_bytes(model.checkpoint.read_bytes())
+
+    assert main(["add", str(path)]) == 1
+
+    said = capsys.readouterr().err
+    assert said.isascii() and said[:-1].isprintable() and "a name that no table can hold. Rename the file." in said
+    assert TABLE.read_bytes() == before
+
+
 def test_a_path_that_leads_nowhere_makes_no_project(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
