@@ -5,7 +5,6 @@ It is no rule's result, since it tells of what is there: with a rule, one model 
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
 from axbake.cache.errors import writing
@@ -15,6 +14,7 @@ from axbake.pages.html import render
 from axbake.pages.summary import BAKED
 from axbake.root import BIN
 from axbake.table import model_names
+from axbake.users_files import UnreadableFile, read_json
 
 
 def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
@@ -26,11 +26,11 @@ def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
 
     Returns:
         Number of models on it.
+
+    Raises:
+        UnreadableFile: a `report.json` is damaged.
     """
-    models = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/report.json"))]
-    for model in models:
-        model["bytes"] = sum(part["bytes"] for part in model["components"].values())
-        model["board"] = _board(results / model["model"])
+    models = [_model(path) for path in sorted(results.glob("*/report.json"))]
     baked = {model["model"] for model in models}
     html = render(
         "overview.html.j2",
@@ -40,6 +40,19 @@ def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
     )
     write_atomically(page, html)
     return len(models)
+
+
+def _model(path: Path) -> dict:
+    """What the `report.json` at *path* says, with the bytes of all components and the board's picture."""
+    model = read_json(path)
+    try:
+        model["bytes"] = sum(part["bytes"] for part in model["components"].values())
+        model["board"] = _board(path.parent)
+    except (TypeError, LookupError, AttributeError) as error:
+        raise UnreadableFile(
+            f"{path}: {type(error).__name__}: {error}; not a report of this version of axbake. Bake it again."
+        ) from None
+    return model
 
 
 def _left(results: Path, missing: list[str], table: list[str]) -> list[dict]:

@@ -193,6 +193,18 @@ for _ in range(200):
 INTERRUPT = "__import__('signal').raise_signal(2)"
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("os.kill(os.getpid(), 2); time.sleep(9)", "Interrupted.\n"), ("1 / 0", "ZeroDivisionError: division by zero\n")],
+)
+def test_a_run_that_is_interrupted_says_so_in_a_word(code, said):
+    program = f"import os, time; from axbake.jobs.interrupts import interrupt_in_a_word; interrupt_in_a_word(); {code}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == (-signal.SIGINT if "kill" in code else 1)
+    assert done.stderr.endswith(said) and ("Traceback" in done.stderr) == ("kill" not in code)
+
+
 @pytest.mark.parametrize("place", ["in_del", "in_callback"])
 def test_ctrl_c_where_python_ignores_it_ends_the_job_all_the_same(directory, place):
     done = run(WRITE + LOST.format(**({"in_del": "pass", "in_callback": "None"} | {place: INTERRUPT})), directory)

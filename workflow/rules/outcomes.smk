@@ -6,7 +6,7 @@ import time
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from axbake.cache.errors import NotWritten, writing
+from axbake.cache.errors import writing
 from axbake.pages.overview import write_overview
 from axbake.jobs.failure import describe_failure
 from axbake.printable import error_line
@@ -110,7 +110,7 @@ def summarise():
             with writing(Path("results")):
                 write_summary(made, {name: model.row for name, model in MODELS.items()}, results=Path("results"))
                 write_overview(Path("results"), Path("results/report.html"), table=list(MODELS))
-        except NotWritten as error:
+        except AxbakeError as error:
             logger.error(error_line(error))
     if made:
         logger.info(show_outcomes(made, of_all=of_all))

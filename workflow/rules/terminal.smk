@@ -1,5 +1,10 @@
 # What the screen shows of a run. A dry run shows Snakemake's own words.
 
+from axbake.jobs.interrupts import interrupt_in_a_word
+
+if workflow.is_main_process:
+    interrupt_in_a_word()  # before all else, since reading the rules and planning take seconds
+
 from collections import Counter
 from pathlib import Path
 
