@@ -8,8 +8,9 @@ import sys
 import shtab
 
 from axbake import __version__
+from axbake.cache.errors import disks
 from axbake.errors import AxbakeError
-from axbake.printable import printable
+from axbake.printable import error_line
 
 #: Command -> module with `arguments(parser)` and `run(options)`, and what the command is for
 COMMANDS = {
@@ -56,14 +57,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = made.parse_known_args(given)[0] if wanted == "plan" else made.parse_args(given)
     options.given = given[given.index(options.command) + 1 :]
     try:
-        status = options.run(options)
+        with disks():
+            status = options.run(options)
         sys.stdout.flush()  # here, so that a reader who has left is noticed here
         return status
     except BrokenPipeError:  # `axbake inspect FILE | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         return 141  # as shells have it: 128 + SIGPIPE
     except AxbakeError as error:
-        print(f"{type(error).__name__}: {printable(str(error))}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from axbake.cache.errors import writing
 from axbake.cache.locks import lock
 from axbake.errors import AxbakeError
@@ -18,11 +16,11 @@ from axbake.families import FAMILIES
 from axbake.fetch.errors import BadSource, NotBakeable
 from axbake.fetch.sources import Address, CivitaiAddress, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
-from axbake.printable import one_line, shown
+from axbake.printable import printable, shown
 from axbake.project import CONFIG, open_project
 from axbake.root import BIN, shipped
-from axbake.table import ProjectConfigError, check_config, read_models, read_schema
-from axbake.users_files import lines_of
+from axbake.table import check_config, read_config, read_models, read_schema
+from axbake.users_files import absence, is_file, lines_of
 
 SCHEMAS = shipped("workflow/schemas")
 MODELS_SCHEMA = SCHEMAS / "models.schema.yaml"
@@ -64,13 +62,10 @@ ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 def table_path() -> Path:
     """The table that the project's config names."""
-    try:
-        config = yaml.safe_load(CONFIG.read_text(encoding="utf-8")) if CONFIG.is_file() else {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise ProjectConfigError(f"{CONFIG}: cannot be read: {one_line(str(error), 500)}") from None
+    config = read_config(CONFIG) if is_file(CONFIG) else {}
     components = {name for family in FAMILIES.values() for name in family.names}
     schema = SCHEMAS / "config.schema.yaml"
-    return Path(check_config(config or {}, schema=schema, source=str(CONFIG), components=components)["models"])
+    return Path(check_config(config, schema=schema, source=str(CONFIG), components=components)["models"])
 
 
 def read_table(path: Path) -> dict[str, dict]:
@@ -168,7 +163,7 @@ def open_project_for(checkpoint: str) -> None:
 
 
 def _check_there(path: Path) -> None:
-    if not path.exists():
+    if absence(path):
         raise BadSource(
             f"{shown(path, 400)}: not a file, a folder or an address. Give a checkpoint's path, https://…, Civitai's "
             "AIR, or hf://owner/repository/file."
@@ -177,6 +172,8 @@ def _check_there(path: Path) -> None:
 
 def _cells_of_path(path: Path) -> dict[str, str]:
     _check_there(path)
+    if set(str(path)) & set("\t\n") or printable(str(path)) != str(path):
+        raise NotBakeable(f"{shown(path, 400)}: a name that no table can hold. Rename the file.")
     said = check_bakeable(path)
     here = path.resolve().is_relative_to(Path.cwd())
     cells = {"called": path.stem, "checkpoint": str(path.resolve().relative_to(Path.cwd()) if here else path.resolve())}

@@ -15,6 +15,7 @@ from axbake.add import InTable, add_model, open_project_for, read_table, show_fe
 from axbake.cache import Cache, cache_directory
 from axbake.fetch.sources import parse_source
 from axbake.plan import Planner, dry_run, total
+from axbake.users_files import absence
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +67,7 @@ def _same(cell: str, what: str) -> bool:
     """Whether a row's checkpoint is *what*: the same address, or the same file."""
     if cell == what or parse_source(what) or parse_source(cell):
         return cell == what
-    return Path(cell).exists() and Path(what).exists() and Path(cell).samefile(what)
+    return not absence(Path(cell)) and not absence(Path(what)) and Path(cell).samefile(what)
 
 
 def bake(model: str, *, cores: int) -> int:

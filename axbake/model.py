@@ -19,6 +19,7 @@ from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
+from axbake.printable import error_line
 from axbake.runtime.values import Picture
 from axbake.sources import CHECKPOINT, VAE, Sources, read_header
 from axbake.table import checkpoint_path, loras_sha256
@@ -305,7 +306,7 @@ def _faults(looks: list[Callable[[], Any]]) -> list[str]:
         try:
             look()
         except AxbakeError as error:
-            faults.append(f"{type(error).__name__}: {error}")
+            faults.append(error_line(error))
     return faults
 
 

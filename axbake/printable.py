@@ -33,6 +33,11 @@ def _shown(character: str) -> str:
     )
 
 
+def error_line(error: BaseException) -> str:
+    """*error* as a screen shows it: its class, and its text without what a terminal obeys."""
+    return f"{type(error).__name__}: {printable(str(error))}"
+
+
 def shown(value: Any, most: int = 120) -> str:
     """*value* as it stands in a message: its first *most* characters, those that Python's `repr` would escape as `\\x1b`."""
     text = str(value)

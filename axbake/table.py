@@ -19,9 +19,12 @@ from axbake.errors import AxbakeError
 from axbake.fetch.errors import BadSource
 from axbake.fetch.sources import parse_source, path_mistake
 from axbake.loras.rows import Lora, lora_cells, lora_faults, row_loras
-from axbake.users_files import UnreadableFile, lines_of, read_text, read_yaml
+from axbake.printable import shown
+from axbake.users_files import UnreadableFile, absence, is_file, lines_of, read_text, read_yaml
 
 MOST_COLUMNS = 64  # of a table
+MOST_QUOTED = 120  # characters of a value in a message
+MOST_FAULTS = 100  # lines of a message
 MOST_BYTES = 100_000_000  # of a table, or of a file of prompts
 TABLE = "a header line, and lines with the same number of cells, separated by tabs, in UTF-8"
 EMBEDDING_FORMS = (".safetensors", ".pt", ".bin")
@@ -79,31 +82,55 @@ def _with_defaults(value, schema: dict):
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name[:MOST_QUOTED], known, 1)
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
 
 
 def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
     """A schema violation in our words: the value, what was expected, what to do."""
     value, rule, name = error.instance, error.validator, error.validator_value
+    quoted = shown(repr(value), MOST_QUOTED)
     if rule == "additionalProperties":
         known = list(error.schema["properties"])
-        yield from (f"{key}: unknown{_nearest(str(key), known)}" for key in value if key not in known)
+        yield from (f"{shown(key)}: unknown{_nearest(str(key), known)}" for key in value if key not in known)
     elif rule == "enum":
-        yield f"{value!r} is not one of {', '.join(map(str, name))}"
+        yield f"{quoted} is not one of {', '.join(map(str, name))}"
     elif rule == "multipleOf":
         lower = int(value // name * name)
         yield f"{value} is not a multiple of {name}; take {lower} or {lower + name}"
     elif rule == "pattern":
-        yield f"{value!r} does not match {name.replace(NO_LINE_BREAK, '')}"
+        yield f"{quoted} does not match {name.replace(NO_LINE_BREAK, '')}"
     elif rule == "required":
         yield from (f"{key}: missing" for key in name if key not in value)
     elif rule == "minLength":
         yield "empty; fill it in"
+    elif rule == "maxLength":
+        yield f"{quoted} has {len(value)} characters; at most {name}"
+    elif rule == "not":
+        yield f"{quoted} is taken, since axbake writes a file of this name; use another name"
     elif rule == "type":
-        yield f"{value!r} is not of type {name}"
+        yield f"{quoted} is not of type {name}"
     else:
-        yield f"{error.message} ({rule} {name})"
+        yield f"{shown(error.message, 3 * MOST_QUOTED)} ({rule} {name})"
+
+
+def read_config(path: Path) -> dict:
+    """The entries in a project's config file *path*, as they stand.
+
+    Raises:
+        ProjectConfigError: it cannot be read, has no entries, or has code that Snakemake would run.
+    """
+    try:
+        found = read_yaml(path)
+    except UnreadableFile as error:
+        raise ProjectConfigError(f"{error} Wanted a YAML file of config entries.") from None
+    if not isinstance(found, dict):
+        raise ProjectConfigError(f"{path}: holds no entries; wanted some, as `models: config/models.tsv`")
+    if "__use_yte__" in found:
+        raise ProjectConfigError(
+            f"{path}: __use_yte__: Snakemake would run the Python code in this file (yte). Remove this entry, and write values."
+        )
+    return found
 
 
 def check_config(config: dict, *, schema: Path, source: str, components: Collection[str]) -> dict:
@@ -138,7 +165,7 @@ def _name_faults(value: dict, schema: dict, components: Collection[str], above: 
             yield from _name_faults(value[name], entry, components, f"{above}{name}/")
     if isinstance(schema.get("additionalProperties"), dict):
         known = [*schema["properties"], *components]
-        yield from (f"{above}{name}: unknown{_nearest(str(name), known)}" for name in value if name not in known)
+        yield from (f"{above}{shown(name)}: unknown{_nearest(str(name), known)}" for name in value if name not in known)
 
 
 def read_row_config(path: Path, config: dict, *, schema: Path, components: Mapping[str, str]) -> dict:
@@ -181,13 +208,14 @@ def _laid_over(below: dict, above: dict, components: Mapping[str, str]) -> dict:
 
 
 def _listed(faults: list[str], what: str) -> str:
-    return what + ":\n" + "\n".join(f"  {fault}" for fault in faults)
+    more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return what + ":\n" + "\n".join(f"  {fault}" for fault in [*faults[:MOST_FAULTS], *more])
 
 
 def _typed(text: str, entry: dict):
     """Value of a cell by its column's type; the text itself where it is no number, for the schema to refuse."""
     kind = entry.get("type")
-    if kind == "integer" and re.fullmatch(r"[+-]?[0-9]+", text):
+    if kind == "integer" and re.fullmatch(r"[+-]?[0-9]{1,18}", text):
         return int(text)
     if kind == "number" and re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+", text):
         return float(text)
@@ -206,14 +234,16 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
     Raises:
         TableError: lists every cell that cannot be used, with its line in the file, its model and its column.
     """
-    if not path.is_file():
-        raise TableError(f"{path}: no such file. config.yaml's entry models names the table of models.")
+    if not is_file(path):
+        raise TableError(f"{shown(path, 400)}: no such file. config.yaml's entry models names the table of models.")
     rules = read_schema(schema)
     header, cells = _read_cells(path)
     known = rules["properties"]
-    faults = [f"column {name}: unknown{_nearest(name, list(known))}" for name in header if name not in known]
+    faults = [f"column {shown(name)}: unknown{_nearest(name, list(known))}" for name in header if name not in known]
     faults += [f"column {name}: missing" for name in rules["required"] if name not in header]
-    faults += [f"column {name}: appears {count} times" for name, count in Counter(header).items() if count > 1 and name]
+    faults += [
+        f"column {shown(name)}: appears {count} times" for name, count in Counter(header).items() if count > 1 and name
+    ]
     if faults:
         raise TableError(f"{path}: {_listed(faults, 'these columns cannot be used')}")
     rows = {
@@ -229,7 +259,7 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
     )
     names = Counter(row.get("model") for row in rows.values())
     faults += [
-        f"line {line} ({row['model']}), column model: {row['model']!r} appears {names[row['model']]} times"
+        f"line {line} ({shown(row['model'])}), column model: {shown(row['model'])!r} appears {names[row['model']]} times"
         for line, row in rows.items()
         if names[row.get("model")] > 1 and row.get("model")
     ]
@@ -332,7 +362,7 @@ def _is_quoted(cell: str) -> bool:
 
 
 def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) -> Iterator[str]:
-    place = f"line {line} ({row.get('model', 'no name')})"
+    place = f"line {line} ({shown(row.get('model', 'no name'), MOST_QUOTED)})"
     for error in jsonschema.Draft202012Validator(rules).iter_errors(row):
         for text in _explain(error):
             column = f", column {error.absolute_path[0]}" if error.absolute_path else ", column"
@@ -342,7 +372,7 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
     except BadSource as error:
         yield f"{place}, column checkpoint: {error}"
     if row.get("family") and row["family"] not in families:
-        yield f"{place}, column family: {row['family']!r}: unknown{_nearest(row['family'], list(families))}"
+        yield f"{place}, column family: {shown(row['family'])!r}: unknown{_nearest(row['family'], list(families))}"
     paths = embedding_paths(row.get("embeddings", ""))
     files = [(name, row[name]) for name in ("vae", "config", "calibration_prompts") if row.get(name)]
     files += [("embeddings", path) for path in paths] + [
@@ -351,8 +381,8 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
     if mistakes := [(name, said) for name, path in files if (said := path_mistake(path))]:
         yield from (f"{place}, column {name}: {said}" for name, said in mistakes)
         return
-    if row.get("config") and not Path(row["config"]).is_file():
-        yield f"{place}, column config: {row['config']} not found; wanted a YAML file of config entries"
+    if row.get("config") and not is_file(Path(row["config"])):
+        yield f"{place}, column config: {shown(row['config'], 400)} not found; wanted a YAML file of config entries"
     if row.get("calibration_prompts"):
         try:
             read_prompts(Path(row["calibration_prompts"]))
@@ -361,10 +391,10 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
     yield from (f"{place}, column {fault}" for fault in lora_faults(row))
     for path in paths:
         if Path(path).suffix not in EMBEDDING_FORMS:
-            yield f"{place}, column embeddings: {path!r} is not one of {', '.join(EMBEDDING_FORMS)}"
+            yield f"{place}, column embeddings: {shown(path, 400)!r} is not one of {', '.join(EMBEDDING_FORMS)}"
     names = Counter(Path(path).stem.lower() for path in paths)  # capitals do not count in prompts
     for name in sorted(name for name, count in names.items() if count > 1):
-        yield f"{place}, column embeddings: {name!r} appears {names[name]} times"
+        yield f"{place}, column embeddings: {shown(name, 400)!r} appears {names[name]} times"
 
 
 def _sizes(row: Mapping[str, Any]) -> tuple[int, ...]:
@@ -403,11 +433,11 @@ def checkpoint_path(row: dict) -> Path:
         MissingCheckpoint: not there; says where to download it and where to put it.
     """
     path = Path(row["checkpoint"])
-    if not path.exists():
-        source = f"Download it from {row['source']} and save" if row["source"] else "Put"
+    if why := absence(path):
+        source = f"Download it from {shown(row['source'], 400)} and save" if row["source"] else "Put"
         known = f" (SHA-256 {row['sha256']}{'…' if len(row['sha256']) < 64 else ''})" if row["sha256"] else ""
         raise MissingCheckpoint(
-            f"{row['model']}: {path} is not there. {source} the file{known} there, or correct the column checkpoint. A "
+            f"{row['model']}: {shown(path, 400)} is {why}. {source} the file{known} there, or correct the column checkpoint. A "
             "run without targets leaves out this row and bakes the others."
         )
     return path
@@ -439,9 +469,9 @@ def vae_sha256(row: dict) -> str:
         MissingVae: not there.
     """
     path = Path(row["vae"])
-    if not path.exists():
+    if why := absence(path):
         raise MissingVae(
-            f"{row['model']}: {path} is not there. Put the VAE there, or correct the column vae; an empty cell takes "
+            f"{row['model']}: {shown(path, 400)} is {why}. Put the VAE there, or correct the column vae; an empty cell takes "
             "the checkpoint's VAE."
         )
     return files_sha256(files_of(path))
@@ -453,7 +483,7 @@ def embeddings_sha256(row: dict) -> list[str]:
     Raises:
         MissingEmbedding: lists those that are not there.
     """
-    missing = [path for path in row["embeddings"] if not Path(path).is_file()]
+    missing = [shown(path, 400) for path in row["embeddings"] if not is_file(Path(path))]
     if missing:
         raise MissingEmbedding(
             f"{row['model']}: {', '.join(missing)}: not there. Put the files there, or correct the column embeddings."
@@ -467,7 +497,7 @@ def loras_sha256(row: dict, loras: list[Lora]) -> list[str]:
     Raises:
         MissingLora: lists those that are not there.
     """
-    missing = [lora.path for lora in loras if not Path(lora.path).is_file()]
+    missing = [shown(lora.path, 400) for lora in loras if not is_file(Path(lora.path))]
     if missing:
         raise MissingLora(
             f"{row['model']}: {', '.join(missing)}: not there. Put the files there, or correct the column loras."

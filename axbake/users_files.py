@@ -46,6 +46,19 @@ def kind_of(path: Path) -> str:
     return "a file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "not a regular file")
 
 
+def absence(path: Path) -> str:
+    """That nothing can be looked at at *path*, and why, as in `Permission denied`; empty if something is there."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "not there"
+    except OSError as error:
+        return f"not there ({os.strerror(error.errno or 0)})"
+    except ValueError as error:  # a NUL in a name
+        return f"not there ({error})"
+    return ""
+
+
 def is_file(path: Path) -> bool:
     """Whether *path* is a regular file; unlike `Path.is_file` never an error."""
     return kind_of(path) == "a file"

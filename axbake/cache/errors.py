@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,32 @@ def trouble(error: OSError, path: Path) -> str:
     with contextlib.suppress(OSError):
         what += f", {size_of(shutil.disk_usage(there).free)} free on its file system"
     return f"{place}: {what}"
+
+
+@contextlib.contextmanager
+def disks(path: Path = Path()) -> Iterator[None]:
+    """A full disk, or a lacking permission, that is met where nobody expects one becomes `NotWritten`.
+
+    Args:
+        path: its place, if the error names none.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in FULL
+        # Without a name it may be a connection's: a firewall refuses those so.
+        if not full and not (error.errno in REFUSED and error.filename):
+            raise
+        hint = "Make room there, or for temporary files (TMPDIR)" if full else "Let this user read and write it"
+        raise NotWritten(f"{trouble(error, path)}. {hint}, and run again.") from error
+
+
+def check_temporary_room() -> None:
+    """Raise `NotWritten` unless a file of 1 MB can be written to the directory of temporary files."""
+    place = os.environ.get("TMPDIR", "")
+    if os.access(place, os.W_OK):  # Python takes another one where it is not there
+        with disks(Path(place)), tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(2**20))
 
 
 @contextlib.contextmanager

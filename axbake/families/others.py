@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from axbake.networks.component import Shape, Shapes
 
-NOT_YET = "axbake does not support it yet."
+NOT_YET = "axbake does not support it yet. Take a checkpoint of a known family."
 NO_UNET = "It is a rectified-flow transformer, not a UNet: axbake does not support it yet."
 FILMS = "It makes videos, but axbake's graphs draw pictures."
 LORA = (

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from axbake.fetch.errors import BadSource, Unpinned
 from axbake.printable import one_line, printable
+from axbake.users_files import absence
 
 CIVITAI_HOSTS = ("civitai.com", "www.civitai.com", "civitai.red", "civitai.green")
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -94,9 +95,9 @@ def parse_source(cell: str) -> Address | None:
         if scheme[1].lower() not in ("https", "http"):
             raise _other_scheme(text, scheme[1].lower())
         return _address(text, text)
-    if NO_SCHEME.match(text) and not _is_here(whole):
+    if NO_SCHEME.match(text) and absence(Path(whole)):
         return _address(text, f"https://{text.removeprefix('//')}")
-    if (mistake := _mistake(whole, text)) and not _is_here(whole):
+    if (mistake := _mistake(whole, text)) and absence(Path(whole)):
         raise BadSource(mistake)
     return None
 
@@ -135,14 +136,6 @@ def check_pin(row: dict, *, allow_unpinned: bool) -> str:
     )
 
 
-def _is_here(text: str) -> bool:
-    """Whether there is such a file or folder."""
-    try:
-        return Path(text).exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
 def _quoted(text: str) -> str:
     """*text* for an error: bounded, and without what may be a secret."""
     shown = re.sub(r"//[^/@]*@", "//…@", text)
@@ -172,7 +165,7 @@ def _mistake(whole: str, text: str) -> str:
         return f"{_quoted(text)!r}: an address must begin with https:// or hf://."
     if found := re.fullmatch(r"(?i)civitai:([0-9]+)(@[0-9]+)?", text):
         return f"{text!r}: wanted urn:air:sd1:checkpoint:civitai:{found[1]}{found[2] or '@VERSION'}"
-    if HOST.match(text) and not _is_here(text.partition("/")[0] or text):
+    if HOST.match(text) and absence(Path(text.partition("/")[0] or text)):
         plain = _quoted(text.removeprefix("//"))
         return (
             f"{_quoted(text)!r}: this looks like an address without https://. Write https://{plain}, or ./{plain} "

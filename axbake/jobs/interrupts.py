@@ -6,8 +6,22 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from types import TracebackType
 
 SOON = 0.1  # s; by then the code has returned that lost the interrupt
+
+
+def interrupt_in_a_word() -> None:
+    """Have a Ctrl-C that ends this process say so, where Python would print where the process was."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("Interrupted.", file=sys.stderr)
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 @contextlib.contextmanager

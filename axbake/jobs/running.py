@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from axbake.cache import Cache, Key, Outcome, cache_directory
+from axbake.cache.errors import disks
 from axbake.cache.locks import now
 from axbake.errors import AxbakeError
 from axbake.jobs.identity import Step, files_of, read_steps
@@ -20,6 +21,7 @@ from axbake.jobs.inputs import meant
 from axbake.jobs.interrupts import interrupts_insist
 from axbake.jobs.record import JobRecord, last_made, log_record
 from axbake.jobs.values import decode
+from axbake.printable import error_line, printable
 from axbake.runtime.errors import BundleError
 
 logger = logging.getLogger(__name__)
@@ -180,6 +182,13 @@ def publish(made: Path, place: Path) -> None:
     made.replace(place)
 
 
+class Printable(logging.Formatter):
+    """Lines that a terminal may show, whatever they quote: the log too is looked at in one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 @contextlib.contextmanager
 def job_log(path: Path) -> Iterator[None]:
     """Send records and warnings to the log *path* and to the screen; an error's traceback only to the log.
@@ -189,11 +198,11 @@ def job_log(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.captureWarnings(True)
     to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
-    to_file.setFormatter(logging.Formatter(FORMAT))
+    to_file.setFormatter(Printable(FORMAT))
     to_screen = logging.StreamHandler(sys.stderr)
     to_screen.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
     # Jobs run side by side, so each line says whose it is: `demo/build/unet`.
-    to_screen.setFormatter(logging.Formatter(f"    {'/'.join(path.with_suffix('').parts[1:])}: %(message)s"))
+    to_screen.setFormatter(Printable(f"    {'/'.join(path.with_suffix('').parts[1:])}: %(message)s"))
     # The one line of an error is printed below; its traceback is for the log.
     to_screen.addFilter(lambda record: record.name.startswith("axbake") and not record.exc_info)
     # Both tell on every import that torchvision, which no job uses, is not there.
@@ -204,11 +213,11 @@ def job_log(path: Path) -> Iterator[None]:
     log = logging.getLogger("axbake")
     log.setLevel(logging.DEBUG)
     try:
-        with interrupts_insist():
+        with interrupts_insist(), disks():
             yield
     except (AxbakeError, BundleError) as error:
         log.exception("%s: %s", type(error).__name__, error)
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         log.exception("interrupted")
@@ -216,7 +225,7 @@ def job_log(path: Path) -> Iterator[None]:
     except Exception as error:
         log.exception("axbake does not know this error; please report it with this log")
         print(
-            f"{type(error).__name__}: {error}\naxbake does not know this error; please report it with {path}.",
+            f"{error_line(error)}\naxbake does not know this error; please report it with {path}.",
             file=sys.stderr,
         )
         sys.exit(1)

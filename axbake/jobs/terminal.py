@@ -22,7 +22,7 @@ from axbake.forecast.left import Left
 from axbake.forecast.machine import Machine
 from axbake.forecast.work import Bake
 from axbake.jobs.failure import INTERRUPTED, describe_failure
-from axbake.printable import wrapped
+from axbake.printable import printable, wrapped
 from axbake.units import duration
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Screen(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's words; none for what is not worth a line."""
-        words = self._words(record)
+        words = printable(self._words(record))
         return words if self.terminal is None else wrapped(words, os.get_terminal_size(self.terminal).columns or 80)
 
     def _words(self, record: logging.LogRecord) -> str:

@@ -108,10 +108,12 @@ def lora_faults(row: dict) -> Iterator[str]:
     names = Counter(lora.name for lora in loras)
     for lora in loras:
         if Path(lora.path).suffix != ".safetensors":
-            yield f"loras: {lora.path!r} is not the path of a .safetensors file, with its strength after a colon"
+            yield f"loras: {shown(lora.path, 400)!r} is not the path of a .safetensors file, with its strength after a colon"
         if max(abs(lora.text_encoder), abs(lora.unet)) > MOST:
-            yield f"loras: {lora.path} has a strength above {MOST:g}"
-    yield from (f"loras: {name!r} appears {count} times" for name, count in sorted(names.items()) if count > 1)
+            yield f"loras: {shown(lora.path, 400)} has a strength above {MOST:g}"
+    yield from (
+        f"loras: {shown(name, 400)!r} appears {count} times" for name, count in sorted(names.items()) if count > 1
+    )
     said: dict[str, set[str]] = {}
     for column in PROMPTS:
         for name, strengths in _marks(row.get(column, "")):
@@ -127,7 +129,7 @@ def lora_faults(row: dict) -> Iterator[str]:
             said.setdefault(name, set()).add(":".join(f"{number:g}" for number in given))
     for name, several in said.items():
         if len(several) > 1:
-            yield f"prompt: <lora:{name}:…> appears with strengths {' and '.join(sorted(several))}; wanted one"
+            yield f"prompt: <lora:{shown(name)}:…> appears with strengths {' and '.join(sorted(several))}; wanted one"
 
 
 def unknown_marks(row: dict) -> Iterator[str]:

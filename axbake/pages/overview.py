@@ -5,16 +5,16 @@ It is no rule's result, since it tells of what is there: with a rule, one model 
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
+from axbake.cache.errors import writing
 from axbake.digest import write_atomically
 from axbake.pages.gallery import read_picture, thumbnail_uri
 from axbake.pages.html import render
 from axbake.pages.summary import BAKED
 from axbake.root import BIN
 from axbake.table import model_names
-from axbake.users_files import read_yaml
+from axbake.users_files import UnreadableFile, read_json
 
 
 def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
@@ -26,11 +26,11 @@ def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
 
     Returns:
         Number of models on it.
+
+    Raises:
+        UnreadableFile: a `report.json` is damaged.
     """
-    models = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*/report.json"))]
-    for model in models:
-        model["bytes"] = sum(part["bytes"] for part in model["components"].values())
-        model["board"] = _board(results / model["model"])
+    models = [_model(path) for path in sorted(results.glob("*/report.json"))]
     baked = {model["model"] for model in models}
     html = render(
         "overview.html.j2",
@@ -40,6 +40,19 @@ def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
     )
     write_atomically(page, html)
     return len(models)
+
+
+def _model(path: Path) -> dict:
+    """What the `report.json` at *path* says, with the bytes of all components and the board's picture."""
+    model = read_json(path)
+    try:
+        model["bytes"] = sum(part["bytes"] for part in model["components"].values())
+        model["board"] = _board(path.parent)
+    except (TypeError, LookupError, AttributeError) as error:
+        raise UnreadableFile(
+            f"{path}: {type(error).__name__}: {error}; not a report of this version of axbake. Bake it again."
+        ) from None
+    return model
 
 
 def _left(results: Path, missing: list[str], table: list[str]) -> list[dict]:
@@ -72,10 +85,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write `results/report.html` of the project in the working directory. Exit status: 0."""
-    table = Path(read_yaml(Path("config/config.yaml"))["models"])
-    page = Path("results/report.html")
-    page.parent.mkdir(exist_ok=True)
-    count = write_overview(page.parent, page, table=model_names(table))
+    from axbake.add import table_path  # here and not above: each job reads this module, and none needs it
+
+    table, page = table_path(), Path("results/report.html")
+    with writing(page):
+        page.parent.mkdir(exist_ok=True)
+        count = write_overview(page.parent, page, table=model_names(table))
     if not count:
         print(f"{page}: no model has a report yet. Bake one: {BIN}snakemake --cores 4 results/NAME/report.html")
         return 0

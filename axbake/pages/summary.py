@@ -34,7 +34,12 @@ def baked_outcome(model: str, results: Path) -> Outcome:
     """Of a model of which nothing is left to do: done, or poor if its report calls the picture so."""
     try:
         picture = json.loads((results / model / "report.json").read_text(encoding="utf-8"))["picture"]
-    except (FileNotFoundError, KeyError):  # no report was asked for, or it is of an older version
+    except (
+        FileNotFoundError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ):  # none was asked for, or it is damaged, or of an older version
         return Outcome(model, "done")
     if picture["verdict"] != POOR:
         return Outcome(model, "done")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import BundleError
+from .reading import read_arrays
 
 SIZE_CHANNELS = 256  # that each number of the sizes becomes (diffusers' `addition_time_embed_dim`)
 FILE = "added_embedding.npz"
@@ -50,6 +51,9 @@ class AddedEmbedding:
         return (self.weight_2.astype(np.float64) @ hidden + self.bias_2).astype(np.float32)[None]
 
 
+ARRAYS = tuple(AddedEmbedding.__dataclass_fields__)
+
+
 def size_embedding(sizes: Sequence[float]) -> np.ndarray:
     """(len(sizes) × 256,) float64: cosines, then sines, of each number, as diffusers' `Timesteps` gives them."""
     half = SIZE_CHANNELS // 2
@@ -69,11 +73,11 @@ def load_added(path: Path) -> AddedEmbedding:
     """The embedding in a bundle's `added_embedding.npz`.
 
     Raises:
-        BundleError: not there, or it lacks arrays.
+        BundleError: not there, damaged, or it lacks arrays.
     """
-    names = AddedEmbedding.__dataclass_fields__
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return AddedEmbedding(**{name: arrays[name] for name in names})
-    except (OSError, KeyError, ValueError) as error:
-        raise BundleError(f"{path}: {error}; wanted the arrays {', '.join(names)}. Copy the bundle again.") from error
+    found = AddedEmbedding(**read_arrays(path, {name: ("f", 1 + ("weight" in name)) for name in ARRAYS}))
+    channels = len(found.bias_1)
+    shapes = [found.weight_1.shape[0], *found.weight_2.shape, *found.bias_2.shape]
+    if set(shapes) != {channels}:
+        raise BundleError(f"{path}: layers of {shapes} channels; wanted {channels} each. Copy the bundle again.")
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,6 +11,7 @@ from typing import Any
 from .added import FILE, AddedEmbedding, load_added
 from .errors import BundleError
 from .model import Session
+from .reading import read_object, shown
 from .sampler import Schedule, load_schedule
 from .session import open_models
 from .tokenizer import ClipTokenizer, load_tokenizer
@@ -19,6 +19,9 @@ from .values import Conditioning, Latents, Picture
 
 FORMAT = 2  # of the manifest
 LAYOUT = "axbake"
+#: Annotation -> what JSON has there, or in a list there
+TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "float | None": (int, float, type(None))}
+TYPES |= {"tuple[str, ...]": str, "tuple[float, ...]": (int, float)}
 ROLES = ("text", "denoiser", "encoder", "decoder")
 
 
@@ -99,25 +102,24 @@ def read_bundle(folder: Path) -> Bundle:
         BundleError: it is no bundle of this layout, or not whole.
     """
     path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = (manifest["layout"], manifest["format"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path}: {type(error).__name__}: {error}; wanted the manifest of a bundle.") from error
+    manifest = read_object(path)
+    found = (manifest.get("layout"), manifest.get("format"))
     if found != (LAYOUT, FORMAT):
-        raise BundleError(f"{path}: layout and format {found}; wanted {(LAYOUT, FORMAT)}. Make the bundle again.")
+        raise BundleError(
+            f"{path}: layout and format {shown(found)}; wanted {(LAYOUT, FORMAT)}. Make the bundle again."
+        )
     try:
         bundle = _bundle(folder, manifest)
         sizes = {name: f"{file['bytes']} bytes" for name, file in manifest["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(
-            f"{path}: {type(error).__name__}: {error}; not a manifest of format {FORMAT}. Make the bundle again."
+            f"{path}: {type(error).__name__}: {shown(error)}; not a manifest of format {FORMAT}. Make the bundle again."
         ) from error
     wrong = [
         f"{name}: {_size(folder / name)}, wanted {size}" for name, size in sizes.items() if _size(folder / name) != size
     ]
     if wrong:
-        raise BundleError(f"{folder}: incomplete or changed: {'; '.join(wrong)}. Copy the bundle again.")
+        raise BundleError(f"{folder}: incomplete or changed: {shown('; '.join(wrong), 2000)}. Copy the bundle again.")
     return bundle
 
 
@@ -137,14 +139,31 @@ def _bundle(folder: Path, manifest: dict[str, Any]) -> Bundle:
         raise ValueError(
             f"models of role text: {texts}, conditioning of {list(conditioning.encoders)}; wanted the same"
         )
-    drawn = [field.name for field in fields(Picture) if field.name not in ("model", "strength")]
-    picture = _value(Picture, {"model": manifest["model"]} | {name: manifest["settings"][name] for name in drawn})
+    drawn = [
+        field.name for field in fields(Picture) if field.name not in ("model", "strength")
+    ]  # strength is the command line's
+    picture = _value(Picture, {"model": manifest["model"], **{name: manifest["settings"][name] for name in drawn}})
+    if not isinstance(manifest["emulated"], bool):
+        raise TypeError(f"emulated: {manifest['emulated']!r}, wanted true or false")
     return Bundle(folder, manifest, components, _value(Latents, manifest["latents"]), conditioning, picture)
 
 
 def _value(kind: Any, entries: Mapping[str, Any]) -> Any:
-    """A *kind* of *entries*; JSON's lists are tuples in it."""
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
+    """A *kind* of *entries*; JSON's lists are tuples in it.
+
+    Raises:
+        TypeError: names the values that are of another type than the field's.
+    """
+    made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
+    wrong = []
+    for field in fields(made):
+        value, annotation = getattr(made, field.name), str(field.type)
+        parts = value if annotation.startswith("tuple") and isinstance(value, tuple) else (value,)
+        if not all(isinstance(part, TYPES[annotation]) for part in parts):
+            wrong.append(f"{field.name}: {value!r}, wanted {annotation}")
+    if wrong:
+        raise TypeError("; ".join(wrong))
+    return made
 
 
 def _size(path: Path) -> str:

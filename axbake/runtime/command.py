@@ -16,6 +16,7 @@ from .bundle import Bundle, read_bundle
 from .errors import BundleError
 from .img2img import read_picture, redraw
 from .model import Session
+from .reading import shown
 from .session import RUNTIMES
 from .timings import picture_timings, timings
 from .txt2img import Drawing, Models, draw, save_png
@@ -34,7 +35,7 @@ def run(program: str, folder: Path, arguments: Sequence[str] | None = None) -> i
         bundle = read_bundle(folder)
         _draw_all(program, bundle, _parse(program, bundle.picture, arguments), started)
     except (BundleError, OSError) as error:
-        logger.error("%s: %s", type(error).__name__, error)
+        logger.error("%s: %s", type(error).__name__, shown(error, 4000))
         return 1
     return 0
 

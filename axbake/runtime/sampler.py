@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .added import silu
 from .errors import BundleError
 from .model import Session, only
 from .progress import progress
+from .reading import read_arrays
 
 
 class Time(NamedTuple):
@@ -87,10 +88,9 @@ class Schedule:
         sizes = [_coefficients_shape(len(self.timesteps) - first) for first in range(1, step + 1)]
         end = sum(rows * columns for rows, columns in sizes)
         rows, columns = sizes[-1]
-        kept = ("timesteps", "input_scale", "time_embedding", "draws_noise", "picture_scale", "noise_scale")
         return replace(
             self,
-            **{name: getattr(self, name)[step:] for name in kept},
+            **{name: getattr(self, name)[step:] for name in EACH_STEP},
             coefficients=self.late_coefficients[end - rows * columns : end].reshape(rows, columns),
             late_coefficients=np.empty(0),
         )
@@ -100,17 +100,22 @@ def _coefficients_shape(steps: int) -> tuple[int, int]:
     return steps, 1 + 2 * steps
 
 
+EACH_STEP = ("timesteps", "input_scale", "time_embedding", "draws_noise", "picture_scale", "noise_scale")
+ARRAYS = dict.fromkeys(Schedule.__dataclass_fields__, ("f", 1))
+ARRAYS |= {"scheduler": ("U", 0), "guidance_embedded": ("b", 0), "init_noise_sigma": ("f", 0)}
+ARRAYS |= {"draws_noise": ("b", 1), "time_embedding": ("f", 2), "coefficients": ("f", 2)}
+
+
 def load_schedule(path: Path) -> Schedule:
-    """The schedule in an `.npz` file, as `axbake.drawing.schedule` writes it."""
-    fields = Schedule.__dataclass_fields__
-    with np.load(path, allow_pickle=False) as arrays:
-        missing = sorted(set(fields) - set(arrays.files))
-        if missing:
-            raise BundleError(
-                f"{path}: no array {', '.join(missing)}; wanted a schedule.npz of this version of axbake."
-            )
-        loaded = {name: arrays[name] for name in fields}
+    """The schedule in an `.npz` file, as `axbake.drawing.schedule` writes it.
+
+    Raises:
+        BundleError: not there, damaged, or it lacks arrays.
+    """
+    loaded: dict[str, Any] = read_arrays(path, ARRAYS)
     steps = len(loaded["timesteps"])
+    if short := [name for name in EACH_STEP if len(loaded[name]) != steps]:
+        raise BundleError(f"{path}: {steps} steps, but {', '.join(short)} of another number. Copy the bundle again.")
     found, wanted = loaded["coefficients"].shape, _coefficients_shape(steps)
     if found != wanted:
         raise BundleError(f"{path}: {steps} steps, but coefficients of shape {found}; wanted {wanted}.")

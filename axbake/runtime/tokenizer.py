@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from .errors import BundleError
+from .reading import read_object, shown
 
 VOCABULARY = 49408  # tokens that CLIP knows: words and parts of words
+MOST_ID = 2**31  # models take ids as int32
 TOKENS = 77  # that CLIP's text encoder takes, start and end included
 START, END, COMMA = "<|startoftext|>", "<|endoftext|>", ",</w>"
 
@@ -23,12 +25,22 @@ def load_tokenizer(folder: Path, listing: Path) -> ClipTokenizer:
     """The tokenizer of *folder* with the names and the padding of an `embeddings.json`.
 
     Raises:
-        BundleError: the folder is not CLIP's.
+        BundleError: the folder is not CLIP's, or the listing is damaged.
     """
-    content = json.loads(listing.read_text(encoding="utf-8"))
-    return ClipTokenizer(
-        folder, content["embeddings"], pad_token_id=content["pad_token_id"], pads=content.get("pad_token_ids")
-    )
+    content = read_object(listing)
+    embeddings, pads = content.get("embeddings"), content.get("pad_token_ids", {})
+    pad = content.get("pad_token_id")
+    if not (isinstance(embeddings, dict) and isinstance(pads, dict)) or not all(
+        map(_are_ids, [*embeddings.values(), [pad, *pads.values()]])
+    ):
+        raise BundleError(
+            f"{listing}: wanted a list of token ids for each of `embeddings`, and ids of padding. Copy the bundle again."
+        )
+    return ClipTokenizer(folder, embeddings, pad_token_id=pad, pads=pads)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(number, int) and 0 <= number < MOST_ID for number in value)
 
 
 class ClipTokenizer:
@@ -90,9 +102,12 @@ class ClipTokenizer:
 
 def _tokenizer(vocab: Path, merges: Path) -> Tokenizer:
     """The parts of CLIP's tokenizer, put together."""
-    model = BPE.from_file(
-        str(vocab), str(merges), continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
-    )
+    try:
+        model = BPE.from_file(
+            str(vocab), str(merges), continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END
+        )
+    except Exception as error:  # `tokenizers` has no class of its own
+        raise BundleError(f"{vocab}, {merges}: {shown(error)}; wanted CLIP's. Copy the bundle again.") from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -112,5 +127,6 @@ def _tokenizer(vocab: Path, merges: Path) -> Tokenizer:
 
 def _id(tokenizer: Tokenizer, token: str) -> int:
     number = tokenizer.token_to_id(token)
-    assert number is not None  # start and end are added where the vocabulary lacks them; CLIP's has the comma
+    if number is None:  # start and end are added where the vocabulary lacks them; CLIP's has the comma
+        raise BundleError(f"vocab.json: no token {token!r}; wanted CLIP's. Copy the bundle again.")
     return number

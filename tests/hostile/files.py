@@ -24,13 +24,14 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
-from tests import loras, tiny
+from tests import loras, tiny, tiny_xl
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 20  # for one input
@@ -270,12 +271,13 @@ class Material:
 
     checkpoint: bytes
     vae: bytes
+    xl: bytes  # a checkpoint of Stable Diffusion XL
     lora: bytes
     embedding: bytes
-    folder: Path
+    folders: dict[Path, dict[str, bytes]]  # diffusers folders -> their small texts
     recipe: dict
     axmodels: list[bytes]
-    texts: dict[str, bytes] = field(default_factory=dict)
+    bundle: dict[str, dict[str, np.ndarray]]  # name -> arrays, of those files of a bundle that have some
 
 
 def material(directory: Path) -> Material:
@@ -283,6 +285,7 @@ def material(directory: Path) -> Material:
     networks = tiny.bk_sdm_tiny()
     checkpoint = tiny.save(networks, directory / "whole.safetensors", extra=tiny.leftovers())
     folder = tiny.save_folder(networks, directory / "folder", shard="1MB")
+    xl = tiny_xl.save_folder(tiny_xl.sdxl(), directory / "xl")
     ldm = tiny.single_file_tensors(networks)
     vae = {
         name.removeprefix("first_stage_model."): t for name, t in ldm.items() if name.startswith("first_stage_model.")
@@ -295,17 +298,47 @@ def material(directory: Path) -> Material:
     return Material(
         checkpoint.read_bytes(),
         save(vae),
+        save(tiny_xl.single_file_tensors(tiny_xl.sdxl())),
         save(loras.peft(pairs), metadata={"lora_adapter_metadata": '{"unet.lora_alpha": 4}'}),
         save({"emb_params": torch.ones(4, tiny.WIDTH)}),
-        folder,
+        {folder: small_texts(folder), xl: small_texts(xl)},
         recipe,
         [path.read_bytes() for path in sorted((ROOT / "tests" / "data").glob("*.axmodel"))],
-        {
-            str(path.relative_to(folder)): path.read_bytes()
-            for path in folder.rglob("*.json")
-            if path.stat().st_size < 10**5
-        },
+        {"schedule.npz": schedule_arrays(3), "added_embedding.npz": added_arrays(8)},
     )
+
+
+def small_texts(folder: Path) -> dict[str, bytes]:
+    """Name -> content of the JSON files of *folder*, without the vocabulary."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*.json")
+        if path.stat().st_size < 10**5
+    }
+
+
+def schedule_arrays(steps: int) -> dict[str, np.ndarray]:
+    """A schedule as `axbake.drawing.schedule` writes it."""
+    late = sum(n * (1 + 2 * n) for n in range(1, steps))
+    plain = ("input_scale", "picture_scale", "noise_scale")
+    return {
+        "scheduler": np.array("euler"),
+        "timesteps": np.linspace(999, 0, steps, dtype=np.float32),
+        **{name: np.ones(steps) for name in plain},
+        "time_embedding": np.ones((steps, 8), np.float32),
+        "init_noise_sigma": np.array(1.0),
+        "coefficients": np.ones((steps, 1 + 2 * steps)),
+        "draws_noise": np.zeros(steps, bool),
+        "guidance_embedded": np.array(False),
+        "late_coefficients": np.ones(late),
+    }
+
+
+def added_arrays(channels: int) -> dict[str, np.ndarray]:
+    """An added embedding as bundles of Stable Diffusion XL have it."""
+    shapes = {"weight_1": (channels, tiny_xl.POOLED + tiny_xl.SIZES), "bias_1": (channels,)}
+    shapes |= {"weight_2": (channels, channels), "bias_2": (channels,)}
+    return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
@@ -326,6 +359,74 @@ def checkpoints(draw: random.Random, whole: Material, place: Path) -> Case:
     path = place / draw.choice(["model.safetensors", "model.ckpt", "model.pt", "model", "mod\x1bel.safetensors"])
     path.write_bytes(_spoilt(draw, whole.checkpoint))
     return Case("checkpoint", draw.choice(["inspect", "inspect", "import"]), path, fenced=True)
+
+
+def xl_checkpoints(draw: random.Random, whole: Material, place: Path) -> Case:
+    path = place / draw.choice(["model.safetensors", "model.ckpt"])
+    path.write_bytes(_spoilt(draw, whole.xl))
+    return Case("SDXL checkpoint", draw.choice(["inspect", "import XL"]), path, fenced=True)
+
+
+def spoilt_arrays(draw: random.Random, arrays: dict[str, np.ndarray]) -> bytes:
+    """An `.npz` file of *arrays*, one of which is missing, of another type, shape or value, or claims to be huge."""
+    spoilt, name = dict(arrays), draw.choice(sorted(arrays))
+    kind = draw.randrange(6)
+    if kind == 0:
+        del spoilt[name]
+    elif kind == 1:
+        odd = [
+            np.array("x"),
+            np.array(1j),
+            np.zeros(0),
+            np.array(3),
+            np.full((2, 2), np.nan),
+            np.array([1, "a"], object),
+        ]
+        spoilt[name] = draw.choice([*odd, np.zeros((1,) * 20), np.array("2020", "M8"), np.array(b"\x1b[2J")])
+    elif kind == 2:
+        spoilt[name] = np.ones(spoilt[name].shape, draw.choice(["U8", "c16", "i1", "f2"]))
+    elif kind == 3:
+        spoilt[name] = draw.choice([spoilt[name][..., None], spoilt[name].ravel()[:1], spoilt[name].T])
+    elif kind == 4:
+        header = io.BytesIO()
+        claim = {"descr": "<f4", "fortran_order": False, "shape": (10 ** draw.choice([6, 9, 12, 18]),)}
+        np.lib.format.write_array_header_1_0(header, claim)
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            for each in arrays:
+                archive.writestr(f"{each}.npy", header.getvalue() + bytes(64))
+        return file.getvalue()
+    else:
+        spoilt["\x1b[2J"] = np.zeros(3)
+    file = io.BytesIO()
+    draw.choice([np.savez, np.savez_compressed])(file, **spoilt)
+    return draw.choice([file.getvalue(), spoilt_bytes(draw, file.getvalue())])
+
+
+def bundles(draw: random.Random, whole: Material, place: Path) -> Case:
+    """A file that the programs of a bundle read, on the board or here."""
+    name = draw.choice([*sorted(whole.bundle), "embeddings.json", "manifest.json"])
+    odd = draw.choice(STRANGE)
+    if name in whole.bundle:
+        content = spoilt_arrays(draw, whole.bundle[name])
+    elif name == "embeddings.json":
+        told = {"embeddings": {"cat": [49408]}, "pad_token_id": 49407, "pad_token_ids": {"text_encoder_2": 0}}
+        told[draw.choice(sorted(told))] = draw.choice([odd, {"a": odd}, {"a": [odd]}])
+        content = json.dumps(draw.choice([told, odd])).encode()
+    else:
+        told = {"layout": "axbake", "format": 2, "model": "x", "emulated": True, "files": {}, "models": {}}
+        told |= {
+            "settings": {},
+            "latents": {"channels": 4, "factor": 8},
+            "conditioning": {"encoders": ["text_encoder"]},
+        }
+        told[draw.choice(sorted(told))] = draw.choice([odd, {"a": odd}, {"channels": odd}, {"encoders": odd}])
+        content = json.dumps(told).encode()
+    if draw.random() < 0.2:
+        content = draw.choice([b"", b"[" * 10**5, b"9" * 9999, spoilt_bytes(draw, content)])
+    path = place / name
+    path.write_bytes(content)
+    return Case("file of a bundle", name.partition(".")[0], path)
 
 
 def vaes(draw: random.Random, whole: Material, place: Path) -> Case:
@@ -383,15 +484,17 @@ def pickles(draw: random.Random, whole: Material, place: Path) -> Case:
 def folders(draw: random.Random, whole: Material, place: Path) -> Case:
     """A diffusers folder with a text spoilt, an odd value in a config, or something else than a file where one should be."""
     folder = place / "model"
-    shutil.copytree(whole.folder, folder, copy_function=os.link)
-    name = draw.choice(sorted(whole.texts))
+    of = draw.choice(list(whole.folders))
+    shutil.copytree(of, folder, copy_function=os.link)
+    texts = whole.folders[of]
+    name = draw.choice(sorted(texts))
     path = folder / name
     kind = draw.randrange(5)
     path.unlink()
     if kind == 0:
-        path.write_bytes(spoilt_bytes(draw, whole.texts[name]))
+        path.write_bytes(spoilt_bytes(draw, texts[name]))
     elif kind == 1:
-        config = json.loads(whole.texts[name])
+        config = json.loads(texts[name])
         config[draw.choice(sorted(config) or ["x"])] = draw.choice(STRANGE)
         path.write_text(json.dumps(config))
     elif kind == 2:
@@ -545,12 +648,14 @@ def downloads(draw: random.Random, whole: Material, place: Path) -> Case:
 
 #: What makes inputs -> how many of a hundred are its
 MAKERS = {
-    checkpoints: 16,
-    pickles: 18,
-    embeddings: 12,
-    lora_files: 12,
+    checkpoints: 12,
+    xl_checkpoints: 6,
+    bundles: 8,
+    pickles: 14,
+    embeddings: 10,
+    lora_files: 10,
     vaes: 6,
-    folders: 10,
+    folders: 8,
     recipes: 8,
     sidecars: 6,
     axmodels: 3,

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -20,11 +21,18 @@ from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.checkpoints.embeddings import read_embedding
 from axbake.checkpoints.prediction import read_sidecar
 from axbake.errors import AxbakeError
+from axbake.families import FAMILIES
 from axbake.loras.fusing import Fusion
-from tests import peaks, tiny
+from axbake.runtime.added import load_added, sizes_of
+from axbake.runtime.bundle import read_bundle
+from axbake.runtime.errors import BundleError
+from axbake.runtime.sampler import load_schedule
+from axbake.runtime.tokenizer import load_tokenizer
+from tests import peaks, tiny, tiny_xl
 from tests.hostile import planted
 from tests.unit.conftest import SD1, halves, import_part
 
+ROOT = Path(__file__).parents[2]
 #: Events of Python's audit hooks that run something, or reach out
 WATCHED = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
 ran: list[str] = []
@@ -57,6 +65,16 @@ def imported(path: Path) -> None:
         import_part(path, component=component, weights=path.parent / "weights.safetensors")
 
 
+def imported_xl(path: Path) -> None:
+    for component in ("text_encoder_2", "unet"):
+        import_part(path, component=component, weights=path.parent / "weights.safetensors", family=FAMILIES["sdxl"])
+
+
+def added(path: Path) -> torch.Tensor:
+    row = load_added(path).row(np.ones((1, tiny_xl.POOLED), np.float32), sizes_of(64, 64))
+    return torch.from_numpy(row)
+
+
 def vae(path: Path) -> None:
     for component in halves(SD1):
         import_part(path, component=component, weights=path.parent / "weights.safetensors")
@@ -76,6 +94,11 @@ def fused(path: Path) -> None:
 READERS: dict[str, Callable[[Path], object]] = {
     "inspect": inspect,
     "import": imported,
+    "import XL": imported_xl,
+    "schedule": load_schedule,
+    "added_embedding": added,
+    "embeddings": lambda path: load_tokenizer(ROOT / "resources" / "clip", path),
+    "manifest": lambda path: read_bundle(path.parent),
     "vae": vae,
     "lora": fused,
     "embedding": read_embedding,
@@ -107,7 +130,7 @@ def answer(reader: str, path: Path) -> dict:
     try:
         if is_wrong(READERS[reader](path), path.parent):
             outcome, text = "wrong", "not finite"
-    except AxbakeError as error:
+    except (AxbakeError, BundleError) as error:
         outcome, text = "refused", str(error)
     except BaseException as error:
         outcome, text = (

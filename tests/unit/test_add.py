@@ -168,10 +168,8 @@ def test_a_config_that_is_not_yaml_ends_in_a_sentence_with_its_line(sites, capsy
     Path("config/config.yaml").write_text("models: [\n", encoding="utf-8")
 
     assert main(["add", AIR]) == 1
-    assert (
-        "ProjectConfigError: config/config.yaml: cannot be read" in (said := capsys.readouterr().err)
-        and "line 2" in said
-    )
+    said = capsys.readouterr().err
+    assert said.startswith("ProjectConfigError: config/config.yaml: ") and "line 2" in said
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -304,6 +302,19 @@ def test_an_installed_axbake_makes_a_project_once(tmp_path, monkeypatch):
     assert all((tmp_path / path).is_file() for path in made)
     assert (tmp_path / "config" / "models.tsv").read_text() == "mine"
     assert lay_out() == []
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\tb", "a\nb", "a\udcffb"])
+def test_a_file_whose_name_no_table_can_hold_is_refused(name, sites, model, capsys):
+    before = TABLE.read_bytes()
+    path = Path(f"{name}.safetensors")
+    path.write_bytes(model.checkpoint.read_bytes())
+
+    assert main(["add", str(path)]) == 1
+
+    said = capsys.readouterr().err
+    assert said.isascii() and said[:-1].isprintable() and "a name that no table can hold. Rename the file." in said
+    assert TABLE.read_bytes() == before
 
 
 def test_a_path_that_leads_nowhere_makes_no_project(tmp_path, monkeypatch, capsys):

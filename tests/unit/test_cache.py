@@ -22,7 +22,7 @@ import pytest
 from axbake import digest
 from axbake.cache import Cache, Key, cache_directory
 from axbake.cache.blobs import REMEMBERED
-from axbake.cache.errors import CacheUnusable, InputChanged, NoResult, NotWritten, Overtaken
+from axbake.cache.errors import CacheUnusable, InputChanged, NoResult, NotWritten, Overtaken, check_temporary_room
 from axbake.cache.garbage import remove_garbage
 from axbake.cache.locks import lock
 
@@ -92,6 +92,18 @@ def mounted(place, *arguments):
 def small_disk(tmp_path):
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "none") as place:
         yield place
+
+
+def test_a_full_directory_of_temporary_files_is_named(small_disk, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    check_temporary_room()
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+
+    with pytest.raises(NotWritten, match=f"{small_disk}: no space left, .* Make room there, or for temporary files"):
+        (small_disk / "large").write_bytes(bytes(500_000))
+        check_temporary_room()
+    (small_disk / "large").unlink()
+    check_temporary_room()
 
 
 @pytest.fixture

@@ -139,6 +139,38 @@ def test_an_unknown_error_asks_for_a_report_in_the_log(directory):
     assert made(directory) == []
 
 
+@pytest.mark.parametrize("kind", ["AxbakeError", "BundleError", "ValueError"])
+def test_what_an_error_or_a_warning_quotes_reaches_neither_screen_nor_log_raw(directory, kind):
+    said = "'a\\x1b]0;title\\x07\\x1b[2Jb\\x9b1mc'"
+    warned = f"import logging; logging.getLogger('axbake.x').warning({said});"
+    done = run(WRITE + f"{warned} raise {kind}({said})", directory)
+
+    assert done.stderr.splitlines()[:2] == ["    tiny/job: ab1mc", f"{kind}: ab1mc"]
+    assert f"{kind}: ab1mc" in log(directory)
+    assert "\x1b" not in done.stderr + log(directory) and "\x9b" not in done.stderr + log(directory)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("OSError(28, 'No space left on device')", "no space left"),
+        ("OSError(30, 'Read-only file system', 'results/x')", "NotWritten: results/x: Read-only file system"),
+        ("PermissionError(13, 'Permission denied', 'x')", "NotWritten: x: Permission denied"),
+    ],
+)
+def test_a_full_disk_or_a_lacking_permission_is_a_sentence_wherever_it_is_met(directory, error, said):
+    done = run(WRITE + f"raise {error}", directory)
+
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and said in done.stderr and done.stderr.startswith("NotWritten: ")
+
+
+def test_a_firewalls_refusal_is_not_taken_for_a_disks(directory):
+    done = run(WRITE + "raise PermissionError(1, 'Operation not permitted')", directory)
+
+    assert done.stderr.startswith("PermissionError: ")
+
+
 def test_ctrl_c_is_told_in_the_log_alone(directory):
     done = run(WRITE + "raise KeyboardInterrupt", directory)
 
@@ -159,6 +191,18 @@ for _ in range(200):
     time.sleep(0.1)
 """
 INTERRUPT = "__import__('signal').raise_signal(2)"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("os.kill(os.getpid(), 2); time.sleep(9)", "Interrupted.\n"), ("1 / 0", "ZeroDivisionError: division by zero\n")],
+)
+def test_a_run_that_is_interrupted_says_so_in_a_word(code, said):
+    program = f"import os, time; from axbake.jobs.interrupts import interrupt_in_a_word; interrupt_in_a_word(); {code}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == (-signal.SIGINT if "kill" in code else 1)
+    assert done.stderr.endswith(said) and ("Traceback" in done.stderr) == ("kill" not in code)
 
 
 @pytest.mark.parametrize("place", ["in_del", "in_callback"])

@@ -16,6 +16,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from PIL import Image
 
 from axbake.runtime import command
+from axbake.runtime.added import load_added
 from axbake.runtime.bundle import read_bundle
 from axbake.runtime.errors import BundleError
 from axbake.runtime.img2img import read_picture, redraw
@@ -276,6 +277,11 @@ REFUSED = {
     "no files": ({"models": {"unet": {**UNET, "files": []}}}, "unet: .* and files of the bundle"),
     "a file outside": ({"models": {"unet": {**UNET, "files": ["../x"]}}}, "unet: .* and files of the bundle"),
     "models as a list": ({"models": []}, "AttributeError: .*; not a manifest of format 2"),
+    "emulated as a word": ({"emulated": "no"}, "emulated: 'no', wanted true or false; not a manifest"),
+    "a name that is none": ({"model": 3}, "model: 3, wanted str; not a manifest"),
+    "a factor as text": ({"latents": {"channels": 4, "factor": "8"}}, "factor: '8', wanted int; not a manifest"),
+    "means as text": ({"latents": {"channels": 1, "factor": 8, "mean": ["a"], "std": ["b"]}}, "mean: .*, wanted tuple"),
+    "a screen's commands": ({"layout": "\x1b[2J" * 999}, r"layout and format \('\\x1b\[2J"),
     "no seed": ({"settings": {"prompt": "a"}}, "KeyError: 'negative_prompt'; not a manifest"),
 }
 
@@ -289,6 +295,70 @@ def test_a_manifest_that_is_not_of_this_format_is_refused(bundle, tmp_path, what
         read_bundle(folder)
     assert command.run("txt2img", folder, ["--output", str(tmp_path / "image.png")]) == 1
     assert not (tmp_path / "image.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("schedule.npz", b"", "BadZipFile"),
+        ("schedule.npz", {"timesteps": np.array([1j])}, r"timesteps: complex128 \(1,\)"),
+        ("schedule.npz", {"coefficients": np.full((3, 7), np.nan)}, "coefficients: not of the type .* or not finite"),
+        (
+            "schedule.npz",
+            {"timesteps": np.ones(2, np.float32)},
+            "2 steps, but input_scale, time_embedding, draws_noise",
+        ),
+        ("schedule.npz", {"scheduler": np.array(["a"], object)}, "allow_pickle"),
+        ("schedule.npz", {"x": np.zeros(600_000_000, np.uint8)}, "wanted 500000000 at most"),
+        ("embeddings.json", b"[" * 10**5, "RecursionError"),
+        ("embeddings.json", b"[]", "not an object"),
+        ("embeddings.json", b'{"embeddings": {"a": [1.5]}, "pad_token_id": 1}', "wanted a list of token ids"),
+        ("embeddings.json", b'{"embeddings": {}, "pad_token_id": -1}', "wanted a list of token ids"),
+        ("tokenizer/vocab.json", b"{", "wanted CLIP's"),
+        ("tokenizer/vocab.json", b"{}", "wanted CLIP's|no token"),
+    ],
+)
+def test_a_damaged_file_of_a_bundle_is_named(bundle, tmp_path, name, content, said):
+    folder = copy_of(bundle, tmp_path / "bundle", files={})
+    if isinstance(content, dict):
+        np.savez_compressed(folder / name, **{**asdict(schedule()), **content})
+    else:
+        (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {path: {"bytes": (folder / path).stat().st_size} for path in read_files(bundle)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    whole = read_bundle(folder)
+
+    with pytest.raises(BundleError, match=said) as refused:
+        whole.schedule(whole.picture.steps)
+        whole.tokenizer()
+    assert name in str(refused.value) or "vocab.json" in str(refused.value)
+
+
+def read_files(bundle):
+    return json.loads((bundle / "manifest.json").read_text())["files"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"weight_1": np.ones((8, 4, 2))}, "weight_1: float64"),
+        ({"bias_2": np.ones(7, np.float32)}, "wanted 8 each"),
+        ({"weight_2": np.full((8, 8), np.inf)}, "or not finite"),
+        ({"bias_1": np.array("x")}, "bias_1: <U1"),
+    ],
+)
+def test_a_damaged_added_embedding_is_named(tmp_path, changed, said):
+    shapes = {"weight_1": (8, 16), "bias_1": (8,), "weight_2": (8, 8), "bias_2": (8,)}
+    arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    path = tmp_path / "added_embedding.npz"
+    np.savez(path, **arrays)
+    assert load_added(path).weight_1.shape == (8, 16)
+    np.savez(path, **{**arrays, **changed})
+
+    with pytest.raises(BundleError, match=said) as refused:
+        load_added(path)
+    assert str(refused.value).startswith(str(path))
 
 
 def test_a_program_says_which_role_is_missing_or_there_twice(bundle, tmp_path):

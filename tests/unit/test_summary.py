@@ -11,6 +11,7 @@ from PIL import Image
 from axbake.jobs.failure import describe_failure
 from axbake.pages.overview import write_overview
 from axbake.pages.summary import Outcome, RowRefused, baked_outcome, refuse_row, show_outcomes, write_summary
+from axbake.users_files import UnreadableFile
 
 ROWS = {name: {"height": 480, "width": 320} for name in ("a", "b", "c", "d")}
 OUTCOMES = [
@@ -192,3 +193,13 @@ def test_what_a_cluster_ended_is_told_in_words(tmp_path, status, cluster, words)
 def test_a_refused_row_is_an_error_of_its_reason(tmp_path):
     with pytest.raises(RowRefused, match="MissingCheckpoint: c: not there"):
         refuse_row(why="MissingCheckpoint: c: not there", never=tmp_path / "never")
+
+
+@pytest.mark.parametrize("content", ["{", "null", "[]", "{}", '{"model": "a", "components": [1]}'])
+def test_a_damaged_report_is_named(tmp_path, content):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "report.json").write_text(content)
+
+    with pytest.raises(UnreadableFile, match=r"a/report\.json: "):
+        write_overview(tmp_path, tmp_path / "report.html", table=["a"])
+    assert baked_outcome("a", tmp_path).state == "done"

@@ -21,6 +21,7 @@ from axbake.table import (
     checkpoint_sha256,
     embeddings_sha256,
     loras_sha256,
+    read_config,
     read_models,
     read_row_config,
     vae_sha256,
@@ -240,6 +241,9 @@ def test_good_names_are_taken(name):
     [
         ("model", "../x", "'../x' does not match"),
         ("model", "A", "'A' does not match"),
+        ("model", "a" * 101, "has 101 characters; at most 100"),
+        ("model", "report.html", "'report.html' is taken, since axbake writes a file of this name"),
+        ("model", "summary.tsv", "'summary.tsv' is taken"),
         ("model", ".hidden", "'.hidden' does not match"),
         ("model", "a b", "'a b' does not match"),
         ("model", "a/b", "'a/b' does not match"),
@@ -265,6 +269,7 @@ def test_good_names_are_taken(name):
         ("guidance_scale", "0.5", "0.5 is less than the minimum of 1"),
         ("guidance_scale", "nan", "nan"),
         ("guidance_scale", "inf", "'inf' is not of type number"),
+        ("seed", "9" * 5000, "is not of type integer"),
         ("seed", "-1", "-1 is less than the minimum of 0"),
         ("seed", "4294967296", "4294967296 is greater than the maximum of 4294967295"),
         ("sha256", "abc", "'abc' does not match"),
@@ -551,6 +556,59 @@ def test_embeddings_are_known_by_their_sha256_and_all_that_are_not_there_are_nam
         embeddings_sha256(row)
     digest = hashlib.sha256(b"content").hexdigest()
     assert embeddings_sha256(row | {"embeddings": ["two.pt", "two.pt"]}) == [digest, digest]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "a\x00b", "config.yaml/x"])
+def test_a_path_that_no_file_can_have_is_not_there(name):
+    Path("config.yaml").write_text("models: x\n", encoding="utf-8")
+    path = f"{name}.safetensors"
+    row = row_of(checkpoint=path) | {"vae": path, "embeddings": [path]}
+
+    for error, read_it in (
+        (MissingCheckpoint, checkpoint_sha256),
+        (MissingVae, vae_sha256),
+        (MissingEmbedding, embeddings_sha256),
+        (MissingLora, lambda row: loras_sha256(row, [Lora(path)])),
+        (TableError, lambda _: read_models(Path(path), schema=SCHEMAS / "models.schema.yaml", families=[])),
+    ):
+        with pytest.raises(error) as caught:
+            read_it(row)
+        assert "not there" in str(caught.value) or "no such file" in str(caught.value)
+        assert len(str(caught.value)) < 800 and "\0" not in str(caught.value)
+    assert "column config: " in refusal(table(ROW | {"config": path}))
+
+
+@pytest.mark.parametrize("column", list(ROW))
+def test_a_cell_of_a_megabyte_is_quoted_in_part(column):
+    Path("models.tsv").write_text(table(ROW | {column: "x" * 10**6}), encoding="utf-8")
+
+    try:
+        rows = read_models(Path("models.tsv"), schema=SCHEMAS / "models.schema.yaml", families=list(FAMILIES))
+        checkpoint_sha256(*rows.values())
+    except (TableError, MissingCheckpoint) as error:
+        assert len(str(error)) < 3000
+    assert len(refusal(table(ROW | {"x" * 10**6: ""}))) < 3000
+    assert len(refusal(table(*([ROW | {"height": "x"}] * 5000)))) < 30_000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models: a\n  bad: [1, 2\n", "line 2, column"),
+        ("", "config.yaml: holds no entries"),
+        ("- a\n", "config.yaml: holds no entries"),
+        ("a: \xff", "config.yaml: byte 3 is not UTF-8"),
+        ("__use_yte__: true\n?print(1): 1\n", "__use_yte__: Snakemake would run the Python code"),
+    ],
+)
+def test_a_config_that_is_none_or_has_code_is_refused_with_file_and_line(text, said):
+    path = Path("config.yaml")
+    path.write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(ProjectConfigError) as caught:
+        read_config(path)
+
+    assert str(caught.value).startswith("config.yaml: ") and said in str(caught.value)
 
 
 def test_every_entry_of_the_schemas_says_what_it_means():

@@ -35,6 +35,10 @@ def begin(screen, number, message):
     return say(screen, event=LogEvent.JOB_INFO, jobid=number, rule_msg=message)
 
 
+def test_what_a_line_quotes_is_not_shown_raw():
+    assert say(screen(), "a \x1b]0;title\x07\x1b[2Jb\x9b1m") == "usual: a b1m"
+
+
 def test_each_job_is_said_with_its_number_and_the_time_that_is_left():
     shown = screen()
 

@@ -9,6 +9,7 @@ import pytest
 from axbake.users_files import (
     MOST_JSON_BYTES,
     UnreadableFile,
+    absence,
     is_file,
     kind_of,
     load_json,
@@ -66,6 +67,8 @@ def test_only_files_are_opened(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a" * 300, "a\x00b"])
 def test_a_name_that_no_file_can_have_is_not_there(name, tmp_path):
     assert kind_of(tmp_path / name) == ""
+    assert absence(tmp_path / name) in ("not there (File name too long)", "not there (embedded null byte)")
+    assert absence(tmp_path) == "" and absence(tmp_path / "x") == "not there"
     with pytest.raises(UnreadableFile):
         read_text(tmp_path / name, most_bytes=10)
 

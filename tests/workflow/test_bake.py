@@ -381,6 +381,25 @@ def test_a_rows_own_config_that_cannot_be_used_is_refused_in_words(fresh, text, 
     assert "Traceback" not in said
 
 
+def test_a_broken_config_is_named_with_its_line_and_code_in_it_is_not_run(fresh):
+    fresh.edit("config/config.yaml", "precision:", "precision: [")
+    said = fresh.refusal("--dry-run", REPORT)
+    assert "ProjectConfigError: config/config.yaml: " in said and "line" in said and "Traceback" not in said
+
+    code = f"__use_yte__: true\nx:\n  ?open({str(fresh.directory / 'ran')!r}, 'w'):\n    1\n"
+    (fresh.directory / "config" / "config.yaml").write_text(code)
+    assert "__use_yte__: Snakemake would run the Python code in this file" in fresh.refusal("--dry-run", REPORT)
+    assert not (fresh.directory / "ran").exists()
+
+
+def test_results_that_cannot_be_written_are_a_sentence(fresh):
+    (fresh.directory / "results").write_text("no folder")
+
+    said = fresh.refusal("--dry-run", REPORT)
+
+    assert "NotWritten: results/tiny/" in said and ": Not a directory" in said and "Traceback" not in said
+
+
 def test_a_rows_own_config_that_is_not_there_is_named(fresh):
     fresh.write_rows(ROW | {"config": "config/nowhere.yaml"})
 

@@ -22,6 +22,7 @@ from axbake.jobs.identity import identify, tool_version, write_steps
 from axbake.jobs.inputs import as_input
 from axbake.model import Model, family_of
 from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
+from axbake.printable import error_line
 from axbake.root import run_own_code, shipped
 from axbake.sources import COLUMNS
 from axbake.table import check_config, commented_line, read_models, read_prompts, read_row_config
@@ -57,7 +58,7 @@ try:
         place: read_prompts(Path(place)) for place in {m.entry("calibration/text_prompts") for m in MODELS.values()}
     }
 except AxbakeError as error:
-    raise WorkflowError(f"{type(error).__name__}: {error}") from None
+    raise WorkflowError(error_line(error)) from None
 
 if config["cache"]:
     os.environ.setdefault("AXBAKE_CACHE", config["cache"])
@@ -69,7 +70,7 @@ def told(function, *arguments):
         return function(*arguments)
     except AxbakeError as error:
         # Snakemake would show a WorkflowError of an input function with a traceback.
-        raise SystemExit(f"{type(error).__name__}: {error}") from None
+        raise SystemExit(error_line(error)) from None
 
 
 def model_of(wildcards):

@@ -6,8 +6,10 @@ import time
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from axbake.cache.errors import writing
 from axbake.pages.overview import write_overview
 from axbake.jobs.failure import describe_failure
+from axbake.printable import error_line
 from axbake.pages.summary import Outcome, baked_outcome, show_outcomes, write_summary
 
 STARTED = time.time()
@@ -104,7 +106,11 @@ def summarise():
     of_all = is_of_all()
     made = outcomes(of_all=of_all)
     if of_all:
-        write_summary(made, {name: model.row for name, model in MODELS.items()}, results=Path("results"))
-        write_overview(Path("results"), Path("results/report.html"), table=list(MODELS))
+        try:
+            with writing(Path("results")):
+                write_summary(made, {name: model.row for name, model in MODELS.items()}, results=Path("results"))
+                write_overview(Path("results"), Path("results/report.html"), table=list(MODELS))
+        except AxbakeError as error:
+            logger.error(error_line(error))
     if made:
         logger.info(show_outcomes(made, of_all=of_all))

@@ -1,5 +1,10 @@
 # What the screen shows of a run. A dry run shows Snakemake's own words.
 
+from axbake.jobs.interrupts import interrupt_in_a_word
+
+if workflow.is_main_process:
+    interrupt_in_a_word()  # before all else, since reading the rules and planning take seconds
+
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +13,7 @@ from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
 from axbake.cache import Cache, cache_directory
+from axbake.cache.errors import check_temporary_room
 from axbake.forecast.rows import bake_of
 from axbake.jobs.identity import read_steps
 from axbake.jobs.running import name_of
@@ -40,6 +46,7 @@ if workflow.is_main_process and not workflow.output_settings.dryrun and len(work
 
 
 onstart:
+    told(check_temporary_room)
     check_compiler()
     jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
     counts = Counter(job.wildcards_dict["model"] for job in jobs)
