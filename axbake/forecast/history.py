@@ -72,12 +72,17 @@ class History:
         self._shapes: dict[str, Shapes] = {}  # by SHA-256 of weights
 
     def work_of(self, entry: Entry) -> Work:
-        """What the build had to do; nothing where its weights are unknown, and some of it not a number where a setting is."""
+        """What the build had to do; some of it is not a number where a setting is unknown.
+
+        Nothing where its weights are unknown, and for one graph of several, since the build does not say how many.
+        """
+        if "/" in (entry.key.component or ""):
+            return {}
         facts = self._facts_of(entry)
         number = {name: facts.get(name, UNKNOWN) for name in (*NUMBERS, *SAID.values())}
         networks = {name: self._network(name, facts) for name in COMPONENTS if name in facts}
         there = {network.role for network in networks.values()}
-        networks |= {role: Network(role, *[UNKNOWN] * 3) for role in ROLES if role not in there}
+        networks |= {role: Network(role, UNKNOWN, UNKNOWN, UNKNOWN) for role in ROLES if role not in there}
         bake = Bake(
             networks=networks,
             steps=number["steps"],
@@ -119,7 +124,7 @@ class History:
         size = {name: facts.get(name, UNKNOWN) for name in ("height", "width", "prompt_chunks")}
         role = COMPONENTS[component]
         found = self._shapes[sha256]
-        return network_of(found, role, **size) if found else Network(role, *[UNKNOWN] * 3)
+        return network_of(found, role, **size) if found else Network(role, UNKNOWN, UNKNOWN, UNKNOWN)
 
     def _read(self, sha256: str) -> Shapes:
         """Shapes in the weights of that content; none if they are not in the cache any more."""

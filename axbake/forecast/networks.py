@@ -27,6 +27,12 @@ class Network:
     parameters: float
     macs: float  # multiplications of one run
     tensors: float  # of weights: about how many operators that take time it has
+    graphs: int = 1  # that it becomes, of about the same size
+
+    @property
+    def graph(self) -> "Network":
+        """One of its graphs."""
+        return Network(self.role, self.parameters / self.graphs, self.macs / self.graphs, self.tensors / self.graphs)
 
 
 def typical_network(role: str, *, height: int, width: int) -> Network:

@@ -1,6 +1,7 @@
 """What the times of a row's jobs depend on, from its cells, its config and the headers of its files."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 from axbake.errors import AxbakeError
@@ -46,14 +47,14 @@ def bake_of(model: Model, *, cores: int) -> Bake:
 def _network(model: Model, component: Component) -> Network:
     """What *component* takes; where its file is not here, or has no header that tells, as Stable Diffusion 1.5's."""
     column = model.sources.column_of(component)
-    size = {"height": model.row["height"], "width": model.row["width"]}
+    size, graphs = {"height": model.row["height"], "width": model.row["width"]}, len(component.graphs)
     of = Path(model.row[column]), model.family.name, component.name
     try:
         if not model.sources.is_remote(column):
-            return _counted(*of, **size, prompt_chunks=model.row["prompt_chunks"])
+            return replace(_counted(*of, **size, prompt_chunks=model.row["prompt_chunks"]), graphs=graphs)
     except AxbakeError:
         pass
-    return typical_network(component.role, **size)
+    return replace(typical_network(component.role, **size), graphs=graphs)
 
 
 @functools.cache

@@ -127,6 +127,13 @@ def _observed(bake: Bake, count: float) -> Work:
     return _sum(_fixed(0.5), _opened(*bake.of_role(DENOISER)), *works)
 
 
+def _calibrated(bake: Bake, network: Network) -> Work:
+    """Samples chosen; and run through each graph but the last, to make those of the next."""
+    chosen = {"fixed": 0.5, "operators": bake.prompts * bake.runs * network.tensors / 10}
+    before = [network.graph] * (network.graphs - 1)
+    return _sum(chosen, _opened(*before), *(_runs("onnx", one, bake.samples) for one in before))
+
+
 def _all(bake: Bake) -> list[Network]:
     return list(bake.networks.values())
 
@@ -141,10 +148,7 @@ OF_NETWORK: dict[str, Callable[[Bake, Network], Work]] = {
     "check_compiled": _checked,
     "describe_chain": lambda bake, network: _fixed(0.1),
     "calibrate_text_encoder": lambda bake, network: _fixed(0.3),
-    "calibrate_denoiser": lambda bake, network: {
-        "fixed": 0.5,
-        "operators": bake.prompts * bake.runs * network.tensors / 10,
-    },
+    "calibrate_denoiser": _calibrated,
     "observe_denoiser": lambda bake, network: _observed(bake, bake.prompts * bake.runs + bake.steps),
 }
 OF_MODEL: dict[str, Callable[[Bake], Work]] = {
@@ -209,14 +213,14 @@ def is_step(name: str) -> bool:
 def work_of(step: str, component: str | None, bake: Bake) -> Work:
     """What *step*, a function's name, has to do for *component*, or the graph at that address, of a row.
 
-    One graph of a component that has several counts as all of it.
-
     Raises:
         KeyError: there is no such step, or component.
     """
     if step in OF_MODEL:
         work = OF_MODEL[step](bake)
     else:
-        work = OF_NETWORK[step](bake, bake.networks[(component or "").partition("/")[0]])
+        name, _, graph = (component or "").partition("/")
+        network = bake.networks[name]
+        work = OF_NETWORK[step](bake, network.graph if graph else network)
     share = MEASURED_THREADS / bake.threads
     return {kind: amount * share if kind in SPREAD else amount for kind, amount in work.items()}

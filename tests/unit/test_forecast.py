@@ -123,6 +123,18 @@ def test_runs_count():
         assert seconds(step, component, twice) / seconds(step, component, one) == pytest.approx(2, rel=0.2), step
 
 
+def test_a_graph_of_several_takes_its_share_and_samples_run_through_all_but_the_last():
+    networks = LARGE.networks | {"unet": dataclasses.replace(LARGE.networks["unet"], graphs=3)}
+    several = bake(500, networks=networks)
+    fixed = work_of("compile_model", "unet", LARGE)["fixed"]
+
+    whole, third = (seconds("compile_model", *of) - fixed for of in (("unet", LARGE), ("unet/mid", several)))
+    assert third == pytest.approx(whole / 3)
+    more = work_of("calibrate_denoiser", "unet", several)["onnx"]
+    assert more == pytest.approx(several.samples * networks["unet"].macs * 2 / 3)
+    assert "onnx" not in work_of("calibrate_denoiser", "unet", LARGE)
+
+
 def test_the_real_compiler_takes_what_is_published_of_it():
     unet = {"unet": Network(DENOISER, 860e6, 221.9e9, 282)}
     given = bake(1, networks=unet, emulated=False)
