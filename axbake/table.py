@@ -20,6 +20,7 @@ from axbake.fetch.errors import BadSource
 from axbake.fetch.sources import parse_source, path_mistake
 from axbake.loras.rows import Lora, lora_cells, lora_faults, row_loras
 from axbake.printable import shown
+from axbake.runtime.prompt import MOST
 from axbake.users_files import UnreadableFile, absence, is_file, lines_of, read_text, read_yaml
 
 MOST_COLUMNS = 64  # of a table
@@ -414,13 +415,17 @@ def read_prompts(path: Path) -> list[str]:
     """Prompts of the text file *path*, one a line, without blank lines and those that start with #.
 
     Raises:
-        PromptsError: no such file, not UTF-8, or no prompt in it.
+        PromptsError: no such file, not UTF-8, no prompt in it, or one that is too long.
     """
     try:
         lines = [unquoted(line.strip()) for line in lines_of(read_text(path, most_bytes=MOST_BYTES))]
     except UnreadableFile as error:
         raise PromptsError(f"{error} Wanted text, one prompt per line.") from None
     prompts = [line for line in lines if line and not line.startswith("#")]
+    if long := [prompt for prompt in prompts if len(prompt) > MOST]:
+        raise PromptsError(
+            f"{path}: {shown(long[0], 40)!r} has {len(long[0])} characters; at most {MOST}. Is a line break missing?"
+        )
     if not prompts:
         raise PromptsError(f"{path} has no prompts; wanted one per line")
     return prompts

@@ -14,6 +14,7 @@ from pathlib import Path
 from axbake.networks.component import DENOISER, TEXT
 from axbake.printable import shown
 from axbake.runtime.prompt import LORA
+from axbake.runtime.prompt import MOST as MOST_PROMPT
 
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 ARGUMENT = re.compile(rf"\s*(?:(?P<name>te|unet)\s*=\s*)?(?P<number>{NUMBER})\s*")  # one strength
@@ -99,7 +100,8 @@ def row_loras(cell: str, prompts: list[str]) -> list[Lora]:
 
 
 def _marks(prompt: str) -> list[tuple[str, str]]:
-    return [(match["name"].strip().strip("\"'"), match["strengths"]) for match in LORA.finditer(prompt)]
+    # A longer prompt is refused, and the pattern takes time in the square of the length.
+    return [(match["name"].strip().strip("\"'"), match["strengths"]) for match in LORA.finditer(prompt[:MOST_PROMPT])]
 
 
 def lora_faults(row: dict) -> Iterator[str]:

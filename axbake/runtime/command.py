@@ -16,6 +16,7 @@ from .bundle import Bundle, read_bundle
 from .errors import BundleError
 from .img2img import read_picture, redraw
 from .model import Session
+from .prompt import MOST
 from .reading import shown
 from .session import RUNTIMES
 from .timings import picture_timings, timings
@@ -70,6 +71,8 @@ def _parse(program: str, picture: Picture, arguments: Sequence[str] | None) -> a
     given = parser.parse_args(arguments)
     if given.count < 1 or given.guidance_scale < 1 or given.output.suffix.lower() != ".png":
         parser.error("wanted --count and --guidance-scale of 1 or more, and an --output that ends in .png")
+    if max(len(given.prompt), len(given.negative_prompt)) > MOST:
+        parser.error(f"wanted prompts of {MOST} characters at most")
     return given
 
 

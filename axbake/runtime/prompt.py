@@ -19,6 +19,7 @@ from .model import Session, only
 from .tokenizer import TOKENS, ClipTokenizer
 from .values import Conditioning
 
+MOST = 10_000  # characters of a prompt; four chunks hold some 1,500
 CHUNK = TOKENS - 2  # tokens of a prompt in one run of the text encoder, which adds start and end
 BACKTRACK = 20  # tokens; a chunk that is full ends at a comma as near as this («comma padding backtrack»)
 FACTORS = {"(": 1.1, "[": 1 / 1.1}  # of what stands in brackets without a number
@@ -34,7 +35,7 @@ SYNTAX = re.compile(
     """,
     re.VERBOSE,
 )
-BREAK = re.compile(r"\s*\bBREAK\b\s*")
+BREAK = re.compile(r"(?:(?<!\s)\s+)?\bBREAK\b\s*")
 EXTRA_NETWORK = re.compile(r"<\w+:[^>]+>")
 LORA = re.compile(r"<(?:lora|lyco):(?P<name>[^:>]+)(?P<strengths>[^>]*)>")
 EMBEDDING = re.compile(r"\bembedding:(?=\S)", re.IGNORECASE)  # ComfyUI's mark before an embedding's name

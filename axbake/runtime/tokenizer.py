@@ -87,12 +87,13 @@ class ClipTokenizer:
         (`find_embedding_at_position`); its ids stay together.
         """
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        ids, words, i = tuple(encoding.ids), [], 0
+        ids, offsets = tuple(encoding.ids), encoding.offsets  # the library makes a new list at each look
+        words, i = [], 0
         while i < len(ids):
             name, vectors = next(
                 (pair for pair in self._names if ids[i : i + len(pair[0])] == pair[0]), ((ids[i],), (ids[i],))
             )
-            words.append((vectors, encoding.offsets[i][0]))
+            words.append((vectors, offsets[i][0]))
             i += len(name)
         return words
 

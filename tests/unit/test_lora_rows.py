@@ -1,5 +1,6 @@
 """LoRAs in the table: the column, and the marks in prompts."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,9 @@ def test_what_a_mark_says_besides_is_named(mark, said):
 def test_a_cell_names_strengths_too():
     assert lora_cells("a/film.safetensors:te=0.5:unet=0.8") == [Lora("a/film.safetensors", 0.5, 0.8)]
     assert lora_cells("C:/film.safetensors") == [Lora("C:/film.safetensors", 1, 1)]
+
+
+def test_marks_that_are_never_closed_are_looked_at_once():
+    began = time.process_time()
+    assert list(lora_faults({"loras": "a.safetensors", "prompt": "<lora:" * 100_000})) == []
+    assert time.process_time() - began < 5  # s; minutes when the work grew with the square of the length

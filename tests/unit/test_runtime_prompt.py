@@ -1,5 +1,8 @@
 """Prompts mean what they mean in AUTOMATIC1111's web UI."""
 
+import random
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,8 @@ from transformers import CLIPTokenizer
 from axbake.drawing.prompts import text_encoding
 from axbake.runtime.errors import BundleError
 from axbake.runtime.prompt import (
+    BREAK,
+    MOST,
     WELL_KNOWN,
     States,
     chunk_prompt,
@@ -387,3 +392,19 @@ def test_comfyuis_folders_and_endings_are_no_part_of_an_embeddings_name(prompt, 
 
     assert tokens(chunk) == tokens(plain) and (chunk.weights == plain.weights).all()
     assert prompt_warnings(prompt, tokenizer, chunks=1) == []
+
+
+@pytest.mark.parametrize("part", ["<lora:", "[a:", "{a|", "__a", "(a:1.1)", "\\", " ", "[", "a, ", "embedding:a/"])
+def test_the_longest_prompt_is_read_in_a_moment(part, tokenizer):
+    prompt = (part * MOST)[:MOST]
+
+    began = time.process_time()
+    prompt_warnings(prompt, tokenizer, chunks=4)
+    assert time.process_time() - began < 5  # s; 36 when the work grew with the square of the length
+
+
+def test_breaks_are_found_where_whitespace_is_around_them_or_not():
+    draw = random.Random(1)
+    for _ in range(2000):
+        text = "".join(draw.choice(["BREAK", " ", "\t", "a", ",", "\n"]) for _ in range(draw.randrange(12)))
+        assert BREAK.split(text) == re.split(r"\s*\bBREAK\b\s*", text), text

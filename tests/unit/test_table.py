@@ -282,6 +282,9 @@ def test_good_names_are_taken(name):
         ("clip_skip", "0", "0 is less than the minimum of 1"),
         ("embeddings", "a.pt, b.png", "'b.png' is not one of .safetensors, .pt, .bin"),
         ("embeddings", "one/bad.pt, other/Bad.safetensors", "'bad' appears 2 times"),
+        ("prompt", "x" * 10_001, "has 10001 characters; at most 10000"),
+        ("negative_prompt", "x" * 10_001, "has 10001 characters; at most 10000"),
+        ("calibration_prompts", "long.txt", "has 10001 characters; at most 10000. Is a line break missing?"),
         ("prompt", "", "prompt: missing"),
         ("prompt", "  ", "prompt: missing"),
         ("calibration_prompts", "", "calibration_prompts: missing"),
@@ -291,6 +294,7 @@ def test_good_names_are_taken(name):
     ],
 )
 def test_a_cell_that_cannot_be_used_is_refused_with_its_line_model_and_column(column, cell, said):
+    Path("long.txt").write_text("x" * 10_001, encoding="utf-8")
     Path("comments.txt").write_text("# only this\n\n", encoding="utf-8")
     Path("latin1.txt").write_bytes("un café\n".encode("latin-1"))
 
