@@ -23,7 +23,7 @@ from axbake.checkpoints.prediction import read_sidecar
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.loras.fusing import Fusion
-from axbake.runtime.added import load_added, sizes_of
+from axbake.runtime.added import load_added
 from axbake.runtime.bundle import read_bundle
 from axbake.runtime.errors import BundleError
 from axbake.runtime.sampler import load_schedule
@@ -71,7 +71,7 @@ def imported_xl(path: Path) -> None:
 
 
 def added(path: Path) -> torch.Tensor:
-    row = load_added(path).row(np.ones((1, tiny_xl.POOLED), np.float32), sizes_of(64, 64))
+    row = load_added(path).row(np.ones((1, tiny_xl.POOLED), np.float32), (64, 64, 0, 0, 64, 64))
     return torch.from_numpy(row)
 
 
