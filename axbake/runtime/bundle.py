@@ -21,7 +21,7 @@ FORMAT = 2  # of the manifest
 LAYOUT = "axbake"
 #: Annotation -> what JSON has there, or in a list there
 TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "float | None": (int, float, type(None))}
-TYPES |= {"tuple[str, ...]": str, "tuple[float, ...]": (int, float)}
+TYPES |= {"tuple[str, ...]": str, "tuple[int, ...]": int, "tuple[float, ...]": (int, float)}
 ROLES = ("text", "denoiser", "encoder", "decoder")
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import jinja2
@@ -17,7 +17,7 @@ from PIL import Image
 
 from axbake.runtime import command
 from axbake.runtime.added import load_added
-from axbake.runtime.bundle import read_bundle
+from axbake.runtime.bundle import TYPES, read_bundle
 from axbake.runtime.errors import BundleError
 from axbake.runtime.img2img import read_picture, redraw
 from axbake.runtime.sampler import Schedule
@@ -359,6 +359,11 @@ def test_a_damaged_added_embedding_is_named(tmp_path, changed, said):
     with pytest.raises(BundleError, match=said) as refused:
         load_added(path)
     assert str(refused.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("kind", [Picture, Latents, Conditioning])
+def test_every_value_of_a_manifest_has_a_type_that_is_checked(kind):
+    assert {field.type for field in fields(kind)} <= set(TYPES)
 
 
 def test_a_program_says_which_role_is_missing_or_there_twice(bundle, tmp_path):
