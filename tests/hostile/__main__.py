@@ -2,7 +2,7 @@
 
     python -m tests.hostile [--files 3200] [--caches 105] [--sites 120] [--seed 1]
 
-It takes the better part of an hour on two cores. The unit tests do the same with a few of each, and show that harm is seen.
+It takes some minutes on two cores. The unit tests do the same with a few of each, and show that harm is seen.
 """
 
 import argparse

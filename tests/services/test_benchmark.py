@@ -216,7 +216,9 @@ def test_a_card_without_resources_is_told_what_to_do(board, measure):
 def test_what_was_changed_on_the_board_is_not_measured(board, measure):
     (board.directory / "tiny" / "unet.axmodel").write_bytes(b"\x08\x0a\x12\x07Pulsar2")
 
-    with pytest.raises(FailedOnBoard, match=r"is not what was copied there; delete results/tiny/board/deployment.json"):
+    with pytest.raises(
+        FailedOnBoard, match=r"does not match what was copied there; delete results/tiny/board/deployment.json"
+    ):
         measure()
 
     assert calls(board) == []

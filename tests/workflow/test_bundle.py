@@ -208,6 +208,6 @@ def test_bundle_and_archive_are_the_same_bytes_again_and_follow_an_edit(project)
     assert not stale.parent.exists()
     project.write_rows(ROW | {"source": "https://example.org/elsewhere"})
     assert project.plan(ARCHIVE).jobs == {"write_bundle": 1, "pack_bundle": 1}
-    assert "layout m5stack cannot be; program: 'axera', wanted 'm5stack'; scheduler: 'euler'" in project.refusal(
+    assert "cannot make the layout m5stack; program: 'axera', wanted 'm5stack'; scheduler: 'euler'" in project.refusal(
         "results/tiny/bundle/m5stack.tar"
     )

@@ -161,7 +161,9 @@ def test_an_engine_that_cannot_says_what_to_do(engine, containers, tmp_path, mon
 
     with pytest.raises(EngineError, match=rf"{engine}: no image pulsar2:9\.9 on this machine.*{engine} load -i"):
         Launch(**how | {"image": "pulsar2:9.9"}).check()
-    with pytest.raises(WrongToolchain, match=r"image pulsar2:4\.2 says 'version: 4\.2.*config\.yaml says 5\.1"):
+    with pytest.raises(
+        WrongToolchain, match=r"image pulsar2:4\.2 reports version 'version: 4\.2.*config\.yaml says 5\.1"
+    ):
         Launch(**how | {"image": IMAGE, "version": "5.1"}).check()
 
 

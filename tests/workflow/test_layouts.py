@@ -293,11 +293,15 @@ def test_the_manifest_says_what_the_models_take(lay_out, any_size, layout):
 
 
 def test_a_row_that_a_layout_cannot_take_is_refused_with_all_that_is_missed(lay_out):
-    with pytest.raises(LayoutError, match=r"axera cannot be; program: 'euler', wanted 'axera'; steps: 20, wanted 4"):
+    with pytest.raises(
+        LayoutError, match=r"cannot make the layout axera; program: 'euler', wanted 'axera'; steps: 20, wanted 4"
+    ):
         lay_out("axera", program="euler", steps=20)
-    with pytest.raises(LayoutError, match=r"m5stack cannot be; height: 64, wanted 480; width: 64, wanted 320\."):
+    with pytest.raises(
+        LayoutError, match=r"cannot make the layout m5stack; height: 64, wanted 480; width: 64, wanted 320\."
+    ):
         lay_out("m5stack")
-    with pytest.raises(LayoutError, match=r"euler cannot be; program: 'axera', wanted 'euler'\."):
+    with pytest.raises(LayoutError, match=r"cannot make the layout euler; program: 'axera', wanted 'euler'\."):
         lay_out("euler")
 
 

@@ -71,7 +71,7 @@ def test_on_a_terminal_a_run_is_shown_live_and_ends_with_what_was_made(columns, 
     assert "      cache  Compiling the unet of tiny (toolchain: emulator)" in lines
     assert [line for line in lines if line.endswith(" s  Writing the report of tiny")]
     assert [line for line in lines if line.endswith(f" s  {jobs} of {jobs} jobs")]
-    assert set(MADE) <= set(lines) and lines[-1].endswith("models.")
+    assert set(MADE) <= set(lines) and lines[-1].endswith("page.")
     assert not [line for line in lines if line.startswith(PREAMBLE) or "━" in line]
     for words in PREAMBLE[:-1]:
         assert words in log(project)

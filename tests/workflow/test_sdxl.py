@@ -63,7 +63,7 @@ def test_the_bundle_carries_what_prompts_add_and_draws_the_simulations_picture_t
 def test_a_published_layout_that_knows_one_text_encoder_is_refused(baked):
     text = baked.refusal("--dry-run", "results/xl/bundle/axera/manifest.json")
 
-    assert "LayoutError: xl: layout axera cannot be" in text
+    assert "LayoutError: xl: cannot make the layout axera" in text
     assert "Traceback" not in text
 
 

@@ -73,7 +73,7 @@ def test_the_command_of_the_pages_bakes_two_rows(cluster, project):
     (project.directory / "Snakefile").write_text(SNAKEFILE)
     (project.directory / ".venv").symlink_to(sys.prefix)
     (command,) = re.findall(
-        r"^```sh\n(.*)\n```", (ROOT / "docs" / "cluster.md").read_text().partition("Set there")[0], re.M
+        r"^```sh\n(.*)\n```", (ROOT / "docs" / "cluster.md").read_text().partition("In this profile")[0], re.M
     )
 
     done = subprocess.run(
