@@ -157,7 +157,7 @@ class Model:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What its denoiser is told of sizes besides the picture's, if its row says it."""
+        """Sizes that its denoiser takes, if its row gives them."""
         return {"sizes": self.row["sizes"]} if self.row["sizes"] else {}
 
     def columns(self, component: Component) -> dict[str, Any]:

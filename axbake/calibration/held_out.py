@@ -72,7 +72,7 @@ def check_calibration(
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
     scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
-    rows = added_rows(added_of(added, added_weights), embeds, picture.told_sizes)
+    rows = added_rows(added_of(added, added_weights), embeds, picture.size_conditioning)
     samples = [
         observed.taken.feed(scaled[step], one.tokens, steps.time(step, None if rows is None else rows[i : i + 1]))
         for step in seen

@@ -55,7 +55,7 @@ def record_trajectories(
         schedule: `schedule.npz`; N steps.
         embeddings: `embeddings.json`.
         height, width: image pixels.
-        sizes: that the denoiser is told, as `axbake.runtime.values.Picture` has them.
+        sizes: that the denoiser takes, as `axbake.runtime.values.Picture` has them.
         seed: of the first prompt's noise; the n-th prompt has seed + n.
         precision: float32 or bfloat16: of the UNet's weights and activations; the sampler's sums are as ever.
         prompt_chunks: chunks of 77 tokens in the UNet's context; T tokens in all.

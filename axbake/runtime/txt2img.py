@@ -163,7 +163,7 @@ def draw_latent(
         prompt_embeds=embeds[0].tokens,
         negative_embeds=embeds[1].tokens if len(embeds) > 1 else None,
         guidance_scale=picture.guidance_scale,
-        added=added_rows(added, embeds, picture.told_sizes),
+        added=added_rows(added, embeds, picture.size_conditioning),
     )
 
 

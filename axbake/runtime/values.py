@@ -115,11 +115,11 @@ class Picture:
     prompt_chunks: int = 1  # that the denoiser takes
     clip_skip: int = 1  # of the text encoder; 1: its last layer counts
     strength: float | None = None  # 0 to 1, of image to image
-    #: Original height and width, crop's top and left, target height and width, in pixels, that SDXL is told; empty: of web UIs
+    #: Original height and width, crop's top and left, target height and width, in pixels, for SDXL; empty: those of web UIs
     sizes: tuple[int, ...] = ()
 
     @property
-    def told_sizes(self) -> tuple[int, ...]:
+    def size_conditioning(self) -> tuple[int, ...]:
         """The six numbers."""
         return self.sizes or web_ui_sizes(self.height, self.width)
 
