@@ -1,14 +1,17 @@
 # What the screen shows of a run. A dry run shows Snakemake's own words.
 
+from axbake.jobs.checksums import hash_once
 from axbake.jobs.interrupts import interrupt_in_a_word
+from snakemake.exceptions import WorkflowError
+from snakemake.io import _IOFile
 
 if workflow.is_main_process:
     interrupt_in_a_word()  # before all else, since reading the rules and planning take seconds
+    hash_once(_IOFile)
 
 from collections import Counter
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
 
