@@ -4,7 +4,7 @@ When a job ends, Snakemake hashes all its inputs once for each of its outputs (h
 while nothing else goes on: an import with six outputs would read its checkpoint six times.
 """
 
-import os
+from pathlib import Path
 from typing import Any
 
 
@@ -21,7 +21,7 @@ def hash_once(file_class: Any) -> None:
         if self.is_storage:
             return await hashed(self, *limits, **more)
         try:
-            now = os.stat(self.file)
+            now = Path(self.file).stat()
         except OSError:
             return await hashed(self, *limits, **more)
         of = (self.file, now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns, limits, *more.items())
