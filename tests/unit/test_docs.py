@@ -349,12 +349,12 @@ def test_pages_made_from_code_are_up_to_date(name):
     assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == maker.page(), "run `make docs`"
 
 
-def test_the_citation_names_the_version():
+def test_citation_and_changelog_have_the_version():
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    released = re.findall(r"^## (\S+) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
-    assert (
-        citation["version"] == re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    )
+    assert citation["version"] == released[0] == version
 
 
 @pytest.mark.parametrize(
