@@ -15,7 +15,7 @@ vectors, and what comes out is its coefficients. One NumPy expression then runs 
 | `time_embedding` | (N, C) float32 | silu(time_embedding(time_proj(timestep))), as residual blocks take it |
 | `init_noise_sigma` | () float64 | initial latent = this × unit normal noise; 1 but for Euler |
 | `coefficients` | (N, 1 + 2N) float64 | latent after step i = row i · [x, m_0 … m_{N-1}, n_0 … n_{N-1}] |
-| `draws_noise` | (N,) bool | whether step i draws its noise n_i from the generator; LCM's do, but the last |
+| `draws_noise` | (N,) bool | whether step i draws its noise n_i from the generator; LCM's and TCD's do, but the last |
 | `picture_scale`, `noise_scale` | (N,) float64 | image to image begins at step i with the first × picture + the second × noise |
 | `late_coefficients` | (M,) float64 | those of a beginning at step k = 1 … N − 1, each (N − k, 1 + 2(N − k)), flat |
 
@@ -37,6 +37,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     LCMScheduler,
     SchedulerMixin,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -52,6 +53,17 @@ LINSPACE, TRAILING = {"timestep_spacing": "linspace"}, {"timestep_spacing": "tra
 DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
 DPMPP_2M_KARRAS = DPMPP_2M | {"use_karras_sigmas": True}
 
+ETA = 0.3  # of TCD: its authors' own (https://github.com/jabir-zheng/TCD) and the default of diffusers' step
+
+
+class StochasticTCDScheduler(TCDScheduler):
+    """TCD with part of each step's noise new; diffusers' pipelines would ask its step for none (`eta=0`)."""
+
+    def step(self, model_output, timestep, sample, *, generator=None, return_dict=True):  # type: ignore[no-untyped-def]
+        """`TCDScheduler.step` with `ETA`."""
+        return super().step(model_output, timestep, sample, eta=ETA, generator=generator, return_dict=return_dict)
+
+
 #: Name in the table's `scheduler` column -> class and its configuration, which is what diffusers makes of SD 1.5's published
 #: scheduler_config.json. That says no timestep_spacing, so it is the class's own, and UniPC and Euler begin at 999, as in
 #: AUTOMATIC1111's web UI. Its DPM++ 2M Karras is `dpmpp_2m_karras_zero`; `dpmpp_2m_karras` is that of github
@@ -64,6 +76,7 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, LINSPACE),
     "ddim": (DDIMScheduler, LEADING),
     "lcm": (LCMScheduler, {**LEADING, "original_inference_steps": 50}),
+    "tcd": (StochasticTCDScheduler, {**LEADING, "original_inference_steps": 50}),
     "euler_a": (EulerAncestralDiscreteScheduler, LINSPACE),
     "euler_trailing": (EulerDiscreteScheduler, TRAILING),
     "euler_a_trailing": (EulerAncestralDiscreteScheduler, TRAILING),

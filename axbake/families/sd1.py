@@ -15,7 +15,7 @@ HEADS = 8  # of attention, at every level of the UNet
 END = 49407  # <|endoftext|>, with which CLIP was trained to fill up
 LDM_CLIP, LDM_UNET = "cond_stage_model.transformer.text_model.", "model.diffusion_model."
 SCHEDULERS = (
-    *("dpmpp_2m_karras", "dpmpp_2m_karras_zero", "unipc", "euler", "ddim", "lcm"),
+    *("dpmpp_2m_karras", "dpmpp_2m_karras_zero", "unipc", "euler", "ddim", "lcm", "tcd"),
     *("euler_a", "euler_trailing", "euler_a_trailing", "dpmpp_2m", "dpmpp_2m_sde_karras"),
 )
 

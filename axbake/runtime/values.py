@@ -16,6 +16,7 @@ SAMPLERS = {
     "euler": "Euler",
     "ddim": "DDIM",
     "lcm": "LCM",
+    "tcd": "TCD",
     "euler_a": "Euler a",
     "euler_trailing": "Euler trailing",
     "euler_a_trailing": "Euler a trailing",

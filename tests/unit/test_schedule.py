@@ -264,10 +264,11 @@ def build_and_set(name, steps):
     return scheduler
 
 
-def test_ancestral_and_stochastic_samplers_draw_noise_in_every_step_and_lcm_not_in_the_last():
+def test_ancestral_and_stochastic_samplers_draw_noise_in_every_step_and_lcm_and_tcd_not_in_the_last():
     drawn = {name: scheduler_arrays(name, 4)["draws_noise"].tolist() for name in SCHEDULERS}
 
-    assert drawn.pop("lcm") == [True, True, True, False]
+    for name in ("lcm", "tcd"):
+        assert drawn.pop(name) == [True, True, True, False]
     for name in ("euler_a", "euler_a_trailing", "dpmpp_2m_sde_karras"):
         assert drawn.pop(name) == [True] * 4
     assert all(steps == [False] * 4 for steps in drawn.values())
