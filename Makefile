@@ -58,7 +58,7 @@ plan: .venv/installed
 	@$(BIN)/axbake plan $(TARGET)
 
 test: .venv/developer
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/developer
 	$(BIN)/ruff check .

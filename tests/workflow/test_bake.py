@@ -297,13 +297,14 @@ def test_a_model_is_at_most_19_jobs(fresh):
 @pytest.mark.parametrize(
     "target",
     [
-        *(f"{component}.axmodel" for component in COMPONENTS),
+        "vae_encoder.axmodel",
+        "vae_decoder.axmodel",
         "schedule.npz",
         "calibration/unet.tar",
         "simulation/image.png",
     ],
 )
-def test_every_artifact_can_be_asked_for_first(fresh, target):
+def test_an_artifact_can_be_asked_for_first(fresh, target):
     assert fresh.plan(f"results/tiny/{target}").jobs
 
 
