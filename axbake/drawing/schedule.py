@@ -59,7 +59,7 @@ ETA = 0.3  # of TCD: its authors' own (https://github.com/jabir-zheng/TCD) and t
 class StochasticTCDScheduler(TCDScheduler):
     """TCD with part of each step's noise new; diffusers' pipelines would ask its step for none (`eta=0`)."""
 
-    def step(self, model_output, timestep, sample, *, generator=None, return_dict=True):  # type: ignore[no-untyped-def]
+    def step(self, model_output, timestep, sample, *, generator=None, return_dict=True):
         """`TCDScheduler.step` with `ETA`."""
         return super().step(model_output, timestep, sample, eta=ETA, generator=generator, return_dict=return_dict)
 

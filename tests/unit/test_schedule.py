@@ -11,6 +11,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     LatentConsistencyModelPipeline,
     PNDMScheduler,
+    TCDScheduler,
     UNet2DConditionModel,
 )
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -272,6 +273,20 @@ def test_ancestral_and_stochastic_samplers_draw_noise_in_every_step_and_lcm_and_
     for name in ("euler_a", "euler_a_trailing", "dpmpp_2m_sde_karras"):
         assert drawn.pop(name) == [True] * 4
     assert all(steps == [False] * 4 for steps in drawn.values())
+
+
+def test_tcd_renews_its_authors_share_of_the_noise():
+    ours, plain = build_and_set("tcd", 4), TCDScheduler.from_config(build_scheduler("tcd").config)
+    plain.set_timesteps(4)
+    latent, output = torch.randn((2, 1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+
+    found, wanted = (
+        scheduler.step(output, scheduler.timesteps[0], latent, generator=torch.Generator().manual_seed(1), **more)
+        for scheduler, more in ((ours, {}), (plain, {"eta": 0.3}))
+    )
+
+    assert torch.equal(found.prev_sample, wanted.prev_sample)
+    assert "eta" not in inspect.signature(ours.step).parameters  # which pipelines would set to 0
 
 
 def test_a_step_uses_nothing_of_later_steps():
