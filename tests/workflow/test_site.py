@@ -29,6 +29,14 @@ def page(browser):
         yield context.new_page()
 
 
+@pytest.mark.parametrize("width", [390, 1200])
+def test_no_page_is_wider_than_its_window(page, served, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    for home in ("index.html", "ja/index.html", "settings.html"):
+        page.goto(f"{served}/{home}")
+        assert page.evaluate("document.documentElement.scrollWidth") == width, home
+
+
 @pytest.mark.parametrize(
     ("home", "word", "wanted"),
     [
