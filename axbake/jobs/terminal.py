@@ -263,6 +263,7 @@ def show_made(paths: list[str]) -> str:
     lines = [f"Made {path}" for path in paths]
     if any(path.endswith("/report.html") for path in paths):
         lines.append("Next: open report.html in a browser. `make report` collects all models on one page.")
-    elif any(path.endswith(".axmodel") for path in paths):
-        lines.append("Next: make results/NAME/report.html too; it shows what the models draw.")
+    elif models := {Path(path).parts[1] for path in paths if path.endswith(".axmodel")}:
+        model = models.pop() if len(models) == 1 else "NAME"
+        lines.append(f"Next: make results/{model}/report.html too; it shows what the models draw.")
     return "\n".join(lines)

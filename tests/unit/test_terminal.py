@@ -10,7 +10,7 @@ import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axbake.cache import Cache
-from axbake.jobs.terminal import Pending, Screen, forecasts, header, show_reports
+from axbake.jobs.terminal import Pending, Screen, forecasts, header, show_made, show_reports
 from tests.unit.test_forecast import DEMO, LARGE
 
 EXPORT = Pending(1, (("export_onnx", "unet"), ("measure_parity", "unet")), threads=1, needs=(), bake=DEMO)
@@ -180,3 +180,19 @@ def test_on_a_terminal_text_is_broken_between_words_and_what_goes_on_is_indented
 
     assert lines == ["  failed: onnx against torch is 132.2", "      dB; see", f"      {path}", "      for more"]
     os.close(terminal)
+
+
+@pytest.mark.parametrize(
+    ("made", "next_one"),
+    [
+        (["results/mine/unet.axmodel"], "Next: make results/mine/report.html too"),
+        (["results/mine/unet.axmodel", "results/other/unet/up.axmodel"], "Next: make results/NAME/report.html too"),
+        (["results/mine/report.html"], "Next: open report.html"),
+        (["results/mine/onnx/unet.onnx"], ""),
+    ],
+)
+def test_after_what_was_made_comes_what_to_do_next(made, next_one):
+    *lines, last = show_made(made).split("\n")
+
+    assert last.startswith(next_one or "Made ")
+    assert lines[: len(made)] == [f"Made {path}" for path in made][: len(lines)]
