@@ -12,7 +12,7 @@ from axbake.calibration.counting import check_count
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.embeddings import check_vectors, embedding_sizes
 from axbake.checkpoints.finding import averaged_namings, read_network, use_average
-from axbake.checkpoints.refusals import check_latents, check_texts
+from axbake.checkpoints.refusals import check_latents, check_mask, check_texts
 from axbake.families import FAMILIES
 from axbake.families.family import Family
 from axbake.jobs.values import encode
@@ -32,7 +32,7 @@ def check_fit(row: dict[str, Any], family: Family, configs: Configs) -> None:
 
     Raises:
         TensorMismatch: token widths differ.
-        SamplingError, TimeEmbeddingError, ClipSkipError: the row asks for what its networks cannot do.
+        SamplingError, InpaintingError, TimeEmbeddingError, ClipSkipError: the row asks for what its networks cannot do.
         EmbeddingError, LoraError: made for another text encoder.
     """
     if family.denoiser.name in configs:  # and so the text encoders, which are in the same file
@@ -120,6 +120,7 @@ def _check_loras(row: dict[str, Any], family: Family, configs: Configs) -> None:
 
 def _check_denoiser(row: dict[str, Any], family: Family, configs: Configs) -> None:
     """Whether it draws as the row says; what it predicts does not matter for that."""
+    check_mask(family.denoiser.name, configs[family.denoiser.name], masked=bool(row["mask"]))
     sampling = family.process.sampling(configs[family.denoiser.name], "epsilon", zero_terminal_snr=False)
     sampling.check(**{name: row[name] for name in ("scheduler", "steps", "guidance_scale")})
 

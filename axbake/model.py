@@ -22,7 +22,7 @@ from axbake.networks.component import DENOISER, TEXT, Component, addresses
 from axbake.printable import error_line
 from axbake.runtime.values import Picture
 from axbake.sources import CHECKPOINT, VAE, Sources, read_header
-from axbake.table import checkpoint_path, loras_sha256
+from axbake.table import CANVAS, checkpoint_path, loras_sha256
 from axbake.toolchain.build_config import Build, build_config, overridden, read_own_fields
 
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
@@ -156,6 +156,11 @@ class Model:
         return Drawn(parts, self.family.conditioning)
 
     @property
+    def canvas(self) -> list[str]:
+        """Paths of the picture and the mask that a model for inpainting draws with; none of others."""
+        return [self.row[name] for name in CANVAS if self.row[name]]
+
+    @property
     def sizes(self) -> dict[str, Any]:
         """Sizes that its denoiser takes, if its row gives them."""
         return {"sizes": self.row["sizes"]} if self.row["sizes"] else {}
@@ -271,6 +276,7 @@ class Model:
             lambda: [self.sources.file(CHECKPOINT), self.sources.sidecar, self.family],
             lambda: self.row[VAE] and self.sources.file(VAE),
             lambda: self.sources.embeddings_digest,
+            lambda: self.sources.canvas_digest,
             lambda: [
                 loras_sha256(self.row, self.row["loras"]),
                 *(lora_facts(Path(one.path)) for one in self.row["loras"]),

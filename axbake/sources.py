@@ -16,7 +16,7 @@ from axbake.families.others import AUTOENCODERS, recognise
 from axbake.fetch.sources import check_pin, parse_source
 from axbake.jobs.code import code_of
 from axbake.networks.component import DECODER, ENCODER, Component
-from axbake.table import checkpoint_sha256, embeddings_sha256, vae_sha256
+from axbake.table import canvas_sha256, checkpoint_sha256, embeddings_sha256, vae_sha256
 
 CHECKPOINT, VAE = "checkpoint", "vae"  # columns of the table that name a file with networks in it
 COLUMNS = (CHECKPOINT, VAE)
@@ -107,6 +107,11 @@ class Sources:
     def embeddings_digest(self) -> str:
         """SHA-256 of the row's embeddings, which are there."""
         return " ".join(embeddings_sha256(self.row))
+
+    @cached_property
+    def canvas_digest(self) -> str:
+        """SHA-256 of the picture and the mask of an inpainting model's row, which are there; empty for others."""
+        return " ".join(canvas_sha256(self.row))
 
     @property
     def embedding_names(self) -> list[str]:

@@ -27,6 +27,7 @@ MOST_COLUMNS = 64  # of a table
 MOST_QUOTED = 120  # characters of a value in a message
 MOST_FAULTS = 100  # lines of a message
 MOST_BYTES = 100_000_000  # of a table, or of a file of prompts
+CANVAS = ("image", "mask")  # columns of an inpainting model
 TABLE = "a header line, and lines with the same number of cells, separated by tabs, in UTF-8"
 EMBEDDING_FORMS = (".safetensors", ".pt", ".bin")
 NO_LINE_BREAK = r"(?!\n)"  # in patterns: for a machine, since $ matches before a last line feed
@@ -54,6 +55,10 @@ class MissingVae(AxbakeError):
 
 class MissingEmbedding(AxbakeError):
     """A textual-inversion embedding is not where the table says."""
+
+
+class MissingCanvas(AxbakeError):
+    """The picture or the mask in a row is not there."""
 
 
 class MissingLora(AxbakeError):
@@ -375,7 +380,7 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
     if row.get("family") and row["family"] not in families:
         yield f"{place}, column family: {shown(row['family'])!r}: unknown{_nearest(row['family'], list(families))}"
     paths = embedding_paths(row.get("embeddings", ""))
-    files = [(name, row[name]) for name in ("vae", "config", "calibration_prompts") if row.get(name)]
+    files = [(name, row[name]) for name in ("vae", "config", "calibration_prompts", "image", "mask") if row.get(name)]
     files += [("embeddings", path) for path in paths] + [
         ("loras", one.path) for one in lora_cells(row.get("loras", ""))
     ]
@@ -389,6 +394,9 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
             read_prompts(Path(row["calibration_prompts"]))
         except PromptsError as error:
             yield f"{place}, column calibration_prompts: {error}"
+    if alone := [name for name in CANVAS if row.get(name)][:1] * (not all(row.get(name) for name in CANVAS)):
+        (other,) = set(CANVAS) - set(alone)
+        yield f"{place}, column {other}: empty, but column {alone[0]} is not; wanted both, of an inpainting model, or none"
     yield from (f"{place}, column {fault}" for fault in lora_faults(row))
     for path in paths:
         if Path(path).suffix not in EMBEDDING_FORMS:
@@ -494,6 +502,20 @@ def embeddings_sha256(row: dict) -> list[str]:
             f"{row['model']}: {', '.join(missing)}: not there. Put the files there, or correct the column embeddings."
         )
     return [file_sha256(Path(path)) for path in row["embeddings"]]
+
+
+def canvas_sha256(row: dict) -> list[str]:
+    """SHA-256 of a model's picture and mask, of one for inpainting; none of others.
+
+    Raises:
+        MissingCanvas: lists those that are not there.
+    """
+    paths = [Path(row[name]) for name in CANVAS if row[name]]
+    if missing := [shown(path, 400) for path in paths if not is_file(path)]:
+        raise MissingCanvas(
+            f"{row['model']}: {', '.join(missing)}: not there. Put the files there, or correct the columns image and mask."
+        )
+    return [file_sha256(path) for path in paths]
 
 
 def loras_sha256(row: dict, loras: list[Lora]) -> list[str]:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ MORE_STEPS = (10, 20)  # that a bundle of axbake's own has schedules for, beside
 MANIFEST = "manifest.json"
 ORIGIN = ("sha256", "autov2", "family", "title", "prediction_type")  # of a checkpoint, that a manifest tells
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "LICENSE")
+CANVAS = ("image", "mask")  # what a bundle calls picture and mask
 ATTRIBUTES = "*.axmodel filter=lfs diff=lfs merge=lfs -text\n*.npz filter=lfs diff=lfs merge=lfs -text\n"
 
 
@@ -56,6 +57,7 @@ def write_bundle(
     latents: Latents,
     conditioning: Conditioning,
     manifest: Path,
+    canvas: Sequence[Path] = (),
 ) -> None:
     """Lay out a model for the program of *layout*, in the directory that *manifest* is in; the manifest comes there last.
 
@@ -72,6 +74,7 @@ def write_bundle(
         source: where the checkpoint is from; may be empty.
         picture: how the reference is drawn, and the bundle's programs draw where they are not told otherwise.
         latents, conditioning: of the family.
+        canvas: picture and mask that the reference is drawn on, of a model for inpainting; none of others.
         manifest: JSON to write, in a private directory below the bundle's own.
 
     Raises:
@@ -82,7 +85,7 @@ def write_bundle(
     drawn = {name: value for name, value in asdict(picture).items() if name != "strength"}
     settings = drawn | {"program": program} | known
     roles = {graph: component.role for component in components for graph in addresses(component)}
-    plan.check(layout, settings, roles)
+    plan.check(layout, settings, roles, masked=bool(canvas))
     compiled = dict(zip(roles, models, strict=True))
     files = {graph: plan.models.get(role, f"{graph}.axmodel") for graph, role in roles.items() if _takes(plan, role)}
     made_by = dict(zip(roles, map(_read_json, records), strict=True))
@@ -99,6 +102,8 @@ def write_bundle(
         "settings": {name: value for name, value in settings.items() if name != "model"},
         "checkpoint": {name: described[name] for name in ORIGIN} | {"source": source},
     }
+    if canvas:
+        content["canvas"] = [f"canvas/{name}{file.suffix.lower()}" for name, file in zip(CANVAS, canvas, strict=True)]
     with tempfile.TemporaryDirectory(dir=manifest.parent) as directory:
         made = Path(directory)
         for graph, file in files.items():
@@ -120,6 +125,8 @@ def write_bundle(
             _write_schedules(made / "schedules", denoiser, rows, picture)
             for add in (component.added for component in components if component.added):
                 (made / FILE).write_bytes(npz_bytes(vars(add(denoiser))))
+        for place, brought in zip(content.get("canvas", ()), canvas, strict=True):
+            _place(brought, made / place, copy=True)
         for name, data in more.items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).write_bytes(data)

@@ -54,6 +54,7 @@ class DenoiserSamples:
     negative_prompt: str
     schedule: Schedule
     inputs_taken: TakenInputs
+    beside: np.ndarray | None = None  # (P, 1, K, h, w) float32: what the denoiser takes beside each prompt's latents
 
     @property
     def steps(self) -> list[int]:
@@ -94,6 +95,8 @@ class DenoiserSamples:
         """The sample, by the names of the graphs: float32, and the timestep int32."""
         prompt, step, branch = which
         latent = (self.latents[prompt, step] * self.schedule.input_scale[step]).astype(np.float32)
+        if self.beside is not None:
+            latent = np.concatenate([latent, self.beside[prompt]], axis=1)
         number = prompt if branch == PROMPT else 0
         added = self.added[branch][number] if self.added else None
         return self.inputs_taken.feed(latent, self.texts[branch][number], self.schedule.time(step, added))
@@ -117,4 +120,5 @@ def load_samples(trajectories: Path, schedule: Path, taken: TakenInputs) -> Deno
             negative_prompt=str(arrays["negative_prompt"]),
             schedule=load_schedule(schedule),
             inputs_taken=taken,
+            beside=arrays["beside"] if "beside" in arrays.files else None,
         )

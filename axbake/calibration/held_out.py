@@ -9,17 +9,21 @@ import numpy as np
 
 from axbake.calibration.denoiser_samples import BRANCHES
 from axbake.calibration.observation import observe_chain, read_observed
+from axbake.drawing.inpainting import canvas_of, torch_encoding
 from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding
+from axbake.drawing.simulation import latents_of
 from axbake.emulator.ranges import Ranges
 from axbake.networks.component import DENOISER
 from axbake.runtime.added import AddedEmbedding
+from axbake.runtime.inpaint import beside_latent
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
 from axbake.runtime.txt2img import added_rows, prompts_of
-from axbake.runtime.values import Picture
+from axbake.runtime.values import Latents, Picture
+from axbake.weights.networks import Build
 
 STEPS = 8  # of the reference that are looked at, at most
 WORST = 10  # tensors that the record names
@@ -40,6 +44,10 @@ def check_calibration(
     held_out: Path,
     added_weights: Sequence[Path] = (),
     added: Callable[[Path], AddedEmbedding] | None = None,
+    canvas: Sequence[Path] = (),
+    encoder_weights: Sequence[Path] = (),
+    encoder_build: Build | None = None,
+    latents: Latents | None = None,
 ) -> None:
     """Compare the calibrated ranges of the denoiser's activations with those of the reference picture's drawing.
 
@@ -50,6 +58,8 @@ def check_calibration(
             weights beside them.
         added_weights, added: as `axbake.drawing.simulation.simulate` has them.
         embeddings: `embeddings.json`.
+        canvas: picture and mask, as `axbake.drawing.reference.draw_reference` has them.
+        encoder_weights, encoder_build, latents: with a canvas: of the VAE encoder, in a list, what builds it, and the family's.
         trajectory: `reference/trajectory.npy`.
         ranges: `calibration/{component}.ranges.npz` of the denoiser.
         calibration: `calibration/{component}.json`, which names the samples chosen.
@@ -59,9 +69,15 @@ def check_calibration(
             values of a tensor are clipped is not counted.
     """
     steps = load_schedule(schedule)
-    latents = np.load(trajectory)
-    start = TorchNoise(picture.seed).normal(latents.shape[1:]) * np.float32(steps.init_noise_sigma)
-    before = [start, *latents]
+    drawn_latents = np.load(trajectory)
+    noise = TorchNoise(picture.seed)
+    before = [noise.normal(drawn_latents.shape[1:]) * np.float32(steps.init_noise_sigma), *drawn_latents]
+    beside = []
+    if over := canvas_of(canvas, height=picture.height, width=picture.width):
+        (weights,) = encoder_weights
+        assert encoder_build and latents
+        encode = torch_encoding(weights, encoder_build)
+        beside = [beside_latent(over, encode, noise, latents=latents_of(latents, weights))]
     files, denoiser = drawn.files(graphs), drawn.of_role(DENOISER)
     encodes = [encoder(open_models(files[name])) for name in drawn.conditioning.encoders]
     tokenizer = load_tokenizer(embeddings)
@@ -70,11 +86,14 @@ def check_calibration(
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
-    scaled = {step: (before[step] * steps.input_scale[step]).astype(np.float32) for step in seen}
+    taken = {
+        step: np.concatenate([(before[step] * steps.input_scale[step]).astype(np.float32), *beside], axis=1)
+        for step in seen
+    }
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
     rows = added_rows(added_of(added, added_weights), embeds, picture.size_conditioning)
     samples = [
-        observed.taken.feed(scaled[step], one.tokens, steps.time(step, None if rows is None else rows[i : i + 1]))
+        observed.taken.feed(taken[step], one.tokens, steps.time(step, None if rows is None else rows[i : i + 1]))
         for step in seen
         for i, one in enumerate(embeds)
     ]

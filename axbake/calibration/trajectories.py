@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from axbake.calibration.masks import draw_mask
+from axbake.checkpoints.refusals import check_mask
+from axbake.drawing.inpainting import torch_encoding
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
+from axbake.drawing.simulation import latents_of
 from axbake.npz import npz_bytes
 from axbake.runtime.added import AddedEmbedding
+from axbake.runtime.inpaint import Canvas, beside_latent
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
-from axbake.runtime.sampler import Denoiser, Time, initial_latent, load_schedule, sample
+from axbake.runtime.sampler import Denoiser, Time, initial_latent, joined, load_schedule, sample
 from axbake.runtime.txt2img import added_rows
 from axbake.runtime.values import Conditioning, Latents, web_ui_sizes
 from axbake.weights import networks
@@ -46,6 +51,8 @@ def record_trajectories(
     trajectories: Path,
     added: Callable[[Path], AddedEmbedding] | None = None,
     sizes: Sequence[int] = (),
+    pictures: Sequence[Path] = (),
+    encoder: Sequence[Path] = (),
 ) -> None:
     """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
 
@@ -63,8 +70,14 @@ def record_trajectories(
             of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, C, h, w): before the first step, and after each; all
             float32. Where prompts add to the time embedding, `prompt_added` (P, 1, C), `negative_added` and `empty_added`
             (1, C) are what they add. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the
-            prompts are.
+            prompts are. Of a denoiser for inpainting, `beside` (P, 1, 1 + C, h, w) float32 is what it takes beside each
+            prompt's latents.
+        pictures: of a denoiser for inpainting, in a list: `calibration/pictures.npy`; the n-th prompt is drawn on the n-th of
+            them, with the n-th mask (`axbake.calibration.masks`).
+        encoder: likewise: weights of the VAE encoder.
     """
+    described = read_description(denoiser)
+    check_mask(described.component, described.config, masked=bool(pictures))
     steps = load_schedule(schedule)
     tokenizer = load_tokenizer(embeddings)
     encodes = [
@@ -76,16 +89,20 @@ def record_trajectories(
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     add = added(denoiser) if added else None
     sizes = sizes or web_ui_sizes(height, width)
-    network = networks.load(denoiser, builds[read_description(denoiser).component], dtype=PRECISIONS[precision])
+    network = networks.load(denoiser, builds[described.component], dtype=PRECISIONS[precision])
     denoise = _denoising(network, with_rows)
     drawn_latents = []
+    beside: list[np.ndarray] = []
+    masked = _masked(*pictures, *encoder, builds=builds, latents=latents) if pictures else None
     for number, (prompt, embedded) in enumerate(zip(prompts, embeds, strict=True)):
         logger.debug("prompt %d: %s", number + 1, prompt)
         pair = [embedded, negative][: 2 if steps.is_guided(guidance_scale) else 1]
         noise = TorchNoise(seed + number)
         start = initial_latent(steps, noise, latents.shape(height, width))
+        if masked:
+            beside.append(masked(number, noise))
         drawn = sample(
-            denoise,
+            joined(denoise, beside[-1]) if masked else denoise,
             steps,
             noise,
             start,
@@ -105,11 +122,27 @@ def record_trajectories(
         "empty_embeds": empty.tokens,
         "latents": np.stack(drawn_latents),
     }
+    arrays |= {"beside": np.stack(beside)} if masked else {}
     rows = added_rows(add, [*embeds, negative, empty], sizes)
     if rows is not None:
         *of_prompts, of_negative, of_empty = rows[:, None]
         arrays |= {"prompt_added": np.stack(of_prompts), "negative_added": of_negative, "empty_added": of_empty}
     trajectories.write_bytes(npz_bytes(arrays))
+
+
+def _masked(
+    pictures: Path, encoder: Path, *, builds: Mapping[str, Build], latents: Latents
+) -> Callable[[int, TorchNoise], np.ndarray]:
+    """A function that gives what the denoiser takes beside the latents of a prompt, by its number, of the noise that is next."""
+    drawn, scaled = np.load(pictures), latents_of(latents, encoder)
+    encode = torch_encoding(encoder, builds[read_description(encoder).component])
+    height, width = drawn.shape[1:3]
+
+    def beside(number: int, noise: TorchNoise) -> np.ndarray:
+        canvas = Canvas(drawn[number % len(drawn)], draw_mask(number, height=height, width=width))
+        return beside_latent(canvas, encode, noise, latents=scaled)
+
+    return beside
 
 
 def _denoising(network: torch.nn.Module, with_rows: Callable[[Any], Any]) -> Denoiser:

@@ -195,10 +195,11 @@ def probe_unet(network: Any, *, latents: Latents, context_width: int) -> str:
     """
     import torch
 
-    sample, context = torch.full((1, latents.channels, PROBED, PROBED), 0.5), torch.full((1, 2, context_width), 0.5)
+    channels = network.config.in_channels  # an inpainting UNet's are more than the latent's
+    sample, context = torch.full((1, channels, PROBED, PROBED), 0.5), torch.full((1, 2, context_width), 0.5)
     with torch.inference_mode():
         output = network(sample, torch.tensor([999]), context, return_dict=False)[0]
-    mean = float((output - sample).mean())
+    mean = float((output - sample[:, : latents.channels]).mean())
     kind = VELOCITY if mean < -1 else EPSILON
     return (
         f"One run of the UNet looks like {kind} (the mean of output minus input is {mean:.2f}; below -1 means "

@@ -59,6 +59,10 @@ class TensorMismatch(AxbakeError):
     """The file's tensors do not match those of the network exactly."""
 
 
+class InpaintingError(AxbakeError):
+    """A denoiser takes a mask that the row does not give, or takes none though the row gives one."""
+
+
 def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
     """Refuse a folder's config that speaks of a network of another make, or says what cannot be meant.
 
@@ -112,16 +116,16 @@ def check_latents(path: Path, config: dict, latents: Latents) -> None:
     Raises:
         UnknownFamily: of other channels, or of other pixels a side for one of a latent's.
     """
-    kinds = {9: "an inpainting checkpoint", 8: "an instruct-pix2pix checkpoint", 5: "a depth-to-image checkpoint"}
-    kinds |= {7: "an upscaler"}
+    kinds = {8: "an instruct-pix2pix checkpoint", 5: "a depth-to-image checkpoint", 7: "an upscaler"}
     found = {name: config[name] for name in ("in_channels", "out_channels") if "cross_attention_dim" in config}
     found |= {name: config[name] for name in ("latent_channels",) if name in config}
     for name, channels in found.items():
-        if channels != latents.channels:
+        masked = name == "in_channels" and channels == latents.channels + latents.beside_mask
+        if channels != latents.channels and not masked:
             kind = kinds.get(channels, "a checkpoint with other latents")
             raise UnknownFamily(
                 f"{path}: {name}: {channels}, wanted {latents.channels}: this is {kind}, which axbake does not bake."
-                " Give the checkpoint for text to image."
+                " Give the checkpoint for text to image or inpainting."
             )
     levels = (
         config.get("encoder_block_out_channels") or config["block_out_channels"] if "latent_channels" in config else []
@@ -132,6 +136,25 @@ def check_latents(path: Path, config: dict, latents: Latents) -> None:
             f"{path}: an autoencoder that makes one pixel of a latent of {factor} × {factor} of a picture, wanted "
             f"{latents.factor} × {latents.factor}. It belongs to another model; give a VAE for the checkpoint's "
             "family."
+        )
+
+
+def check_mask(component: str, config: Mapping[str, Any], *, masked: bool) -> None:
+    """Refuse a denoiser of *config* that takes a mask where the row gives none, and one that takes none where it does.
+
+    Raises:
+        InpaintingError
+    """
+    taken, channels = config["in_channels"], config["out_channels"]
+    if taken != channels and not masked:
+        raise InpaintingError(
+            f"{component}: takes {taken} channels, wanted {channels}: it is for inpainting, and the row has no mask. Fill in the "
+            "columns image and mask: a picture, and a PNG of its size that is white where to paint."
+        )
+    if taken == channels and masked:
+        raise InpaintingError(
+            f"{component}: takes {taken} channels, which leaves none for a mask: it is not for inpainting. Empty the columns "
+            "image and mask, or give an inpainting checkpoint."
         )
 
 

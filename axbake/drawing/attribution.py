@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 from axbake.distance import psnr, ssim
+from axbake.drawing.inpainting import canvas_of
 from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of
-from axbake.networks.component import DECODER, DENOISER
+from axbake.networks.component import DECODER, DENOISER, ENCODER
 from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.producer import EMULATOR, producer
 from axbake.runtime.sampler import load_schedule
@@ -41,6 +42,7 @@ def attribute_error(
     float_image: Path,
     added_weights: Sequence[Path] = (),
     added: Callable[[Path], AddedEmbedding] | None = None,
+    canvas: Sequence[Path] = (),
 ) -> None:
     """Draw the reference's picture with one compiled model at a time, and with none, and measure each against the float picture.
 
@@ -54,6 +56,7 @@ def attribute_error(
         encoder_weights: of the VAE encoder, which say the latents' scale.
         added_weights, added: as `axbake.drawing.simulation.simulate` has them.
         embeddings: `embeddings.json`.
+        canvas: picture and mask, as `axbake.drawing.reference.draw_reference` has them.
         trajectory: `reference/trajectory.npy`.
         distance: `simulation/distance.json`.
         attribution: JSON to write: by what is quantised, PSNR of the last latent in dB, null where that is the reference's own,
@@ -67,12 +70,16 @@ def attribute_error(
     wanted = decode_latent(open_models(floating[decoder]), latent, latents=scaled)
     found: dict[str, dict[str, float | None]] = {}
     drawing_ones = [decoder, *drawn.conditioning.encoders, drawn.of_role(DENOISER)]
+    over = canvas_of(canvas, height=picture.height, width=picture.width)
+    drawing_ones += [drawn.of_role(ENCODER)] * (over is not None)
 
     def tell(what: str) -> None:
         logger.info("attributing: %d of %d: %s", len(found) + 1, len(drawing_ones) + 1, what)
 
     def drawn_with(files: Mapping[str, Sequence[Path]]) -> tuple[np.ndarray, dict[str, float | None]]:
-        image, latents = drawn.draw(files, tokenizer, steps, picture, latents=scaled, added=added_embedding)
+        image, latents = drawn.draw(
+            files, tokenizer, steps, picture, latents=scaled, added=added_embedding, canvas=over
+        )
         return image, _distance(wanted, image, round(psnr(latent, latents[-1]), 2))
 
     tell(NONE)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from axbake.networks.component import DECODER, DENOISER
+from axbake.networks.component import DECODER, DENOISER, ENCODER
 from axbake.runtime.added import AddedEmbedding
+from axbake.runtime.img2img import encoding
+from axbake.runtime.inpaint import Canvas, beside_latent
 from axbake.runtime.sampler import Schedule, initial_latent
 from axbake.runtime.session import open_models
 from axbake.runtime.tokenizer import ClipTokenizer
@@ -52,12 +54,14 @@ class Drawn:
         *,
         latents: Latents,
         added: AddedEmbedding | None,
+        canvas: Canvas | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw *picture* as `axbake.runtime.txt2img.draw` does, one component in memory at a time.
 
         Args:
             files: of each component, its graphs in order.
             added: what prompts add to the time embedding; None: nothing.
+            canvas: what a denoiser for inpainting draws on; None: nothing.
 
         Returns:
             The picture, (height, width, 3) uint8 RGB, and the latents after each of N steps, (N, 1, C, h, w) float32.
@@ -73,8 +77,15 @@ class Drawn:
         del texts
         shape = latents.shape(picture.height, picture.width)
         network = open_models(files[self.of_role(DENOISER)])
+        encode = encoding(open_models(files[self.of_role(ENCODER)])) if canvas else None
         drawn = draw_latent(
-            lambda noise: initial_latent(schedule, noise, shape), network, schedule, picture, embeds, added=added
+            lambda noise: initial_latent(schedule, noise, shape),
+            network,
+            schedule,
+            picture,
+            embeds,
+            added=added,
+            beside=(lambda noise: beside_latent(canvas, encode, noise, latents=latents)) if canvas and encode else None,
         )
         del network
         decoder = open_models(files[self.of_role(DECODER)])

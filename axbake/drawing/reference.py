@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from axbake.checkpoints.refusals import check_mask
+from axbake.drawing.inpainting import canvas_of
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.schedule import build_scheduler
 from axbake.runtime.progress import progress
@@ -20,22 +23,32 @@ from axbake.weights.files import read_description, read_sampling
 from axbake.weights.networks import Build
 
 SIZES = ("original_size", "crops_coords_top_left", "target_size")  # as diffusers' pipeline calls `Picture.sizes`
+ENCODING = ("encoder", "quant_conv")  # modules of an autoencoder that make latents
 Builds = Mapping[str, Build]  # by component
 
 
 def load_pipeline(
-    denoiser: Path, decoder: Path, *, builds: Builds, pipeline: Callable[..., Any], scheduler: str
+    denoiser: Path,
+    decoder: Path,
+    *,
+    builds: Builds,
+    pipeline: Callable[..., Any],
+    scheduler: str,
+    encoder: Sequence[Path] = (),
 ) -> Any:
-    """diffusers' pipeline of two `weights/{component}.safetensors`, float32; it takes embedded prompts, and no images.
+    """diffusers' pipeline of `weights/{component}.safetensors`, float32; it takes embedded prompts, and no images.
 
     Args:
         builds, pipeline: of the family.
+        encoder: the VAE encoder's, in a list, for a pipeline that takes images.
     """
     network = networks.channels_last(networks.load(denoiser, builds[read_description(denoiser).component]))
     described = read_description(decoder)
     half = networks.load(decoder, builds[described.component])
     chosen = build_scheduler(scheduler, read_sampling(denoiser))
-    return pipeline(network, half, chosen, decoder_config=described.config)
+    others = [networks.load(path, builds[read_description(path).component]) for path in encoder]
+    given = dict(zip(["encoder"], others, strict=False))
+    return pipeline(network, half, chosen, decoder_config=described.config, **given)
 
 
 def draw_reference(
@@ -53,6 +66,8 @@ def draw_reference(
     trajectory: Path,
     settings: Path,
     activations: Path,
+    canvas: Sequence[Path] = (),
+    encoder: Sequence[Path] = (),
 ) -> None:
     """Draw the reference picture; the same settings give the same picture.
 
@@ -66,7 +81,12 @@ def draw_reference(
         trajectory: .npy to write: (N, 1, C, h, w) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
         activations: JSON to write: the largest absolute value in the decoder (`peak`), and the module that gave it.
+        canvas: picture and mask that a denoiser for inpainting draws with; none of others.
+        encoder: weights of the VAE encoder, in a list, with a canvas.
     """
+    over = canvas_of(canvas, height=picture.height, width=picture.width)
+    described = read_description(denoiser)
+    check_mask(described.component, described.config, masked=over is not None)
     read_sampling(denoiser).check(
         scheduler=picture.scheduler, steps=picture.steps, guidance_scale=picture.guidance_scale
     )
@@ -81,8 +101,13 @@ def draw_reference(
         given |= _given(embed(picture.negative_prompt), "negative_")
     if picture.sizes:
         given |= dict(zip(SIZES, zip(picture.sizes[::2], picture.sizes[1::2], strict=True), strict=True))
+    if over:
+        masked = Image.fromarray(over.mask.astype(np.uint8) * 255)
+        given |= {"image": Image.fromarray(over.pixels), "mask_image": masked, "strength": 1.0}
     del encodes, embed  # the text encoders leave memory before the denoiser comes
-    drawing = load_pipeline(denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler)
+    drawing = load_pipeline(
+        denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler, encoder=encoder
+    )
     largest = _watch(drawing.vae)
     latents: list[np.ndarray] = []
     tell = progress("reference: step")
@@ -109,7 +134,10 @@ def draw_reference(
 
 
 def _watch(network: torch.nn.Module) -> dict[str, Any]:
-    """The largest absolute value that a module of *network* gives, and the module's name, kept up to date as it runs."""
+    """The largest absolute value that a module of the autoencoder *network* gives while it decodes, and the module's name.
+
+    Both are kept up to date as it runs.
+    """
     largest: dict[str, Any] = {"peak": 0.0, "module": ""}
 
     def look(name: str, output: Any) -> None:
@@ -119,6 +147,8 @@ def _watch(network: torch.nn.Module) -> dict[str, Any]:
                 largest.update(peak=peak, module=name)
 
     for name, module in network.named_modules():
+        if name.startswith(ENCODING):
+            continue
         module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
     return largest
 

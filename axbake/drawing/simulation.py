@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from axbake.distance import psnr, ssim
+from axbake.drawing.inpainting import canvas_of
 from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.networks.component import DENOISER, ENCODER
@@ -46,10 +47,11 @@ def simulate(
     distance: Path,
     added_weights: Sequence[Path] = (),
     added: Callable[[Path], AddedEmbedding] | None = None,
+    canvas: Sequence[Path] = (),
 ) -> None:
     """Draw the reference's picture with the compiled models and measure the distance.
 
-    The VAE encoder has no part in drawing; it is given the reference picture, and torch's encoder is the measure.
+    The VAE encoder has a part in inpainting alone; it is given the reference picture, and torch's encoder is the measure.
 
     Args:
         models: that ONNX Runtime runs, of all components in the order of *drawn*.
@@ -58,6 +60,7 @@ def simulate(
         embeddings: `embeddings.json`.
         reference, trajectory: the reference's picture and latents.
         latents: of the family.
+        canvas: picture and mask, as `axbake.drawing.reference.draw_reference` has them.
         image: PNG to write.
         distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM.
     """
@@ -69,6 +72,7 @@ def simulate(
         picture,
         latents=latents_of(latents, encoder_weights),
         added=added_of(added, added_weights),
+        canvas=canvas_of(canvas, height=picture.height, width=picture.width),
     )
     save_png(image, drawn_image, picture.parameters())
     wanted, before = np.asarray(Image.open(reference).convert("RGB")), np.load(trajectory)

@@ -151,7 +151,7 @@ def unet_variant(config: Mapping) -> str:
     crossed = tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"])
     known = VARIANTS.get((crossed, config["layers_per_block"], config["mid_block_type"] is not None))
     variant = SDXS if config["only_cross_attention"] else known or "a structure without a name"
-    return f"{variant}, distilled for LCM" if config.get("time_cond_proj_dim") else variant
+    return variant + _made_for(config)
 
 
 def xl_unet_variant(config: Mapping) -> str:
@@ -161,7 +161,13 @@ def xl_unet_variant(config: Mapping) -> str:
     else:
         up = config.get("reverse_transformer_layers_per_block", config["transformer_layers_per_block"][::-1])
         variant = "SSD-1B" if _deepest(up[1]) > 1 else "Segmind-Vega"
-    return f"{variant}, distilled for LCM" if config.get("time_cond_proj_dim") else variant
+    return variant + _made_for(config)
+
+
+def _made_for(config: Mapping) -> str:
+    """What the name of a UNet's structure is followed by, of one that takes more than others."""
+    said = ", distilled for LCM" if config.get("time_cond_proj_dim") else ""
+    return f"{said}, for inpainting" if config["in_channels"] > config["out_channels"] else said
 
 
 def _deepest(depths: int | list[int]) -> int:

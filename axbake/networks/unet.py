@@ -88,7 +88,7 @@ def unet_interface(
         TimeEmbeddingError: it takes the guidance scale in its time embedding, which a timestep does not bring.
     """
     shapes = {
-        SAMPLE: latents.shape(height, width),
+        SAMPLE: (1, config["in_channels"], *latents.shape(height, width)[2:]),
         CONTEXT: (1, prompt_chunks * TOKENS, config["cross_attention_dim"]),
         TIME_INPUT: (1, row_width(config)),
         TIMESTEP_INPUT: (1,),

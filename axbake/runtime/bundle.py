@@ -43,6 +43,7 @@ class Bundle:
     latents: Latents
     conditioning: Conditioning
     picture: Picture  # the model's reference
+    canvas: tuple[str, ...] = ()  # files of picture and mask that it was drawn on, of a model for inpainting
 
     def of_role(self, role: str) -> list[str]:
         """The components of *role*, text encoders in the conditioning's order.
@@ -145,7 +146,10 @@ def _bundle(folder: Path, manifest: dict[str, Any]) -> Bundle:
     picture = _value(Picture, {"model": manifest["model"], **{name: manifest["settings"][name] for name in drawn}})
     if not isinstance(manifest["emulated"], bool):
         raise TypeError(f"emulated: {manifest['emulated']!r}, wanted true or false")
-    return Bundle(folder, manifest, components, _value(Latents, manifest["latents"]), conditioning, picture)
+    canvas = tuple(manifest.get("canvas", ()))  # only models for inpainting have one
+    if len(canvas) not in (0, 2) or not set(canvas) <= set(manifest["files"]):
+        raise ValueError(f"canvas: {canvas!r}; wanted a picture and a mask, files of the bundle")
+    return Bundle(folder, manifest, components, _value(Latents, manifest["latents"]), conditioning, picture, canvas)
 
 
 def _value(kind: Any, entries: Mapping[str, Any]) -> Any:

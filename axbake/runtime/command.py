@@ -15,6 +15,7 @@ from pathlib import Path
 from .bundle import Bundle, read_bundle
 from .errors import BundleError
 from .img2img import read_picture, redraw
+from .inpaint import paint, read_canvas
 from .model import Session
 from .prompt import MOST
 from .reading import shown
@@ -34,15 +35,20 @@ def run(program: str, folder: Path, arguments: Sequence[str] | None = None) -> i
     started = time.perf_counter()
     try:
         bundle = read_bundle(folder)
-        _draw_all(program, bundle, _parse(program, bundle.picture, arguments), started)
+        if program == "img2img" and bundle.canvas:
+            raise BundleError(
+                "img2img.py: the models of this bundle are for inpainting. Use txt2img.py with --image, --mask and --strength."
+            )
+        _draw_all(program, bundle, _parse(program, bundle, arguments), started)
     except (BundleError, OSError) as error:
         logger.error("%s: %s", type(error).__name__, shown(error, 4000))
         return 1
     return 0
 
 
-def _parse(program: str, picture: Picture, arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(program: str, bundle: Bundle, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line's options; what it leaves out is the bundle's."""
+    picture = bundle.picture
     parser = argparse.ArgumentParser(
         f"{program}.py",
         description="Draw pictures with the models of this bundle.",
@@ -52,6 +58,16 @@ def _parse(program: str, picture: Picture, arguments: Sequence[str] | None) -> a
     if program == "img2img":
         add("picture", type=Path, help="input picture; its middle part is scaled to the models' size")
         add("--strength", type=float, default=STRENGTH, help="share of the steps to draw, 0 to 1")
+    if bundle.canvas:
+        image, mask = (bundle.folder / file for file in bundle.canvas)
+        add(
+            "--image",
+            type=Path,
+            default=image,
+            help="picture to paint on; its middle part is scaled to the models' size",
+        )
+        add("--mask", type=Path, default=mask, help="PNG of the picture's size, white where to paint")
+        add("--strength", type=float, default=1.0, help="share of the steps to draw, 0 to 1; 1 begins with noise alone")
     add("--prompt", default=picture.prompt, help="as in AUTOMATIC1111's web UI")
     add("--negative-prompt", default=picture.negative_prompt, help="the same")
     add("--seed", type=int, default=picture.seed, help="seed of the first picture")
@@ -87,7 +103,7 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
         steps=given.steps,
         strength=vars(given).get("strength"),
     )
-    draw_one = _drawing(bundle, asked, over=vars(given).get("picture"))
+    draw_one = _drawing(bundle, asked, given)
     models, load_seconds = _load(program, bundle, given)
     provider = models.denoiser.provider
     logger.info("%s: loaded in %.1f s, runs on %s", name, sum(load_seconds.values()), provider)
@@ -128,7 +144,7 @@ def _load(program: str, bundle: Bundle, given: argparse.Namespace) -> tuple[Mode
     """The models that *program* needs, and how many seconds loading each component took."""
     sessions: dict[str, list[Session]] = {}  # by role
     seconds = {}
-    for role in ROLES[program]:
+    for role in ROLES["img2img" if bundle.canvas else program]:
         sessions[role] = []
         for component in bundle.of_role(role):
             session, seconds[component] = bundle.open(
@@ -140,12 +156,12 @@ def _load(program: str, bundle: Bundle, given: argparse.Namespace) -> tuple[Mode
     return Models(tuple(sessions["text"]), denoiser, decoder, encoder, bundle.added()), seconds
 
 
-def _drawing(bundle: Bundle, asked: Picture, *, over: Path | None) -> Callable[[Models, Picture], Drawing]:
+def _drawing(bundle: Bundle, asked: Picture, given: argparse.Namespace) -> Callable[[Models, Picture], Drawing]:
     """A function that draws one picture; all that it needs besides is loaded here.
 
     Args:
         asked: the pictures, but for their seeds.
-        over: picture to draw over, of image to image.
+        given: with the picture to draw over, of image to image, or the one to paint on and its mask.
     """
     schedule, tokenizer = bundle.schedule(asked.steps), bundle.tokenizer()
     if schedule.guidance_embedded and asked.guidance_scale != bundle.picture.guidance_scale:
@@ -154,6 +170,12 @@ def _drawing(bundle: Bundle, asked: Picture, *, over: Path | None) -> Callable[[
             f"{bundle.picture.guidance_scale:g}."
         )
     latents, conditioning = bundle.latents, bundle.conditioning
+    if bundle.canvas:
+        canvas = read_canvas(given.image, given.mask, height=asked.height, width=asked.width)
+        return lambda models, picture: paint(
+            canvas, models, tokenizer, schedule, picture, latents=latents, conditioning=conditioning
+        )
+    over = vars(given).get("picture")
     if over is None:
         return lambda models, picture: draw(
             models, tokenizer, schedule, picture, latents=latents, conditioning=conditioning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from .model import Session, only
 from .noise import TorchNoise
 from .sampler import Schedule
 from .tokenizer import ClipTokenizer
-from .txt2img import Drawing, Models, draw_from, latent_shape
+from .txt2img import Begin, Drawing, Models, draw_from, latent_shape
 from .values import Conditioning, Latents, Picture
 
 LOG_VARIANCE = (-30, 20)  # diffusers' `DiagonalGaussianDistribution` clips it to these
+#: (1, 3, H, W) float32 pixels, -1 to 1 -> what a VAE encoder gives for them
+Encode = Callable[[np.ndarray], np.ndarray]
 
 
 def read_picture(path: Path, *, height: int, width: int) -> np.ndarray:
@@ -55,6 +58,26 @@ def redraw(
         BundleError: models, schedule, picture and pixels do not fit each other; or no step is left.
     """
     shape = latent_shape(models, schedule, picture, latents=latents)
+    if models.encoder is None:
+        raise BundleError("image to image without a VAE encoder; wanted one among the models.")
+    late, begin = beginning_late(pixels, encoding(models.encoder), schedule, picture, shape, latents=latents)
+    return draw_from(begin, models, tokenizer, late, picture, latents=latents, conditioning=conditioning)
+
+
+def beginning_late(
+    pixels: np.ndarray,
+    encode: Encode,
+    schedule: Schedule,
+    picture: Picture,
+    shape: tuple[int, ...],
+    *,
+    latents: Latents,
+) -> tuple[Schedule, Begin]:
+    """The steps of *schedule* that the strength of *picture* leaves, and the latent of *pixels* with the first one's noise.
+
+    Raises:
+        BundleError: no strength, or one that leaves no step.
+    """
     steps, strength = len(schedule.timesteps), picture.strength
     if strength is None:
         raise BundleError("image to image without a strength; wanted 0 to 1.")
@@ -64,29 +87,37 @@ def redraw(
             f"strength {strength:g}: {drawn} of {steps} steps; wanted at least one: {1 / steps:g} to 1 with this "
             "schedule."
         )
-    encoder = models.encoder
-    if encoder is None:
-        raise BundleError("image to image without a VAE encoder; wanted one among the models.")
-
     late = schedule.beginning_at(steps - drawn)
 
     def begin(noise: TorchNoise) -> np.ndarray:
-        latent = latents.from_encoder(encode_picture(encoder, pixels, noise))
+        latent = latents.from_encoder(sampled(encode(normalised(pixels)), noise, latents=latents))
         unit = noise.normal(shape)
         return (latent * late.picture_scale[0] + unit * late.noise_scale[0]).astype(np.float32)
 
-    return draw_from(begin, models, tokenizer, late, picture, latents=latents, conditioning=conditioning)
+    return late, begin
 
 
-def encode_picture(encoder: Session, picture: np.ndarray, noise: TorchNoise) -> np.ndarray:
-    """A sample of the latent of *picture*, (H, W, 3) uint8: (1, C, h, w) float32, not yet scaled.
-
-    The encoder gives C channels of means, then C of log-variances; the sample takes the noise's next array.
-    """
+def encoding(encoder: Session) -> Encode:
+    """*encoder* as a function."""
     name = only(encoder.inputs, f"{encoder.name}, inputs")
     output = only(encoder.outputs, f"{encoder.name}, outputs")
+    return lambda pixels: encoder.run({name: pixels})[output]
+
+
+def normalised(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32, -1 to 1."""
     unit = picture.astype(np.float32) / np.float32(255)  # as diffusers' `VaeImageProcessor` rounds
-    pixels = (np.float32(2) * unit - np.float32(1)).transpose(2, 0, 1)[None]  # (1, 3, H, W)
-    mean, log_variance = np.split(encoder.run({name: pixels})[output], 2, axis=1)
+    return (np.float32(2) * unit - np.float32(1)).transpose(2, 0, 1)[None]
+
+
+def sampled(given: np.ndarray, noise: TorchNoise, *, latents: Latents) -> np.ndarray:
+    """A latent of what a VAE encoder has *given*: (1, C, h, w) float32, not yet scaled.
+
+    It gives C channels of means, then C of log-variances, and the sample takes the noise's next array; or, as an
+    AutoencoderTiny's does, the latent itself.
+    """
+    if given.shape[1] == latents.channels:
+        return given
+    mean, log_variance = np.split(given, 2, axis=1)
     deviation = np.exp(np.float32(0.5) * np.clip(log_variance, *LOG_VARIANCE))
     return mean + deviation * noise.normal(mean.shape)

@@ -163,6 +163,11 @@ def denoiser(network: Session) -> Denoiser:
     return denoise
 
 
+def joined(denoise: Denoiser, beside: np.ndarray) -> Denoiser:
+    """*denoise*, which takes *beside*, (1, K, h, w) float32, as further channels of the latent, where none is scaled."""
+    return lambda latent, time, prompts: denoise(np.concatenate([latent, beside], axis=1), time, prompts)
+
+
 class Sampled(NamedTuple):
     """A latent that was drawn, and how."""
 

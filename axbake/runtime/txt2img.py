@@ -16,13 +16,15 @@ from .errors import BundleError
 from .model import Session, only
 from .noise import TorchNoise
 from .prompt import Embedded, chunks_of, embed_prompt, encoder, prompt_warnings
-from .sampler import Sampled, Schedule, denoiser, initial_latent, latent_of, sample
+from .sampler import Sampled, Schedule, denoiser, initial_latent, joined, latent_of, sample
 from .tokenizer import ClipTokenizer
 from .values import SAMPLERS as SAMPLERS  # imported from here too
 from .values import Conditioning, Latents, Picture
 
 #: The latent that a drawing begins with, of a noise
 Begin = Callable[[TorchNoise], np.ndarray]
+#: What the denoiser takes beside the latent, (1, K, h, w), of the noise that follows the latent's
+Beside = Callable[[TorchNoise], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def draw_from(
     *,
     latents: Latents,
     conditioning: Conditioning | None,
+    beside: Beside | None = None,
 ) -> Drawing:
     """Draw *picture* from the latent on that *begin* gives, with all steps of *schedule*."""
     start = time.perf_counter()
@@ -108,7 +111,7 @@ def draw_from(
     prompts = prompts_of(picture, schedule)
     embeds = embed_prompts(models.text_encoders, tokenizer, prompts, chunks=chunks, conditioning=conditioning)
     text_embedded = time.perf_counter()
-    drawn = draw_latent(begin, models.denoiser, schedule, picture, embeds, added=models.added)
+    drawn = draw_latent(begin, models.denoiser, schedule, picture, embeds, added=models.added, beside=beside)
     denoised = time.perf_counter()
     image = decode_latent(models.decoder, drawn.latent, latents=latents)
     decoded = time.perf_counter()
@@ -152,14 +155,16 @@ def draw_latent(
     embeds: Sequence[Embedded],
     *,
     added: AddedEmbedding | None,
+    beside: Beside | None = None,
 ) -> Sampled:
     """The latents that the denoiser *network* draws, from the one on that *begin* gives."""
     noise = TorchNoise(picture.seed)
+    start, denoise = begin(noise), denoiser(network)
     return sample(
-        denoiser(network),
+        joined(denoise, beside(noise)) if beside else denoise,
         schedule,
         noise,
-        begin(noise),
+        start,
         prompt_embeds=embeds[0].tokens,
         negative_embeds=embeds[1].tokens if len(embeds) > 1 else None,
         guidance_scale=picture.guidance_scale,
@@ -198,14 +203,20 @@ def save_png(path: Path, image: np.ndarray, parameters: str) -> None:
     Image.fromarray(image).save(path, format="PNG", pnginfo=text)
 
 
-def latent_shape(models: Models, schedule: Schedule, picture: Picture, *, latents: Latents) -> tuple[int, ...]:
+def latent_shape(
+    models: Models, schedule: Schedule, picture: Picture, *, latents: Latents, beside: int = 0
+) -> tuple[int, ...]:
     """Shape of the latent, after checking that models, schedule and picture agree.
+
+    Args:
+        beside: channels that the denoiser takes besides the latent's.
 
     Raises:
         BundleError: they do not.
     """
     denoiser, decoder = models.denoiser, models.decoder
-    latent = latent_of(denoiser)
+    images, channels, *sides = latent_of(denoiser)
+    latent = (images, channels - beside, *sides)
     decoded, _ = decoder.inputs[only(decoder.inputs, f"{decoder.name}, inputs")]
     pixels, _ = decoder.outputs[only(decoder.outputs, f"{decoder.name}, outputs")]
     height, width = picture.height, picture.width

@@ -48,6 +48,11 @@ class Latents:
         """Of the latent of a picture of *height* × *width* pixels."""
         return 1, self.channels, height // self.factor, width // self.factor
 
+    @property
+    def beside_mask(self) -> int:
+        """Channels that an inpainting denoiser takes beside the latent: a mask's, and another latent's."""
+        return 1 + self.channels
+
     def for_decoder(self, latent: np.ndarray) -> np.ndarray:
         """What the VAE decoder takes of a denoised *latent*, both (1, channels, h, w) float32.
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from axbake.calibration.tars import calibrate_denoiser
 from axbake.distance import psnr, ssim
+from axbake.drawing.inpainting import canvas_of
 from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of
@@ -46,6 +47,7 @@ def compare_calibration(
     comparison: Path,
     added_weights: Sequence[Path] = (),
     added: Callable[[Path], AddedEmbedding] | None = None,
+    canvas: Sequence[Path] = (),
 ) -> None:
     """Calibrate the denoiser with the first *samples*, emulate its compile, draw the picture and measure it.
 
@@ -59,6 +61,7 @@ def compare_calibration(
         embeddings: `embeddings.json`.
         reference, trajectory: the reference's picture and latents.
         latents: of the family.
+        canvas: picture and mask, as `axbake.drawing.reference.draw_reference` has them.
         configs: Pulsar2's, one a graph of the denoiser.
         image: PNG to write.
         comparison: JSON to write: how many samples, what share of the ranges they cover; PSNR of the last latent and of the
@@ -99,6 +102,7 @@ def compare_calibration(
             picture,
             latents=latents_of(latents, encoder_weights),
             added=added_of(added, added_weights),
+            canvas=canvas_of(canvas, height=picture.height, width=picture.width),
         )
         covered = json.loads(record.read_text(encoding="utf-8"))["coverage"]
     save_png(image, drawn_image, picture.parameters())

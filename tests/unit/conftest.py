@@ -230,22 +230,26 @@ TINY = tiny.FAMILIES | tiny_xl.FAMILIES
 every_family = pytest.mark.parametrize("family", TINY)
 
 
+def import_tiny(networks: Any, directory: Path) -> TinyModel:
+    """Tiny *networks*, saved to *directory* and imported there."""
+    family, save = FAMILIES[networks.family], tiny_xl.save if networks.family in tiny_xl.FAMILIES else tiny.save
+    checkpoint = save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
+    weights = {component: directory / f"{component}.safetensors" for component in family.names}
+    for component, path in weights.items():
+        import_part(checkpoint, component=component, weights=path, family=family)
+    encoders = [weights[one.name] for one in family.text_encoders]
+    keys = [one.files.embedding for one in family.text_encoders]
+    list_embeddings(encoders, [], names=[], encoders=keys, listing=directory / "embeddings.json")
+    return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
+
+
 @pytest.fixture(scope="session")
 def model_of(tmp_path_factory) -> Callable[[str], TinyModel]:
     """A function that gives the tiny model of a family, imported once."""
 
     @functools.cache
     def imported(name: str) -> TinyModel:
-        directory, family = tmp_path_factory.mktemp(name), FAMILIES[name]
-        networks, save = TINY[name](), tiny_xl.save if name in tiny_xl.FAMILIES else tiny.save
-        checkpoint = save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
-        weights = {component: directory / f"{component}.safetensors" for component in family.names}
-        for component, path in weights.items():
-            import_part(checkpoint, component=component, weights=path, family=family)
-        encoders = [weights[one.name] for one in family.text_encoders]
-        keys = [one.files.embedding for one in family.text_encoders]
-        list_embeddings(encoders, [], names=[], encoders=keys, listing=directory / "embeddings.json")
-        return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
+        return import_tiny(TINY[name](), tmp_path_factory.mktemp(name))
 
     return imported
 

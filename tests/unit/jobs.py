@@ -47,9 +47,10 @@ def record(model: TinyModel, schedule: Path, trajectories: Path, *, prompts: lis
     return trajectories
 
 
-def draw_picture(model: TinyModel, picture: Picture, directory: Path) -> Path:
+def draw_picture(model: TinyModel, picture: Picture, directory: Path, *, canvas: Sequence[Path] = ()) -> Path:
     """Draw the reference: `image.png`, `trajectory.npy`, `settings.json` and `activations.json` in *directory*."""
     family = model.family
+    encoder, _ = family.autoencoder
     draw_reference(
         text_encoders=text_encoders_of(model),
         denoiser=model.weights[family.denoiser.name],
@@ -58,12 +59,14 @@ def draw_picture(model: TinyModel, picture: Picture, directory: Path) -> Path:
         picture=picture,
         builds=model.builds,
         states=model.states,
-        pipeline=family.process.pipeline,
+        pipeline=family.process.inpainting if canvas else family.process.pipeline,
         conditioning=family.conditioning,
         image=directory / "image.png",
         trajectory=directory / "trajectory.npy",
         settings=directory / "settings.json",
         activations=directory / "activations.json",
+        canvas=canvas,
+        encoder=[model.weights[encoder.name]] if canvas else [],
     )
     return directory
 

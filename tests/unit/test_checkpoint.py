@@ -285,10 +285,12 @@ def test_a_tensor_of_a_wrong_shape_is_named_with_both_shapes(tensors, tmp_path):
     assert "vae_decoder: decoder.conv_out.bias: found (5,), wanted (3,)" in said
 
 
-def test_an_inpainting_unet_is_refused_since_its_nine_channels_fit_no_interface(tensors, tmp_path):
-    tensors[CONV_IN] = torch.zeros(tiny.WIDTH, 9, 3, 3)
+def test_an_instruct_unet_is_refused_since_its_eight_channels_fit_no_interface(tensors, tmp_path):
+    tensors[CONV_IN] = torch.zeros(tiny.WIDTH, 8, 3, 3)
 
-    assert "9" in refusal(AxbakeError, tensors, tmp_path)
+    said = refusal(AxbakeError, tensors, tmp_path)
+
+    assert "in_channels: 8, wanted 4: this is an instruct-pix2pix checkpoint" in said
 
 
 @pytest.mark.parametrize(

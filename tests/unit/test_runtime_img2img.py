@@ -11,7 +11,7 @@ from PIL import Image
 from axbake.distance import psnr
 from axbake.drawing.schedule import SCHEDULERS, build_scheduler
 from axbake.runtime.errors import BundleError
-from axbake.runtime.img2img import read_picture, redraw
+from axbake.runtime.img2img import read_picture, redraw, sampled
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import Session
 from axbake.runtime.tokenizer import ClipTokenizer
@@ -71,6 +71,12 @@ def ours(model, models, pixels, directory, scheduler="euler", **options):
     schedule = load_schedule(model.schedule(directory / "schedule.npz", scheduler=scheduler, steps=STEPS))
     picture = replace(PICTURE, scheduler=scheduler, **options)
     return redraw(pixels, models, ClipTokenizer(CLIP), schedule, picture, latents=LATENTS)
+
+
+def test_the_latent_of_an_autoencoder_tiny_is_no_sample():
+    given = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
+
+    assert sampled(given, None, latents=LATENTS) is given
 
 
 @pytest.mark.parametrize("strength", [0.61, 1])

@@ -53,6 +53,8 @@ ROW = {
     "seed": "3",
     "prompt": "a rocket",
     "negative_prompt": "blurry",
+    "image": "",
+    "mask": "",
     "prompt_chunks": "2",
     "clip_skip": "2",
     "embeddings": "embeddings/easynegative.safetensors, embeddings/bad.pt",
@@ -61,7 +63,7 @@ ROW = {
     "calibration_prompts": "prompts.txt",
 }
 DEFAULTS = {"sha256": "", "family": "", "config": "", "vae": "", "prediction": "", "source": "", "negative_prompt": ""}
-DEFAULTS |= {"original_size": "", "crop": "", "target_size": ""}
+DEFAULTS |= {"original_size": "", "crop": "", "target_size": "", "image": "", "mask": ""}
 DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
 DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera"}
 

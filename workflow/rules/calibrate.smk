@@ -18,9 +18,7 @@ rule record_trajectories:
                 step(
                     "axbake.calibration.trajectories.record_trajectories",
                     values=lambda model, _: {
-                        "builds": {
-                            one.name: one.build for one in [*model.family.text_encoders, model.family.denoiser]
-                        },
+                        "builds": builds_recorded(model),
                         "states": model.states,
                         "added": model.family.denoiser.added,
                         "with_rows": model.family.denoiser.with_rows,
@@ -40,6 +38,8 @@ rule record_trajectories:
             text_encoders="results/{model}/weights/{text}.safetensors",
             denoiser="results/{model}/weights/{denoiser}.safetensors",
         ),
+        pictures=with_canvas("results/{model}/calibration/pictures.npy"),
+        encoder=with_canvas("results/{model}/weights/{encoder}.safetensors"),
         embeddings="results/{model}/embeddings.json",
     output:
         schedule="results/{model}/schedule.npz",

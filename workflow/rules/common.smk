@@ -153,6 +153,16 @@ def files(settings=None, **patterns):
     return unpack(with_model(by_name))
 
 
+def with_canvas(*patterns):
+    """Input function: files that only the jobs of inpainting models read, by patterns as of `files`."""
+
+    def paths(model, wildcards):
+        places = [expanded(pattern, model.family.name, None) for pattern in patterns]
+        return [place.format(model=model.name) for place in places] if model.canvas else []
+
+    return with_model(paths)
+
+
 def expanded(pattern, family, component):
     """*pattern* with the components and graphs of a family; a list where it stands for several files."""
     family, kept = FAMILIES[family], {"model": "{model}"}

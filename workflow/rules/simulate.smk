@@ -17,6 +17,8 @@ rule simulate:
             ranges="results/{model}/calibration/{denoiser}.ranges.npz",
             calibration="results/{model}/calibration/{denoiser}.json",
         ),
+        canvas=brought(canvas_of),
+        canvas_encoder=with_canvas("results/{model}/weights/{encoder}.safetensors"),
         verdict="results/{model}/verdict.json",
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",

@@ -115,6 +115,33 @@ def embeddings_of(model, wildcards):
     return model.row["embeddings"]
 
 
+def canvas_of(model, wildcards):
+    """Paths of an inpainting model's picture and mask, which are there; none of others."""
+    assert model.sources.canvas_digest is not None
+    return model.canvas
+
+
+def canvas_sources(model, wildcards=None):
+    """Their SHA-256, for the steps that read them."""
+    return {"canvas": model.sources.canvas_digest} if model.canvas else {}
+
+
+def pipeline_of(model):
+    """diffusers' pipeline that draws a model's reference."""
+    process = model.family.process
+    return process.inpainting if model.canvas else process.pipeline
+
+
+def builds_recorded(model):
+    """Function that builds each of the networks whose drawings are recorded, and the encoder of what an inpainting one sees."""
+    family = model.family
+    encoder, _ = family.autoencoder
+    return {
+        one.name: one.build
+        for one in [*family.text_encoders, family.denoiser, *([encoder] if model.canvas else [])]
+    }
+
+
 def recipe_settings(model, wildcards):
     """What a merge needs of its checkpoints' family; other forms are converted without."""
     path = Path(model.row[wildcards.column])
@@ -287,12 +314,14 @@ def simulate_steps(model, wildcards):
             values=lambda *_: drawn | added | {"latents": family.latents, "build": encoder.build},
             tools=tools,
             data=["resources/clip"],
+            sources=canvas_sources,
         ),
         step(
             "axbake.drawing.attribution.attribute_error",
             values=lambda *_: drawn | added | {"picture": unnamed, "latents": family.latents},
             tools=tools,
             data=["resources/clip"],
+            sources=canvas_sources,
             names={what: [f"latent_{what}", f"picture_{what}"] for what in ("graphs", "tensors")},
         ),
         step(
@@ -302,10 +331,12 @@ def simulate_steps(model, wildcards):
                 "picture": unnamed,
                 "drawn": replace(model.drawn, parts=seen),
                 "prompts": model.row["calibration_prompts"],
-            },
-            tools=["numpy", "onnx", "onnxruntime", "tokenizers"],
+            }
+            | ({"encoder_build": encoder.build, "latents": family.latents} if model.canvas else {}),
+            tools=["numpy", "onnx", "onnxruntime", "tokenizers", *(["torch", "diffusers"] if model.canvas else [])],
             data=["resources/clip"],
-            names={"graphs": "latent_graphs", "tensors": "latent_tensors"},
+            sources=canvas_sources,
+            names={"graphs": "latent_graphs", "tensors": "latent_tensors", "encoder_weights": "canvas_encoder"},
         ),
     ]
 
@@ -362,7 +393,7 @@ def bundled(model, wildcards):
     """What a bundle is made of; refuses a layout whose program does not draw as the row says."""
     layout = LAYOUTS[wildcards.layout]
     cells = {name: model.row[name] for name in layout.demands if name in model.row}
-    layout.check(wildcards.layout, layout.demands | cells | {"model": model.name}, model.roles)
+    layout.check(wildcards.layout, layout.demands | cells | {"model": model.name}, model.roles, masked=bool(model.canvas))
     return {
         "layout": wildcards.layout,
         "picture": model.picture,

@@ -1,0 +1,115 @@
+"""Inpainting: a denoiser that takes a mask and the latent of the picture outside it beside the latent that it draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .errors import BundleError
+from .img2img import Encode, beginning_late, encoding, normalised, read_picture, sampled
+from .noise import TorchNoise
+from .reading import shown
+from .sampler import Schedule, initial_latent
+from .tokenizer import ClipTokenizer
+from .txt2img import Begin, Drawing, Models, draw_from, latent_shape
+from .values import Conditioning, Latents, Picture
+
+WHITE = 128  # from this grey on a mask is white, as diffusers' `VaeImageProcessor` rounds it
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A picture, and where it is to be painted anew."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8 RGB
+    mask: np.ndarray  # (H, W) bool
+
+
+def read_canvas(picture: Path, mask: Path, *, height: int, width: int) -> Canvas:
+    """A picture and its mask in the size that a model draws, both cut and scaled as `read_picture` does.
+
+    White is painted anew, black and what is transparent in the mask stays.
+
+    Raises:
+        BundleError: one cannot be read, the two are of different sizes, or nothing is white.
+    """
+    wanted, upright = _upright(picture).size, _upright(mask)
+    if upright.size != wanted:
+        raise BundleError(
+            f"{mask}: {upright.width}x{upright.height} pixels, but {picture} has {wanted[0]}x{wanted[1]}. Give a mask of the "
+            "picture's size."
+        )
+    grey = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright).convert("L")
+    if grey.size != (width, height):
+        grey = ImageOps.fit(grey, (width, height), Image.Resampling.LANCZOS)
+    white = np.asarray(grey) >= WHITE
+    if not white.any():
+        raise BundleError(f"{mask}: no white pixel in the part that is drawn; wanted white where to paint.")
+    return Canvas(read_picture(picture, height=height, width=width), white)
+
+
+def _upright(path: Path) -> Image.Image:
+    """The picture in a file, as it is meant to be looked at, with its transparency."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGBA")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BundleError(f"{path}: no picture that can be read ({shown(error)}). Give a PNG or a JPEG.") from error
+
+
+def beside_latent(canvas: Canvas, encode: Encode, noise: TorchNoise, *, latents: Latents) -> np.ndarray:
+    """What the denoiser takes beside the latent, (1, 1 + C, h, w) float32: mask, then latent of the picture outside it.
+
+    As in diffusers' `StableDiffusionInpaintPipeline`: the mask is 1 where to paint, every 8th pixel of it counts, and the picture
+    is grey there. The latent is a sample, which takes the noise's next array.
+    """
+    outside = normalised(canvas.pixels) * ~canvas.mask
+    mask = canvas.mask[None, None, :: latents.factor, :: latents.factor].astype(np.float32)
+    return np.concatenate([mask, latents.from_encoder(sampled(encode(outside), noise, latents=latents))], axis=1)
+
+
+def paint(
+    canvas: Canvas,
+    models: Models,
+    tokenizer: ClipTokenizer,
+    schedule: Schedule,
+    picture: Picture,
+    *,
+    latents: Latents,
+    conditioning: Conditioning | None = None,
+) -> Drawing:
+    """Draw *picture* where the mask of *canvas* is white, as diffusers' `StableDiffusionInpaintPipeline` does.
+
+    Args:
+        models: with the VAE encoder.
+        picture: with a strength, as in `redraw`; 1 or None begins with noise alone.
+        latents, conditioning: as in `draw`.
+
+    Raises:
+        BundleError: models, schedule, picture and canvas do not fit each other; or no step is left.
+    """
+    shape = latent_shape(models, schedule, picture, latents=latents, beside=latents.beside_mask)
+    if models.encoder is None:
+        raise BundleError("inpainting without a VAE encoder; wanted one among the models.")
+    encode = encoding(models.encoder)
+    drawn, begin = schedule, pure_noise(schedule, shape)
+    if picture.strength not in (None, 1):
+        drawn, begin = beginning_late(canvas.pixels, encode, schedule, picture, shape, latents=latents)
+    return draw_from(
+        begin,
+        models,
+        tokenizer,
+        drawn,
+        picture,
+        latents=latents,
+        conditioning=conditioning,
+        beside=lambda noise: beside_latent(canvas, encode, noise, latents=latents),
+    )
+
+
+def pure_noise(schedule: Schedule, shape: tuple[int, ...]) -> Begin:
+    """A drawing's beginning with nothing but noise."""
+    return lambda noise: initial_latent(schedule, noise, shape)
