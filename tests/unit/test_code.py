@@ -1057,7 +1057,7 @@ def called(model, graph_of, tmp_path_factory):
     denoiser, decoder, encoder = family.denoiser, family.of_role(DECODER), family.of_role(ENCODER)
     lora = loras.save(loras.kohya(loras.pairs(networks)), place / "lora.safetensors")
     part, sampling = as_files(denoiser), family.process.sampling
-    with running("axbake.weights.importing.import_denoiser", part, sampling):
+    with running("axbake.weights.importing.import_denoiser", part, sampling, family.latents):
         import_denoiser(
             model.checkpoint,
             [lora],

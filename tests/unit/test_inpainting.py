@@ -36,7 +36,7 @@ from tests.unit.jobs import calibrate, draw_picture, emulate, observe, record
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
 STEPS, GUIDANCE, SEED = 4, 5, 9
-MIN_PSNR = 60  # dB, of latents
+MIN_PSNR = 100  # dB, of latents; float32 rounding gives 120 and more
 PROMPTS = ["slice of pizza", "penguin"]
 MADE = {
     "sd1": tiny.inpainting_sd1,
@@ -321,7 +321,7 @@ def test_compiled_models_draw_nearly_the_reference_and_the_encoder_has_its_share
 
     distance = json.loads((tmp_path / "distance.json").read_text())
     quantised = json.loads((tmp_path / "attribution.json").read_text())["quantised"]
-    assert 25 < distance["latent_psnr_db"] < MIN_PSNR
+    assert 25 < distance["latent_psnr_db"] < MIN_PSNR - 20
     assert quantised["none"]["latent_psnr_db"] > MIN_PSNR
     assert quantised["vae_encoder"]["latent_psnr_db"] == quantised["none"]["latent_psnr_db"]  # it is float here
     assert quantised["unet"]["latent_psnr_db"] == distance["latent_psnr_db"]
