@@ -137,8 +137,7 @@ def builds_recorded(model):
     family = model.family
     encoder, _ = family.autoencoder
     return {
-        one.name: one.build
-        for one in [*family.text_encoders, family.denoiser, *([encoder] if model.canvas else [])]
+        one.name: one.build for one in [*family.text_encoders, family.denoiser, *([encoder] if model.canvas else [])]
     }
 
 
@@ -393,7 +392,9 @@ def bundled(model, wildcards):
     """What a bundle is made of; refuses a layout whose program does not draw as the row says."""
     layout = LAYOUTS[wildcards.layout]
     cells = {name: model.row[name] for name in layout.demands if name in model.row}
-    layout.check(wildcards.layout, layout.demands | cells | {"model": model.name}, model.roles, masked=bool(model.canvas))
+    layout.check(
+        wildcards.layout, layout.demands | cells | {"model": model.name}, model.roles, masked=bool(model.canvas)
+    )
     return {
         "layout": wildcards.layout,
         "picture": model.picture,
