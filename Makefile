@@ -5,8 +5,8 @@ BIN = .venv/bin
 PYTHON ?= python3
 # Which build of PyTorch: cpu (0.2 GB), or another one that uv's --torch-backend knows, such as auto or cu130 (about 3 GB).
 TORCH ?= cpu
-# Of tests: one more than cores, up to 4, since some tests wait for services.
-WORKERS = $(shell expr $(CORES) + 1 '&' $(CORES) '<' 4 '|' 4)
+# Of tests: more than cores, since tests wait for services, and for Snakemake's jobs.
+WORKERS = 4
 
 # Snakemake writes the path of Python into shell commands as it is.
 ifneq ($(words [$(CURDIR)]$(if $(findstring ',$(CURDIR))$(findstring ",$(CURDIR))$(findstring \,$(CURDIR)), quoted)),1)

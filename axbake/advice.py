@@ -1,12 +1,14 @@
 """What of a row has no effect, or another one than its writer expects: a sentence each, on the screen and in the report."""
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from axbake.checkpoints.containers import added_words, form_of, scan_folder
+from axbake.checkpoints.containers import Container, added_words, form_of, scan_folder
 from axbake.checkpoints.embeddings import embedding_sizes
+from axbake.checkpoints.prediction import EPSILON, gather_evidence
 from axbake.drawing.prompts import CLIP
 from axbake.families.family import Family
 from axbake.fit import Configs, modules_of
@@ -16,11 +18,14 @@ from axbake.loras.rows import lcm_advice, unknown_marks
 from axbake.printable import shown
 from axbake.runtime.prompt import embeddings_in, prompt_warnings, without_lora_marks
 from axbake.runtime.tokenizer import VOCABULARY, ClipTokenizer
-from axbake.sources import CHECKPOINT, Sources
+from axbake.sources import CHECKPOINT, Sources, read_header
 
 MOST = 8  # sentences about calibration prompts
 COLUMNS = ("prompt", "negative_prompt")
 SIZES = ("original_size", "crop", "target_size")
+VELOCITY_NAME = re.compile(
+    r"v[-_ .]?pred(iction)?(?![a-z])", re.IGNORECASE
+)  # as files of NoobAI and its merges are called
 
 
 def advise(row: dict[str, Any], family: Family, sources: Sources, configs: Configs) -> Iterator[str]:
@@ -45,6 +50,7 @@ def advise(row: dict[str, Any], family: Family, sources: Sources, configs: Confi
     yield from _of_prompts(row, names)
     if not sources.is_remote(CHECKPOINT):
         yield from _of_words(Path(row[CHECKPOINT]), family, configs)
+        yield from _of_name(Path(row[CHECKPOINT]), row["prediction"] or sources.sidecar, family)
 
 
 def _of_lora(row: dict[str, Any], path: Path, family: Family, sources: Sources) -> Iterator[str]:
@@ -124,3 +130,19 @@ def _of_words(path: Path, family: Family, configs: Configs) -> Iterator[str]:
                 f"{path}: its {encoder.name} has {rows - VOCABULARY} more words than CLIP's vocabulary; prompts cannot "
                 f"use them. {help_}"
             )
+
+
+def _of_name(path: Path, stated: str, family: Family) -> Iterator[str]:
+    """Of a name that contradicts what will be taken for granted; *stated*: what table and sidecar say."""
+    if stated or family.process.prediction_type != EPSILON or not VELOCITY_NAME.search(path.name):
+        return
+    if not read_header(path, "prediction", _said, f"{__name__}._said"):
+        yield (
+            f"the name of {path} suggests a model that predicts the velocity, but the file does not say so, and is drawn as one "
+            "that predicts the noise. If the model's page says v-prediction, set the column prediction to v_prediction"
+        )
+
+
+def _said(container: Container) -> list[str]:
+    """What a checkpoint says that its UNet predicts, of each place that says it."""
+    return list(gather_evidence(container, sidecar="").types.values())

@@ -1,4 +1,4 @@
-"""Config and table of models: read, checked against their JSON schemas, defaults filled in. All faults are told at once."""
+"""Config and table of models: read, checked against their JSON schemas, defaults filled in. All faults are reported at once."""
 
 import csv
 import difflib
@@ -415,7 +415,7 @@ def _sizes(row: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def embedding_paths(cell: str) -> list[str]:
-    """Paths in a cell of the column `embeddings`, parted by commas."""
+    """Paths in a cell of the column `embeddings`, separated by commas."""
     return [path.strip() for path in cell.split(",") if path.strip()]
 
 

@@ -163,7 +163,7 @@ def stable_diffusion_cpp(options, place: Path) -> list[float]:
     ends: dict[int, float] = {}
 
     def note(step: int, steps: int, seconds: float) -> None:
-        if steps == options.steps:  # loading tensors is told in the same way
+        if steps == options.steps:  # loading tensors is reported in the same way
             ends[step] = time.monotonic()
 
     model = StableDiffusion(model_path=str(options.directory / "random-sd15.safetensors"), wtype="f16", verbose=False)
@@ -190,7 +190,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=4)
     arguments.add_argument("--height", type=int, default=480)
     arguments.add_argument("--width", type=int, default=320)
-    arguments.add_argument("--ways", default=",".join(WAYS), help="parted by commas")
+    arguments.add_argument("--ways", default=",".join(WAYS), help="separated by commas")
     arguments.add_argument("--way", choices=WAYS, help="run this one here, and print its seconds")
     options = arguments.parse_args()
     if options.way:

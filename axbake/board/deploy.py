@@ -209,7 +209,7 @@ section place place <<'{end}'
 
 
 def obsolete(bundle: Bundle, found: Inspection) -> list[str]:
-    """Files that the bundle there lists and this one has no more."""
+    """Files that the bundle there lists and this one no longer has."""
     try:
         listed = json.loads(found.manifest)["files"]
     except (ValueError, KeyError, TypeError, RecursionError):  # no manifest there, or half of one

@@ -1,4 +1,4 @@
-"""What a bundle's program does on this host: where there is no board, and told apart from one everywhere."""
+"""What a bundle's program does on this host. It needs no board, and is never taken for one."""
 
 import json
 import logging

@@ -60,7 +60,7 @@ section state {STATE[board.kind]}
 
 
 def programs_section(board: Board) -> str:
-    """Commands for the section `missing`, which lists the programs that *board* needs and has not."""
+    """Commands for the section `missing`, which lists the programs that *board* needs and lacks."""
     programs = [*PACKAGES, RUN_MODEL[board.kind], *(["axcl-smi"] if board.kind == "card" else [])]
     listing = f"for name in {' '.join(programs)}; do command -v $name >/dev/null || echo $name; done"
     return f"missing() {{ {listing}; }}\nsection missing missing"

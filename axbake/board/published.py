@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """Times of one published model, in seconds; None where none is told."""
+    """Times of one published model, in seconds; None if it is not known."""
 
     name: str
     size: str  # width × height

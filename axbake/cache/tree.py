@@ -209,7 +209,7 @@ class Tree:
         return True
 
     def remove(self, path: Path) -> None:
-        """Remove *path*, be it a directory or not; nothing if it is not there.
+        """Remove *path*, a file or a directory; nothing if it is not there.
 
         Raises:
             OSError: it may not be removed.

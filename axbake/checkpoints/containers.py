@@ -462,7 +462,7 @@ def read_configs(folder: Folder) -> dict[str, dict]:
 
 
 def added_words(folder: Folder) -> list[str]:
-    """Words that a folder's tokenizer has and CLIP's vocabulary has not, as textual inversion adds them.
+    """Words of a folder's tokenizer that CLIP's vocabulary lacks, as textual inversion adds them.
 
     Raises:
         UnreadableCheckpoint: a file of the tokenizer is no table.

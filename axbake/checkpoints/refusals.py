@@ -88,7 +88,7 @@ def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
 
 
 def check_limits(path: Path, component: str, config: dict) -> None:
-    """Refuse shapes that no network has before one is built from them, be it without memory."""
+    """Refuse shapes that no network has, before one is built from them, even one without memory."""
     numbers = [value for value in config.values() if type(value) is int]
     numbers += [
         value for values in config.values() if isinstance(values, list) for value in values if type(value) is int

@@ -121,7 +121,7 @@ def derive_schedule(
     """Write the arrays that run *scheduler* for *steps* steps into the file *schedule* (see this module's docstring).
 
     Args:
-        guidance_scale: what a UNet distilled for LCM is told in its time embedding; to others it says nothing here.
+        guidance_scale: what a UNet distilled for LCM takes in its time embedding; others do not take it.
         rows: the denoiser's: (weights, timesteps, guidance_scale=) -> (N, C) float32.
         denoiser: its `weights/{component}.safetensors`.
 

@@ -139,7 +139,7 @@ def _by_readers(graph: Graph, found: list[Precision]) -> tuple[Precision, ...]:
     result, readers = list(found), consumers(graph)
     makers = {name: index for index, node in enumerate(graph.nodes) for name in node.output}
     moves = [only_moves(node, graph.constants) for node in graph.nodes]
-    # What is wanted by those that read a node's result, be it moved before or not; None: it is an output of the graph.
+    # What the readers of a node's result want, moved before or not; None: it is an output of the graph.
     wanted: dict[int, set[str | None]] = {}
     for index, node in reversed(list(enumerate(graph.nodes))):
         wanted[index] = set()

@@ -48,7 +48,7 @@ def export_onnx(
         tensors: file to write beside it; the graph refers to it by name.
 
     Raises:
-        ExportError: the graph has weights that the safetensors file has not.
+        ExportError: the graph has weights that the safetensors file lacks.
     """
     config = read_description(weights).config
     face = piece.interface(config, **columns)

@@ -74,7 +74,7 @@ def _strengths(text: str) -> tuple[float, float]:
 
 
 def lora_cells(cell: str) -> list[Lora]:
-    """LoRAs of a cell of the column `loras`: paths parted by commas, each with its strength or without."""
+    """LoRAs of a cell of the column `loras`: paths separated by commas, each with its strength or without."""
     found = []
     for item in filter(None, map(str.strip, cell.split(","))):
         path, *arguments = item.rsplit(":", 2)

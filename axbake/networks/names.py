@@ -231,7 +231,7 @@ def _swapped_start(name: str, table: dict[str, str]) -> str | None:
 
 
 def ldm_unet_name(name: str, *, crossed: bool = False) -> str:
-    """LDM's name of a UNet's tensor; what LDM has not keeps its own, as diffusers' converter leaves it.
+    """LDM's name of a UNet's tensor; what LDM lacks keeps its own, as diffusers' converter leaves it.
 
     Args:
         crossed: whether the first level up has cross-attention, as in Stable Diffusion XL: its upsampler stands behind that.

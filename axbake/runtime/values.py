@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Name of a scheduler -> name that web UIs know it by; of one that they have not, more than that
+#: Name of a scheduler -> its name in web UIs; with more words where they have no such one
 SAMPLERS = {
     "dpmpp_2m_karras": "DPM++ 2M Karras to sigma_min",
     "dpmpp_2m_karras_zero": "DPM++ 2M Karras",

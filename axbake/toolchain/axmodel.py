@@ -68,7 +68,7 @@ def read_axmodel(path: Path) -> Axmodel:
     """What the .axmodel *path* is. Its blobs are passed over, so a model of a gigabyte takes milliseconds.
 
     Raises:
-        AxmodelError: it is cut off, or no model, or has not the parts of one.
+        AxmodelError: it is cut off, or no model, or lacks parts of one.
     """
     try:
         with path.open("rb") as file:

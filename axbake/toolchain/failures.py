@@ -20,7 +20,7 @@ class Failure:
     statuses: tuple[int, ...] = ()  # exit statuses that mean the same, where nothing is printed
 
 
-# In this order: what kills a build is told before what it was heard to say while it died.
+# In this order: what kills a build comes before what it said when it died.
 FAILURES = (
     Failure(
         "licence",

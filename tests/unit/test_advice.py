@@ -141,6 +141,27 @@ def test_sizes_are_of_no_effect_where_a_model_is_told_none(tensors):
     assert said == "column original_size, crop: Stable Diffusion 1.x takes no sizes, so this has no effect"
 
 
+@pytest.mark.parametrize("name", ["noobai-vpred-1.0.safetensors", "mix_V-Pred.safetensors", "mixVPred.safetensors"])
+def test_a_name_that_says_v_prediction_is_told_where_nothing_else_says_it(tensors, name):
+    saved(tensors, name)
+
+    (said,) = model_of(checkpoint=name).advice
+
+    assert said.startswith(
+        f"the name of {name} suggests a model that predicts the velocity, but the file does not say so"
+    )
+    assert model_of(checkpoint=name, prediction="epsilon").advice == []
+    Path(name).with_suffix(".yaml").write_text("model: {params: {parameterization: v}}", encoding="utf-8")
+    assert model_of(checkpoint=name).advice == []
+
+
+@pytest.mark.parametrize(("name", "tensor"), [("a-vpred.safetensors", "v_pred"), ("a-vpredator.safetensors", None)])
+def test_such_a_name_is_no_news_where_the_file_says_it_and_some_names_only_look_so(tensors, name, tensor):
+    saved(tensors | ({tensor: torch.zeros(1)} if tensor else {}), name)
+
+    assert model_of(checkpoint=name).advice == []
+
+
 def test_a_plain_row_has_none(tensors):
     saved(tensors)
 

@@ -27,16 +27,16 @@ FIRST_OF_EACH = {edit.work: edit for edit in reversed(EDITS) if edit.work}.value
 # Those that take half a minute or more each: here they are only foretold, and that command carries them out.
 FORETOLD = (
     "a checkpoint of other bytes and an older date; only its VAE decoder differs",
-    "the emulator's version",
     "the reference's prompt",
     "a calibration prompt",
     "a real change of all exports, same results",
-    "the height",
     "clip skip",
-    "a LoRA of the UNet",
 )
 # Those that are like others: that command alone carries them out.
 LEFT_OUT = (
+    "the emulator's version",
+    "the height",
+    "a LoRA of the UNet",
     "the number of samples",
     "the negative prompt",
     "the guidance scale",

@@ -7,7 +7,7 @@ from tests.workflow.project import Project
 
 
 def test_after_a_kill_the_next_run_gives_the_same_results_and_builds_nothing_twice(checkpoint, tmp_path):
-    battery = Battery(tmp_path, checkpoint, all_but_the_compile_stored=False)
+    battery = Battery(tmp_path, checkpoint)
     (moment,) = moments("tests", 1)
 
     assert {way: battery.trial(way, moment) for way in WAYS} == {way: [] for way in WAYS}

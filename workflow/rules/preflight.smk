@@ -1,5 +1,5 @@
 # Takes the graphs of a model. Makes preflight.json: what can be known of its compiles before they start. Each compile reads its
-# own graph again, and its samples, before it starts; so one component can be had alone, and none is compiled in vain.
+# own graph again, and its samples, before it starts; so one component can be made alone, and none is compiled in vain.
 
 
 rule preflight:

@@ -384,7 +384,7 @@ BOARD = ("host", "user", "port", "directory", "kind", "device")
 
 
 def of_board(*names):
-    """What a job is told of the board: function of model and wildcards."""
+    """What a job gets to know of the board: function of model and wildcards."""
     return lambda *_: {name: config["board"][name] for name in names}
 
 
