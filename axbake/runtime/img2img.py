@@ -11,23 +11,47 @@ from PIL import Image, ImageOps
 from .errors import BundleError
 from .model import Session, only
 from .noise import TorchNoise
+from .reading import shown
 from .sampler import Schedule
 from .tokenizer import ClipTokenizer
 from .txt2img import Begin, Drawing, Models, draw_from, latent_shape
 from .values import Conditioning, Latents, Picture
 
+MOST_PIXELS = 50_000_000  # of a picture that is read: 0.8 GB while it is scaled, of a Raspberry Pi's 4 or 8
 LOG_VARIANCE = (-30, 20)  # diffusers' `DiagonalGaussianDistribution` clips it to these
 #: (1, 3, H, W) float32 pixels, -1 to 1 -> what a VAE encoder gives for them
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
+def upright_picture(path: Path) -> Image.Image:
+    """The picture in a file as its camera means it to be looked at, in RGBA.
+
+    Raises:
+        BundleError: no plain file, no picture that Pillow reads, or one of more than `MOST_PIXELS`; nothing is decoded then.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path}: no such file. Give a PNG or a JPEG.")
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height <= MOST_PIXELS:
+                return ImageOps.exif_transpose(image).convert("RGBA")
+            size = f"{image.width}x{image.height}"
+    except Image.DecompressionBombError as error:
+        size = shown(error)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BundleError(f"{path}: no picture that can be read ({shown(error)}). Give a PNG or a JPEG.") from error
+    raise BundleError(f"{path}: {size}: wanted {MOST_PIXELS // 10**6} million pixels at most. Make it smaller.")
+
+
 def read_picture(path: Path, *, height: int, width: int) -> np.ndarray:
     """The picture in a file, (height, width, 3) uint8 RGB: the largest part of that shape from its middle, scaled.
 
-    Cameras' orientation counts; what is transparent is white.
+    What is transparent is white.
+
+    Raises:
+        BundleError: see `upright_picture`.
     """
-    with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGBA")
+    upright = upright_picture(path)
     white = Image.new("RGBA", upright.size, "white")
     picture = Image.alpha_composite(white, upright).convert("RGB")
     if picture.size != (width, height):

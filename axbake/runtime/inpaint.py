@@ -9,9 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .errors import BundleError
-from .img2img import Encode, beginning_late, encoding, normalised, read_picture, sampled
+from .img2img import Encode, beginning_late, encoding, normalised, read_picture, sampled, upright_picture
 from .noise import TorchNoise
-from .reading import shown
 from .sampler import Schedule, initial_latent
 from .tokenizer import ClipTokenizer
 from .txt2img import Begin, Drawing, Models, draw_from, latent_shape
@@ -36,7 +35,7 @@ def read_canvas(picture: Path, mask: Path, *, height: int, width: int) -> Canvas
     Raises:
         BundleError: one cannot be read, the two are of different sizes, or nothing is white.
     """
-    wanted, upright = _upright(picture).size, _upright(mask)
+    wanted, upright = upright_picture(picture).size, upright_picture(mask)
     if upright.size != wanted:
         raise BundleError(
             f"{mask}: {upright.width}x{upright.height} pixels, but {picture} has {wanted[0]}x{wanted[1]}. Give a mask of the "
@@ -49,15 +48,6 @@ def read_canvas(picture: Path, mask: Path, *, height: int, width: int) -> Canvas
     if not white.any():
         raise BundleError(f"{mask}: no white pixel in the part that is drawn; wanted white where to paint.")
     return Canvas(read_picture(picture, height=height, width=width), white)
-
-
-def _upright(path: Path) -> Image.Image:
-    """The picture in a file, as it is meant to be looked at, with its transparency."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BundleError(f"{path}: no picture that can be read ({shown(error)}). Give a PNG or a JPEG.") from error
 
 
 def beside_latent(canvas: Canvas, encode: Encode, noise: TorchNoise, *, latents: Latents) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Drawing over a picture gives what `StableDiffusionImg2ImgPipeline` gives, with the same tiny networks."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -128,3 +129,25 @@ def test_a_picture_is_turned_upright_cut_from_its_middle_and_flattened_on_white(
     assert (upright[0, 0] == (255, 0, 0)).all() and (upright[-1, -1] == (0, 0, 255)).all()
     assert (middle[:, 0] == (255, 0, 0)).all() and (middle[:, -1] == (0, 0, 255)).all()
     assert (read_picture(tmp_path / "clear.png", height=8, width=8) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: Image.new("1", (13_000, 13_000)).save(path), "13000x13000: wanted 50 million pixels at most"),
+        (lambda path: Image.new("1", (20_000, 10_000)).save(path), "wanted 50 million pixels at most"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "no picture that can be read"),
+        (lambda path: path.mkdir(), "no such file"),
+        (os.mkfifo, "no such file"),
+        (lambda path: None, "no such file"),
+    ],
+    ids=["large", "beyond Pillow's limit", "cut off", "folder", "pipe", "nothing"],
+)
+def test_what_is_no_picture_of_a_usual_size_is_refused_before_it_is_decoded(make, said, tmp_path):
+    path = tmp_path / "a.png"
+    make(path)
+
+    with pytest.raises(BundleError, match=said) as raised:
+        read_picture(path, height=64, width=64)
+
+    assert str(path) in str(raised.value)
