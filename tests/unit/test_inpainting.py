@@ -468,5 +468,7 @@ def test_a_file_that_is_no_picture_is_named(canvas, tmp_path):
 
     assert canvas_of([], height=64, width=64) is None
     for files in ([text, canvas[1]], [canvas[0], half], [Path("nowhere.png"), canvas[1]]):
-        with pytest.raises(BundleError, match=r"(text|half|nowhere)\.png: (no picture that can be read .*|no such file\.) Give a PNG"):
+        with pytest.raises(
+            BundleError, match=r"(text|half|nowhere)\.png: (no picture that can be read .*|no such file\.) Give a PNG"
+        ):
             canvas_of(files, height=64, width=64)
