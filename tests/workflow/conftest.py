@@ -40,7 +40,7 @@ def baked(checkpoint, once) -> Project:
 @pytest.fixture
 def project(baked, tmp_path) -> Project:
     """A copy of the baked project, and of its cache, to edit."""
-    return baked.copy(tmp_path / "project").copy_cache(tmp_path / "cache")
+    return baked.copy(tmp_path)
 
 
 @pytest.fixture(scope="module")

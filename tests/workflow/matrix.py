@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -160,7 +160,7 @@ def code(name: str, old: str, new: str) -> Callable[[Project], None]:
 def copy_all(project: Project) -> Project:
     """Project and checkout are somewhere else."""
     beside = project.directory.with_name("elsewhere")
-    return project.copy(beside / "project").copy_checkout(beside / "checkout")
+    return replace(project.copy(beside), cache=project.cache).copy_checkout(beside / "checkout")
 
 
 def clone(project: Project) -> None:
@@ -425,7 +425,7 @@ def main() -> None:
 
 def prepare(edit: Edit, baked: Project, directory: Path) -> Project:
     """A copy of the *baked* project in *directory* in which *edit* can be carried out, with a cache of its own."""
-    project = baked.copy(directory / "project").copy_cache(directory / "cache")
+    project = baked.copy(directory)
     return project.copy_checkout(directory / "checkout") if edit.of_code else project
 
 

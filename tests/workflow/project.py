@@ -63,10 +63,13 @@ class Project:
         project.write_rows(ROW)
         return project
 
-    def copy(self, directory: Path) -> "Project":
-        """The same project at another place, results included; files keep their times."""
-        shutil.copytree(self.directory, directory, symlinks=True)
-        return replace(self, directory=directory)
+    def copy(self, place: Path) -> "Project":
+        """The same project, results and build cache in the directory *place*; files keep their times.
+
+        A cache of its own, because a result and its blob are one file on disk: placing it here would make it newer there.
+        """
+        shutil.copytree(self.directory, place / "project", symlinks=True)
+        return replace(self, directory=place / "project").copy_cache(place / "cache")
 
     def copy_cache(self, cache: Path) -> "Project":
         """The same project with a build cache of its own, which holds what this one's holds."""

@@ -28,7 +28,7 @@ def summary(project: Project) -> dict[str, dict[str, str]]:
 def batch(baked, tmp_path_factory):
     """A run of all rows, and what it said: one row is baked already, one has no checkpoint, one half of a VAE."""
     directory = tmp_path_factory.mktemp("batch")
-    project = baked.copy(directory / "project").copy_cache(directory / "cache")
+    project = baked.copy(directory)
     tensors = load_file(project.directory / ROW["checkpoint"])
     del tensors["first_stage_model.decoder.conv_out.bias"]
     save_file(tensors, project.directory / BROKEN["checkpoint"])
@@ -111,7 +111,7 @@ SOURCES = {
 
 
 def test_whatever_a_row_lacks_the_others_are_planned(baked, tmp_path):
-    project = baked.copy(tmp_path / "project")
+    project = baked.copy(tmp_path)
     (project.directory / "config" / "notes.safetensors").write_text("not tensors")
     whole = (project.directory / ROW["checkpoint"]).read_bytes()
     (project.directory / "checkpoints" / "half.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -24,7 +24,7 @@ REQUIRED = ("numpy", "numpy.libs", "PIL", "pillow.libs", "tokenizers", "onnxrunt
 @pytest.fixture(scope="module")
 def project(baked, tmp_path_factory) -> Project:
     directory = tmp_path_factory.mktemp("bundled")
-    project = baked.copy(directory / "project").copy_cache(directory / "cache")
+    project = baked.copy(directory)
     project.bake(ARCHIVE)
     return project
 

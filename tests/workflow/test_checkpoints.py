@@ -49,7 +49,7 @@ def test_a_pickle_is_converted_once_for_all_components_and_a_safetensors_file_no
 
 
 def test_a_touched_folder_is_nothing_new_and_a_changed_file_in_it_is(project, tmp_path):
-    copy = project.copy(tmp_path / "project")
+    copy = project.copy(tmp_path)
     folder = copy.directory / "checkpoints" / FOLDER
     for path in folder.rglob("*"):
         os.utime(path)
@@ -62,7 +62,7 @@ def test_a_touched_folder_is_nothing_new_and_a_changed_file_in_it_is(project, tm
 
 
 def test_a_yaml_that_appears_beside_a_checkpoint_makes_the_unet_anew_and_no_other_network(project, tmp_path):
-    copy = project.copy(tmp_path / "project")
+    copy = project.copy(tmp_path)
     (copy.directory / "checkpoints" / "tiny.yaml").write_text("model: {params: {parameterization: v}}\n")
 
     assert copy.plan(UNET).jobs == {"import_sd1": 1}
@@ -72,7 +72,7 @@ def test_a_yaml_that_appears_beside_a_checkpoint_makes_the_unet_anew_and_no_othe
 
 
 def test_a_payload_stops_the_run_with_its_name(project, tmp_path):
-    copy = project.copy(tmp_path / "project")
+    copy = project.copy(tmp_path)
     mark = tmp_path / "ran"
     text = f"touch {mark}".encode()
     hostile = b"\x80\x02cposix\nsystem\nX" + len(text).to_bytes(4, "little") + text + b"\x85R."

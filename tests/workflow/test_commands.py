@@ -70,7 +70,7 @@ RUN = [one for one in COMMANDS if one not in (*NOT_RUN, *MEASURES) and not one.s
 def clone(baked, tmp_path_factory) -> Project:
     """A clone in which the tiny model stands in the table as `NAME` and `demo`, is baked, and `.venv` is that of these tests."""
     directory = tmp_path_factory.mktemp("clone")
-    Project(directory, baked.cache).copy_checkout(directory)
+    baked.copy_checkout(directory)
     shutil.copytree(baked.directory, directory, symlinks=True, dirs_exist_ok=True)
     for name in ("Makefile", "pyproject.toml", "requirements-dev.lock"):
         shutil.copy2(ROOT / name, directory)
@@ -79,7 +79,7 @@ def clone(baked, tmp_path_factory) -> Project:
         (directory / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     for name in ("installed", "developer"):
         (directory / ".venv" / name).touch()
-    clone = Project(directory, baked.cache, checkout=directory)
+    clone = Project(directory, baked.cache, checkout=directory).copy_cache(tmp_path_factory.mktemp("stored") / "cache")
     clone.write_rows(ROW, ROW | {"model": "demo"})
     return clone
 

@@ -90,7 +90,7 @@ def test_real_work_is_exactly_what_the_edit_affects_and_all_is_stored_once_it_is
 
 
 def test_edits_that_affect_nothing_do_no_work_one_after_the_other(baked, tmp_path):
-    project = baked.copy(tmp_path / "project").copy_cache(tmp_path / "cache").copy_checkout(tmp_path / "checkout")
+    project = baked.copy(tmp_path).copy_checkout(tmp_path / "checkout")
 
     for edit in EDITS:
         if not edit.work:

@@ -107,7 +107,7 @@ def test_a_manifest_that_names_one_file_of_two_is_refused(baked, tmp_path):
 
 
 def test_another_mask_draws_anew_and_calibrates_nothing_anew(baked, tmp_path):
-    project = baked.copy(tmp_path / "project")
+    project = baked.copy(tmp_path)
     assert "Nothing to be done" in project.bake(REPORT)
     _mask(project, 48)
 
@@ -129,7 +129,7 @@ def test_another_mask_draws_anew_and_calibrates_nothing_anew(baked, tmp_path):
     ],
 )
 def test_a_row_without_picture_or_mask_is_refused_at_once(baked, tmp_path, cells, text):
-    project = baked.copy(tmp_path / "project")
+    project = baked.copy(tmp_path)
     project.write_rows(ROW | {"model": "paint"} | CANVAS | cells)
 
     found = project.refusal("--dry-run", REPORT)
@@ -138,7 +138,7 @@ def test_a_row_without_picture_or_mask_is_refused_at_once(baked, tmp_path, cells
 
 
 def test_a_row_with_a_mask_for_another_model_is_refused(baked, checkpoint, tmp_path):
-    project = baked.copy(tmp_path / "project")
+    project = baked.copy(tmp_path)
     (project.directory / ROW["checkpoint"]).write_bytes(checkpoint.read_bytes())
 
     assert "it is not for inpainting. Empty the columns image and mask" in project.refusal("--dry-run", REPORT)

@@ -223,7 +223,7 @@ def pick_name(nodes, keywords):
 def euler(baked, tmp_path_factory) -> Path:
     """Results of the same model, whose UNet takes the timestep."""
     directory = tmp_path_factory.mktemp("euler")
-    project = baked.copy(directory / "project").copy_cache(directory / "cache")
+    project = baked.copy(directory)
     project.write_rows(ROW | {"program": "euler"})
     project.bake("results/tiny/bundle/euler/manifest.json", "results/tiny/simulation/distance.json")
     return project.directory / "results" / "tiny"

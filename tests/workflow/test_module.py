@@ -28,8 +28,8 @@ def run(project: Project, snakefile: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("prefix", ["", "bakes/"])
-def test_a_module_bakes_below_its_prefix_from_the_users_files_where_they_are(prefix, fresh, baked):
-    project = Project(fresh.directory, baked.cache)
+def test_a_module_bakes_below_its_prefix_from_the_users_files_where_they_are(prefix, fresh, baked, tmp_path):
+    project = Project(fresh.directory, baked.cache).copy_cache(tmp_path / "stored")
 
     said = run(project, outer(prefix))
 
@@ -39,8 +39,8 @@ def test_a_module_bakes_below_its_prefix_from_the_users_files_where_they_are(pre
     assert (project.directory / "bakes").exists() == (prefix != "")
 
 
-def test_a_project_of_an_installed_axbake_includes_the_workflow(fresh, baked):
-    project = Project(fresh.directory, baked.cache)
+def test_a_project_of_an_installed_axbake_includes_the_workflow(fresh, baked, tmp_path):
+    project = Project(fresh.directory, baked.cache).copy_cache(tmp_path / "stored")
 
     run(project, SNAKEFILE, WANTED)
 
