@@ -49,7 +49,7 @@ demo: .venv/installed
 	@echo
 	@echo "Next: give your own checkpoint a row in config/models.tsv (README.md, “Bake your checkpoint”)."
 
-# The page over all models that have a report; a run makes the models' own.
+# One page for all models that have a report; a run makes each model's own.
 report: .venv/installed
 	@$(BIN)/axbake report
 

@@ -280,7 +280,7 @@ def pin_model(name: str) -> str:
         the digest.
 
     Raises:
-        AxbakeError: no such row, or its file is another one than the row says.
+        AxbakeError: no such row, or its file is not the one that the row names.
     """
     table = table_path()
     rows = read_table(table)

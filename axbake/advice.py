@@ -116,7 +116,7 @@ def _tokenizer(embeddings: tuple[tuple[str, int], ...]) -> ClipTokenizer:
 
 
 def _of_words(path: Path, family: Family, configs: Configs) -> Iterator[str]:
-    """Of rows in token tables that no word of a prompt becomes."""
+    """Of rows in token tables that no word can select."""
     help_ = "Save their vectors as textual-inversion embeddings, and name the files in the column embeddings"
     if form_of(path) == "diffusers folder" and (words := added_words(scan_folder(path))):
         yield (
@@ -133,7 +133,7 @@ def _of_words(path: Path, family: Family, configs: Configs) -> Iterator[str]:
 
 
 def _of_name(path: Path, stated: str, family: Family) -> Iterator[str]:
-    """Of a name that contradicts what will be taken for granted; *stated*: what table and sidecar say."""
+    """Of a name that contradicts what axbake will assume; *stated*: what table and sidecar say."""
     if stated or family.process.prediction_type != EPSILON or not VELOCITY_NAME.search(path.name):
         return
     if not read_header(path, "prediction", _said, f"{__name__}._said"):

@@ -70,7 +70,7 @@ def _read_and_remember(path: Path, what: str, read: Callable[[], Any]) -> Any:
 
 def _recall(path: Path, what: str) -> Any:
     note, state = _note(path, what)
-    # A damaged note is no note; what is no file at all is seen when it is to be written.
+    # A damaged note counts as missing; anything but a file is noticed when the note is written.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         with _opened(note) as file:
             content = file.read(LONGEST + 1)

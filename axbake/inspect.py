@@ -176,7 +176,7 @@ def _hashes(files: list[Path], *, hashing: bool) -> dict[str, str]:
 
 
 def lines(said: dict[str, Any]) -> list[str]:
-    """The same as text, a line a fact."""
+    """The same as text, one fact per line."""
     facts = [f"{said['bytes'] / 1e6:,.0f} MB"] if "bytes" in said else []
     facts += [said["container"]] if "container" in said else []
     title = f"{said.get('title', '')}, {said['variant']}" if "variant" in said else said.get("title", "")

@@ -263,7 +263,7 @@ class Model:
         return list(dict.fromkeys(sentences))
 
     def fault(self) -> str:
-        """What would end a run that asks for this model by name, a line a fault; empty if nothing would.
+        """What would end a run that asks for this model by name, one fault per line; empty if nothing would.
 
         Of each kind of source the first fault, as far as headers tell; if there is none, what does not fit together.
         """

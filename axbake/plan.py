@@ -248,7 +248,7 @@ class Planner:
 
 
 def show(planner: Planner) -> str:
-    """The plan for people: a line a job, and the sum."""
+    """The plan for people: one line per job, and the sum."""
     verdicts = list(planner.verdicts.values())
     if not verdicts:
         return "Nothing to be done: all results are up to date."

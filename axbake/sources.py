@@ -25,7 +25,7 @@ COLUMNS = (CHECKPOINT, VAE)
 class Sources:
     """What a row's networks are taken from. Everything is looked up once, when it is first asked for.
 
-    Methods raise errors that say what the user can do: the file is not there, or is another one than the table's.
+    Methods raise errors that say what the user can do: the file is not there, or is not the table's.
     """
 
     def __init__(self, row: dict, *, allow_unpinned: bool) -> None:

@@ -219,7 +219,7 @@ def _listed(faults: list[str], what: str) -> str:
 
 
 def _typed(text: str, entry: dict):
-    """Value of a cell by its column's type; the text itself where it is no number, for the schema to refuse."""
+    """Value of a cell by its column's type; the text itself where it is not a number, for the schema to refuse."""
     kind = entry.get("type")
     if kind == "integer" and re.fullmatch(r"[+-]?[0-9]{1,18}", text):
         return int(text)
@@ -420,7 +420,7 @@ def embedding_paths(cell: str) -> list[str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of the text file *path*, one a line, without blank lines and those that start with #.
+    """Prompts of the text file *path*, one per line, without blank lines and those that start with #.
 
     Raises:
         PromptsError: no such file, not UTF-8, no prompt in it, or one that is too long.

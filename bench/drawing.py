@@ -3,7 +3,7 @@
     python bench/drawing.py DIRECTORY [--repeats 3] [--steps 4] [--height 480] [--width 320]
 
 DIRECTORY keeps a random checkpoint of Stable Diffusion 1.5's size (made where it is not yet). Each way draws the same latent,
-of the same seed, prompts and sampler, with guidance, in a process of its own, by turns:
+of the same seed, prompts and sampler, with guidance, in a process of its own, alternately:
 
 - obvious: `StableDiffusionPipeline.from_pretrained(…, dtype=torch.float32)` as it comes;
 - reference: the same in float32 with channels last, as the job `draw_reference` does;

@@ -4,7 +4,7 @@
 
 DIRECTORY keeps a random checkpoint of Stable Diffusion 1.5's size (made where it is not yet) and its graph. «forwards» opens the
 graph in ONNX Runtime as it comes and runs it on every sample; «emulator» is the whole build. Each runs in a process of its own,
-by turns. What the build's time is made of is read off the times of its log's lines.
+alternately. What the build's time is made of is read off the times of its log's lines.
 """
 
 import argparse

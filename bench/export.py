@@ -3,7 +3,7 @@
     python bench/export.py DIRECTORY [--repeats 3] [--height 480] [--width 320]
 
 DIRECTORY keeps a random checkpoint of Stable Diffusion 1.5's size (made where it is not yet; 20 GB of disk). Each way runs
-in a process of its own, by turns. The obvious way is that of published scripts (`export_onnx.py` of
+in a process of its own, alternately. The obvious way is that of published scripts (`export_onnx.py` of
 yuyun2000/sd15-to-ax8850-deploy and those it comes from): load the whole pipeline in float32, `torch.onnx.export` through
 TorchScript, `onnx.load`, `onnxsim.simplify`, `onnx.save` with external data. It takes 12 GB of memory. Two things in it are not
 theirs: the pipeline comes from a folder, since no hub is asked; and the exporter is asked for by `dynamo=False`, since it is no

@@ -21,7 +21,7 @@ BLOCK = 1 << 20  # bytes
 
 
 def hash_memory(directory: Path) -> int:
-    """SHA-256 of 2 GB that lie in memory: what the processor can do."""
+    """SHA-256 of 2 GB in memory: what the processor can do."""
     block, digest = bytes(BLOCK), hashlib.sha256()
     for _ in range(2000):
         digest.update(block)

@@ -248,7 +248,7 @@ def _converted_name(name: str) -> str:
 
 
 def _open_clip_tensors(text_encoder: CLIPTextModel) -> dict[str, torch.Tensor]:
-    """open_clip's tensors of a text encoder, with the layer and the projection that Stable Diffusion 2.x has no use for."""
+    """open_clip's tensors of a text encoder, with the layer and the projection that Stable Diffusion 2.x does not use."""
     found = {name.removeprefix("text_model."): tensor for name, tensor in text_encoder.state_dict().items()}
     names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
     names |= {"self_attn.out_proj": "attn.out_proj"}

@@ -94,7 +94,7 @@ def benchmark_board(
 
 
 def _teller(board: Board):
-    """What is said on the screen while the board works."""
+    """What the screen shows while the board works."""
 
     def tell(section: str, line: str | None) -> None:
         if section == "card" and line == "waiting":

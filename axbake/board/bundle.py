@@ -1,4 +1,4 @@
-"""A bundle as it lies on this host: its manifest, checked against its files before any of them leaves."""
+"""A bundle on this host: its manifest, checked against its files before any of them is copied."""
 
 import json
 from dataclasses import dataclass

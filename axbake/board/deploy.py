@@ -79,7 +79,7 @@ def _all_bytes(bundle: Bundle) -> int:
 
 
 def is_whole(board: Board, bundle: Bundle, found: Inspection) -> bool:
-    """Whether all files of *bundle* lie in its directory on the board."""
+    """Whether all files of *bundle* are in its directory on the board."""
     place = f"{board.directory}/{bundle.model}"
     return all(found.files.get(f"{place}/{name}") == sha256 for name, sha256 in bundle.files.items())
 

@@ -1,4 +1,4 @@
-"""Layouts of bundles: where each on-board program looks for what, and what it takes for granted.
+"""Layouts of bundles: where each on-board program looks for its files, and what it assumes.
 
 Published programs have their sampler written in, so a model only fits if its row says the same. They are
 AXERA-TECH/sd1.5-lcm.axera (`python/launcher.py`), yuyun2000/sd15-to-ax8850-deploy with Hugging Face's

@@ -48,7 +48,7 @@ class Look:
         """Whether a file of the same number on disk, now of *state*, may be taken to hold the same.
 
         A change of content always changes the file's ctime, and so do a new or removed hard link and a touch. Where the number of
-        links is another one, that is what changed a large file; what is smaller is read. Rot on the disk changes
+        links differs, that is what changed a large file; what is smaller is read. Rot on the disk changes
         nothing of all this, so no look holds for long.
         """
         explained = state.st_size > CHEAP and state.st_nlink != self.links

@@ -77,7 +77,7 @@ def lock(path: Path, *, about: str, shared: bool = False, tree: Tree | None = No
 
     Raises:
         CacheUnusable: the file system has no locks.
-        NotWritten: something that is no file is in its place.
+        NotWritten: something other than a file is in its place.
         OSError: the file cannot be made.
     """
     with _held(_acquire(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, about, tree)) as descriptor:

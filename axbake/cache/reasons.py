@@ -27,7 +27,7 @@ def explain(key: Key, entries: Iterable[Entry], makers: Makers | None = None, *,
     An input that differs is traced to what made it differ, as far as the builds that made it are known.
 
     Args:
-        entries: earlier builds; others than of this step and component are passed over.
+        entries: earlier builds; those of another step or component are skipped.
         makers: gives the builds that made one of some contents; otherwise they are looked for among *entries*.
         last: when the one was built that the model had last; empty: not known.
     """

@@ -231,7 +231,7 @@ class Cache:
             self.tree.make(self.entry_path(key).parent)
 
     def _hold(self, held: contextlib.ExitStack, key: Key) -> bool:
-        """Whether *held* got the lock of *key*; if not, the cache cannot be written to, and that is said."""
+        """Whether *held* got the lock of *key*; if not, the cache cannot be written to, which is logged."""
         try:
             held.enter_context(lock(self.directory / "locks" / key.digest, about=key.name, tree=self.tree))
             return True

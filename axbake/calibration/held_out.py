@@ -117,7 +117,7 @@ def check_calibration(
 def compare(found: Ranges, calibrated: Ranges, rows: Sequence[int]) -> dict[str, Any]:
     """How the ranges *found* on held-out samples leave those that *rows* of *calibrated* span, both extended to 0.
 
-    Tensors that are 0 in all these rows are passed over if they are 0 in what was found, and else have an excess of their
+    Tensors that are 0 in all these rows are skipped if they are 0 in what was found, and else have an excess of their
     own whole range, 1.
     """
     assert found.names == calibrated.names

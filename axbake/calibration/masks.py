@@ -1,6 +1,6 @@
 """Masks that stand for all masks: what an inpainting denoiser is calibrated with.
 
-They come by turns, so that a few prompts see each kind: everything, which is text to image; a rectangle, as boxes are drawn;
+They alternate, so that a few prompts see each kind: everything, which is text to image; a rectangle, as boxes are drawn;
 brush strokes; all but a rectangle, as pictures are made larger (outpainting); a small rectangle; and halves. Sizes and places
 are random, and always the same for one number.
 """

@@ -64,7 +64,7 @@ def calibrate_denoiser(
 ) -> None:
     """Pack *samples* of what each of the denoiser's graphs takes into a `NumpyObject` archive, by the names of the graph.
 
-    They lie in it in the order in which they were chosen; with `coverage` the first n are the best n that greed finds.
+    They are in it in the order in which they were chosen; with `coverage` the first n are the best n that greed finds.
 
     Args:
         graphs, tensors: its graphs in order, and the files of their weights beside them; only a chain's are run, to have what

@@ -1,4 +1,4 @@
-"""Files and folders that hold checkpoints, all seen alike: each tensor's name, type, shape and place, and what else is said.
+"""Files and folders that hold checkpoints, read in one way: each tensor's name, type, shape and place, and metadata.
 
 Only headers are read, so a look at a checkpoint of any size takes milliseconds; and nothing here runs what a file asks for.
 """
@@ -161,7 +161,7 @@ def open_container(path: Path) -> Container:
     """A view of the safetensors file or diffusers folder *path*; a pickle is converted first (`axbake.checkpoints.conversion`).
 
     Raises:
-        UnreadableCheckpoint: damaged, of another form, or beyond the limits of this module.
+        UnreadableCheckpoint: damaged, not in this format, or beyond the limits of this module.
     """
     form = form_of(path)
     if form in FOLDER_FORMS:

@@ -38,8 +38,8 @@ class UnreadableSidecar(AxbakeError):
 class Evidence:
     """What a checkpoint says of its UNet's training."""
 
-    types: dict[str, str]  # where it is said -> epsilon or v_prediction
-    zero_terminal: list[str]  # where it is said that the schedule ends in pure noise
+    types: dict[str, str]  # where it is stated -> epsilon or v_prediction
+    zero_terminal: list[str]  # where it is stated that the schedule ends in pure noise
     notes: list[str]
 
     def lines(self) -> list[str]:

@@ -167,7 +167,7 @@ def _least_squares(
 
 
 def _histogram_of(name: str, span: Span) -> Probe:
-    """How many values of tensor *name* lie in each of `BINS` equal parts of *span*."""
+    """How many values of tensor *name* fall into each of `BINS` equal parts of *span*."""
     own, low, width = f"{name}/histogram", np.float32(span[0]), np.float32((span[1] - span[0]) / BINS)
     steps = [
         ("Flatten", [name], {"axis": 0}),

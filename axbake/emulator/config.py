@@ -237,7 +237,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def merged(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """*values* with the command line's *flags* (dotted paths) laid over them."""
+    """*values* with the command line's *flags* (dotted paths) in place of them."""
     result = dict(values)
     for path, value in flags.items():
         *sections, name = path.split(".")

@@ -1,4 +1,4 @@
-"""The float32 ONNX graph without its weights, which stay memory maps of the file that they lie in.
+"""The float32 ONNX graph without its weights, which stay memory maps of their file.
 
 Nothing here, nor in what uses it, ever holds all weights in one protobuf: Stable Diffusion's UNet has 3.4 GB of them,
 and a protobuf ends at 2 GB.

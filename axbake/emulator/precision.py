@@ -7,7 +7,7 @@ entries of equal rank that want different types for one node are refused: which 
 
 Of `output_data_type` the documentation says that it acts on Conv alone. Where it is not said, the type of a result follows
 `appendix/precision_debug_guides.md`: an operator's output is of the type that the next operator takes, and an operator that
-only moves data has the type of what comes behind it, whatever is said of itself. With several readers that is here the widest
+only moves data has the type of what comes behind it, whatever its own setting is. With several readers that is here the widest
 integer type among them. A reader in FP32 changes nothing: the documentation has a Conv's output made FP32 by
 `output_data_type`, although its reader is.
 """
@@ -128,7 +128,7 @@ def _strongest(ranked: list[tuple[int, LayerRule]], node: NodeProto) -> tuple[Pr
         if top:
             values[attribute] = top[0][2]
     data_type = values.get("data_type", "U8")
-    # A layer that computes in float keeps float weights, unless it is said otherwise.
+    # A layer that computes in float keeps float weights, unless the config says otherwise.
     weight = values.get("weight_data_type", "FP32" if data_type == "FP32" else "S8")
     is_said = node.op_type in CONVOLUTIONS and "output_data_type" in values
     return Precision(data_type, values["output_data_type"] if is_said else data_type, weight, is_said), clashes

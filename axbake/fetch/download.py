@@ -1,6 +1,6 @@
 """The bytes of an offer: resumed where they broke off, their SHA-256 taken on the way, space looked for first.
 
-What has come lies in a `.part` file, which outlives errors and kills; beside it `.part.json` keeps the validator (ETag or
+What has arrived is kept in a `.part` file, which outlives errors and kills; beside it `.part.json` keeps the validator (ETag or
 Last-Modified) that `If-Range` sends (RFC 9110, 13.1.5), so that a file that changed meanwhile starts anew.
 """
 
@@ -39,7 +39,7 @@ SPARE = 256 * 2**20  # bytes that stay free on the disk of a file whose size is 
 
 @dataclass
 class Part:
-    """What has come of a file."""
+    """The part of a file that has arrived."""
 
     path: Path
     bytes: int
@@ -68,7 +68,7 @@ class Part:
         return cls(path, size, digest, validator, resumed=True)
 
     def restart(self) -> None:
-        """Forget what has come."""
+        """Delete what has arrived."""
         self.path.unlink(missing_ok=True)
         _note(self.path).unlink(missing_ok=True)
         self.bytes, self.digest, self.validator, self.resumed = 0, hashlib.sha256(), "", False
@@ -99,7 +99,7 @@ def download(web: Web, offer: Offer, part_path: Path, *, sha256: str | None, pin
         its SHA-256.
 
     Raises:
-        FetchError: what has come is kept if it can be used.
+        FetchError: what has arrived is kept if it can be used.
     """
     whatever = bool(sha256 or pin)
     part = Part.open(part_path, whatever=whatever)
@@ -125,7 +125,7 @@ def download(web: Web, offer: Offer, part_path: Path, *, sha256: str | None, pin
 
 
 def _receive_all(web: Web, offer: Offer, part: Part, *, whatever: bool) -> None:
-    """Ask until all has come."""
+    """Ask until everything has arrived."""
     patience = Patience(offer.name, web.sleep)
     most = part.bytes
     while True:
@@ -181,7 +181,7 @@ def _check_place(answer: requests.Response, part: Part) -> None:
 
 
 def _beyond_the_end(answer: requests.Response, part: Part) -> bool:
-    """What a 416 means: all has come already, or what has come is of another file."""
+    """What a 416 means: everything has arrived already, or what has arrived belongs to another file."""
     size = re.fullmatch(r"bytes \*/([0-9]{1,18})", answer.headers.get("Content-Range", ""))
     if part.bytes and size and int(size[1]) == part.bytes:
         return True

@@ -1,4 +1,4 @@
-"""What a site offers under an address: one file, its digest if the site tells it, and what is said of it."""
+"""What a site offers under an address: one file, its digest if the site states it, and its description."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -37,7 +37,7 @@ def _tensor(value: onnx.ValueInfoProto) -> dict:
 
 
 def _between(entries: list[dict]) -> list[int]:
-    """Bytes that are passed over each cut: made before it, taken behind it."""
+    """Bytes that cross each cut: made before it, read after it."""
     crossing = []
     for cut in range(1, len(entries)):
         made = {name: tensor for entry in entries[:cut] for name, tensor in entry["outputs"].items()}

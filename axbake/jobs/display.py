@@ -163,7 +163,7 @@ class Display:
         self._running.pop(number, None)
 
     def live_part(self, columns: int, rows: int) -> RenderableType:
-        """A line a job that runs, as many as fit into *rows*, and one of the run.
+        """One line per running job, as many as fit into *rows*, and one of the run.
 
         Args:
             columns: that none is wider than; 50 or more.

@@ -127,7 +127,7 @@ def write_steps(path: Path, steps: Sequence[Step]) -> None:
     Raises:
         NotWritten
     """
-    # A line a step: without indentation, json is ten times as fast.
+    # One line per step: without indentation, json is ten times as fast.
     lines = [json.dumps(vars(step), sort_keys=True, ensure_ascii=False) for step in steps]
     text = '{"steps": [\n' + ",\n".join(lines) + "\n]}\n"
     with writing(path):

@@ -457,7 +457,7 @@ class Speech:
     # Decision ----------------------------------------------------------------------------------------------------
 
     def _decide(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        """Take for granted that all speak, then take away who does not, until nothing changes."""
+        """Assume that all speak, then remove those that do not, until nothing changes."""
         speaks = self._given - self._elsewhere
         gathers = set(speaks)
         thrown = {name for name in self._inner if self._reads.get(name, set()) <= {THROWN}}

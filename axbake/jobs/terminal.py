@@ -176,7 +176,7 @@ class Screen(logging.Formatter):
         if event in UNSAID or (event is None and text.startswith(CHATTER)):
             return ""
         if event == LogEvent.ERROR and ("CalledProcessError" in text or FAILED in text):
-            return ""  # that the job's process ended badly is said by the job and by `_failed`
+            return ""  # the job and `_failed` report that its process ended badly
         return self.usual.format(record)
 
     def _begins(self, number: int, message: str | None) -> str:

@@ -199,7 +199,7 @@ def clip_renamer(shapes: Shapes) -> Rename:
 
 
 def open_clip_renamer(shapes: Shapes) -> Rename:
-    """open_clip's names of Stable Diffusion 2.x to those of transformers, without the layer that it has no use for."""
+    """open_clip's names of Stable Diffusion 2.x to those of transformers, without the layer that it does not use."""
     rename = whole_open_clip_renamer(shapes)
     unused = f"transformer.resblocks.{OPEN_CLIP_UNUSED_LAYER}."
     return lambda name: None if name.startswith(unused) or name == "text_projection" else rename(name)

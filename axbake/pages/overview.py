@@ -18,7 +18,7 @@ from axbake.users_files import UnreadableFile, read_json
 
 
 def write_overview(results: Path, page: Path, *, table: list[str]) -> int:
-    """Write the page over all models whose `report.json` lies below *results*.
+    """Write one page for all models whose `report.json` is below *results*.
 
     Args:
         table: names of the table's models. Below the others are those that have no report, and those that the last run of all

@@ -67,7 +67,7 @@ def write_report(
         preflight, verdict: `preflight.json`, `verdict.json`.
         parities, checks: JSONs of parity, and of the check of what was compiled, one a component.
         records: JSONs of the compiles, one a graph.
-        logs: of the jobs that made all this; one that is gone is passed over. No inputs of the rule, which would cost a dry run
+        logs: of the jobs that made all this; one that is gone is skipped. No inputs of the rule, which would cost a dry run
             more than all other inputs of a model together: what writes them makes some other input too.
         page: HTML to write.
         facts: JSON to write, which `axbake.pages.overview` reads of all models.

@@ -26,7 +26,7 @@ class Outcome:
 
     model: str
     state: str  # of STATES
-    why: str = ""  # a line a fault
+    why: str = ""  # one fault per line
     log: str = ""  # of the jobs that failed, a path a line
 
 
@@ -70,7 +70,7 @@ def show_outcomes(outcomes: list[Outcome], *, of_all: bool) -> str:
 
 
 def write_summary(outcomes: list[Outcome], rows: Mapping[str, dict], *, results: Path) -> None:
-    """Write `summary.tsv` into *results*: a row a model, in the table's order.
+    """Write `summary.tsv` into *results*: one row per model, in the table's order.
 
     Figures are those of models that are done: of others, files may be there that belong to other settings.
 

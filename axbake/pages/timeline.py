@@ -1,4 +1,4 @@
-"""Places of a run's steps in time: a row a job, a bar a step. The page draws them as SVG."""
+"""Places of a run's steps in time: one row per job, one bar per step. The page draws them as SVG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

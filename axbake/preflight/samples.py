@@ -30,7 +30,7 @@ def check_samples(component: str, graph: Graph, config: Mapping[str, Any], archi
 
 
 def _of_inputs(values: Mapping[str, Any], archive: Path) -> dict[str, Any]:
-    """What of a build's config says how samples are read, and that they lie in *archive*."""
+    """What of a build's config says how samples are read, and that they are in *archive*."""
     entries = values.get("quant", {}).get("input_configs", [])
     return {
         "input": "graph.onnx",

@@ -74,8 +74,7 @@ def redraw(
     Args:
         pixels: (height, width, 3) uint8 RGB.
         models: with the VAE encoder.
-        picture: with a strength, 0 to 1: the share of the schedule's steps that are drawn, the last ones; the rest are passed
-            over.
+        picture: with a strength, 0 to 1: the share of the schedule's steps that are drawn, the last ones; the rest are skipped.
         latents, conditioning: as in `draw`.
 
     Raises:

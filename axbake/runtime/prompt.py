@@ -230,7 +230,7 @@ def count_tokens(prompt: str, tokenizer: ClipTokenizer) -> int:
 
 
 def _without_marks(prompt: str) -> str:
-    """*prompt* without what is no word of it: `<lora:name:weight>`, and the mark of `embedding:name`."""
+    """*prompt* without what is not part of its text: `<lora:name:weight>`, and the mark of `embedding:name`."""
     return EMBEDDING.sub("", _with_bare_names(EXTRA_NETWORK.sub("", prompt)))
 
 

@@ -109,7 +109,7 @@ def _onnxruntime_session(path: Path, threads: int) -> Session:
 def _axengine_session(path: Path, runtime: str, device: int) -> Session:
     """*path* on an accelerator, through pyaxengine.
 
-    Its peculiarities (github AXERA-TECH/pyaxengine, 0.1.3): a path must be a string, all outputs are had or none, arrays must
+    Its peculiarities (github AXERA-TECH/pyaxengine, 0.1.3): a path must be a string, it gives all outputs or none, arrays must
     be of exactly the model's shapes and types, one in Fortran's order is copied wrongly, and inputs come in any order.
     """
     try:

@@ -65,7 +65,7 @@ class Axmodel:
 
 
 def read_axmodel(path: Path) -> Axmodel:
-    """What the .axmodel *path* is. Its blobs are passed over, so a model of a gigabyte takes milliseconds.
+    """What the .axmodel *path* is. Its blobs are not read, so a model of a gigabyte takes milliseconds.
 
     Raises:
         AxmodelError: it is cut off, or no model, or lacks parts of one.

@@ -29,7 +29,7 @@ from axbake.toolchain.failures import explain
 from axbake.toolchain.launch import WRITABLE, Launch, own_copy
 
 logger = logging.getLogger(__name__)
-FORMATS = {"AutoColorSpace": "BGR"}  # as Pulsar2 takes pictures where nothing is said
+FORMATS = {"AutoColorSpace": "BGR"}  # as Pulsar2 reads pictures by default
 Feed = dict[str, np.ndarray]
 
 

@@ -72,7 +72,7 @@ ANSWERS: dict[str, Answer] = {
     "speaks another protocol": lambda: iter([b"SSH-2.0-OpenSSH_9.2\r\n"]),
     "sends noise": lambda: iter([bytes(range(256)) * 64]),
     "has an absurd length": lambda: iter([OK + b"Content-Length: " + b"9" * 6000 + b"\r\n\r\n", PIECE]),
-    "has a length that is no number": lambda: iter([OK + b"Content-Length: \xb2\r\n\r\n", PIECE]),
+    "has a length that is not a number": lambda: iter([OK + b"Content-Length: \xb2\r\n\r\n", PIECE]),
     "has two lengths": lambda: iter([OK + b"Content-Length: 5\r\nContent-Length: 70000\r\n\r\n", PIECE]),
     "ends in the middle": lambda: iter([OK + b"Content-Length: 70000\r\n\r\n", PIECE]),
     "has a header with commands to the terminal": lambda: iter(

@@ -476,7 +476,7 @@ def run(count: int, seed: int = 1) -> list[dict[str, Any]]:
         try:
             said = receiver.recv() if receiver.poll(LIMIT) else {"outcome": "hang", "why": f"{LIMIT} s"}
         except EOFError:
-            said = {"outcome": "traceback", "why": "the process ended without a word"}
+            said = {"outcome": "traceback", "why": "the process ended and printed nothing"}
         child.kill()
         child.join()
         outcomes.append({"number": number, "kind": list(KINDS)[number % len(KINDS)], "lie": "", "memory": 0} | said)

@@ -211,7 +211,7 @@ def export_part(weights: Path, graph: Path, *, family: Family = SD1, **columns: 
 
 
 def row_of(**cells: str) -> dict[str, Any]:
-    """A row of the table, read as the workflow reads it; the table, and what it names, lie in the working directory.
+    """A row of the table, read as the workflow reads it; the table, and what it names, are in the working directory.
 
     Args:
         cells: that are not as usual: model tiny, checkpoint tiny.safetensors, 64 × 64 pixels.

@@ -228,7 +228,7 @@ def test_what_cannot_be_added_leaves_the_table_as_it_was(arguments, said, sites,
     assert said in capsys.readouterr().err
     assert TABLE.read_bytes() == before
     assert [path.name for path in Path("config").iterdir() if path.name.startswith(".")] == []
-    assert bool(sites.asked("storage")) == (arguments == [AIR])  # all other faults are told before a download
+    assert bool(sites.asked("storage")) == (arguments == [AIR])  # all other faults are reported before a download
 
 
 def test_a_row_is_pinned_without_a_download_where_the_site_tells_its_digest(sites, capsys):

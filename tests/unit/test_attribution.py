@@ -1,4 +1,4 @@
-"""Each component's own error is told, and a graph that is not quantised has none."""
+"""Each component's own error is reported, and a graph that is not quantised has none."""
 
 import json
 

@@ -74,7 +74,7 @@ def edit(path, old, new):
 
 
 def changed(before):
-    """Functions whose code is another one than *before*."""
+    """Functions whose code differs from *before*."""
     now = codes(before)
     return {function for function, digests in before.items() if now[function] != digests}
 

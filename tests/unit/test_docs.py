@@ -1,6 +1,5 @@
 """The documentation holds together: its site builds, its links lead somewhere, what is made from code is up to date."""
 
-import ast
 import fnmatch
 import functools
 import importlib.util
@@ -17,6 +16,7 @@ from axbake.jobs.code import code_of
 from axbake.networks.component import ROLES
 
 ROOT = Path(__file__).parents[2]
+HERE = Path(__file__)
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 BY_NAME = {path.name: path for path in PAGES}
@@ -135,6 +135,11 @@ def words_of_the_code() -> set[str]:
     return {word for text in texts for word in re.findall(r"\w+", text)} | {file.stem for file in files} | rules | tests
 
 
+def find_odd(text: str) -> list[str]:
+    """Phrases of `ODD` in *text*, which is in lower case."""
+    return [phrase for phrase in ODD if re.search(rf"\b{phrase}\b", text)]
+
+
 def outputs_of_rules() -> set[str]:
     """Patterns of all files that rules make below `results/`, with `*` for whatever is filled in."""
     text = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
@@ -228,20 +233,16 @@ def test_commands_in_a_page_run_what_make_installed(page):
 def test_pages_are_in_plain_english(page):
     text = re.sub(r"\s+", " ", prose(page)).lower()
 
-    assert [phrase for phrase in ODD if re.search(rf"\b{phrase}\b", text)] == []
+    assert find_odd(text) == []
 
 
-def test_messages_are_in_plain_english():
-    def messages(path: Path) -> Iterator[str]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
-                yield " ".join(node.value.lower().split())
+@pytest.mark.parametrize("folder", ["axbake", "workflow", "bench", "config", "tests"])
+def test_messages_docstrings_and_comments_are_in_plain_english(folder):
+    written = (path for ending in ("py", "smk", "yaml", "j2") for path in (ROOT / folder).rglob(f"*.{ending}"))
+    texts = {path: re.sub(r"[\s#]+", " ", path.read_text(encoding="utf-8")).lower() for path in written if path != HERE}
 
-    said = {text for path in sorted((ROOT / "axbake").rglob("*.py")) for text in messages(path)}
-
-    assert [text for text in said if any(re.search(rf"\b{phrase}\b", text) for phrase in ODD)] == []
+    assert texts
+    assert [f"{path}: {phrase}" for path, text in texts.items() for phrase in find_odd(text)] == []
 
 
 def test_every_family_has_a_section_and_every_role_a_name_in_the_settings():

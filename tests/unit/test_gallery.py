@@ -1,4 +1,4 @@
-"""Pictures come back from a page as they went in, and what differs is told in true numbers."""
+"""Pictures come back from a page as they went in, and what differs is reported in true numbers."""
 
 import base64
 import io

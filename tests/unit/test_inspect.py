@@ -1,4 +1,4 @@
-"""A file is called by its name, from its header alone, and what can be done with it is said in a sentence."""
+"""A file is called by its name, from its header alone, and one sentence says what can be done with it."""
 
 import io
 import json

@@ -12,7 +12,7 @@ NEAR = {"text_encoder": 30, "unet": 20}  # dB of SQNR
 
 
 def parity(component, decibels, **graphs):
-    """What is said of a component, and of its graphs where it has several."""
+    """What the check reports of a component, and of its graphs where it has several."""
     said = {"component": component, "output": "y", "psnr_db": decibels, "largest_error": 0.1}
     return said | ({"graphs": {name: {"psnr_db": one} for name, one in graphs.items()}} if graphs else {})
 

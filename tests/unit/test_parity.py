@@ -14,7 +14,7 @@ from tests.unit.conftest import SD1, tensors_of
 
 
 def measure(model, component, graph, parity):
-    """What is said of *graph* against the network of *component*."""
+    """What the check reports of *graph* against the network of *component*."""
     part = model.family.component(component)
     measure_parity(
         model.weights[component],

@@ -1,4 +1,4 @@
-"""Preflight: a sound graph passes, a graph broken in each known way is told so, all at once, and is not compiled."""
+"""Preflight: a sound graph passes, each known fault of a graph is reported, all at once, and it is not compiled."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def constant(name, *shape, dtype=FLOAT):
 
 
 def declared(name, *shape):
-    """A constant whose values lie in a file beside the graph, which is as long as it says."""
+    """A constant whose values are in a file beside the graph, which is as long as it says."""
     tensor = TensorProto(name=name, data_type=FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, text in {"location": "tensors.data", "offset": "0", "length": str(4 * int(np.prod(shape)))}.items():
         tensor.external_data.add(key=key, value=text)

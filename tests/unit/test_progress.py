@@ -1,4 +1,4 @@
-"""Progress is told every few seconds, with the total, and at the end."""
+"""Progress is reported every few seconds, with the total, and at the end."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Models are told apart, loaded and fed as they ask."""
+"""Kinds of models are recognised, loaded and fed as they ask."""
 
 import numpy as np
 import onnx

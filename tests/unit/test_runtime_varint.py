@@ -1,4 +1,4 @@
-"""Protobuf's numbers are read, and what is none of them is not."""
+"""Protobuf's numbers are read, and nothing else is."""
 
 import io
 

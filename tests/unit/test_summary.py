@@ -1,4 +1,4 @@
-"""What became of each row: why a job failed, the screen's text, the table and the page over all models."""
+"""What became of each row: why a job failed, the screen's text, the table and the page of all models."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ OUTCOMES = [
     Outcome("c", "skipped", "MissingCheckpoint: c: not there\nMissingEmbedding: c: not there"),
     Outcome("d", "unfinished", "3 jobs are left"),
 ]
-# Of a model's report.json, what the page over all models shows
+# Of a model's report.json, what the page of all models shows
 FACTS = {
     "model": "a",
     "emulated": False,

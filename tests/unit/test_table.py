@@ -94,7 +94,7 @@ def refusal(text):
 
 
 def faults(text):
-    """The faults that an error lists, one a line below its first."""
+    """The faults that an error lists, one per line below its first."""
     return text.splitlines()[1:]
 
 
@@ -628,7 +628,7 @@ def test_every_entry_of_the_schemas_says_what_it_means():
 
     for path in SCHEMAS.glob("*.yaml"):
         for place, entry in entries(yaml.safe_load(path.read_text()), ""):
-            # Entries for one component each share what is said above them.
+            # Entries for one component each share the settings above them.
             if not place.startswith(("precision/", "parity/min_psnr/")):
                 assert entry.get("description"), f"{path.name}: {place}"
 

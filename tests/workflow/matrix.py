@@ -41,7 +41,7 @@ class Edit:
     """Something that a user does to a baked project, and the steps of jobs that do real work in the next run because of it."""
 
     what: str
-    carry_out: Callable[[Project], Project | None]  # gives the project, if it is another one afterwards
+    carry_out: Callable[[Project], Project | None]  # gives the project, if it is elsewhere afterwards
     work: frozenset[str]
     of_code: bool = False  # in the checkout, which has to be a copy
 

@@ -443,7 +443,7 @@ def no_checkpoint(project: Project) -> None:
     (project.directory / ROW["checkpoint"]).unlink()
 
 
-# What is wrong -> how, and what is said of it
+# What is wrong -> how, and what the error says
 FAULTS = {
     "a misspelt setting": (
         config("npu_mode:", "npu_mdoe:"),

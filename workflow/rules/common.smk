@@ -31,7 +31,7 @@ from axbake.toolchain.launch import ENGINES, Launch
 # Planning makes millions of objects that all stay. To look for garbage among them takes a fifth of its time (bench/many_models.py).
 gc.set_threshold(50_000, 20, 1_000)
 
-# Where this workflow's files lie in one that has it as a module with a `prefix`; what users bring stays where it is.
+# Where this workflow's files are in one that has it as a module with a `prefix`; what users bring stays where it is.
 PLACED = workflow.modifier.path_modifier.replace_prefix
 
 run_own_code()

@@ -102,7 +102,7 @@ def outcome(model, left):
 
 
 def summarise():
-    """Say what became of each row; of a run of all rows, write the summary and the page over all models, too."""
+    """Say what became of each row; of a run of all rows, write the summary and the page of all models, too."""
     of_all = is_of_all()
     made = outcomes(of_all=of_all)
     if of_all:

@@ -1,5 +1,5 @@
 # Takes what the other steps say of a model, and what their jobs say of themselves in their logs. Makes one page of it, which
-# `snakemake --report` takes in too. The page over all models is of no rule: `axbake.pages.overview` makes it of those that there are.
+# `snakemake --report` takes in too. No rule makes the page of all models: `axbake.pages.overview` makes it of those that there are.
 
 
 rule write_report:

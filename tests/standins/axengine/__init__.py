@@ -67,7 +67,7 @@ class InferenceSession:
 
 
 def as_in_memory(array):
-    """*array* as its bytes lie in memory, from its first on, whatever its strides say."""
+    """*array* as its bytes are in memory, from its first on, whatever its strides say."""
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         array = np.ascontiguousarray(array)
     flat = np.lib.stride_tricks.as_strided(array, (math.prod(array.shape),), (array.itemsize,))

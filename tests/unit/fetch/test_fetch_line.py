@@ -59,7 +59,7 @@ def test_a_server_that_drips_or_never_ends_is_given_up(name, error, said, get, i
         ("never ends JSON", "an answer of more than 16 MB"),
         ("packs a bomb", "an answer of more than 16 MB"),
         ("never ends its trailers", "endless headers or trailers"),
-        ("has a length that is no number", "not JSON"),
+        ("has a length that is not a number", "not JSON"),
     ],
 )
 def test_an_api_that_drips_or_never_ends_is_given_up(name, said, sites, get, impatient, monkeypatch):
