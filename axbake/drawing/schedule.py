@@ -25,6 +25,7 @@ guidance) and n_i the unit normal noise of step i. Coefficients of later steps a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ import numpy as np
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
@@ -52,6 +54,7 @@ LEADING = {"steps_offset": 1, "timestep_spacing": "leading", "clip_sample": Fals
 LINSPACE, TRAILING = {"timestep_spacing": "linspace"}, {"timestep_spacing": "trailing"}
 DPMPP_2M = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
 DPMPP_2M_KARRAS = DPMPP_2M | {"use_karras_sigmas": True}
+DPMPP_SDE = DPMPP_2M | {"algorithm_type": "sde-dpmsolver++", "lower_order_final": True}
 
 ETA = 0.3  # of TCD: its authors' own (https://github.com/jabir-zheng/TCD) and the default of diffusers' step
 
@@ -68,7 +71,8 @@ class StochasticTCDScheduler(TCDScheduler):
 #: scheduler_config.json. That says no timestep_spacing, so it is the class's own, and UniPC and Euler begin at 999, as in
 #: AUTOMATIC1111's web UI. Its DPM++ 2M Karras is `dpmpp_2m_karras_zero`; `dpmpp_2m_karras` is that of github
 #: yuyun2000/sd15-to-ax8850-deploy, which ends at the smallest noise level. `euler_trailing` is what SDXL-Lightning's page asks
-#: for, and `euler_a_trailing` the scheduler_config.json of SDXL-Turbo.
+#: for, and `euler_a_trailing` the scheduler_config.json of SDXL-Turbo. DPM++ SDE is the one that diffusers' overview of schedulers
+#: names: the model runs once a step, where k-diffusion's, in web UIs, runs it twice.
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "dpmpp_2m_karras": (DPMSolverMultistepScheduler, DPMPP_2M_KARRAS | {"final_sigmas_type": "sigma_min"}),
     "dpmpp_2m_karras_zero": (DPMSolverMultistepScheduler, DPMPP_2M_KARRAS),
@@ -82,6 +86,8 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "euler_a_trailing": (EulerAncestralDiscreteScheduler, TRAILING),
     "dpmpp_2m": (DPMSolverMultistepScheduler, DPMPP_2M),
     "dpmpp_2m_sde_karras": (DPMSolverMultistepScheduler, DPMPP_2M_KARRAS | {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_sde": (DPMSolverSinglestepScheduler, DPMPP_SDE),
+    "dpmpp_sde_karras": (DPMSolverSinglestepScheduler, DPMPP_SDE | {"use_karras_sigmas": True}),
 }
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")  # what the model gives: the noise, or Salimans and Ho's velocity
@@ -106,6 +112,11 @@ def build_scheduler(name: str, sampling: Sampling | None = None) -> SchedulerMix
     scheduler, settings = SCHEDULERS[name]
     # Lin et al. 2023: a schedule that ends in pure noise is walked from its very end on.
     zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if sampling.zero_terminal_snr else {}
+    if zero.keys() - inspect.signature(scheduler.__init__).parameters.keys():
+        raise ScheduleError(
+            f"column scheduler: {name} has no schedule that ends in pure noise, which this UNet was trained with. Choose another "
+            "`scheduler`, such as dpmpp_2m_sde_karras."
+        )
     return scheduler(**BETAS | settings | zero, prediction_type=prediction_type)
 
 

@@ -17,6 +17,7 @@ LDM_CLIP, LDM_UNET = "cond_stage_model.transformer.text_model.", "model.diffusio
 SCHEDULERS = (
     *("dpmpp_2m_karras", "dpmpp_2m_karras_zero", "unipc", "euler", "ddim", "lcm", "tcd"),
     *("euler_a", "euler_trailing", "euler_a_trailing", "dpmpp_2m", "dpmpp_2m_sde_karras"),
+    *("dpmpp_sde", "dpmpp_sde_karras"),
 )
 
 

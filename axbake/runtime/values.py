@@ -22,6 +22,8 @@ SAMPLERS = {
     "euler_a_trailing": "Euler a trailing",
     "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_sde_karras": "DPM++ SDE Karras",
 }
 
 
