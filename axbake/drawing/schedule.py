@@ -71,8 +71,8 @@ class StochasticTCDScheduler(TCDScheduler):
 #: scheduler_config.json. That says no timestep_spacing, so it is the class's own, and UniPC and Euler begin at 999, as in
 #: AUTOMATIC1111's web UI. Its DPM++ 2M Karras is `dpmpp_2m_karras_zero`; `dpmpp_2m_karras` is that of github
 #: yuyun2000/sd15-to-ax8850-deploy, which ends at the smallest noise level. `euler_trailing` is what SDXL-Lightning's page asks
-#: for, and `euler_a_trailing` the scheduler_config.json of SDXL-Turbo. DPM++ SDE is the one that diffusers' overview of schedulers
-#: names: the model runs once a step, where k-diffusion's, in web UIs, runs it twice.
+#: for, and `euler_a_trailing` the scheduler_config.json of SDXL-Turbo. DPM++ SDE is the one that diffusers' overview
+#: of schedulers names: the model runs once a step, where k-diffusion's, in web UIs, runs it twice.
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "dpmpp_2m_karras": (DPMSolverMultistepScheduler, DPMPP_2M_KARRAS | {"final_sigmas_type": "sigma_min"}),
     "dpmpp_2m_karras_zero": (DPMSolverMultistepScheduler, DPMPP_2M_KARRAS),
