@@ -14,7 +14,7 @@ from axbake.checkpoints.refusals import UnknownFamily
 from axbake.digest import remembered
 from axbake.families.others import AUTOENCODERS, recognise
 from axbake.fetch.sources import check_pin, parse_source
-from axbake.jobs.code import code_of
+from axbake.jobs.known import code_of
 from axbake.networks.component import DECODER, ENCODER, Component
 from axbake.table import canvas_sha256, checkpoint_sha256, embeddings_sha256, vae_sha256
 

@@ -20,7 +20,7 @@ from axbake.checkpoints.forms import PICKLE, SAFETENSORS
 from axbake.checkpoints.pickles import UnsafeCheckpoint, convert_pickle
 from axbake.digest import remembered
 from axbake.errors import AxbakeError
-from axbake.jobs.code import code_of
+from axbake.jobs.known import code_of
 from axbake.runtime.prompt import CHUNK
 from axbake.runtime.tokenizer import VOCABULARY
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from axbake.cache.errors import writing
 from axbake.digest import write_atomically
-from axbake.jobs.code import code_of, parameters_of
+from axbake.jobs.known import code_of, parameters_of
 from axbake.jobs.values import encode
 from axbake.root import ROOT, shipped
 

@@ -14,7 +14,7 @@ from axbake.checkpoints.containers import Container, UnreadableCheckpoint, form_
 from axbake.digest import remembered
 from axbake.errors import AxbakeError
 from axbake.families.others import recognise
-from axbake.jobs.code import code_of
+from axbake.jobs.known import code_of
 from axbake.networks.component import Shapes
 from axbake.printable import shown
 from axbake.users_files import load_json

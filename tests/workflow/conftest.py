@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
+from axbake.jobs.known import MEMORY as KNOWN
 from tests import tiny
 from tests.services.engine import containers, engine  # noqa: F401 - fixtures of the container tests
 from tests.workflow.project import REPORT, Project
@@ -20,20 +21,25 @@ def checkpoint(tmp_path_factory) -> Path:
     return tiny.save(tiny.small_sd1(), tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
 
 
-def _project(place: Path, checkpoint: Path) -> Project:
-    return Project.lay_out(place / "project", place / "cache", checkpoint)
+@pytest.fixture(scope="session")
+def known(checkpoint, once) -> Path:
+    """What a plan finds out of the package's code and remembers."""
+    place = once("known", lambda place: Project.lay_out(place / "project", place / "cache", checkpoint).plan(REPORT))
+    return place / "project" / KNOWN
 
 
 @pytest.fixture
-def fresh(checkpoint, tmp_path) -> Project:
+def fresh(checkpoint, known, tmp_path) -> Project:
     """A project in which nothing was baked yet."""
-    return _project(tmp_path, checkpoint)
+    project = Project.lay_out(tmp_path / "project", tmp_path / "cache", checkpoint)
+    shutil.copytree(known, project.directory / KNOWN)
+    return project
 
 
 @pytest.fixture(scope="session")
 def baked(checkpoint, once) -> Project:
     """A project whose report was baked, once for all of pytest's workers; for reading alone."""
-    place = once("baked", lambda place: _project(place, checkpoint).bake(REPORT))
+    place = once("baked", lambda place: Project.lay_out(place / "project", place / "cache", checkpoint).bake(REPORT))
     return Project(place / "project", place / "cache")
 
 

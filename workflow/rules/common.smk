@@ -17,7 +17,7 @@ from axbake.checkpoints.recipes import is_recipe
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.host import chosen_precision
-from axbake.jobs.code import code_of
+from axbake.jobs.known import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
 from axbake.jobs.inputs import as_input
 from axbake.model import Model, family_of
