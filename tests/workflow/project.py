@@ -118,8 +118,8 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment of the project's programs."""
-        return os.environ | {"AXBAKE_CACHE": str(self.cache)}
+        """Environment of the project's programs, which are those that users have."""
+        return os.environ | {"AXBAKE_CACHE": str(self.cache), "PYTHONPATH": str(ROOT / "tests" / "users")}
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
         """A run of Snakemake in the project; its output and errors as one text."""
