@@ -79,14 +79,14 @@ class Model:
                     f"is not downloaded yet. `axbake add {self.row['checkpoint']}` downloads it and fills in the "
                     "column."
                 )
-            return FAMILIES[said]
+            return divided_family(said, self.config)
         found = family_of(checkpoint_path(self.row))
         if said and found.name != said:
             raise WrongFamily(
                 f"{self.name}: column family: {said}, but {self.row[CHECKPOINT]} is of {found.name} ({found.title}). Correct the"
                 " column, or leave it empty."
             )
-        return found
+        return divided_family(found.name, self.config)
 
     @cached_property
     def is_small(self) -> bool:
@@ -327,6 +327,20 @@ def parameters_of(path: Path) -> int:
 
 def _count(container: Container) -> int:
     return sum(math.prod(shape) for shape in container.shapes.values())
+
+
+def divided_family(name: str, config: dict) -> Family:
+    """The family called *name* with as many graphs as the project's *config* asks for; one for all models of it.
+
+    Raises:
+        SliceError
+    """
+    return _divided(name, round(1e6 * config["graph_weights"]))
+
+
+@cache
+def _divided(name: str, most: int) -> Family:
+    return FAMILIES[name].divided(most)
 
 
 def family_of(path: Path) -> Family:

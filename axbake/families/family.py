@@ -1,13 +1,20 @@
 """What a model family is: the whole of what differs between families, as values."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
-from axbake.networks.component import DECODER, DENOISER, ENCODER, Component, Shapes, as_files
+from axbake.networks.component import DECODER, DENOISER, ENCODER, Component, Piece, Shapes, as_files
 from axbake.networks.sampling import Sampling
 from axbake.runtime.values import Conditioning, Latents
+
+
+class Divisible(Protocol):
+    """The structure of a network that is cut into graphs, such as `axbake.networks.unet_slices.Structure`."""
+
+    def slices(self, most: int) -> tuple[Piece, ...]:
+        """As few graphs as have at most *most* weights each."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Family:
     latents: Latents
     conditioning: Conditioning
     process: Process
+    structure: Divisible | None = None  # of a denoiser that is cut into as many graphs as its size asks for
     clip_skip: bool = False  # whether web UIs' clip skip shortens its text encoders
     pixels: int = 512  # a side of the pictures that most models of it were trained with
     resources: tuple[str, ...] = ()  # folders of data that its networks' configs are made from
@@ -49,6 +57,18 @@ class Family:
         """The one component of *role*; of text encoders there may be several (`text_encoders`)."""
         (component,) = (component for component in self.components if component.role == role)
         return component
+
+    def divided(self, most: int) -> "Family":
+        """The family with as few graphs of its denoiser as have at most *most* weights each, if it can be cut.
+
+        Raises:
+            SliceError: that is too few for one of its modules.
+        """
+        graphs = self.structure.slices(most) if self.structure else self.denoiser.graphs
+        if graphs == self.denoiser.graphs:
+            return self
+        denoiser = replace(self.denoiser, graphs=graphs)
+        return replace(self, components=tuple(denoiser if one.role == DENOISER else one for one in self.components))
 
     @cached_property
     def as_files(self) -> dict[str, Component]:

@@ -2,7 +2,7 @@
 
 The UNet has 2.57 billion weights. One graph is known to compile with 0.86 billion (Stable Diffusion 1.5's), and one of 1.4
 billion failed at protobuf's 2 GB inside Pulsar2 (github AXERA-TECH/Magnetar, issue 013), so it is cut where the three are as
-equal as its modules allow.
+equal as its modules allow. How many weights a graph has at most is a setting (`graph_weights`).
 """
 
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ from axbake.families.family import Family, Process
 from axbake.families.sd1 import SCHEDULERS
 from axbake.networks import architecture, clip, clip_xl, names, unet, xl_unet
 from axbake.networks.autoencoder import LATENTS, VAE_DECODER, VAE_ENCODER
-from axbake.networks.component import DENOISER, TEXT, Component, Files, Graph, Shapes
+from axbake.networks.component import DENOISER, GRAPH_WEIGHTS, TEXT, Component, Files, Graph, Shapes
 from axbake.networks.pipelines import inpainting_xl, stable_diffusion_xl
-from axbake.networks.unet_slices import slices
+from axbake.networks.unet_slices import Structure
 from axbake.runtime.values import Conditioning
 
 SCALE = 0.13025  # of the VAE's latents
 LDM_CLIP, LDM_OPEN_CLIP = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
 #: Which modules its UNet has
-STRUCTURE = {
+MODULES = {
     "block_out_channels": (320, 640, 1280),
     "layers_per_block": 2,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -28,7 +28,8 @@ STRUCTURE = {
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "out_channels": 4,
 }
-CUTS = {"down": "conv_in", "mid": "mid_block.resnets.0", "up": "up_blocks.0.attentions.1"}
+TOKEN_CHANNELS = 2048
+STRUCTURE = Structure(MODULES, (2, 2, 10, 10, 10, 10, 10, 10, 2, 2, 2), TOKEN_CHANNELS, LATENTS)
 MIDDLE_TRANSFORMER = "mid_block.attentions.0.norm.weight"  # none was distilled with it
 
 
@@ -126,7 +127,7 @@ FAMILY = Family(
                 merge_block=names.unet_block,
             ),
             build=unet.build,
-            graphs=slices(STRUCTURE, CUTS, LATENTS),
+            graphs=STRUCTURE.slices(GRAPH_WEIGHTS),
             columns=xl_unet.COLUMNS,
             width=unet.width,
             pooled=xl_unet.pooled_width,
@@ -143,15 +144,16 @@ FAMILY = Family(
     conditioning=Conditioning(("text_encoder", "text_encoder_2"), pooled="text_encoder_2"),
     process=Process("epsilon", SCHEDULERS, unet.sampling, stable_diffusion_xl, inpainting_xl),
     clip_skip=False,  # AUTOMATIC1111's `modules/sd_hijack_clip.py` passes it by unless an option is set (`sdxl_clip_l_skip`)
+    structure=STRUCTURE,
     pixels=1024,
     resources=("resources/sd1",),
     specification={"epsilon": "stable-diffusion-xl-v1-base", "v_prediction": "stable-diffusion-xl-v1-base"},
 )
 
 
-def with_unet(name: str, title: str, family_fits: Callable[[Shapes], bool], cuts: Mapping[str, str]) -> Family:
-    """The family of UNets that were distilled from it, without the transformer in the middle; cut as *cuts* say."""
-    graphs = slices(STRUCTURE | {"mid_block_type": "UNetMidBlock2D"}, cuts, LATENTS)
-    denoiser = replace(FAMILY.denoiser, graphs=graphs)
+def with_unet(name: str, title: str, family_fits: Callable[[Shapes], bool], depths: tuple[int, ...]) -> Family:
+    """The family of UNets that were distilled from it, without the transformer in the middle; *depths* of the others."""
+    structure = replace(STRUCTURE, config=MODULES | {"mid_block_type": "UNetMidBlock2D"}, depths=depths)
+    denoiser = replace(FAMILY.denoiser, graphs=structure.slices(GRAPH_WEIGHTS))
     components = tuple(denoiser if one.role == DENOISER else one for one in FAMILY.components)
-    return replace(FAMILY, name=name, title=title, fits=family_fits, components=components)
+    return replace(FAMILY, name=name, title=title, fits=family_fits, components=components, structure=structure)

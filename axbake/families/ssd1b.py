@@ -1,4 +1,4 @@
-"""SSD-1B: distilled from Stable Diffusion XL, 1.33 billion weights in its UNet, in two graphs of 636 and 681 million."""
+"""SSD-1B: distilled from Stable Diffusion XL, 1.33 billion weights in its UNet, in two graphs."""
 
 from axbake.families import sdxl
 from axbake.networks import architecture
@@ -6,7 +6,7 @@ from axbake.networks.component import Shapes
 
 #: The second level up has a transformer of two blocks, Segmind-Vega's of one (`supported_models.py` of ComfyUI)
 DEEPER = "up_blocks.1.attentions.0.transformer_blocks.1.norm1.weight"
-CUTS = {"down": "conv_in", "up": "up_blocks.0.resnets.1"}
+DEPTHS = (2, 2, 4, 4, 4, 4, 10, 2, 1, 1)
 
 
 def fits(denoiser: Shapes) -> bool:
@@ -15,4 +15,4 @@ def fits(denoiser: Shapes) -> bool:
     return conditioned and sdxl.MIDDLE_TRANSFORMER not in denoiser and DEEPER in denoiser
 
 
-FAMILY = sdxl.with_unet("ssd1b", "SSD-1B", fits, CUTS)
+FAMILY = sdxl.with_unet("ssd1b", "SSD-1B", fits, DEPTHS)

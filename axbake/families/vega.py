@@ -11,4 +11,4 @@ def fits(denoiser: Shapes) -> bool:
     return conditioned and sdxl.MIDDLE_TRANSFORMER not in denoiser and ssd1b.DEEPER not in denoiser
 
 
-FAMILY = sdxl.with_unet("vega", "Segmind-Vega", fits, {"unet": "conv_in"})
+FAMILY = sdxl.with_unet("vega", "Segmind-Vega", fits, (1, 1, 2, 2, 2, 2, 2, 1, 1, 1))

@@ -13,6 +13,7 @@ Module = Any
 
 TEXT, DENOISER, ENCODER, DECODER = "text", "denoiser", "encoder", "decoder"
 ROLES = (TEXT, DENOISER, ENCODER, DECODER)
+GRAPH_WEIGHTS = 880_000_000  # of one graph, at most, where the config does not say
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ embedding is outside, as in `CutUnet`: every slice takes the row.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,19 +134,81 @@ class SliceError(AxbakeError):
     """A UNet cannot be split into its family's graphs."""
 
 
-def slices(structure: Mapping, begins: Mapping[str, str], latents: Latents) -> tuple[UnetSlice, ...]:
-    """The graphs of UNets of one structure.
+@dataclass(frozen=True)
+class Structure:
+    """What UNets of one structure have in common, as far as their graphs depend on it."""
 
-    Args:
-        structure: entries of their config that say which modules there are (`parts_of`).
-        begins: name of each graph -> path of its first module, in order.
-        latents: that they draw.
-    """
-    parts, ends = parts_of(structure), [*list(begins.values())[1:], ""]
-    return tuple(
-        UnetSlice(name, begin, end, *crossing(parts, begin, end), latents)
-        for (name, begin), end in zip(begins.items(), ends, strict=True)
-    )
+    config: Mapping  # entries of their config that say which modules there are (`parts_of`)
+    depths: tuple[int, ...]  # blocks of each transformer, in the order in which they run
+    context: int  # channels of a token
+    latents: Latents  # that they draw
+
+    def slices(self, most: int) -> tuple[UnetSlice, ...]:
+        """As few graphs as have at most *most* weights each, and of these the ones whose largest is smallest.
+
+        Raises:
+            SliceError: one module alone has more.
+        """
+        parts, sizes = parts_of(self.config), self.weights()
+        if max(sizes) > most:
+            raise SliceError(
+                f"config graph_weights: {most / 1e6:g} million, but {parts[sizes.index(max(sizes))].path} of the UNet alone has "
+                f"{max(sizes) / 1e6:.0f}. Set a higher number."
+            )
+        number = 1
+        while _largest(sizes, (cuts := _cuts(sizes, number))) > most:
+            number += 1
+        begins = [parts[cut].path for cut in (0, *cuts)]
+        names = NAMES.get(number, [f"part_{place:02d}" for place in range(number)])
+        return tuple(
+            UnetSlice(name, begin, end, *crossing(parts, begin, end), self.latents)
+            for name, begin, end in zip(names, begins, [*begins[1:], ""], strict=True)
+        )
+
+    def weights(self) -> list[int]:
+        """Number of weights of each of its modules."""
+        embedding, depths = 4 * self.config["block_out_channels"][0], iter(self.depths)
+        skips: dict[int, int] = {}
+        before, sizes = self.latents.channels, []
+        for part in parts_of(self.config):
+            given, taken = part.channels, before + (0 if part.takes is None else skips[part.takes])
+            if part.kind == "resnet":
+                shortcut = (taken + 1) * given if taken != given else 0
+                sizes.append((9 * (taken + given) + embedding + 5) * given + 2 * taken + shortcut)
+            elif part.kind == "attention":
+                block = (18 * given + 2 * self.context + 17) * given
+                sizes.append(2 * given + 2 * (given + 1) * given + next(depths) * block)
+            else:
+                sizes.append((9 * taken + 1) * given)
+            before = given
+            if part.keeps is not None:
+                skips[part.keeps] = given
+        return sizes
+
+
+#: Names of graphs by their number, where they say more than a count
+NAMES = {1: ["unet"], 2: ["down", "up"], 3: ["down", "mid", "up"]}
+
+
+def _cuts(sizes: Sequence[int], number: int) -> tuple[int, ...]:
+    """Where *number* runs of *sizes* begin, but for the first, if the largest is to be as small as it can be."""
+
+    @functools.cache
+    def best(first: int, runs: int) -> tuple[int, tuple[int, ...]]:
+        if runs == 1:
+            return sum(sizes[first:]), ()
+        found = []
+        for begin in range(first + 1, len(sizes) - runs + 2):
+            largest, later = best(begin, runs - 1)
+            found.append((max(sum(sizes[first:begin]), largest), (begin, *later)))
+        return min(found)
+
+    return best(0, number)[1]
+
+
+def _largest(sizes: Sequence[int], cuts: Sequence[int]) -> int:
+    ends = (0, *cuts, len(sizes))
+    return max(sum(sizes[begin:end]) for begin, end in itertools.pairwise(ends))
 
 
 def crossing(parts: Sequence[Part], begin: str, end: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -29,7 +29,7 @@ from axbake.loras.files import LoraError
 from axbake.model import Model, family_of
 from axbake.networks import unet, xl_unet
 from axbake.networks.clip_xl import TOKEN_TABLE
-from axbake.networks.component import Interface, addresses, as_files
+from axbake.networks.component import GRAPH_WEIGHTS, Interface, addresses, as_files
 from axbake.networks.sampling import Sampling
 from axbake.networks.unet_slices import SliceError, parts_of
 from axbake.runtime.sampler import load_schedule
@@ -456,18 +456,43 @@ def test_the_weights_of_full_size_are_spread_over_the_graphs_of_each_family():
     for name, config in cases.items():
         network, parts = build(config), parts_of(config)
         paths = [part.path for part in parts]
+        of_parts = [sum(p.numel() for p in network.get_submodule(path).parameters()) for path in paths]
+        assert FAMILIES[name].structure.weights() == of_parts
         sizes = [
-            sum(
-                parameter.numel()
-                for part in parts[paths.index(piece.begin) : paths.index(piece.end) if piece.end else None]
-                for parameter in network.get_submodule(part.path).parameters()
-            )
+            sum(of_parts[paths.index(piece.begin) : paths.index(piece.end) if piece.end else None])
             for piece in FAMILIES[name].denoiser.graphs
         ]
         whole = sum(parameter.numel() for parameter in network.parameters())
         embeddings = sum(parameter.numel() for name, parameter in network.named_parameters() if "_embedding." in name)
         assert sum(sizes) == whole - embeddings - sum(p.numel() for p in network.conv_norm_out.parameters())
-        assert max(sizes) < 0.88e9, name
+        assert max(sizes) <= GRAPH_WEIGHTS, name
+
+
+@pytest.mark.parametrize(
+    ("family", "most", "names"),
+    [
+        ("sdxl", 3e9, ["unet"]),
+        ("sdxl", 1.4e9, ["down", "up"]),
+        ("sdxl", 874926084, ["down", "mid", "up"]),
+        ("sdxl", 874926083, [f"part_{number:02d}" for number in range(4)]),
+        ("ssd1b", 880e6, ["down", "up"]),
+        ("vega", 880e6, ["unet"]),
+        ("vega", 500e6, ["down", "up"]),
+        ("sd1", 1e6, ["unet"]),
+    ],
+)
+def test_a_unet_has_as_few_graphs_as_its_weights_allow(family, most, names):
+    divided = FAMILIES[family].divided(most)
+
+    assert [piece.name for piece in divided.denoiser.graphs] == names
+    assert divided.names == FAMILIES[family].names
+
+
+def test_a_graph_of_fewer_weights_than_one_module_has_is_refused():
+    with pytest.raises(
+        SliceError, match=r"graph_weights: 300 million, but down_blocks.2.attentions.0 of the UNet alone has 351"
+    ):
+        FAMILIES["sdxl"].divided(300_000_000)
 
 
 def test_a_unet_of_other_modules_is_not_cut(model_of):
@@ -508,9 +533,11 @@ def export(model, component, directory, **changed):
     return graphs
 
 
-def test_sides_that_cannot_be_halved_twice_are_cut_as_the_whole_network_has_them(model_of):
+@pytest.mark.parametrize(("most", "graphs"), [(880e6, 3), (400e6, 10)])
+def test_sides_that_cannot_be_halved_twice_are_cut_as_the_whole_network_has_them(most, graphs, model_of):
     model = model_of("sdxl")
-    denoiser = model.family.denoiser
+    denoiser = model.family.divided(most).denoiser
+    assert len(denoiser.graphs) == graphs
     config = read_description(model.weights["unet"]).config
     network = load(model.weights["unet"], denoiser.build)
     columns = columns_of(denoiser, height=72, width=104)  # 9 × 13 in the latent

@@ -71,7 +71,7 @@ def test_a_second_run_has_nothing_to_do(baked):
     assert "Nothing to be done" in baked.bake(REPORT)
 
 
-def test_what_was_distilled_from_it_has_fewer_graphs(tmp_path):
+def test_what_was_distilled_from_it_has_fewer_graphs_and_as_many_as_the_config_asks_for(tmp_path):
     checkpoint = tiny_xl.save(tiny_xl.ssd1b(), tmp_path / "xl.safetensors")
     project = Project.lay_out(tmp_path / "project", tmp_path / "cache", checkpoint)
 
@@ -79,3 +79,8 @@ def test_what_was_distilled_from_it_has_fewer_graphs(tmp_path):
 
     assert jobs["compile_model"] == 4 + len(FAMILIES["ssd1b"].denoiser.graphs)
     assert sum(jobs.values()) <= 28
+
+    project.edit("config/config.yaml", "graph_weights: 880", "graph_weights: 500")
+    assert project.plan("results/tiny/report.html").jobs["compile_model"] == 4 + 3
+    project.edit("config/config.yaml", "graph_weights: 500", "graph_weights: 300")
+    assert "config graph_weights: 300 million, but" in project.refusal("--dry-run")

@@ -20,7 +20,7 @@ from axbake.host import chosen_precision
 from axbake.jobs.known import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
 from axbake.jobs.inputs import as_input
-from axbake.model import Model, family_of
+from axbake.model import Model, divided_family, family_of
 from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
 from axbake.printable import error_line
 from axbake.root import run_own_code, shipped
@@ -49,6 +49,7 @@ TORCH = ["torch", "diffusers", "transformers"]
 try:
     of_config = {"schema": SCHEMAS / "config.schema.yaml", "components": COMPONENTS}
     config = check_config(config, source="config/config.yaml", **of_config)
+    DIVIDED = {name: divided_family(name, config) for name in FAMILIES}
     rows = read_models(Path(config["models"]), schema=SCHEMAS / "models.schema.yaml", families=list(FAMILIES))
     MODELS = {
         name: Model(row, read_row_config(Path(row["config"]), config, **of_config) if row["config"] else config)
@@ -165,7 +166,7 @@ def with_canvas(*patterns):
 
 def expanded(pattern, family, component):
     """*pattern* with the components and graphs of a family; a list where it stands for several files."""
-    family, kept = FAMILIES[family], {"model": "{model}"}
+    family, kept = DIVIDED[family], {"model": "{model}"}
     for name, value in ONE.items():
         pattern = pattern.replace(f"{{{name}}}", value(family))
     for name, values in ALL.items():
@@ -264,7 +265,7 @@ def family_told(model):
 
 
 FAMILY_OF = {name: family_told(model) for name, model in MODELS.items()}
-IN_TABLE = [family for name, family in FAMILIES.items() if name in FAMILY_OF.values()] or [*FAMILIES.values()][:1]
+IN_TABLE = [family for name, family in DIVIDED.items() if name in FAMILY_OF.values()] or [*DIVIDED.values()][:1]
 
 
 def models_of(families):
