@@ -62,7 +62,9 @@ def _text_config(name: str) -> CLIPTextConfig:
 CLIPS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # as ComfyUI calls the text encoders
 
 
-def _model(family: str, dtype: torch.dtype, *, prediction_type: str = "epsilon", **unet_options: Any) -> Networks:
+def _model(
+    family: str, dtype: torch.dtype, *, prediction_type: str = "epsilon", layers_per_block: int = 2, **unet_options: Any
+) -> Networks:
     torch.manual_seed(SEED)
     made = {
         "text_encoder": CLIPTextModel(_text_config("text_encoder")),
@@ -72,7 +74,7 @@ def _model(family: str, dtype: torch.dtype, *, prediction_type: str = "epsilon",
             block_out_channels=UNET_WIDTHS,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=2,
+            layers_per_block=layers_per_block,
             cross_attention_dim=sum(WIDTHS.values()),
             attention_head_dim=[max(1, width // 64) for width in UNET_WIDTHS],
             use_linear_projection=True,
@@ -119,13 +121,30 @@ def vega(dtype: torch.dtype = torch.float16, **options: Any) -> Networks:
     return _model("vega", dtype, mid_block_type="UNetMidBlock2D", **depths, **options)
 
 
+def koala(dtype: torch.dtype = torch.float16, **options: Any) -> Networks:
+    """KOALA 1B: one resnet a level down."""
+    return _model("koala", dtype, layers_per_block=1, transformer_layers_per_block=[1, 1, 2], **options)
+
+
+def koala_700m(dtype: torch.dtype = torch.float16, **options: Any) -> Networks:
+    """KOALA 700M: without a middle, too."""
+    depths = {"transformer_layers_per_block": [1, 1, 2], "layers_per_block": 1}
+    return _model("koala_700m", dtype, mid_block_type=None, **depths, **options)
+
+
 def lcm_ssd1b(dtype: torch.dtype = torch.float16) -> Networks:
     """SSD-1B whose UNet takes the guidance scale."""
     return ssd1b(dtype, time_cond_proj_dim=256)
 
 
 #: Name of a family -> a function that makes networks of it
-FAMILIES: dict[str, Callable[..., Networks]] = {"sdxl": sdxl, "ssd1b": ssd1b, "vega": vega}
+FAMILIES: dict[str, Callable[..., Networks]] = {
+    "sdxl": sdxl,
+    "ssd1b": ssd1b,
+    "vega": vega,
+    "koala": koala,
+    "koala_700m": koala_700m,
+}
 #: Name of a UNet's structure -> a function that makes its networks
 VARIANTS: dict[str, Callable[..., Networks]] = FAMILIES | {"lcm_ssd1b": lcm_ssd1b}
 

@@ -219,9 +219,6 @@ CONDITIONS = {
         "It refines pictures of Stable Diffusion XL, which also works without it; give the base checkpoint.",
     ),
 }
-#: The last of three resnets in the last level up of Stable Diffusion XL's UNet; KOALA's has two a level
-LAST_RESNET = ("output_blocks.8.0.in_layers.2.weight", "up_blocks.2.resnets.2.conv1.weight")
-KOALA = Other("a KOALA checkpoint (distilled Stable Diffusion XL)", NOT_YET)
 #: Tensors beside a UNet of Stable Diffusion XL's structure that draws in another way -> what it is
 SPACES = {
     "edm_mean": Other("a Playground v2.5 checkpoint", f"{NOT_YET} Its latents and its noise differ from SDXL's."),
@@ -411,8 +408,6 @@ def _unet(shapes: Shapes, found: Found, prefix: str) -> Other | None:
             shape = found[mark][prefix]
             if len(shape) > 1 and shape[1] in CONDITIONS:
                 return CONDITIONS[shape[1]]
-            if not any(f"{prefix}{name}" in shapes for name in LAST_RESNET):
-                return KOALA
     return next((other for mark, other in SPACES.items() if mark in shapes), None)
 
 

@@ -30,12 +30,18 @@ MODULES = {
 }
 TOKEN_CHANNELS = 2048
 STRUCTURE = Structure(MODULES, (2, 2, 10, 10, 10, 10, 10, 10, 2, 2, 2), TOKEN_CHANNELS, LATENTS)
-MIDDLE_TRANSFORMER = "mid_block.attentions.0.norm.weight"  # none was distilled with it
+MIDDLE_TRANSFORMER = "mid_block.attentions.0.norm.weight"  # most were distilled without it
+LAST_RESNET = "up_blocks.2.resnets.2.conv1.weight"  # the last of three, where KOALA has two
 
 
 def fits(denoiser: Shapes) -> bool:
     """By the embedding that prompts are added through, and by the transformer in the middle."""
-    return architecture.is_conditioned_by_prompt_and_sizes(denoiser) and MIDDLE_TRANSFORMER in denoiser
+    return has_all_resnets(denoiser) and MIDDLE_TRANSFORMER in denoiser
+
+
+def has_all_resnets(denoiser: Shapes) -> bool:
+    """Whether prompts and sizes are added to a UNet, and it has three resnets a level up."""
+    return architecture.is_conditioned_by_prompt_and_sizes(denoiser) and LAST_RESNET in denoiser
 
 
 def vae_encoder_config(shapes: Shapes) -> dict:
@@ -151,9 +157,16 @@ FAMILY = Family(
 )
 
 
-def with_unet(name: str, title: str, family_fits: Callable[[Shapes], bool], depths: tuple[int, ...]) -> Family:
-    """The family of UNets that were distilled from it, without the transformer in the middle; *depths* of the others."""
-    structure = replace(STRUCTURE, config=MODULES | {"mid_block_type": "UNetMidBlock2D"}, depths=depths)
+def with_unet(
+    name: str, title: str, family_fits: Callable[[Shapes], bool], depths: tuple[int, ...], modules: Mapping
+) -> Family:
+    """The family of UNets that were distilled from it.
+
+    Args:
+        depths: blocks of each transformer, in order.
+        modules: entries of the config in which it differs.
+    """
+    structure = replace(STRUCTURE, config={**MODULES, **modules}, depths=depths)
     denoiser = replace(FAMILY.denoiser, graphs=structure.slices(GRAPH_WEIGHTS))
     components = tuple(denoiser if one.role == DENOISER else one for one in FAMILY.components)
     return replace(FAMILY, name=name, title=title, fits=family_fits, components=components, structure=structure)

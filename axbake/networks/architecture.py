@@ -156,7 +156,9 @@ def unet_variant(config: Mapping) -> str:
 
 def xl_unet_variant(config: Mapping) -> str:
     """The same of a UNet of Stable Diffusion XL or one that was distilled from it."""
-    if config["mid_block_type"] == "UNetMidBlock2DCrossAttn":
+    if config["layers_per_block"] == 1:
+        variant = "KOALA 1B" if config["mid_block_type"] else "KOALA 700M"
+    elif config["mid_block_type"] == "UNetMidBlock2DCrossAttn":
         variant = "Stable Diffusion XL"
     else:
         up = config.get("reverse_transformer_layers_per_block", config["transformer_layers_per_block"][::-1])

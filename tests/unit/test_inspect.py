@@ -54,9 +54,6 @@ KINDS = {
     },
     "a Stable Diffusion XL refiner checkpoint": XL_UNET
     | {UNET + "input_blocks.0.0.weight": (384, 4, 3, 3), UNET + "label_emb.0.0.weight": (1536, 2560)},
-    "a KOALA checkpoint (distilled Stable Diffusion XL)": {
-        name: shape for name, shape in XL_UNET.items() if ".output_blocks.8." not in name
-    },
     "a Playground v2.5 checkpoint": XL_UNET | {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)},
     "a CosXL checkpoint": XL_UNET | {"edm_vpred.sigma_max": (1,), "edm_vpred.sigma_min": (1,)},
     "a Stable Diffusion 3 checkpoint": {UNET + "joint_blocks.0.context_block.attn.qkv.weight": (4, 4)},

@@ -410,7 +410,9 @@ def test_an_embedding_without_vectors_for_both_is_refused(tensors, message, tmp_
 # Graphs ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("variant", "graphs"), [("sdxl", 3), ("ssd1b", 2), ("vega", 1)])
+@pytest.mark.parametrize(
+    ("variant", "graphs"), [("sdxl", 3), ("ssd1b", 2), ("vega", 1), ("koala", 2), ("koala_700m", 1)]
+)
 def test_slices_pass_on_what_later_ones_take_and_nothing_else(variant, graphs, model_of):
     model = model_of(variant)
     config = read_description(model.weights["unet"]).config
@@ -453,6 +455,9 @@ def test_the_weights_of_full_size_are_spread_over_the_graphs_of_each_family():
             "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 1],
         },
     }
+    fewer = full | {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 6]}
+    cases["koala"] = fewer | {"mid_block_type": "UNetMidBlock2DCrossAttn"}
+    cases["koala_700m"] = fewer | {"mid_block_type": None, "transformer_layers_per_block": [1, 2, 5]}
     for name, config in cases.items():
         network, parts = build(config), parts_of(config)
         paths = [part.path for part in parts]
@@ -478,6 +483,9 @@ def test_the_weights_of_full_size_are_spread_over_the_graphs_of_each_family():
         ("ssd1b", 880e6, ["down", "up"]),
         ("vega", 880e6, ["unet"]),
         ("vega", 500e6, ["down", "up"]),
+        ("koala", 880e6, ["down", "up"]),
+        ("koala_700m", 880e6, ["unet"]),
+        ("koala_700m", 500e6, ["down", "up"]),
         ("sd1", 1e6, ["unet"]),
     ],
 )
