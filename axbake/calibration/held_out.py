@@ -9,14 +9,14 @@ import numpy as np
 
 from axbake.calibration.denoiser_samples import BRANCHES
 from axbake.calibration.observation import observe_chain, read_observed
-from axbake.drawing.inpainting import canvas_of, torch_encoding
+from axbake.drawing.canvas import canvas_of, torch_encoding
 from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding
 from axbake.drawing.simulation import latents_of
 from axbake.emulator.ranges import Ranges
 from axbake.networks.component import DENOISER
 from axbake.runtime.added import AddedEmbedding
-from axbake.runtime.inpaint import beside_latent
+from axbake.runtime.canvas import beside_latent
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import load_schedule

@@ -10,12 +10,12 @@ import torch
 
 from axbake.calibration.masks import draw_mask
 from axbake.checkpoints.refusals import check_mask
-from axbake.drawing.inpainting import torch_encoding
+from axbake.drawing.canvas import torch_encoding
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.simulation import latents_of
 from axbake.npz import npz_bytes
 from axbake.runtime.added import AddedEmbedding
-from axbake.runtime.inpaint import Canvas, beside_latent
+from axbake.runtime.canvas import Canvas, beside_latent
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
 from axbake.runtime.sampler import Denoiser, Time, initial_latent, joined, load_schedule, sample

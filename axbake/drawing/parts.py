@@ -9,7 +9,7 @@ import numpy as np
 from axbake.networks.component import DECODER, DENOISER, ENCODER
 from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.img2img import encoding
-from axbake.runtime.inpaint import Canvas, beside_latent
+from axbake.runtime.canvas import Canvas, beside_latent
 from axbake.runtime.sampler import Schedule, initial_latent
 from axbake.runtime.session import open_models
 from axbake.runtime.tokenizer import ClipTokenizer

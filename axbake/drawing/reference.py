@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from axbake.checkpoints.refusals import check_mask
-from axbake.drawing.inpainting import canvas_of
+from axbake.drawing.canvas import canvas_of
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.schedule import build_scheduler
 from axbake.runtime.progress import progress

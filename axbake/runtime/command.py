@@ -15,7 +15,7 @@ from pathlib import Path
 from .bundle import Bundle, read_bundle
 from .errors import BundleError
 from .img2img import read_picture, redraw
-from .inpaint import paint, read_canvas
+from .canvas import paint, read_canvas
 from .model import Session
 from .prompt import MOST
 from .reading import shown

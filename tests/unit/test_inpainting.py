@@ -18,14 +18,14 @@ from axbake.calibration.pictures import draw_pictures
 from axbake.checkpoints.refusals import InpaintingError, check_mask
 from axbake.distance import psnr
 from axbake.drawing.attribution import attribute_error
-from axbake.drawing.inpainting import canvas_of
+from axbake.drawing.canvas import canvas_of
 from axbake.drawing.parts import added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of, simulate
 from axbake.inspect import inspect_checkpoint
 from axbake.networks.component import addresses
 from axbake.runtime.errors import BundleError
-from axbake.runtime.inpaint import paint, read_canvas
+from axbake.runtime.canvas import paint, read_canvas
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
 from axbake.runtime.txt2img import Models, draw

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from axbake.runtime.img2img import Encode
-from axbake.runtime.inpaint import Canvas, read_canvas
+from axbake.runtime.canvas import Canvas, read_canvas
 from axbake.weights.networks import Build
 
 
