@@ -59,7 +59,7 @@ def draw_picture(model: TinyModel, picture: Picture, directory: Path, *, canvas:
         picture=picture,
         builds=model.builds,
         states=model.states,
-        pipeline=family.process.inpainting if canvas else family.process.pipeline,
+        pipeline=(family.process.pipeline, family.process.instruct, family.process.inpainting)[len(canvas)],
         conditioning=family.conditioning,
         image=directory / "image.png",
         trajectory=directory / "trajectory.npy",
