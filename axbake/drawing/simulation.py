@@ -51,8 +51,8 @@ def simulate(
 ) -> None:
     """Draw the reference's picture with the compiled models and measure the distance.
 
-    The VAE encoder has a part only where the denoiser draws on a picture. It is given the reference picture, and torch's encoder is
-    the measure.
+    The VAE encoder has a part only where the denoiser draws on a picture. It is given the reference picture, and compared with
+    torch's encoder.
 
     Args:
         models: that ONNX Runtime runs, of all components in the order of *drawn*.

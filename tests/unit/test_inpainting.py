@@ -23,7 +23,6 @@ from axbake.drawing.parts import added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of, simulate
 from axbake.inspect import inspect_checkpoint
-from axbake.networks.component import addresses
 from axbake.runtime.canvas import paint, read_canvas
 from axbake.runtime.errors import BundleError
 from axbake.runtime.sampler import load_schedule
@@ -31,8 +30,8 @@ from axbake.runtime.session import open_models
 from axbake.runtime.txt2img import Models, draw
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
-from tests.unit.conftest import COLUMNS, export_onnx, import_tiny, tensors_of
-from tests.unit.jobs import calibrate, draw_picture, emulate, observe, record
+from tests.unit.conftest import import_tiny
+from tests.unit.jobs import calibrate, draw_picture, emulate, export, observe, record
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
 STEPS, GUIDANCE, SEED = 4, 5, 9
@@ -72,17 +71,7 @@ def exported(inpainting, tmp_path_factory):
 
     def graphs(name):
         if name not in known:
-            model, known[name] = inpainting(name), {}
-            directory = tmp_path_factory.mktemp(f"{name}-onnx")
-            for component in model.family.components:
-                known[name][component.name] = []
-                for address, piece in zip(addresses(component), component.graphs, strict=True):
-                    graph = directory / f"{address}.onnx"
-                    graph.parent.mkdir(exist_ok=True)
-                    columns = {column: COLUMNS[column] for column in component.columns}
-                    of = {"build": component.build, "piece": piece, "columns": columns}
-                    export_onnx(model.weights[component.name], **of, graph=graph, tensors=tensors_of(graph))
-                    known[name][component.name].append(graph)
+            known[name] = export(inpainting(name), tmp_path_factory.mktemp(f"{name}-onnx"))
         return known[name]
 
     return graphs
