@@ -351,6 +351,15 @@ def test_a_file_for_instructions_can_be_baked_and_is_called_so(instruct):
     assert said["variant"].endswith("for instructions (InstructPix2Pix)")
 
 
+@pytest.mark.parametrize(("mark", "kind"), [("edm_vpred.sigma_max", "CosXL"), ("encoder_hid_proj.weight", "Kolors")])
+def test_others_of_eight_channels_stay_refused(mark, kind, tmp_path):
+    extra = {mark: torch.zeros(1)} if kind == "CosXL" else {f"model.diffusion_model.{mark}": torch.zeros(1, 1)}
+    said = inspect_checkpoint(tiny_xl.save(tiny_xl.sdxl(in_channels=8), tmp_path / "model.safetensors", extra=extra))
+
+    assert said["bakeable"] is False
+    assert said["kind"] == f"a {kind} checkpoint"
+
+
 def test_the_scale_is_that_of_diffusers_unless_the_row_says_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -364,8 +373,8 @@ def test_the_scale_is_that_of_diffusers_unless_the_row_says_another(tmp_path, mo
     ("cells", "text"),
     [
         (
-            {"image_guidance_scale": "2"},
-            "2, wanted an empty cell: only models for instructions (InstructPix2Pix) take it",
+            {"image_guidance_scale": "2.5"},
+            "2.5, wanted an empty cell: only models for instructions (InstructPix2Pix) take it",
         ),
         ({"image_guidance_scale": "1.5", "image": "room.png", "mask": "sofa.png"}, "1.5, wanted an empty cell"),
         ({"image_guidance_scale": "0.9", "image": "room.png"}, "0.9 is less than the minimum of 1"),

@@ -130,8 +130,8 @@ def test_another_mask_draws_anew_and_calibrates_nothing_anew(baked, tmp_path):
         ({"mask": ""}, "it is for inpainting, but the row has a picture and no mask"),
         ({"image": ""}, "column image: empty, but column mask is not"),
         (
-            {"image_guidance_scale": "2"},
-            "column image_guidance_scale: 2, wanted an empty cell: only models for instructions",
+            {"image_guidance_scale": "2.5"},
+            "column image_guidance_scale: 2.5, wanted an empty cell: only models for instructions",
         ),
         ({"mask": "pictures/none.png"}, "pictures/none.png: not there"),
     ],
