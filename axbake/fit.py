@@ -8,17 +8,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from axbake.calibration.counting import check_count
+from axbake.calibration.counting import check_count, count_branches
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.embeddings import check_vectors, embedding_sizes
 from axbake.checkpoints.finding import averaged_namings, read_network, use_average
-from axbake.checkpoints.refusals import check_latents, check_mask, check_texts
+from axbake.checkpoints.refusals import check_canvas, check_latents, check_texts
 from axbake.families import FAMILIES
 from axbake.families.family import Family
 from axbake.jobs.values import encode
 from axbake.loras.files import LoraError, check_family, lora_facts, read_lora
 from axbake.networks.clip_skip import layers_left
 from axbake.networks.component import Component, Shapes
+from axbake.runtime.values import CANVAS
 from axbake.sources import COLUMNS, Sources, read_header
 
 Configs = Mapping[str, dict[str, Any]]  # of networks, by component
@@ -32,7 +33,7 @@ def check_fit(row: dict[str, Any], family: Family, configs: Configs) -> None:
 
     Raises:
         TensorMismatch: token widths differ.
-        SamplingError, InpaintingError, TimeEmbeddingError, ClipSkipError: the row asks for what its networks cannot do.
+        SamplingError, CanvasError, TimeEmbeddingError, ClipSkipError: the row asks for what its networks cannot do.
         EmbeddingError, LoraError: made for another text encoder.
     """
     if family.denoiser.name in configs:  # and so the text encoders, which are in the same file
@@ -120,7 +121,8 @@ def _check_loras(row: dict[str, Any], family: Family, configs: Configs) -> None:
 
 def _check_denoiser(row: dict[str, Any], family: Family, configs: Configs) -> None:
     """Whether it draws as the row says; what it predicts does not matter for that."""
-    check_mask(family.denoiser.name, configs[family.denoiser.name], masked=bool(row["mask"]))
+    given = [name for name in CANVAS if row[name]]
+    check_canvas(family.denoiser.name, configs[family.denoiser.name], given=given)
     sampling = family.process.sampling(configs[family.denoiser.name], "epsilon", zero_terminal_snr=False)
     sampling.check(**{name: row[name] for name in ("scheduler", "steps", "guidance_scale")})
 
@@ -133,4 +135,5 @@ def check_samples(row: dict[str, Any], calibration: Mapping[str, Any]) -> None:
     """
     sizes = {"prompts": len(row["calibration_prompts"]), "steps": row["steps"]}
     empty = row["steps"] if calibration["selection"] == "coverage" else 0
-    check_count(calibration["samples"], **sizes, branches=2 if row["guidance_scale"] > 1 else 1, empty=empty)
+    branches = count_branches(row["guidance_scale"], row["image_guidance_scale"])
+    check_count(calibration["samples"], **sizes, branches=branches, empty=empty)

@@ -20,9 +20,9 @@ from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora
 from axbake.networks.component import DENOISER, TEXT, Component, addresses
 from axbake.printable import error_line
-from axbake.runtime.values import Picture
+from axbake.runtime.values import CANVAS, Picture
 from axbake.sources import CHECKPOINT, VAE, Sources, read_header
-from axbake.table import CANVAS, checkpoint_path, loras_sha256
+from axbake.table import checkpoint_path, loras_sha256
 from axbake.toolchain.build_config import Build, build_config, overridden, read_own_fields
 
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
@@ -157,13 +157,13 @@ class Model:
 
     @property
     def canvas(self) -> list[str]:
-        """Paths of the picture and the mask that a model for inpainting draws with; none of others."""
+        """Paths of what it draws on: picture and mask for inpainting, a picture for instructions, else nothing."""
         return [self.row[name] for name in CANVAS if self.row[name]]
 
     @property
-    def sizes(self) -> dict[str, Any]:
-        """Sizes that its denoiser takes, if its row gives them."""
-        return {"sizes": self.row["sizes"]} if self.row["sizes"] else {}
+    def conditions(self) -> dict[str, Any]:
+        """What only some denoisers are given: sizes, and the image guidance scale, if its row has them."""
+        return {name: self.row[name] for name in ("sizes", "image_guidance_scale") if self.row[name]}
 
     def columns(self, component: Component) -> dict[str, Any]:
         """The row's cells that the graphs of *component* depend on."""

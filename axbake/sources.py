@@ -110,7 +110,7 @@ class Sources:
 
     @cached_property
     def canvas_digest(self) -> str:
-        """SHA-256 of the picture and the mask of an inpainting model's row, which are there; empty for others."""
+        """SHA-256 of the picture and the mask that the model draws on, which are there; empty if it draws on nothing."""
         return " ".join(canvas_sha256(self.row))
 
     @property

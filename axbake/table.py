@@ -21,13 +21,13 @@ from axbake.fetch.sources import parse_source, path_mistake
 from axbake.loras.rows import Lora, lora_cells, lora_faults, row_loras
 from axbake.printable import shown
 from axbake.runtime.prompt import MOST
+from axbake.runtime.values import CANVAS
 from axbake.users_files import UnreadableFile, absence, is_file, lines_of, read_text, read_yaml
 
 MOST_COLUMNS = 64  # of a table
 MOST_QUOTED = 120  # characters of a value in a message
 MOST_FAULTS = 100  # lines of a message
 MOST_BYTES = 100_000_000  # of a table, or of a file of prompts
-CANVAS = ("image", "mask")  # columns of an inpainting model
 TABLE = "a header line, and lines with the same number of cells, separated by tabs, in UTF-8"
 EMBEDDING_FORMS = (".safetensors", ".pt", ".bin")
 NO_LINE_BREAK = r"(?!\n)"  # in patterns: for a machine, since $ matches before a last line feed
@@ -231,8 +231,8 @@ def _typed(text: str, entry: dict):
 def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[str, dict]:
     """Rows of the table *path* by model, typed, defaults filled in.
 
-    `calibration_prompts` is a list of prompts, `embeddings` of paths, `loras` of `axbake.loras.rows.Lora`; `sizes` is added, what
-    `axbake.runtime.values.Picture` has by that name.
+    `calibration_prompts` is a list of prompts, `embeddings` of paths, `loras` of `axbake.loras.rows.Lora`; `sizes` is added, and
+    both it and `image_guidance_scale` are what `axbake.runtime.values.Picture` has by these names.
 
     Args:
         families: that the column `family` may name.
@@ -279,6 +279,7 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
             "embeddings": embedding_paths(row["embeddings"]),
             "loras": row_loras(row["loras"], [row["prompt"], row["negative_prompt"]]),
             "sizes": _sizes(row),
+            "image_guidance_scale": row["image_guidance_scale"] if _is_for_instructions(row) else None,
         }
         for row in filled
     }
@@ -380,7 +381,7 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
     if row.get("family") and row["family"] not in families:
         yield f"{place}, column family: {shown(row['family'])!r}: unknown{_nearest(row['family'], list(families))}"
     paths = embedding_paths(row.get("embeddings", ""))
-    files = [(name, row[name]) for name in ("vae", "config", "calibration_prompts", "image", "mask") if row.get(name)]
+    files = [(name, row[name]) for name in ("vae", "config", "calibration_prompts", *CANVAS) if row.get(name)]
     files += [("embeddings", path) for path in paths] + [
         ("loras", one.path) for one in lora_cells(row.get("loras", ""))
     ]
@@ -394,9 +395,13 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
             read_prompts(Path(row["calibration_prompts"]))
         except PromptsError as error:
             yield f"{place}, column calibration_prompts: {error}"
-    if alone := [name for name in CANVAS if row.get(name)][:1] * (not all(row.get(name) for name in CANVAS)):
-        (other,) = set(CANVAS) - set(alone)
-        yield f"{place}, column {other}: empty, but column {alone[0]} is not; wanted both, of an inpainting model, or none"
+    if row.get("mask") and not row.get("image"):
+        yield f"{place}, column image: empty, but column mask is not; wanted both, of an inpainting model, or no mask"
+    if "image_guidance_scale" in row and not _is_for_instructions(row):
+        yield (
+            f"{place}, column image_guidance_scale: {shown(row['image_guidance_scale'])}, wanted an empty cell: only models for "
+            "instructions (InstructPix2Pix) take it, whose rows have an image and no mask"
+        )
     yield from (f"{place}, column {fault}" for fault in lora_faults(row))
     for path in paths:
         if Path(path).suffix not in EMBEDDING_FORMS:
@@ -404,6 +409,11 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
     names = Counter(Path(path).stem.lower() for path in paths)  # capitals do not count in prompts
     for name in sorted(name for name, count in names.items() if count > 1):
         yield f"{place}, column embeddings: {shown(name, 400)!r} appears {names[name]} times"
+
+
+def _is_for_instructions(row: Mapping[str, Any]) -> bool:
+    """Whether a row gives a picture to draw on, and no mask."""
+    return bool(row.get("image")) and not row.get("mask")
 
 
 def _sizes(row: Mapping[str, Any]) -> tuple[int, ...]:
@@ -505,7 +515,7 @@ def embeddings_sha256(row: dict) -> list[str]:
 
 
 def canvas_sha256(row: dict) -> list[str]:
-    """SHA-256 of a model's picture and mask, of one for inpainting; none of others.
+    """SHA-256 of the picture and the mask that a model draws on, as far as its row gives them.
 
     Raises:
         MissingCanvas: lists those that are not there.

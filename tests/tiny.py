@@ -202,6 +202,16 @@ def inpainting_sd2(dtype: torch.dtype = torch.float16) -> Networks:
     return _model("sd2", dtype, crossed=SMALL, widths=(WIDTH, WIDTH, 4 * WIDTH), resnets=1, in_channels=9)
 
 
+def instruct_sd1(dtype: torch.dtype = torch.float16) -> Networks:
+    """A Stable Diffusion 1.x model for instructions: its UNet takes another latent beside the latent."""
+    return _model("sd1", dtype, crossed=SMALL, widths=(WIDTH, WIDTH, 2 * WIDTH), resnets=1, in_channels=8)
+
+
+def instruct_sd2(dtype: torch.dtype = torch.float16) -> Networks:
+    """The same of Stable Diffusion 2.x, which predicts the noise."""
+    return _model("sd2", dtype, crossed=SMALL, widths=(WIDTH, WIDTH, 4 * WIDTH), resnets=1, in_channels=8)
+
+
 #: Name of a family -> a function that makes networks of it, for tests in which the UNet's structure does not matter
 FAMILIES: dict[str, Callable[..., Networks]] = {"sd1": small_sd1, "sd2": small_sd2}
 #: Name of a UNet's structure -> a function that makes its networks

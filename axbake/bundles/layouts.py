@@ -49,20 +49,20 @@ class Layout:
     extras: Callable[[Schedule, dict[str, Any]], dict[str, bytes]] = lambda schedule, settings: {}
 
     def check(
-        self, name: str, settings: dict[str, Any], components: Mapping[str, str], *, masked: bool = False
+        self, name: str, settings: dict[str, Any], components: Mapping[str, str], *, drawn_on: bool = False
     ) -> None:
         """Raise LayoutError, with every demand that *settings* miss.
 
         Args:
             components: address of each graph -> its component's role.
-            masked: whether the denoiser takes a mask.
+            drawn_on: whether the denoiser draws on a picture.
         """
         missed = [
             f"{setting}: {settings[setting]!r}, wanted {wanted!r}"
             for setting, wanted in self.demands.items()
             if settings[setting] != wanted
         ]
-        missed += ["a UNet for inpainting, wanted one without a mask"] * (masked and bool(self.models))
+        missed += ["a UNet that draws on a picture, wanted one for text to image"] * (drawn_on and bool(self.models))
         several = [role for role in self.models if list(components.values()).count(role) != 1]
         missed += [
             f"{', '.join(graph for graph, its in components.items() if its == role)}: wanted one graph"

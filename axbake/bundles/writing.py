@@ -25,7 +25,7 @@ from axbake.root import shipped
 from axbake.runtime.added import FILE
 from axbake.runtime.bundle import FORMAT
 from axbake.runtime.sampler import load_schedule
-from axbake.runtime.values import Conditioning, Latents, Picture
+from axbake.runtime.values import CANVAS, Conditioning, Latents, Picture
 from axbake.weights.files import read_sampling
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ MORE_STEPS = (10, 20)  # that a bundle of axbake's own has schedules for, beside
 MANIFEST = "manifest.json"
 ORIGIN = ("sha256", "autov2", "family", "title", "prediction_type")  # of a checkpoint, that a manifest tells
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "LICENSE")
-CANVAS = ("image", "mask")  # what a bundle calls picture and mask
 ATTRIBUTES = "*.axmodel filter=lfs diff=lfs merge=lfs -text\n*.npz filter=lfs diff=lfs merge=lfs -text\n"
 
 
@@ -74,7 +73,7 @@ def write_bundle(
         source: where the checkpoint is from; may be empty.
         picture: how the reference is drawn, and the bundle's programs draw where they are not told otherwise.
         latents, conditioning: of the family.
-        canvas: picture and mask that the reference is drawn on, of a model for inpainting; none of others.
+        canvas: what the reference is drawn on, as `axbake.drawing.reference.draw_reference` has it.
         manifest: JSON to write, in a private directory below the bundle's own.
 
     Raises:
@@ -82,10 +81,10 @@ def write_bundle(
     """
     plan, described = LAYOUTS[layout], _read_json(checkpoint)
     known = {name: described[name] for name in ("prediction_type", "zero_terminal_snr", "scaling_factor")}
-    drawn = {name: value for name, value in asdict(picture).items() if name != "strength"}
+    drawn = {name: value for name, value in asdict(picture).items() if value is not None}
     settings = drawn | {"program": program} | known
     roles = {graph: component.role for component in components for graph in addresses(component)}
-    plan.check(layout, settings, roles, masked=bool(canvas))
+    plan.check(layout, settings, roles, drawn_on=bool(canvas))
     compiled = dict(zip(roles, models, strict=True))
     files = {graph: plan.models.get(role, f"{graph}.axmodel") for graph, role in roles.items() if _takes(plan, role)}
     made_by = dict(zip(roles, map(_read_json, records), strict=True))
@@ -103,7 +102,7 @@ def write_bundle(
         "checkpoint": {name: described[name] for name in ORIGIN} | {"source": source},
     }
     if canvas:
-        content["canvas"] = [f"canvas/{name}{file.suffix.lower()}" for name, file in zip(CANVAS, canvas, strict=True)]
+        content["canvas"] = [f"canvas/{name}{file.suffix.lower()}" for name, file in zip(CANVAS, canvas, strict=False)]
     with tempfile.TemporaryDirectory(dir=manifest.parent) as directory:
         made = Path(directory)
         for graph, file in files.items():

@@ -7,11 +7,16 @@ class CalibrationError(AxbakeError):
     """There are fewer samples than requested."""
 
 
+def count_branches(guidance_scale: float, image_guidance_scale: float | None) -> int:
+    """How often a step runs a denoiser: with the prompt; with guidance, with the negative prompt; and without the picture."""
+    return 1 if guidance_scale <= 1 else 2 if image_guidance_scale is None else 3
+
+
 def check_count(count: int, *, prompts: int, steps: int, branches: int, empty: int = 0) -> None:
     """Raise CalibrationError unless there are *count* samples.
 
     Args:
-        branches: of guidance: 2, or 1 without.
+        branches: of guidance, as `count_branches` gives them.
         empty: samples of the empty prompt that there are besides.
     """
     if count > prompts * steps * branches + empty:

@@ -1,6 +1,6 @@
 """What a model's denoiser saw, as samples: inputs of its graphs, each of one prompt, one step and one branch.
 
-Besides the two branches of guidance there is the empty prompt, the negative prompt of everyone who gives none. Where the row has
+Besides the branches of guidance there is the empty prompt, the negative prompt of everyone who gives none. Where the row has
 a negative prompt of its own, the empty one is put to the latents that are recorded anyway, at each step to one prompt's: nothing
 has to be drawn for it, and that is how it is used.
 """
@@ -16,8 +16,15 @@ import numpy as np
 from axbake.runtime.sampler import Schedule, Time, load_schedule
 
 SAMPLE, TEXT = "sample", "encoder_hidden_states"  # names that every program has
-PROMPT, NEGATIVE, EMPTY = range(3)
-BRANCHES = ("prompt", "negative prompt", "empty prompt")
+PROMPT, NEGATIVE, EMPTY, PLAIN = range(4)
+BRANCHES = ("prompt", "negative prompt", "empty prompt", "negative prompt without the picture")
+GUIDANCE = (
+    PROMPT,
+    NEGATIVE,
+    PLAIN,
+)  # the branches of it, in the sampler's order; only a denoiser for instructions has the last
+TEXTS = (PROMPT, NEGATIVE, EMPTY, NEGATIVE)  # by branch: whose text it has
+BESIDE = (0, 1, 1, 2)  # by branch: which of what a denoiser takes beside the latents
 
 Which = tuple[int, int, int]  # prompt, step, branch
 
@@ -46,15 +53,16 @@ class DenoiserSamples:
 
     prompts: tuple[str, ...]
     tokens: np.ndarray  # (P,) int64: of each prompt
-    texts: tuple[np.ndarray, np.ndarray, np.ndarray]  # by branch: (P or 1, 1, T, W) float32
+    texts: tuple[np.ndarray, np.ndarray, np.ndarray]  # of prompt, negative and empty prompt: (P or 1, 1, T, W) float32
     latents: np.ndarray  # (P, N + 1, 1, 4, h, w) float32
     added: tuple[
         np.ndarray, ...
-    ]  # by branch: (P or 1, 1, C) float32, what is added to the time embedding; empty: nothing
+    ]  # of the same: (P or 1, 1, C) float32, what is added to the time embedding; empty: nothing
     negative_prompt: str
     schedule: Schedule
     inputs_taken: TakenInputs
-    beside: np.ndarray | None = None  # (P, 1, K, h, w) float32: what the denoiser takes beside each prompt's latents
+    #: (P, B, K, h, w) float32: what the denoiser takes beside each prompt's latents; B: 1, or one for each branch of guidance
+    beside: np.ndarray | None = None
 
     @property
     def steps(self) -> list[int]:
@@ -65,9 +73,10 @@ class DenoiserSamples:
         """Every sample there is: by prompt, then step, then branch; those added for the empty prompt last.
 
         Args:
-            guidance_scale: at 1 the negative branch does not run, and gives no samples.
+            guidance_scale: at 1 the first branch alone runs, and gives samples.
         """
-        branches = (PROMPT, NEGATIVE) if self.schedule.is_guided(guidance_scale) else (PROMPT,)
+        count = 3 if self.beside is not None and self.beside.shape[1] == len(GUIDANCE) else 2
+        branches = GUIDANCE[: count if self.schedule.is_guided(guidance_scale) else 1]
         drawn = [(p, step, branch) for p in range(len(self.prompts)) for step in self.steps for branch in branches]
         if any(self.is_empty(which) for which in drawn):
             return drawn
@@ -80,7 +89,7 @@ class DenoiserSamples:
     def text(self, which: Which) -> str:
         """The sample's text."""
         prompt, _, branch = which
-        return (self.prompts[prompt], self.negative_prompt, "")[branch]
+        return (self.prompts[prompt], self.negative_prompt, "")[TEXTS[branch]]
 
     def describe(self, which: Which) -> dict[str, str | int]:
         """The sample in words; steps count from 1."""
@@ -96,14 +105,20 @@ class DenoiserSamples:
         prompt, step, branch = which
         latent = (self.latents[prompt, step] * self.schedule.input_scale[step]).astype(np.float32)
         if self.beside is not None:
-            latent = np.concatenate([latent, self.beside[prompt]], axis=1)
-        number = prompt if branch == PROMPT else 0
-        added = self.added[branch][number] if self.added else None
-        return self.inputs_taken.feed(latent, self.texts[branch][number], self.schedule.time(step, added))
+            latent = np.concatenate([latent, beside_of(self.beside[prompt], branch)], axis=1)
+        text, number = TEXTS[branch], prompt if branch == PROMPT else 0
+        added = self.added[text][number] if self.added else None
+        return self.inputs_taken.feed(latent, self.texts[text][number], self.schedule.time(step, added))
 
     def all_inputs(self, chosen: list[Which]) -> Iterator[dict[str, np.ndarray]]:
         """`inputs` of each of *chosen*."""
         return map(self.inputs, chosen)
+
+
+def beside_of(beside: np.ndarray, branch: int) -> np.ndarray:
+    """(1, K, h, w): of *beside*, (1 or B, K, h, w), what *branch* takes."""
+    row = min(BESIDE[branch], len(beside) - 1)
+    return beside[row : row + 1]
 
 
 def load_samples(trajectories: Path, schedule: Path, taken: TakenInputs) -> DenoiserSamples:

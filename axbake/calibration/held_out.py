@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from axbake.calibration.denoiser_samples import BRANCHES
+from axbake.calibration.denoiser_samples import BRANCHES, GUIDANCE, TEXTS, beside_of
 from axbake.calibration.observation import observe_chain, read_observed
-from axbake.drawing.inpainting import canvas_of, torch_encoding
+from axbake.drawing.canvas import canvas_of, torch_encoding
 from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding
 from axbake.drawing.simulation import latents_of
 from axbake.emulator.ranges import Ranges
 from axbake.networks.component import DENOISER
 from axbake.runtime.added import AddedEmbedding
-from axbake.runtime.inpaint import beside_latent
+from axbake.runtime.canvas import beside_latent
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import load_schedule
@@ -72,12 +72,12 @@ def check_calibration(
     drawn_latents = np.load(trajectory)
     noise = TorchNoise(picture.seed)
     before = [noise.normal(drawn_latents.shape[1:]) * np.float32(steps.init_noise_sigma), *drawn_latents]
-    beside = []
+    beside = None
     if over := canvas_of(canvas, height=picture.height, width=picture.width):
         (weights,) = encoder_weights
         assert encoder_build and latents
         encode = torch_encoding(weights, encoder_build)
-        beside = [beside_latent(over, encode, noise, latents=latents_of(latents, weights))]
+        beside = beside_latent(over, encode, noise, latents=latents_of(latents, weights))
     files, denoiser = drawn.files(graphs), drawn.of_role(DENOISER)
     encodes = [encoder(open_models(files[name])) for name in drawn.conditioning.encoders]
     tokenizer = load_tokenizer(embeddings)
@@ -86,17 +86,18 @@ def check_calibration(
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
-    taken = {
-        step: np.concatenate([(before[step] * steps.input_scale[step]).astype(np.float32), *beside], axis=1)
-        for step in seen
-    }
+    # With guidance by the picture too, the negative prompt comes twice.
+    branches = GUIDANCE[: len(embeds) + (len(embeds) > 1 and picture.image_guidance_scale is not None)]
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
     rows = added_rows(added_of(added, added_weights), embeds, picture.size_conditioning)
-    samples = [
-        observed.taken.feed(taken[step], one.tokens, steps.time(step, None if rows is None else rows[i : i + 1]))
-        for step in seen
-        for i, one in enumerate(embeds)
-    ]
+    samples = []
+    for step in seen:
+        latent = (before[step] * steps.input_scale[step]).astype(np.float32)
+        for branch in branches:
+            text = TEXTS[branch]
+            taken = latent if beside is None else np.concatenate([latent, beside_of(beside, branch)], axis=1)
+            time = steps.time(step, None if rows is None else rows[text : text + 1])
+            samples.append(observed.taken.feed(taken, embeds[text].tokens, time))
     found = observe_chain(
         files[denoiser], lambda: iter(samples), len(samples), beside=held_out.parent, what="checking:"
     )
@@ -105,7 +106,7 @@ def check_calibration(
         "prompt": picture.prompt,
         "held_out": picture.prompt not in prompts,
         "steps": [step + 1 for step in seen],
-        "texts": list(BRANCHES[: len(embeds)]),
+        "texts": [BRANCHES[branch] for branch in branches],
         "clip_rate_is": "share of (held-out sample, tensor) pairs whose range leaves the calibrated one",
         "excess_is": "how far a range leaves the calibrated one, as a share of that one's width",
         "chosen": compare(found, observed.ranges, chosen),

@@ -94,7 +94,9 @@ def calibrate_denoiser(
         chosen = list(range(samples))
     elif selection == "stratified":
         spread = stratified(samples, **sizes)
-        chosen = [observed.samples.index((prompt, steps[number], branch)) for prompt, number, branch in spread]
+        chosen = [
+            observed.samples.index((prompt, steps[number], branches[branch])) for prompt, number, branch in spread
+        ]
     inputs = [recorded.inputs(observed.samples[row]) for row in chosen]
     taken = run_chain(graphs, inputs) if len(graphs) > 1 else [inputs]
     for archive, feeds in zip(archives, taken, strict=True):

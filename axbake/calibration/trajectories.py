@@ -9,18 +9,18 @@ import numpy as np
 import torch
 
 from axbake.calibration.masks import draw_mask
-from axbake.checkpoints.refusals import check_mask
-from axbake.drawing.inpainting import torch_encoding
+from axbake.checkpoints.refusals import check_canvas
+from axbake.drawing.canvas import torch_encoding
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.simulation import latents_of
 from axbake.npz import npz_bytes
 from axbake.runtime.added import AddedEmbedding
-from axbake.runtime.inpaint import Canvas, beside_latent
+from axbake.runtime.canvas import Canvas, beside_latent
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
 from axbake.runtime.sampler import Denoiser, Time, initial_latent, joined, load_schedule, sample
 from axbake.runtime.txt2img import added_rows
-from axbake.runtime.values import Conditioning, Latents, web_ui_sizes
+from axbake.runtime.values import CANVAS, Conditioning, Latents, web_ui_sizes
 from axbake.weights import networks
 from axbake.weights.files import read_description
 from axbake.weights.networks import Build
@@ -51,6 +51,7 @@ def record_trajectories(
     trajectories: Path,
     added: Callable[[Path], AddedEmbedding] | None = None,
     sizes: Sequence[int] = (),
+    image_guidance_scale: float | None = None,
     pictures: Sequence[Path] = (),
     encoder: Sequence[Path] = (),
 ) -> None:
@@ -70,14 +71,16 @@ def record_trajectories(
             of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, C, h, w): before the first step, and after each; all
             float32. Where prompts add to the time embedding, `prompt_added` (P, 1, C), `negative_added` and `empty_added`
             (1, C) are what they add. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the
-            prompts are. Of a denoiser for inpainting, `beside` (P, 1, 1 + C, h, w) float32 is what it takes beside each
-            prompt's latents.
-        pictures: of a denoiser for inpainting, in a list: `calibration/pictures.npy`; the n-th prompt is drawn on the n-th of
-            them, with the n-th mask (`axbake.calibration.masks`).
+            prompts are. Of a denoiser that draws on a picture, `beside` (P, 1 or B, K, h, w) float32 is what it takes beside
+            each prompt's latents (`axbake.runtime.canvas.beside_latent`).
+        image_guidance_scale: of a denoiser for instructions; None: of others.
+        pictures: of a denoiser that draws on a picture, in a list: `calibration/pictures.npy`; the n-th prompt is drawn on the
+            n-th of them, for inpainting with the n-th mask (`axbake.calibration.masks`).
         encoder: likewise: weights of the VAE encoder.
     """
     described = read_description(denoiser)
-    check_mask(described.component, described.config, masked=bool(pictures))
+    masked = image_guidance_scale is None
+    check_canvas(described.component, described.config, given=CANVAS[: 1 + masked] if pictures else ())
     steps = load_schedule(schedule)
     tokenizer = load_tokenizer(embeddings)
     encodes = [
@@ -93,16 +96,16 @@ def record_trajectories(
     denoise = _denoising(network, with_rows)
     drawn_latents = []
     beside: list[np.ndarray] = []
-    masked = _masked(*pictures, *encoder, builds=builds, latents=latents) if pictures else None
+    drawing_on = _beside(*pictures, *encoder, builds=builds, latents=latents, masked=masked) if pictures else None
     for number, (prompt, embedded) in enumerate(zip(prompts, embeds, strict=True)):
         logger.debug("prompt %d: %s", number + 1, prompt)
         pair = [embedded, negative][: 2 if steps.is_guided(guidance_scale) else 1]
         noise = TorchNoise(seed + number)
         start = initial_latent(steps, noise, latents.shape(height, width))
-        if masked:
-            beside.append(masked(number, noise))
+        if drawing_on:
+            beside.append(drawing_on(number, noise))
         drawn = sample(
-            joined(denoise, beside[-1]) if masked else denoise,
+            joined(denoise, beside[-1]) if drawing_on else denoise,
             steps,
             noise,
             start,
@@ -110,6 +113,7 @@ def record_trajectories(
             negative_embeds=negative.tokens,
             added=added_rows(add, pair, sizes),
             guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
             what=f"recording: prompt {number + 1} of {len(prompts)}, step",
         )
         drawn_latents.append(np.concatenate([start[None], drawn.latents]))
@@ -122,7 +126,7 @@ def record_trajectories(
         "empty_embeds": empty.tokens,
         "latents": np.stack(drawn_latents),
     }
-    arrays |= {"beside": np.stack(beside)} if masked else {}
+    arrays |= {"beside": np.stack(beside)} if drawing_on else {}
     rows = added_rows(add, [*embeds, negative, empty], sizes)
     if rows is not None:
         *of_prompts, of_negative, of_empty = rows[:, None]
@@ -130,8 +134,8 @@ def record_trajectories(
     trajectories.write_bytes(npz_bytes(arrays))
 
 
-def _masked(
-    pictures: Path, encoder: Path, *, builds: Mapping[str, Build], latents: Latents
+def _beside(
+    pictures: Path, encoder: Path, *, builds: Mapping[str, Build], latents: Latents, masked: bool
 ) -> Callable[[int, TorchNoise], np.ndarray]:
     """A function that gives what the denoiser takes beside the latents of a prompt, by its number, of the noise that is next."""
     drawn, scaled = np.load(pictures), latents_of(latents, encoder)
@@ -139,8 +143,8 @@ def _masked(
     height, width = drawn.shape[1:3]
 
     def beside(number: int, noise: TorchNoise) -> np.ndarray:
-        canvas = Canvas(drawn[number % len(drawn)], draw_mask(number, height=height, width=width))
-        return beside_latent(canvas, encode, noise, latents=scaled)
+        mask = draw_mask(number, height=height, width=width) if masked else None
+        return beside_latent(Canvas(drawn[number % len(drawn)], mask), encode, noise, latents=scaled)
 
     return beside
 
@@ -152,7 +156,7 @@ def _denoising(network: torch.nn.Module, with_rows: Callable[[Any], Any]) -> Den
 
     def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
         branches = len(prompts)
-        arrays = np.repeat(latent, branches, axis=0), prompts, time.rows(branches)[:, 0]
+        arrays = np.repeat(latent, branches // len(latent), axis=0), prompts, time.rows(branches)[:, 0]
         with torch.inference_mode():
             return cut(*(torch.from_numpy(array).to(dtype) for array in arrays)).float().contiguous().numpy()
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
+from axbake.networks.architecture import drawn_on
 from axbake.networks.component import DENOISER, TEXT, Component, Files
 from axbake.printable import shown
 from axbake.runtime.tokenizer import VOCABULARY
-from axbake.runtime.values import Latents
+from axbake.runtime.values import CANVAS, Latents
 
+WORDS = ("picture", "mask")  # for what is in the columns `CANVAS`
 MOST_CHANNELS, MOST_LEVELS = 1 << 16, 16
 
 
@@ -59,8 +61,8 @@ class TensorMismatch(AxbakeError):
     """The file's tensors do not match those of the network exactly."""
 
 
-class InpaintingError(AxbakeError):
-    """A denoiser takes a mask that the row does not give, or takes none though the row gives one."""
+class CanvasError(AxbakeError):
+    """A denoiser takes a picture or a mask that the row does not give, or takes none though the row gives one."""
 
 
 def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
@@ -116,16 +118,16 @@ def check_latents(path: Path, config: dict, latents: Latents) -> None:
     Raises:
         UnknownFamily: of other channels, or of other pixels a side for one of a latent's.
     """
-    kinds = {8: "an instruct-pix2pix checkpoint", 5: "a depth-to-image checkpoint", 7: "an upscaler"}
+    kinds = {5: "a depth-to-image checkpoint", 7: "an upscaler"}
+    beside = {latents.channels + latents.beside(masked=masked) for masked in (False, True)}
     found = {name: config[name] for name in ("in_channels", "out_channels") if "cross_attention_dim" in config}
     found |= {name: config[name] for name in ("latent_channels",) if name in config}
     for name, channels in found.items():
-        masked = name == "in_channels" and channels == latents.channels + latents.beside_mask
-        if channels != latents.channels and not masked:
+        if channels != latents.channels and not (name == "in_channels" and channels in beside):
             kind = kinds.get(channels, "a checkpoint with other latents")
             raise UnknownFamily(
                 f"{path}: {name}: {channels}, wanted {latents.channels}: this is {kind}, which axbake does not bake."
-                " Give the checkpoint for text to image or inpainting."
+                " Give the checkpoint for text to image, inpainting or instructions (InstructPix2Pix)."
             )
     levels = (
         config.get("encoder_block_out_channels") or config["block_out_channels"] if "latent_channels" in config else []
@@ -139,22 +141,40 @@ def check_latents(path: Path, config: dict, latents: Latents) -> None:
         )
 
 
-def check_mask(component: str, config: Mapping[str, Any], *, masked: bool) -> None:
-    """Refuse a denoiser of *config* that takes a mask where the row gives none, and one that takes none where it does.
+#: What a denoiser draws on (`drawn_on`) -> what it is, and what to do about a row that gives something else
+DRAWN_ON: dict[tuple[str, ...], tuple[str, str]] = {
+    (): (
+        "it is for text to image",
+        "Empty the columns image and mask, or give a checkpoint for inpainting or for instructions (InstructPix2Pix).",
+    ),
+    CANVAS[:1]: (
+        "it is for instructions (InstructPix2Pix)",
+        "Fill in the column image with the picture to change, and leave the column mask empty.",
+    ),
+    CANVAS: (
+        "it is for inpainting",
+        "Fill in the columns image and mask: a picture, and a PNG of its size that is white where to paint.",
+    ),
+}
+
+
+def check_canvas(component: str, config: Mapping[str, Any], *, given: Sequence[str]) -> None:
+    """Refuse a denoiser of *config* that draws on something else than what the row gives.
+
+    Args:
+        given: of the columns `CANVAS`, those that the row fills in.
 
     Raises:
-        InpaintingError
+        CanvasError
     """
-    taken, channels = config["in_channels"], config["out_channels"]
-    if taken != channels and not masked:
-        raise InpaintingError(
-            f"{component}: takes {taken} channels, wanted {channels}: it is for inpainting, and the row has no mask. Fill in the "
-            "columns image and mask: a picture, and a PNG of its size that is white where to paint."
+    wanted = drawn_on(config)
+    if tuple(given) != wanted:
+        kind, remedy = DRAWN_ON[wanted]
+        found = " and ".join(
+            f"{'a' if name in given else 'no'} {word}" for name, word in zip(CANVAS, WORDS, strict=True)
         )
-    if taken == channels and masked:
-        raise InpaintingError(
-            f"{component}: takes {taken} channels, which leaves none for a mask: it is not for inpainting. Empty the columns "
-            "image and mask, or give an inpainting checkpoint."
+        raise CanvasError(
+            f"{component}: takes {config['in_channels']} channels: {kind}, but the row has {found}. {remedy}"
         )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from axbake.networks.component import DECODER, DENOISER, ENCODER
 from axbake.runtime.added import AddedEmbedding
+from axbake.runtime.canvas import Canvas, beside_latent
 from axbake.runtime.img2img import encoding
-from axbake.runtime.inpaint import Canvas, beside_latent
 from axbake.runtime.sampler import Schedule, initial_latent
 from axbake.runtime.session import open_models
 from axbake.runtime.tokenizer import ClipTokenizer
@@ -61,7 +61,7 @@ class Drawn:
         Args:
             files: of each component, its graphs in order.
             added: what prompts add to the time embedding; None: nothing.
-            canvas: what a denoiser for inpainting draws on; None: nothing.
+            canvas: what the denoiser draws on; None: nothing.
 
         Returns:
             The picture, (height, width, 3) uint8 RGB, and the latents after each of N steps, (N, 1, C, h, w) float32.

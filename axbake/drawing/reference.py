@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from axbake.checkpoints.refusals import check_mask
-from axbake.drawing.inpainting import canvas_of
+from axbake.checkpoints.refusals import check_canvas
+from axbake.drawing.canvas import canvas_of
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.schedule import build_scheduler
 from axbake.runtime.progress import progress
 from axbake.runtime.prompt import Embedded
 from axbake.runtime.txt2img import save_png
-from axbake.runtime.values import SAMPLERS, Conditioning, Picture
+from axbake.runtime.values import CANVAS, SAMPLERS, Conditioning, Picture
 from axbake.weights import networks
 from axbake.weights.files import read_description, read_sampling
 from axbake.weights.networks import Build
@@ -81,12 +81,13 @@ def draw_reference(
         trajectory: .npy to write: (N, 1, C, h, w) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
         activations: JSON to write: the largest absolute value in the decoder (`peak`), and the module that gave it.
-        canvas: picture and mask that a denoiser for inpainting draws with; none of others.
+        canvas: picture and mask that a denoiser for inpainting draws on, the picture that one for instructions does; none of
+            others.
         encoder: weights of the VAE encoder, in a list, with a canvas.
     """
     over = canvas_of(canvas, height=picture.height, width=picture.width)
     described = read_description(denoiser)
-    check_mask(described.component, described.config, masked=over is not None)
+    check_canvas(described.component, described.config, given=CANVAS[: len(canvas)])
     read_sampling(denoiser).check(
         scheduler=picture.scheduler, steps=picture.steps, guidance_scale=picture.guidance_scale
     )
@@ -102,8 +103,11 @@ def draw_reference(
     if picture.sizes:
         given |= dict(zip(SIZES, zip(picture.sizes[::2], picture.sizes[1::2], strict=True), strict=True))
     if over:
-        masked = Image.fromarray(over.mask.astype(np.uint8) * 255)
-        given |= {"image": Image.fromarray(over.pixels), "mask_image": masked, "strength": 1.0}
+        given["image"] = Image.fromarray(over.pixels)
+        if over.mask is None:
+            given["image_guidance_scale"] = picture.image_guidance_scale
+        else:
+            given |= {"mask_image": Image.fromarray(over.mask.astype(np.uint8) * 255), "strength": 1.0}
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     drawing = load_pipeline(
         denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler, encoder=encoder
@@ -161,8 +165,8 @@ def _given(embedded: Embedded, which: str) -> dict[str, torch.Tensor]:
 
 def said_of(picture: Picture) -> dict[str, Any]:
     """How *picture* was made, as the report shows it."""
-    unsaid = ["strength", "prompt_chunks", *([] if picture.sizes else ["sizes"])]
-    said = {name: value for name, value in asdict(picture).items() if name not in unsaid}
+    unsaid = ["prompt_chunks", *([] if picture.sizes else ["sizes"])]
+    said = {name: value for name, value in asdict(picture).items() if name not in unsaid and value is not None}
     return {"sampler" if name == "scheduler" else name: value for name, value in said.items()} | {
         "sampler": SAMPLERS[picture.scheduler]
     }

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from axbake.distance import psnr, ssim
-from axbake.drawing.inpainting import canvas_of
+from axbake.drawing.canvas import canvas_of
 from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.networks.component import DENOISER, ENCODER
@@ -51,7 +51,8 @@ def simulate(
 ) -> None:
     """Draw the reference's picture with the compiled models and measure the distance.
 
-    The VAE encoder has a part in inpainting alone; it is given the reference picture, and torch's encoder is the measure.
+    The VAE encoder has a part only where the denoiser draws on a picture. It is given the reference picture, and compared with
+    torch's encoder.
 
     Args:
         models: that ONNX Runtime runs, of all components in the order of *drawn*.

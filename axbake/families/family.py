@@ -25,7 +25,10 @@ class Process:
     schedulers: tuple[str, ...]  # that a row may name
     sampling: Callable[..., Sampling]  # (config, prediction_type, zero_terminal_snr=) -> how the denoiser is run
     pipeline: Callable[..., Any]  # (denoiser, decoder, scheduler) -> diffusers' pipeline, which draws the reference
-    inpainting: Callable[..., Any] | None = None  # the same of a denoiser that takes a mask, with the encoder too
+    inpainting: Callable[..., Any] | None = (
+        None  # the same of a denoiser that takes a picture and a mask, with the encoder too
+    )
+    instruct: Callable[..., Any] | None = None  # the same of one that takes a picture alone (InstructPix2Pix)
 
 
 @dataclass(frozen=True)

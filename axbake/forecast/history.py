@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from axbake.cache import Cache, Entry
+from axbake.calibration.counting import count_branches
 from axbake.families import FAMILIES
 from axbake.forecast.networks import Network, network_of
 from axbake.forecast.work import Bake, Work, is_step, threads_of, work_of
@@ -21,7 +22,14 @@ from axbake.weights.files import read_shapes
 
 MOST = 2000  # builds that are looked at, the newest
 LARGEST = 1e5  # of a number in a setting
-NUMBERS = ("height", "width", "steps", "guidance_scale", "prompt_chunks")  # settings, alone, or in one of these:
+NUMBERS = (
+    "height",
+    "width",
+    "steps",
+    "guidance_scale",
+    "image_guidance_scale",
+    "prompt_chunks",
+)  # settings, alone, or in one of these:
 GROUPS = ("columns", "picture")
 #: (step, setting of it) -> what it says
 SAID = {
@@ -86,7 +94,9 @@ class History:
         bake = Bake(
             networks=networks,
             steps=number["steps"],
-            branches=UNKNOWN if math.isnan(number["guidance_scale"]) else 1 + (number["guidance_scale"] > 1),
+            branches=UNKNOWN
+            if math.isnan(number["guidance_scale"])
+            else count_branches(number["guidance_scale"], facts.get("image_guidance_scale")),
             prompts=number["prompts"],
             samples=number["samples"],
             first=number["first"],

@@ -4,6 +4,7 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
+from axbake.calibration.counting import count_branches
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.fit import modules_of
@@ -32,7 +33,7 @@ def bake_of(model: Model, *, cores: int) -> Bake:
     return Bake(
         networks=networks,
         steps=row["steps"],
-        branches=2 if row["guidance_scale"] > 1 else 1,
+        branches=count_branches(row["guidance_scale"], row["image_guidance_scale"]),
         prompts=len(row["calibration_prompts"]),
         samples=model.entry("calibration/samples"),
         first=model.entry("calibration/compare_first"),

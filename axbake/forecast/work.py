@@ -30,7 +30,7 @@ class Bake:
 
     networks: Mapping[str, Network]  # by component
     steps: float  # of one drawing
-    branches: float  # of guidance: 1 or 2
+    branches: float  # of guidance: 1 to 3
     prompts: float  # drawn for calibration
     samples: float  # that the denoiser is calibrated with
     first: float  # that it is calibrated with for comparison
@@ -113,7 +113,7 @@ def _drawn(bake: Bake, kind: str, drawings: float = 1) -> Work:
     """Drawings of a latent, and the picture of each."""
     works = [_runs(kind, network, drawings * bake.runs) for network in bake.of_role(DENOISER)]
     works += [_runs(kind, network, drawings) for network in bake.of_role(DECODER)]
-    return _sum(*works, *(_runs(kind, network, drawings * bake.branches) for network in bake.of_role(TEXT)))
+    return _sum(*works, *(_runs(kind, network, drawings * min(bake.branches, 2)) for network in bake.of_role(TEXT)))
 
 
 def _recorded(bake: Bake) -> Work:

@@ -13,6 +13,7 @@ from typing import Any
 from axbake.networks.component import Shapes
 from axbake.root import shipped
 from axbake.runtime.added import SIZE_CHANNELS
+from axbake.runtime.values import CANVAS
 
 CONFIGS = shipped("resources/sd1")
 TEXT_HEAD_WIDTH = 64  # channels of one attention head in every CLIP text encoder: 12 heads at 768, 16 at 1024
@@ -169,7 +170,14 @@ def xl_unet_variant(config: Mapping) -> str:
 def _made_for(config: Mapping) -> str:
     """What the name of a UNet's structure is followed by, of one that takes more than others."""
     said = ", distilled for LCM" if config.get("time_cond_proj_dim") else ""
-    return f"{said}, for inpainting" if config["in_channels"] > config["out_channels"] else said
+    kinds = {1: ", for instructions (InstructPix2Pix)", 2: ", for inpainting"}
+    return said + kinds.get(len(drawn_on(config)), "")
+
+
+def drawn_on(config: Mapping) -> tuple[str, ...]:
+    """Of `CANVAS`, what a UNet takes beside the latent: nothing; a picture, as another latent; or a mask besides."""
+    latent, taken = config["out_channels"], config["in_channels"]
+    return {2 * latent: CANVAS[:1], 2 * latent + 1: CANVAS}.get(taken, ())
 
 
 def _deepest(depths: int | list[int]) -> int:

@@ -1,99 +1,89 @@
-"""diffusers' pipelines that draw the reference: of networks that are there, with embedded prompts."""
+"""diffusers' pipelines that draw the reference: of networks that are there, with embedded prompts.
+
+They have no text encoders and tokenizers. Each function takes denoiser, decoder and scheduler, the `decoder_config` of the
+autoencoder that the decoder is half of, and as `encoder` its other half, if the pipeline takes pictures.
+"""
 
 from typing import Any
 
 from axbake.networks.component import Module
 
+#: What the pipelines do without
+ALONE = {"text_encoder": None, "tokenizer": None}
+SD = ALONE | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+XL = ALONE | {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
 
-def stable_diffusion(denoiser: Module, decoder: Module, scheduler: Any, *, decoder_config: dict) -> Any:
-    """`StableDiffusionPipeline` without text encoder and tokenizer; it takes embedded prompts, and no images.
 
-    Args:
-        decoder: half of the autoencoder of *decoder_config*; the other half is not there.
-    """
+def stable_diffusion(*networks: Any, **halves: Any) -> Any:
+    """`StableDiffusionPipeline`; it takes no pictures."""
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline(
-        vae=_autoencoder_of(decoder, decoder_config),
-        text_encoder=None,
-        tokenizer=None,
-        unet=denoiser,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return _pipeline(StableDiffusionPipeline, SD, *networks, **halves)
 
 
-def stable_diffusion_xl(denoiser: Module, decoder: Module, scheduler: Any, *, decoder_config: dict) -> Any:
-    """`StableDiffusionXLPipeline` without text encoders and tokenizers; it takes embedded and pooled prompts, and no images.
-
-    Args:
-        decoder: half of the autoencoder of *decoder_config*; the other half is not there.
-    """
+def stable_diffusion_xl(*networks: Any, **halves: Any) -> Any:
+    """`StableDiffusionXLPipeline`; it takes pooled prompts too, and no pictures."""
     from diffusers import StableDiffusionXLPipeline
 
-    pipeline = StableDiffusionXLPipeline(
-        vae=_autoencoder_of(decoder, decoder_config),
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=denoiser,
-        scheduler=scheduler,
-        add_watermarker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return _pipeline(StableDiffusionXLPipeline, XL, *networks, **halves)
 
 
-def inpainting(denoiser: Module, decoder: Module, scheduler: Any, *, decoder_config: dict, encoder: Module) -> Any:
-    """`StableDiffusionInpaintPipeline` without text encoder and tokenizer; it takes embedded prompts, a picture and a mask.
-
-    Args:
-        decoder, encoder: halves of the autoencoder of *decoder_config*.
-    """
+def inpainting(*networks: Any, **halves: Any) -> Any:
+    """`StableDiffusionInpaintPipeline`; it takes a picture and a mask."""
     from diffusers import StableDiffusionInpaintPipeline
 
-    pipeline = StableDiffusionInpaintPipeline(
-        vae=_autoencoder_of(decoder, decoder_config, encoder),
-        text_encoder=None,
-        tokenizer=None,
-        unet=denoiser,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return _pipeline(StableDiffusionInpaintPipeline, SD, *networks, **halves)
 
 
-def inpainting_xl(denoiser: Module, decoder: Module, scheduler: Any, *, decoder_config: dict, encoder: Module) -> Any:
-    """`StableDiffusionXLInpaintPipeline` likewise; it takes pooled prompts too.
-
-    Args:
-        decoder, encoder: halves of the autoencoder of *decoder_config*.
-    """
+def inpainting_xl(*networks: Any, **halves: Any) -> Any:
+    """`StableDiffusionXLInpaintPipeline` likewise; it takes pooled prompts too."""
     from diffusers import StableDiffusionXLInpaintPipeline
 
-    pipeline = StableDiffusionXLInpaintPipeline(
-        vae=_autoencoder_of(decoder, decoder_config, encoder),
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=denoiser,
-        scheduler=scheduler,
-        add_watermarker=False,
-    )
+    return _pipeline(StableDiffusionXLInpaintPipeline, XL, *networks, **halves)
+
+
+def instruct(*networks: Any, **halves: Any) -> Any:
+    """`StableDiffusionInstructPix2PixPipeline`; it takes a picture, whose size decides the size that it draws."""
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    return _pipeline(StableDiffusionInstructPix2PixPipeline, SD, *networks, **halves)
+
+
+def instruct_xl(*networks: Any, **halves: Any) -> Any:
+    """`StableDiffusionXLInstructPix2PixPipeline` likewise; it takes pooled prompts too.
+
+    As of diffusers 0.42 it has an older kind of callback than the others (`callback`); this one has theirs.
+    """
+    from diffusers import StableDiffusionXLInstructPix2PixPipeline
+
+    class WithCallback(StableDiffusionXLInstructPix2PixPipeline):
+        def __call__(self, *, callback_on_step_end: Any, **given: Any) -> Any:
+            def tell(step: int, timestep: Any, latents: Any) -> None:
+                callback_on_step_end(self, step, timestep, {"latents": latents})
+
+            return super().__call__(callback=tell, **given)
+
+    return _pipeline(WithCallback, XL, *networks, **halves)
+
+
+def _pipeline(
+    kind: Any,
+    without: dict[str, Any],
+    denoiser: Module,
+    decoder: Module,
+    scheduler: Any,
+    *,
+    decoder_config: dict,
+    encoder: Module | None = None,
+) -> Any:
+    """A pipeline of the class *kind*."""
+    vae = _autoencoder_of(decoder, decoder_config, encoder)
+    pipeline = kind(vae=vae, unet=denoiser, scheduler=scheduler, **without)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def _autoencoder_of(decoder: Module, config: dict, encoder: Module | None = None) -> Any:
+def _autoencoder_of(decoder: Module, config: dict, encoder: Module | None) -> Any:
     """The autoencoder of *config* with *decoder*, and *encoder* if it is there, as its halves."""
     import torch
 

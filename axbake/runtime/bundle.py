@@ -43,7 +43,7 @@ class Bundle:
     latents: Latents
     conditioning: Conditioning
     picture: Picture  # the model's reference
-    canvas: tuple[str, ...] = ()  # files of picture and mask that it was drawn on, of a model for inpainting
+    canvas: tuple[str, ...] = ()  # files of picture and mask, or of a picture alone, that it was drawn on, if it was
 
     def of_role(self, role: str) -> list[str]:
         """The components of *role*, text encoders in the conditioning's order.
@@ -140,15 +140,19 @@ def _bundle(folder: Path, manifest: dict[str, Any]) -> Bundle:
         raise ValueError(
             f"models of role text: {texts}, conditioning of {list(conditioning.encoders)}; wanted the same"
         )
+    settings = {"image_guidance_scale": None, **manifest["settings"]}  # only models that follow instructions have it
     drawn = [
         field.name for field in fields(Picture) if field.name not in ("model", "strength")
     ]  # strength is the command line's
-    picture = _value(Picture, {"model": manifest["model"], **{name: manifest["settings"][name] for name in drawn}})
+    picture = _value(Picture, {"model": manifest["model"], **{name: settings[name] for name in drawn}})
     if not isinstance(manifest["emulated"], bool):
         raise TypeError(f"emulated: {manifest['emulated']!r}, wanted true or false")
-    canvas = tuple(manifest.get("canvas", ()))  # only models for inpainting have one
-    if len(canvas) not in (0, 2) or not set(canvas) <= set(manifest["files"]):
-        raise ValueError(f"canvas: {canvas!r}; wanted a picture and a mask, files of the bundle")
+    canvas = tuple(manifest.get("canvas", ()))  # only models that draw on a picture have one
+    wanted = (0, 2) if picture.image_guidance_scale is None else (1,)
+    if len(canvas) not in wanted or not set(canvas) <= set(manifest["files"]):
+        raise ValueError(
+            f"canvas: {canvas!r}; wanted a picture and a mask, or, with an image guidance scale, a picture; files of the bundle"
+        )
     return Bundle(folder, manifest, components, _value(Latents, manifest["latents"]), conditioning, picture, canvas)
 
 

@@ -13,19 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from .bundle import Bundle, read_bundle
+from .canvas import paint, read_canvas
 from .errors import BundleError
 from .img2img import read_picture, redraw
-from .inpaint import paint, read_canvas
 from .model import Session
 from .prompt import MOST
 from .reading import shown
 from .session import RUNTIMES
 from .timings import picture_timings, timings
 from .txt2img import Drawing, Models, draw, save_png
-from .values import Picture
+from .values import CANVAS, Picture
 
 logger = logging.getLogger(__name__)
 STRENGTH = 0.75  # what AUTOMATIC1111's web UI comes with
+HELP = {
+    "image": "picture to draw on; its middle part is scaled to the models' size",
+    "mask": "PNG of the picture's size, white where to paint",
+}
 ROLES = {"txt2img": ("text", "denoiser", "decoder"), "img2img": ("text", "denoiser", "encoder", "decoder")}
 
 
@@ -37,7 +41,8 @@ def run(program: str, folder: Path, arguments: Sequence[str] | None = None) -> i
         bundle = read_bundle(folder)
         if program == "img2img" and bundle.canvas:
             raise BundleError(
-                "img2img.py: the models of this bundle are for inpainting. Use txt2img.py with --image, --mask and --strength."
+                "img2img.py: the models of this bundle draw on a picture in their own way. Use txt2img.py with "
+                f"{' and '.join(f'--{name}' for name, _ in zip(CANVAS, bundle.canvas))}."
             )
         _draw_all(program, bundle, _parse(program, bundle, arguments), started)
     except (BundleError, OSError) as error:
@@ -58,21 +63,18 @@ def _parse(program: str, bundle: Bundle, arguments: Sequence[str] | None) -> arg
     if program == "img2img":
         add("picture", type=Path, help="input picture; its middle part is scaled to the models' size")
         add("--strength", type=float, default=STRENGTH, help="share of the steps to draw, 0 to 1")
-    if bundle.canvas:
-        image, mask = (bundle.folder / file for file in bundle.canvas)
-        add(
-            "--image",
-            type=Path,
-            default=image,
-            help="picture to paint on; its middle part is scaled to the models' size",
-        )
-        add("--mask", type=Path, default=mask, help="PNG of the picture's size, white where to paint")
+    for name, file in zip(CANVAS, bundle.canvas):
+        add(f"--{name}", type=Path, default=bundle.folder / file, help=HELP[name])
+    if len(bundle.canvas) == len(CANVAS):
         add("--strength", type=float, default=1.0, help="share of the steps to draw, 0 to 1; 1 begins with noise alone")
     add("--prompt", default=picture.prompt, help="as in AUTOMATIC1111's web UI")
     add("--negative-prompt", default=picture.negative_prompt, help="the same")
     add("--seed", type=int, default=picture.seed, help="seed of the first picture")
     add("--count", type=int, default=1, help="number of pictures; each has the next seed")
     add("--guidance-scale", type=float, default=picture.guidance_scale, help="1 means no guidance")
+    if picture.image_guidance_scale is not None:
+        usual = picture.image_guidance_scale
+        add("--image-guidance-scale", type=float, default=usual, help="how closely to follow the input picture, from 1")
     add("--steps", type=int, default=picture.steps, help="steps of the scheduler")
     add(
         "--output",
@@ -85,8 +87,9 @@ def _parse(program: str, bundle: Bundle, arguments: Sequence[str] | None) -> arg
     add("--threads", type=int, default=0, help="threads of onnxruntime; 0 means one per core")
     add("--timings", type=Path, help="JSON file for all measured times")
     given = parser.parse_args(arguments)
-    if given.count < 1 or given.guidance_scale < 1 or given.output.suffix.lower() != ".png":
-        parser.error("wanted --count and --guidance-scale of 1 or more, and an --output that ends in .png")
+    least = [given.count, given.guidance_scale, vars(given).get("image_guidance_scale", 1)]
+    if min(least) < 1 or given.output.suffix.lower() != ".png":
+        parser.error("wanted --count and guidance scales of 1 or more, and an --output that ends in .png")
     if max(len(given.prompt), len(given.negative_prompt)) > MOST:
         parser.error(f"wanted prompts of {MOST} characters at most")
     return given
@@ -102,6 +105,7 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
         guidance_scale=given.guidance_scale,
         steps=given.steps,
         strength=vars(given).get("strength"),
+        image_guidance_scale=vars(given).get("image_guidance_scale"),
     )
     draw_one = _drawing(bundle, asked, given)
     models, load_seconds = _load(program, bundle, given)
@@ -161,7 +165,7 @@ def _drawing(bundle: Bundle, asked: Picture, given: argparse.Namespace) -> Calla
 
     Args:
         asked: the pictures, but for their seeds.
-        given: with the picture to draw over, of image to image, or the one to paint on and its mask.
+        given: with the picture to draw over, of image to image, or the one to draw on and, for inpainting, its mask.
     """
     schedule, tokenizer = bundle.schedule(asked.steps), bundle.tokenizer()
     if schedule.guidance_embedded and asked.guidance_scale != bundle.picture.guidance_scale:
@@ -171,7 +175,8 @@ def _drawing(bundle: Bundle, asked: Picture, given: argparse.Namespace) -> Calla
         )
     latents, conditioning = bundle.latents, bundle.conditioning
     if bundle.canvas:
-        canvas = read_canvas(given.image, given.mask, height=asked.height, width=asked.width)
+        files = [vars(given)[name] for name, _ in zip(CANVAS, bundle.canvas)]
+        canvas = read_canvas(*files, height=asked.height, width=asked.width)
         return lambda models, picture: paint(
             canvas, models, tokenizer, schedule, picture, latents=latents, conditioning=conditioning
         )

@@ -35,7 +35,7 @@ class Time(NamedTuple):
         return np.repeat(self.row, prompts // len(self.row), axis=0)[:, None]
 
 
-#: (latent (1, C, h, w), time, prompts (B, T, W)), arrays float32 -> the network's output for each prompt, (B, C, h, w)
+#: (latent (1, C, h, w), or one for each prompt, time, prompts (B, T, W)), arrays float32 -> the network's outputs, (B, C, h, w)
 Denoiser = Callable[[np.ndarray, Time, np.ndarray], np.ndarray]
 
 
@@ -153,10 +153,11 @@ def denoiser(network: Session) -> Denoiser:
 
     def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
         rows = [time._replace(row=row) for row in time.rows(len(prompts))]
+        taken = np.repeat(latent, len(prompts) // len(latent), axis=0)
         return np.concatenate(
             [
-                network.run({LATENT: latent, time_input: one.value(time_shape), CONTEXT: text[None]})[output]
-                for text, one in zip(prompts, rows)
+                network.run({LATENT: sample[None], time_input: one.value(time_shape), CONTEXT: text[None]})[output]
+                for sample, text, one in zip(taken, prompts, rows)
             ]
         )
 
@@ -164,8 +165,17 @@ def denoiser(network: Session) -> Denoiser:
 
 
 def joined(denoise: Denoiser, beside: np.ndarray) -> Denoiser:
-    """*denoise*, which takes *beside*, (1, K, h, w) float32, as further channels of the latent, where none is scaled."""
-    return lambda latent, time, prompts: denoise(np.concatenate([latent, beside], axis=1), time, prompts)
+    """*denoise*, which takes *beside* as further channels of the latent, where none is scaled.
+
+    Args:
+        beside: (1, K, h, w) float32, or one for each branch of guidance; without guidance the first counts.
+    """
+
+    def denoise_joined(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
+        given = beside[: len(prompts)]
+        return denoise(np.concatenate([np.repeat(latent, len(given), axis=0), given], axis=1), time, prompts)
+
+    return denoise_joined
 
 
 class Sampled(NamedTuple):
@@ -190,6 +200,7 @@ def sample(
     prompt_embeds: np.ndarray,
     negative_embeds: np.ndarray | None,
     guidance_scale: float,
+    image_guidance_scale: float | None = None,
     added: np.ndarray | None = None,
     what: str = "denoising: step",
 ) -> Sampled:
@@ -205,6 +216,8 @@ def sample(
         negative_embeds: the same of the negative prompt; not used, and None will do, without guidance.
         guidance_scale: of classifier-free guidance. At 1 or less, and where the schedule has embedded it, the model runs once a
             step, without the negative prompt, as in diffusers.
+        image_guidance_scale: how far the picture that it draws on guides too (InstructPix2Pix). With guidance the model runs a
+            third time then, with the negative prompt and without the picture. None: there is no such branch.
         added: what prompt and, with guidance, negative prompt add to the time embedding, (B, C) float32; None: nothing.
         what: the lines of progress begin with it.
     """
@@ -214,6 +227,9 @@ def sample(
     prompts = (
         np.concatenate([prompt_embeds, negative_embeds]) if guided and negative_embeds is not None else prompt_embeds
     )
+    if guided and image_guidance_scale is not None:
+        prompts = np.concatenate([prompts, prompts[1:]])
+        added = None if added is None else np.concatenate([added, added[1:]])
     tell = progress(what)
     steps = len(schedule.timesteps)
     terms = np.zeros((1 + 2 * steps, *initial.shape), dtype=np.float32)  # initial latent, outputs of the model, noises
@@ -225,9 +241,7 @@ def sample(
         if schedule.runs_model(i):
             scaled = (latent * schedule.input_scale[i]).astype(np.float32)
             output = denoise(scaled, schedule.time(i, added), prompts)
-            if guided:
-                output = output[1:] + np.float32(guidance_scale) * (output[:1] - output[1:])
-            terms[1 + i] = output
+            terms[1 + i] = _guided(output, guidance_scale, image_guidance_scale) if guided else output
         if schedule.draws_noise[i]:
             terms[1 + steps + i] = noise.normal(initial.shape)
         latent = latents[i] = _weighted_sum(schedule.coefficients[i], terms)
@@ -235,6 +249,18 @@ def sample(
             seconds.append(time.perf_counter() - start)
         tell(i + 1, steps)
     return Sampled(latents[-1], latents, tuple(seconds))
+
+
+def _guided(outputs: np.ndarray, scale: float, image_scale: float | None) -> np.ndarray:
+    """Classifier-free guidance (Ho and Salimans 2022), with an *image_scale* that of InstructPix2Pix (Brooks et al. 2023).
+
+    Args:
+        outputs: (2, C, h, w) with prompt and with negative prompt; or (3, C, h, w), the last without the picture too.
+    """
+    if image_scale is None:
+        return outputs[1:] + np.float32(scale) * (outputs[:1] - outputs[1:])
+    prompt, negative, plain = np.split(outputs, 3)
+    return plain + np.float32(scale) * (prompt - negative) + np.float32(image_scale) * (negative - plain)
 
 
 def _weighted_sum(weights: np.ndarray, terms: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from .values import Conditioning, Latents, Picture
 
 #: The latent that a drawing begins with, of a noise
 Begin = Callable[[TorchNoise], np.ndarray]
-#: What the denoiser takes beside the latent, (1, K, h, w), of the noise that follows the latent's
+#: What the denoiser takes beside the latent, (1 or B, K, h, w), of the noise that follows the latent's
 Beside = Callable[[TorchNoise], np.ndarray]
 
 
@@ -168,6 +168,7 @@ def draw_latent(
         prompt_embeds=embeds[0].tokens,
         negative_embeds=embeds[1].tokens if len(embeds) > 1 else None,
         guidance_scale=picture.guidance_scale,
+        image_guidance_scale=picture.image_guidance_scale,
         added=added_rows(added, embeds, picture.size_conditioning),
     )
 

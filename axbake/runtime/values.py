@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CANVAS = ("image", "mask")  # columns with what a denoiser draws on: none, the first, or both
 #: Name of a scheduler -> its name in web UIs; with more words where they have no such one
 SAMPLERS = {
     "dpmpp_2m_karras": "DPM++ 2M Karras to sigma_min",
@@ -50,10 +51,9 @@ class Latents:
         """Of the latent of a picture of *height* × *width* pixels."""
         return 1, self.channels, height // self.factor, width // self.factor
 
-    @property
-    def beside_mask(self) -> int:
-        """Channels that an inpainting denoiser takes beside the latent: a mask's, and another latent's."""
-        return 1 + self.channels
+    def beside(self, *, masked: bool) -> int:
+        """Channels that a denoiser takes beside the latent, if it draws on a picture: another latent's, and with a mask one."""
+        return self.channels + masked
 
     def for_decoder(self, latent: np.ndarray) -> np.ndarray:
         """What the VAE decoder takes of a denoised *latent*, both (1, channels, h, w) float32.
@@ -125,6 +125,9 @@ class Picture:
     strength: float | None = None  # 0 to 1, of image to image
     #: Original height and width, crop's top and left, target height and width, in pixels, for SDXL; empty: those of web UIs
     sizes: tuple[int, ...] = ()
+    image_guidance_scale: float | None = (
+        None  # of a denoiser that follows instructions (InstructPix2Pix); None: of others
+    )
 
     @property
     def size_conditioning(self) -> tuple[int, ...]:
@@ -139,8 +142,9 @@ class Picture:
         # A value with one of these marks is quoted, else it would end where the mark is (`infotext_utils.quote` there).
         model = json.dumps(self.model, ensure_ascii=False) if set(self.model) & set(",:\n") else self.model
         lines.append(
-            f"Steps: {self.steps}, Sampler: {SAMPLERS[self.scheduler]}, CFG scale: {self.guidance_scale:g}, "
-            f"Seed: {self.seed}, Size: {self.width}x{self.height}, Model: {model}"
+            f"Steps: {self.steps}, Sampler: {SAMPLERS[self.scheduler]}, CFG scale: {self.guidance_scale:g}"
+            + (f", Image CFG scale: {self.image_guidance_scale:g}" if self.image_guidance_scale is not None else "")
+            + f", Seed: {self.seed}, Size: {self.width}x{self.height}, Model: {model}"
             + (f", Denoising strength: {self.strength:g}" if self.strength is not None else "")
             + (f", Clip skip: {self.clip_skip}" if self.clip_skip > 1 else "")
         )

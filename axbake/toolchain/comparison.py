@@ -12,7 +12,7 @@ from PIL import Image
 
 from axbake.calibration.tars import calibrate_denoiser
 from axbake.distance import psnr, ssim
-from axbake.drawing.inpainting import canvas_of
+from axbake.drawing.canvas import canvas_of
 from axbake.drawing.parts import Drawn, added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of

@@ -285,12 +285,12 @@ def test_a_tensor_of_a_wrong_shape_is_named_with_both_shapes(tensors, tmp_path):
     assert "vae_decoder: decoder.conv_out.bias: found (5,), wanted (3,)" in said
 
 
-def test_an_instruct_unet_is_refused_since_its_eight_channels_fit_no_interface(tensors, tmp_path):
-    tensors[CONV_IN] = torch.zeros(tiny.WIDTH, 8, 3, 3)
+def test_an_upscaler_is_refused_since_its_seven_channels_fit_no_interface(tensors, tmp_path):
+    tensors[CONV_IN] = torch.zeros(tiny.WIDTH, 7, 3, 3)
 
     said = refusal(AxbakeError, tensors, tmp_path)
 
-    assert "in_channels: 8, wanted 4: this is an instruct-pix2pix checkpoint" in said
+    assert "in_channels: 7, wanted 4: this is an upscaler" in said
 
 
 @pytest.mark.parametrize(

@@ -15,24 +15,23 @@ from axbake.bundles.layouts import LAYOUTS, LayoutError
 from axbake.calibration.held_out import check_calibration
 from axbake.calibration.masks import KINDS, draw_mask
 from axbake.calibration.pictures import draw_pictures
-from axbake.checkpoints.refusals import InpaintingError, check_mask
+from axbake.checkpoints.refusals import CanvasError, check_canvas
 from axbake.distance import psnr
 from axbake.drawing.attribution import attribute_error
-from axbake.drawing.inpainting import canvas_of
+from axbake.drawing.canvas import canvas_of
 from axbake.drawing.parts import added_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of, simulate
 from axbake.inspect import inspect_checkpoint
-from axbake.networks.component import addresses
+from axbake.runtime.canvas import paint, read_canvas
 from axbake.runtime.errors import BundleError
-from axbake.runtime.inpaint import paint, read_canvas
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
 from axbake.runtime.txt2img import Models, draw
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
-from tests.unit.conftest import COLUMNS, export_onnx, import_tiny, tensors_of
-from tests.unit.jobs import calibrate, draw_picture, emulate, observe, record
+from tests.unit.conftest import import_tiny
+from tests.unit.jobs import calibrate, draw_picture, emulate, export, observe, record
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
 STEPS, GUIDANCE, SEED = 4, 5, 9
@@ -72,17 +71,7 @@ def exported(inpainting, tmp_path_factory):
 
     def graphs(name):
         if name not in known:
-            model, known[name] = inpainting(name), {}
-            directory = tmp_path_factory.mktemp(f"{name}-onnx")
-            for component in model.family.components:
-                known[name][component.name] = []
-                for address, piece in zip(addresses(component), component.graphs, strict=True):
-                    graph = directory / f"{address}.onnx"
-                    graph.parent.mkdir(exist_ok=True)
-                    columns = {column: COLUMNS[column] for column in component.columns}
-                    of = {"build": component.build, "piece": piece, "columns": columns}
-                    export_onnx(model.weights[component.name], **of, graph=graph, tensors=tensors_of(graph))
-                    known[name][component.name].append(graph)
+            known[name] = export(inpainting(name), tmp_path_factory.mktemp(f"{name}-onnx"))
         return known[name]
 
     return graphs
@@ -418,23 +407,36 @@ def test_a_file_for_inpainting_can_be_baked_and_is_called_so(inpainting):
     assert said["variant"].endswith("for inpainting")
 
 
-def test_a_row_with_a_mask_needs_a_model_for_it_and_the_other_way_round():
-    check_mask("unet", {"in_channels": 9, "out_channels": 4}, masked=True)
-    check_mask("unet", {"in_channels": 4, "out_channels": 4}, masked=False)
+@pytest.mark.parametrize("channels", [4, 8, 9])
+@pytest.mark.parametrize("given", [(), ("image",), ("image", "mask")], ids=["nothing", "image", "mask"])
+def test_a_row_gives_what_its_model_draws_on(channels, given):
+    config = {"in_channels": channels, "out_channels": 4}
+    wanted = {4: (), 8: ("image",), 9: ("image", "mask")}[channels]
+    if given == wanted:
+        check_canvas("unet", config, given=given)
+        return
 
-    with pytest.raises(InpaintingError, match="unet: takes 9 channels, wanted 4: it is for inpainting"):
-        check_mask("unet", {"in_channels": 9, "out_channels": 4}, masked=False)
-    with pytest.raises(InpaintingError, match=r"it is not for inpainting\. Empty the columns image and mask"):
-        check_mask("unet", {"in_channels": 4, "out_channels": 4}, masked=True)
+    found = {(): "no picture and no mask", ("image",): "a picture and no mask"}.get(given, "a picture and a mask")
+    kind = {4: "text to image", 8: r"instructions \(InstructPix2Pix\)", 9: "inpainting"}[channels]
+    remedy = {
+        4: "Empty the columns image and mask",
+        8: "Fill in the column image",
+        9: "Fill in the columns image and mask",
+    }
+    with pytest.raises(
+        CanvasError,
+        match=f"unet: takes {channels} channels: it is for {kind}, but the row has {found}. {remedy[channels]}",
+    ):
+        check_canvas("unet", config, given=given)
 
 
 def test_jobs_refuse_it_too_where_a_file_was_fetched(inpainting, model_of, canvas, tmp_path):
-    with pytest.raises(InpaintingError, match="the row has no mask"):
+    with pytest.raises(CanvasError, match="the row has no picture and no mask"):
         draw_picture(inpainting("sd1"), inpainting("sd1").picture(), tmp_path)
-    with pytest.raises(InpaintingError, match="not for inpainting"):
+    with pytest.raises(CanvasError, match="it is for text to image, but the row has a picture and a mask"):
         draw_picture(model_of("sd1"), model_of("sd1").picture(), tmp_path, canvas=canvas)
     schedule = inpainting("sd1").schedule(tmp_path / "schedule.npz")
-    with pytest.raises(InpaintingError, match="the row has no mask"):
+    with pytest.raises(CanvasError, match="the row has no picture and no mask"):
         record(inpainting("sd1"), schedule, tmp_path / "trajectories.npz", prompts=PROMPTS)
 
 
@@ -458,8 +460,8 @@ def test_published_programs_take_no_mask(layout):
     settings = LAYOUTS[layout].demands | {"model": "tiny"}
 
     LAYOUTS[layout].check(layout, settings, roles)
-    with pytest.raises(LayoutError, match="a UNet for inpainting"):
-        LAYOUTS[layout].check(layout, settings, roles, masked=True)
+    with pytest.raises(LayoutError, match="a UNet that draws on a picture"):
+        LAYOUTS[layout].check(layout, settings, roles, drawn_on=True)
 
 
 def test_a_file_that_is_no_picture_is_named(canvas, tmp_path):

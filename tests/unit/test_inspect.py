@@ -133,7 +133,7 @@ def test_pickles_and_folders_are_described_alike(tmp_path):
 
 @pytest.mark.parametrize(
     ("channels", "kind"),
-    [(7, "an upscaler"), (8, "an instruct-pix2pix checkpoint"), (5, "a depth-to-image")],
+    [(7, "an upscaler"), (5, "a depth-to-image")],
 )
 def test_unets_of_other_inputs_are_called_by_name(channels, kind, tmp_path):
     tensors = tiny.single_file_tensors(tiny.sd1())

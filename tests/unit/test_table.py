@@ -55,6 +55,7 @@ ROW = {
     "negative_prompt": "blurry",
     "image": "",
     "mask": "",
+    "image_guidance_scale": "",
     "prompt_chunks": "2",
     "clip_skip": "2",
     "embeddings": "embeddings/easynegative.safetensors, embeddings/bad.pt",
@@ -65,7 +66,7 @@ ROW = {
 DEFAULTS = {"sha256": "", "family": "", "config": "", "vae": "", "prediction": "", "source": "", "negative_prompt": ""}
 DEFAULTS |= {"original_size": "", "crop": "", "target_size": "", "image": "", "mask": ""}
 DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
-DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera"}
+DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera", "image_guidance_scale": None}
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,7 @@ def test_cells_have_their_columns_types():
             "loras": [Lora("loras/film.safetensors", 0.4, 0.4)],
             "calibration_prompts": ["slice of pizza", "rocket"],
             "sizes": (832, 1216, 0, 0, 640, 384),
+            "image_guidance_scale": None,
         }
     }
 

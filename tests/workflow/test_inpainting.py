@@ -91,8 +91,11 @@ def test_image_to_image_and_published_layouts_are_refused(baked, tmp_path):
     done = run(baked, tmp_path, "img2img.py", "red.png")
 
     assert done.returncode == 1
-    assert "the models of this bundle are for inpainting. Use txt2img.py with --image, --mask" in done.stderr
-    assert "a UNet for inpainting, wanted one without a mask" in baked.refusal(
+    assert (
+        "the models of this bundle draw on a picture in their own way. Use txt2img.py with --image and --mask"
+        in done.stderr
+    )
+    assert "a UNet that draws on a picture, wanted one for text to image" in baked.refusal(
         "--dry-run", "results/paint/bundle/axera/manifest.json"
     )
 
@@ -102,7 +105,7 @@ def test_a_manifest_that_names_one_file_of_two_is_refused(baked, tmp_path):
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(manifest | {"canvas": manifest["canvas"][:1]}))
 
-    with pytest.raises(BundleError, match="wanted a picture and a mask, files of the bundle"):
+    with pytest.raises(BundleError, match="wanted a picture and a mask, or"):
         read_bundle(bundle)
 
 
@@ -122,9 +125,14 @@ def test_another_mask_draws_anew_and_calibrates_nothing_anew(baked, tmp_path):
     [
         (
             {"image": "", "mask": ""},
-            "it is for inpainting, and the row has no mask. Fill in the columns image and mask",
+            "it is for inpainting, but the row has no picture and no mask. Fill in the columns image and mask",
         ),
-        ({"mask": ""}, "column mask: empty, but column image is not"),
+        ({"mask": ""}, "it is for inpainting, but the row has a picture and no mask"),
+        ({"image": ""}, "column image: empty, but column mask is not"),
+        (
+            {"image_guidance_scale": "2.5"},
+            "column image_guidance_scale: 2.5, wanted an empty cell: only models for instructions",
+        ),
         ({"mask": "pictures/none.png"}, "pictures/none.png: not there"),
     ],
 )
@@ -141,4 +149,6 @@ def test_a_row_with_a_mask_for_another_model_is_refused(baked, checkpoint, tmp_p
     project = baked.copy(tmp_path)
     (project.directory / ROW["checkpoint"]).write_bytes(checkpoint.read_bytes())
 
-    assert "it is not for inpainting. Empty the columns image and mask" in project.refusal("--dry-run", REPORT)
+    assert "it is for text to image, but the row has a picture and a mask. Empty the columns" in project.refusal(
+        "--dry-run", REPORT
+    )

@@ -29,7 +29,7 @@ rule record_trajectories:
                         # Decided here, so that it stands in the job's settings.
                         "precision": chosen_precision(model.entry("calibration/recorded_in")),
                     }
-                    | model.sizes,
+                    | model.conditions,
                     row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
                     tools=[*TORCH, "tokenizers", "numpy"],
                     data=["resources/clip"],

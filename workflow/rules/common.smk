@@ -155,7 +155,7 @@ def files(settings=None, **patterns):
 
 
 def with_canvas(*patterns):
-    """Input function: files that only the jobs of inpainting models read, by patterns as of `files`."""
+    """Input function: files that only the jobs of models that draw on a picture read, by patterns as of `files`."""
 
     def paths(model, wildcards):
         places = [expanded(pattern, model.family.name, None) for pattern in patterns]

@@ -116,7 +116,7 @@ def embeddings_of(model, wildcards):
 
 
 def canvas_of(model, wildcards):
-    """Paths of an inpainting model's picture and mask, which are there; none of others."""
+    """Paths of what a model draws on, which are there; none of one for text to image."""
     assert model.sources.canvas_digest is not None
     return model.canvas
 
@@ -129,11 +129,11 @@ def canvas_sources(model, wildcards=None):
 def pipeline_of(model):
     """diffusers' pipeline that draws a model's reference."""
     process = model.family.process
-    return process.inpainting if model.canvas else process.pipeline
+    return (process.pipeline, process.instruct, process.inpainting)[len(model.canvas)]
 
 
 def builds_recorded(model):
-    """Function that builds each of the networks whose drawings are recorded, and the encoder of what an inpainting one sees."""
+    """Function that builds each of the networks whose drawings are recorded, and the encoder of the pictures that one draws on."""
     family = model.family
     encoder, _ = family.autoencoder
     return {
@@ -393,7 +393,7 @@ def bundled(model, wildcards):
     layout = LAYOUTS[wildcards.layout]
     cells = {name: model.row[name] for name in layout.demands if name in model.row}
     layout.check(
-        wildcards.layout, layout.demands | cells | {"model": model.name}, model.roles, masked=bool(model.canvas)
+        wildcards.layout, layout.demands | cells | {"model": model.name}, model.roles, drawn_on=bool(model.canvas)
     )
     return {
         "layout": wildcards.layout,

@@ -1,4 +1,4 @@
-"""Inpainting: a denoiser that takes a mask and the latent of the picture outside it beside the latent that it draws."""
+"""Denoisers that draw on a picture, whose latent they take beside their own: within a mask, or as the prompt says."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ WHITE = 128  # from this grey on a mask is white, as diffusers' `VaeImageProcess
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture, and where it is to be painted anew."""
+    """A picture, and where it is to be painted anew; without a mask, the prompt says what to change (InstructPix2Pix)."""
 
     pixels: np.ndarray  # (H, W, 3) uint8 RGB
-    mask: np.ndarray  # (H, W) bool
+    mask: np.ndarray | None = None  # (H, W) bool
 
 
-def read_canvas(picture: Path, mask: Path, *, height: int, width: int) -> Canvas:
-    """A picture and its mask in the size that a model draws, both cut and scaled as `read_picture` does.
+def read_canvas(picture: Path, mask: Path | None = None, *, height: int, width: int) -> Canvas:
+    """A picture and its mask, if there is one, in the size that a model draws, both cut and scaled as `read_picture` does.
 
     White is painted anew, black and what is transparent in the mask stays.
 
     Raises:
         BundleError: one cannot be read, the two are of different sizes, or nothing is white.
     """
+    if mask is None:
+        return Canvas(read_picture(picture, height=height, width=width))
     wanted, upright = upright_picture(picture).size, upright_picture(mask)
     if upright.size != wanted:
         raise BundleError(
@@ -51,11 +53,18 @@ def read_canvas(picture: Path, mask: Path, *, height: int, width: int) -> Canvas
 
 
 def beside_latent(canvas: Canvas, encode: Encode, noise: TorchNoise, *, latents: Latents) -> np.ndarray:
-    """What the denoiser takes beside the latent, (1, 1 + C, h, w) float32: mask, then latent of the picture outside it.
+    """What the denoiser takes beside the latent, (1 or B, K, h, w) float32; B: one for each branch of guidance.
 
-    As in diffusers' `StableDiffusionInpaintPipeline`: the mask is 1 where to paint, every 8th pixel of it counts, and the picture
-    is grey there. The latent is a sample, which takes the noise's next array.
+    With a mask, as in diffusers' `StableDiffusionInpaintPipeline`, (1, 1 + C, h, w): the mask, then the latent of the picture
+    outside it. The mask is 1 where to paint, every 8th pixel of it counts, and the picture is grey there. The latent is a
+    sample, which takes the noise's next array.
+
+    Without, as in diffusers' `StableDiffusionInstructPix2PixPipeline`, (3, C, h, w): for prompt and negative prompt the means
+    of the picture's latent, not scaled; for the negative prompt without the picture, zeros.
     """
+    if canvas.mask is None:
+        means = encode(normalised(canvas.pixels))[:, : latents.channels]
+        return np.concatenate([means, means, np.zeros_like(means)])
     outside = normalised(canvas.pixels) * ~canvas.mask
     mask = canvas.mask[None, None, :: latents.factor, :: latents.factor].astype(np.float32)
     return np.concatenate([mask, latents.from_encoder(sampled(encode(outside), noise, latents=latents))], axis=1)
@@ -71,19 +80,21 @@ def paint(
     latents: Latents,
     conditioning: Conditioning | None = None,
 ) -> Drawing:
-    """Draw *picture* where the mask of *canvas* is white, as diffusers' `StableDiffusionInpaintPipeline` does.
+    """Draw *picture* on *canvas*, as diffusers' pipelines do (`beside_latent`).
 
     Args:
         models: with the VAE encoder.
-        picture: with a strength, as in `redraw`; 1 or None begins with noise alone.
+        picture: with a strength, as in `redraw`; 1 or None begins with noise alone. Without a mask, with an image guidance scale.
         latents, conditioning: as in `draw`.
 
     Raises:
         BundleError: models, schedule, picture and canvas do not fit each other; or no step is left.
     """
-    shape = latent_shape(models, schedule, picture, latents=latents, beside=latents.beside_mask)
+    shape = latent_shape(
+        models, schedule, picture, latents=latents, beside=latents.beside(masked=canvas.mask is not None)
+    )
     if models.encoder is None:
-        raise BundleError("inpainting without a VAE encoder; wanted one among the models.")
+        raise BundleError("a picture to draw on without a VAE encoder; wanted one among the models.")
     encode = encoding(models.encoder)
     drawn, begin = schedule, pure_noise(schedule, shape)
     if picture.strength not in (None, 1):

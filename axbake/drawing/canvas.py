@@ -1,17 +1,17 @@
-"""Inpainting on the host: a row's picture and mask, and torch's VAE encoder as the runtime calls its own."""
+"""What a model draws on, on the host: a row's picture and mask, and torch's VAE encoder as the runtime calls its own."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from axbake.runtime.canvas import Canvas, read_canvas
 from axbake.runtime.img2img import Encode
-from axbake.runtime.inpaint import Canvas, read_canvas
 from axbake.weights.networks import Build
 
 
 def canvas_of(files: Sequence[Path], *, height: int, width: int) -> Canvas | None:
-    """Picture and mask in *files*, in a size of pixels; None where there are none."""
+    """Picture and mask in *files*, or a picture alone, in a size of pixels; None where there are none."""
     return read_canvas(*files, height=height, width=width) if files else None
 
 
