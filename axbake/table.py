@@ -411,11 +411,11 @@ def _tile_faults(row: Mapping[str, Any], rules: Mapping[str, Any]) -> Iterator[s
     """Why the tiles of a row do not fit its picture."""
     tile, sides = row.get("vae_tile"), [row.get("height"), row.get("width")]
     lengths = [side for side in sides if isinstance(side, int)]
-    if isinstance(tile, int) and len(lengths) == len(sides) and tile > min(lengths):
-        step = rules["multipleOf"]
+    most = min(lengths, default=0) // rules["multipleOf"] * rules["multipleOf"]
+    if isinstance(tile, int) and len(lengths) == len(sides) and tile > min(lengths) and most:
         yield (
-            f"{tile} is larger than the picture, which is {sides[0]} high and {sides[1]} wide; take at most"
-            f" {min(lengths) // step * step}, or leave the cell empty"
+            f"{tile} is larger than the picture, which is {sides[0]} high and {sides[1]} wide; take at most {most}, or leave the"
+            " cell empty"
         )
 
 

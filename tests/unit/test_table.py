@@ -105,6 +105,7 @@ def test_cells_have_their_columns_types():
         | {
             "height": 64,
             "width": 96,
+            "vae_tile": 64,
             "steps": 4,
             "guidance_scale": 7.5,
             "seed": 3,
