@@ -361,7 +361,10 @@ def test_a_card_that_does_not_hold_the_decoder_is_said_to_hold_one_of_tiles(tmp_
     limit = 0.9 * 7040 * 2**20 / 1e6  # MB
     said = card(limit - 700 * 700 * per_pixel, 1024)
 
-    assert f"or use a smaller size; or set `vae_tile` to 640: vae_decoder then takes about {640**2 * per_pixel:.0f} MB" in said
+    assert (
+        f"or use a smaller size; or set `vae_tile` to 640: vae_decoder then takes about {640**2 * per_pixel:.0f} MB"
+        in said
+    )
     assert "vae_tile" not in card(1000, 1024)
     assert "vae_tile" not in card(limit, 1024) and "smaller size." in card(limit, 1024)
 

@@ -65,7 +65,14 @@ ROW = {
 }
 DEFAULTS = {"sha256": "", "family": "", "config": "", "vae": "", "prediction": "", "source": "", "negative_prompt": ""}
 DEFAULTS |= {"original_size": "", "crop": "", "target_size": "", "image": "", "mask": ""}
-DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1, "vae_tile": 0}
+DEFAULTS |= {
+    "scheduler": "dpmpp_2m_karras",
+    "steps": 20,
+    "guidance_scale": 7,
+    "seed": 42,
+    "prompt_chunks": 1,
+    "vae_tile": 0,
+}
 DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera"}
 
 

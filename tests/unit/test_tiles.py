@@ -1,4 +1,4 @@
-"""A decoder of tiles draws what diffusers' tiling draws, the same on host and board, and the simulation measures what it costs."""
+"""A decoder of tiles draws what diffusers' tiling draws, the same on host and board, and the simulation measures its cost."""
 
 import json
 import tarfile
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 
 from axbake.bundles.layouts import LAYOUTS, LayoutError
 from axbake.calibration.tars import calibrate_decoder
@@ -203,8 +204,6 @@ def loaded(model, graphs):
 
 
 def test_the_runtime_draws_the_simulations_picture_tile_by_tile(model, graphs, simulated, caplog):
-    from PIL import Image
-
     models, latents = loaded(model, graphs)
 
     with caplog.at_level("INFO", "axbake.runtime.progress"):

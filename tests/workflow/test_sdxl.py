@@ -20,7 +20,9 @@ def baked(tmp_path_factory) -> Project:
     directory = tmp_path_factory.mktemp("xl")
     checkpoint = tiny_xl.save(tiny_xl.sdxl(), directory / "xl.safetensors")
     project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
-    project.write_rows(ROW | {"model": "xl", "width": "96", "vae_tile": "64", "original_size": "832x1216", "crop": "16,8"})
+    project.write_rows(
+        ROW | {"model": "xl", "width": "96", "vae_tile": "64", "original_size": "832x1216", "crop": "16,8"}
+    )
     project.bake(REPORT, BUNDLE)
     return project
 
