@@ -4,7 +4,7 @@
 
 Without an option: the demo's VAE, which is trained, and the latents that its encoder gives for four of the pictures that VAEs are
 calibrated with, at several sizes of picture and tile. With it: latents of noise, through a VAE of Stable Diffusion 1.5's size,
-with random weights as diffusers initialises them; that takes some minutes, and 6 GB of memory.
+with random weights as diffusers initialises them; that takes some minutes, and 4 GB of memory.
 
 All in torch, float32. Pixels are from 0 to 255 and not rounded. A largest difference is that of the worst picture.
 """
