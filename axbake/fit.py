@@ -18,7 +18,7 @@ from axbake.families.family import Family
 from axbake.jobs.values import encode
 from axbake.loras.files import LoraError, check_family, lora_facts, read_lora
 from axbake.networks.clip_skip import layers_left
-from axbake.networks.component import Component, Shapes
+from axbake.networks.component import Component, Shapes, columns_of
 from axbake.runtime.values import CANVAS
 from axbake.sources import COLUMNS, Sources, read_header
 
@@ -41,7 +41,7 @@ def check_fit(row: dict[str, Any], family: Family, configs: Configs) -> None:
         _check_denoiser(row, family, configs)
     for component in family.components:
         for piece in component.graphs if component.name in configs else ():
-            piece.interface(configs[component.name], **{name: row[name] for name in component.columns})
+            piece.interface(configs[component.name], **columns_of(component, row))
 
 
 def configs_of(row: dict[str, Any], family: Family, sources: Sources) -> dict[str, dict[str, Any]]:

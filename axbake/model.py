@@ -18,7 +18,7 @@ from axbake.fit import Configs, check_fit, check_samples, configs_of
 from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora
-from axbake.networks.component import DENOISER, TEXT, Component, addresses
+from axbake.networks.component import DENOISER, TEXT, Component, addresses, columns_of
 from axbake.printable import error_line
 from axbake.runtime.values import CANVAS, Picture
 from axbake.sources import CHECKPOINT, VAE, Sources, read_header
@@ -165,9 +165,15 @@ class Model:
         """What only some denoisers are given: sizes, and the image guidance scale, if its row has them."""
         return {name: self.row[name] for name in ("sizes", "image_guidance_scale") if self.row[name]}
 
+    @property
+    def tile(self) -> dict[str, int]:
+        """Side of its VAE decoder's tiles, in latent pixels, if the decoder draws tiles."""
+        tile = self.row["vae_tile"]
+        return {"tile": tile // self.family.latents.factor} if tile else {}
+
     def columns(self, component: Component) -> dict[str, Any]:
         """The row's cells that the graphs of *component* depend on."""
-        return {name: self.row[name] for name in component.columns}
+        return columns_of(component, self.row)
 
     def entry(self, place: str) -> Any:
         """Value of its config at *place*, separated by slashes."""

@@ -374,6 +374,7 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
         for text in _explain(error):
             column = f", column {error.absolute_path[0]}" if error.absolute_path else ", column"
             yield f"{place}{column}{':' if error.absolute_path else ''} {text}"
+    yield from (f"{place}, column vae_tile: {fault}" for fault in _tile_faults(row, rules["properties"]["vae_tile"]))
     try:
         parse_source(row.get("checkpoint", ""))
     except BadSource as error:
@@ -414,6 +415,18 @@ def _row_faults(line: int, row: dict, rules: dict, families: Collection[str]) ->
 def _is_for_instructions(row: Mapping[str, Any]) -> bool:
     """Whether a row gives a picture to draw on, and no mask."""
     return bool(row.get("image")) and not row.get("mask")
+
+
+def _tile_faults(row: Mapping[str, Any], rules: Mapping[str, Any]) -> Iterator[str]:
+    """Why the tiles of a row do not fit its picture."""
+    tile, sides = row.get("vae_tile"), [row.get("height"), row.get("width")]
+    lengths = [side for side in sides if isinstance(side, int)]
+    most = min(lengths, default=0) // rules["multipleOf"] * rules["multipleOf"]
+    if isinstance(tile, int) and len(lengths) == len(sides) and tile > min(lengths) and most:
+        yield (
+            f"{tile} is larger than the picture, which is {sides[0]} high and {sides[1]} wide; take at most {most}, or leave the"
+            " cell empty"
+        )
 
 
 def _sizes(row: Mapping[str, Any]) -> tuple[int, ...]:

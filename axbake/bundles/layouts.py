@@ -21,7 +21,8 @@ from axbake.runtime.sampler import Schedule
 
 LCM_TIMESTEPS = (999, 759, 499, 259)  # in launcher.py; its image to image begins with the third
 TEXT_ENCODER = "sd15_text_encoder_sim.axmodel"
-HARD_CODED = {"prompt_chunks": 1, "prediction_type": "epsilon", "zero_terminal_snr": False, "scaling_factor": 0.18215}
+ONE_RUN = {"prompt_chunks": 1, "vae_tile": 0}  # of what takes a prompt, and of what makes pixels
+HARD_CODED = {**ONE_RUN, "prediction_type": "epsilon", "zero_terminal_snr": False, "scaling_factor": 0.18215}
 
 
 class LayoutError(AxbakeError):
@@ -155,7 +156,7 @@ LAYOUTS = {
             DECODER: "axmodels/vae_decoder.axmodel",
         },
         tokenizer="support/tokenizer",
-        demands={"program": "euler", "scheduler": "euler", "prompt_chunks": 1},
+        demands={"program": "euler", "scheduler": "euler", **ONE_RUN},
         extras=_euler_extras,
         call="python3 scripts/txt2img_axengine_euler.py --weights_dir BUNDLE/axmodels --tokenizer_dir BUNDLE/support/tokenizer"
         " --scheduler_dir BUNDLE/support/scheduler --vae_config BUNDLE/support/vae/config.json --height {height}"

@@ -18,7 +18,7 @@ from axbake.bundles.layouts import LAYOUTS, Layout
 from axbake.bundles.model_card import licence_notes, model_card, requirements
 from axbake.cache import Cache, cache_directory
 from axbake.errors import AxbakeError
-from axbake.networks.component import Component, addresses
+from axbake.networks.component import Component, addresses, columns_of
 from axbake.networks.sampling import SamplingError
 from axbake.npz import npz_bytes
 from axbake.root import shipped
@@ -57,6 +57,7 @@ def write_bundle(
     conditioning: Conditioning,
     manifest: Path,
     canvas: Sequence[Path] = (),
+    vae_tile: int = 0,
 ) -> None:
     """Lay out a model for the program of *layout*, in the directory that *manifest* is in; the manifest comes there last.
 
@@ -74,6 +75,7 @@ def write_bundle(
         picture: how the reference is drawn, and the bundle's programs draw where they are not told otherwise.
         latents, conditioning: of the family.
         canvas: what the reference is drawn on, as `axbake.drawing.reference.draw_reference` has it.
+        vae_tile: side of the VAE decoder's tiles in pixels; 0: it draws the whole picture.
         manifest: JSON to write, in a private directory below the bundle's own.
 
     Raises:
@@ -84,7 +86,8 @@ def write_bundle(
     drawn = {name: value for name, value in asdict(picture).items() if value is not None}
     settings = drawn | {"program": program} | known
     roles = {graph: component.role for component in components for graph in addresses(component)}
-    plan.check(layout, settings, roles, drawn_on=bool(canvas))
+    cells = settings | {"vae_tile": vae_tile}
+    plan.check(layout, cells, roles, drawn_on=bool(canvas))
     compiled = dict(zip(roles, models, strict=True))
     files = {graph: plan.models.get(role, f"{graph}.axmodel") for graph, role in roles.items() if _takes(plan, role)}
     made_by = dict(zip(roles, map(_read_json, records), strict=True))
@@ -95,7 +98,7 @@ def write_bundle(
         "model": picture.model,
         "emulated": any(made_by[graph]["emulated"] for graph in files),
         "axbake": __version__,
-        "models": _models(components, files, made_by, described, settings),
+        "models": _models(components, files, made_by, described, cells),
         "conditioning": asdict(conditioning),
         "latents": asdict(replace(latents, scale=described["scaling_factor"])),
         "settings": {name: value for name, value in settings.items() if name != "model"},
@@ -141,7 +144,7 @@ def _takes(plan: Layout, role: str) -> bool:
 
 
 def _models(
-    components: list[Component], files: dict[str, str], made_by: dict[str, dict], described: dict, settings: dict
+    components: list[Component], files: dict[str, str], made_by: dict[str, dict], described: dict, cells: dict
 ) -> dict[str, dict[str, Any]]:
     """What the manifest says of each component: its role, its files in order, what made them, what they take and give."""
     said = {}
@@ -150,7 +153,7 @@ def _models(
         if not graphs:
             continue
         config = described["components"][component.name]["config"]
-        columns = {name: settings[name] for name in component.columns}
+        columns = columns_of(component, cells)
         faces = [piece.interface(config, **columns) for piece in component.graphs]
         made = {name for face in faces for name in face.outputs}
         inputs = {name: tensor for face in faces for name, tensor in face.inputs.items() if name not in made}

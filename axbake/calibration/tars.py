@@ -26,6 +26,7 @@ from axbake.calibration.observation import read_observed, run_chain
 from axbake.drawing.prompts import load_tokenizer
 from axbake.networks.component import Piece
 from axbake.runtime.prompt import chunk_prompt, ids_for
+from axbake.runtime.tiles import tiles_of
 
 logger = logging.getLogger(__name__)
 WORST = 10  # tensors that a record names
@@ -143,14 +144,21 @@ def _coverage(covered: Shares, chosen: list[int], by_coverage: list[int]) -> dic
     }
 
 
-def calibrate_decoder(latents: Path, *, piece: Piece, columns: Mapping[str, Any], archive: Path) -> None:
+def calibrate_decoder(
+    latents: Path, *, piece: Piece, columns: Mapping[str, Any], archive: Path, tile: int | None = None
+) -> None:
     """Pack *latents*, an .npy of (N, 1, C, h, w) float32 (`pictures.encode_pictures`), into a `NumpyObject` archive.
 
     Args:
         piece, columns: the decoder's graph, and the columns that its interface asks for: they say what its input is called.
+        tile: side of a tile in latent pixels, of a decoder of tiles. Then there is one tile of each latent: of the n-th the n-th
+            that a drawing decodes, and from the last on the first again. So there are as many samples as of a whole decoder.
     """
     (name,) = piece.inputs(**columns)
-    arrays = enumerate(np.load(latents))
+    loaded = np.load(latents)
+    if tile:
+        loaded = [(tiles := tiles_of(latent, tile))[number % len(tiles)] for number, latent in enumerate(loaded)]
+    arrays = enumerate(loaded)
     _write_archive(archive, ((f"{archive.stem}_{n:04d}.npy", _npy_object({name: latent})) for n, latent in arrays))
 
 

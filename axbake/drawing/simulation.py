@@ -48,6 +48,9 @@ def simulate(
     added_weights: Sequence[Path] = (),
     added: Callable[[Path], AddedEmbedding] | None = None,
     canvas: Sequence[Path] = (),
+    decoder_weights: Sequence[Path] = (),
+    decoder_build: Callable[[dict], Any] | None = None,
+    tile: int | None = None,
 ) -> None:
     """Draw the reference's picture with the compiled models and measure the distance.
 
@@ -62,23 +65,26 @@ def simulate(
         reference, trajectory: the reference's picture and latents.
         latents: of the family.
         canvas: picture and mask, as `axbake.drawing.reference.draw_reference` has them.
+        decoder_weights, decoder_build, tile: of a VAE decoder of tiles its weights, in a list, what builds it, and the side of a
+            tile in latent pixels.
         image: PNG to write.
-        distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM.
+        distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM; with tiles also what these
+            cost (`axbake.drawing.seams`), on the reference's latent.
     """
-    files = drawn.files(models)
+    files, scaled = drawn.files(models), latents_of(latents, encoder_weights)
     drawn_image, drawn_latents = drawn.draw(
         files,
         load_tokenizer(embeddings),
         load_schedule(schedule),
         picture,
-        latents=latents_of(latents, encoder_weights),
+        latents=scaled,
         added=added_of(added, added_weights),
         canvas=canvas_of(canvas, height=picture.height, width=picture.width),
     )
     save_png(image, drawn_image, picture.parameters())
     wanted, before = np.asarray(Image.open(reference).convert("RGB")), np.load(trajectory)
     encoder = open_models(files[drawn.of_role(ENCODER)])
-    result = {
+    result: dict[str, Any] = {
         "emulated": producer(files[drawn.of_role(DENOISER)][0]) == EMULATOR,
         "compared": "compiled models through ONNX Runtime on the host, against diffusers in float32",
         "latent_psnr_db": round(psnr(before[-1], drawn_latents[-1]), 2),
@@ -87,6 +93,17 @@ def simulate(
         "image_ssim": round(ssim(wanted, drawn_image), 4),
         "vae_encoder_psnr_db": round(_encoder_psnr(encoder, encoder_weights, build, wanted, latents.channels), 2),
     }
+    if tile and decoder_build:
+        from axbake.drawing.seams import measure_seams  # here, since others do without torch
+
+        (weights,) = decoder_weights
+        of_tiles = {"tile": tile, "factor": latents.factor}
+        result["seams"] = measure_seams(weights, decoder_build, scaled.for_decoder(before[-1]), **of_tiles)
+        logger.info(
+            "%(tiles)d tiles of %(tile)d pixels: %(psnr_db)s dB from the whole in float32, at most "
+            "%(largest_in_overlaps)s of 255 where they overlap",
+            result["seams"],
+        )
     logger.info("latent %(latent_psnr_db)s dB, picture %(image_psnr_db)s dB, SSIM %(image_ssim)s", result)
     distance.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -1,8 +1,11 @@
 """What the times of a row's jobs depend on, from its cells, its config and the headers of its files."""
 
 import functools
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from axbake.calibration.counting import count_branches
 from axbake.errors import AxbakeError
@@ -13,6 +16,7 @@ from axbake.forecast.work import Bake, threads_of
 from axbake.host import chosen_precision
 from axbake.model import Model
 from axbake.networks.component import Component
+from axbake.runtime.tiles import starts
 from axbake.table import read_prompts
 
 read_texts = functools.cache(read_prompts)
@@ -42,13 +46,20 @@ def bake_of(model: Model, *, cores: int) -> Bake:
         precision=chosen_precision(model.entry("calibration/recorded_in")),
         emulated=model.config["toolchain"] == "emulator",
         threads=threads_of(networks.values(), cores),
+        tiles=_tiles(row) if row["vae_tile"] else 1,
     )
+
+
+def _tiles(row: Mapping[str, Any]) -> int:
+    """Tiles that the VAE decoder draws of one picture."""
+    return math.prod(len(starts(row[side], row["vae_tile"])) for side in ("height", "width"))
 
 
 def _network(model: Model, component: Component) -> Network:
     """What *component* takes; where its file is not here, or has no header that tells, as Stable Diffusion 1.5's."""
     column = model.sources.column_of(component)
-    size, graphs = {"height": model.row["height"], "width": model.row["width"]}, len(component.graphs)
+    cells = model.row | model.columns(component)
+    size, graphs = {"height": cells["height"], "width": cells["width"]}, len(component.graphs)
     of = Path(model.row[column]), model.family.name, component.name
     try:
         if not model.sources.is_remote(column):

@@ -39,6 +39,7 @@ class Bake:
     precision: str  # in which calibration is recorded
     emulated: bool  # whether the emulator compiles, and not Pulsar2
     threads: float = MEASURED_THREADS  # of a job
+    tiles: float = 1  # that the decoder draws of one picture
 
     def of_role(self, *roles: str) -> list[Network]:
         """Its networks of *roles*."""
@@ -112,7 +113,7 @@ def _checked(bake: Bake, network: Network) -> Work:
 def _drawn(bake: Bake, kind: str, drawings: float = 1) -> Work:
     """Drawings of a latent, and the picture of each."""
     works = [_runs(kind, network, drawings * bake.runs) for network in bake.of_role(DENOISER)]
-    works += [_runs(kind, network, drawings) for network in bake.of_role(DECODER)]
+    works += [_runs(kind, network, drawings * bake.tiles) for network in bake.of_role(DECODER)]
     return _sum(*works, *(_runs(kind, network, drawings * min(bake.branches, 2)) for network in bake.of_role(TEXT)))
 
 
@@ -176,6 +177,8 @@ OF_MODEL: dict[str, Callable[[Bake], Work]] = {
         _opened(*_all(bake)),
         _drawn(bake, "onnx", SLOWER),
         *(_runs("torch", one, 2) for one in bake.of_role(ENCODER)),
+        # Tiles and the whole are compared, which takes about as long.
+        *(_runs("torch", one, 2 * bake.tiles) for one in bake.of_role(DECODER) if bake.tiles > 1),
     ),
     # With none compiled, with each text encoder, with the denoiser; the decoder draws its picture twice more.
     "attribute_error": lambda bake: _sum(

@@ -131,6 +131,13 @@ def addresses(component: Component) -> list[str]:
     return [address(component, graph) for graph in component.graphs]
 
 
+def columns_of(component: Component, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of *row* that the graphs of *component* depend on; a decoder of tiles has the graph of a picture of that size."""
+    cells = {name: row[name] for name in component.columns}
+    tile = row["vae_tile"] if component.role == DECODER else 0
+    return cells | {"height": tile, "width": tile} if tile else cells
+
+
 def as_files(component: Component) -> Component:
     """*component* for who takes it out of a checkpoint: without its graphs."""
     return replace(component, graphs=(), columns=(), with_rows=None, rows=None, added=None, states=None, example=None)

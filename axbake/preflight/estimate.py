@@ -4,17 +4,21 @@ Published figures are scaled by what they depend on: time by multiplications a r
 Nothing is known of what memory the real Pulsar2 takes; what the emulator takes, which holds all weights twice, stands for it.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
 from axbake.preflight.findings import Finding
 from axbake.preflight.graph import Graph, volume
 
 CARD_MIB = 7040  # CMM of an 8 GB LLM-8850: `axcl-smi` in M5Stack's documentation
+MIB_OF_MB = 1e6 / 2**20
+TILES = 64  # pixels: sides of tiles are multiples of it (column `vae_tile`)
 MUCH = 0.9  # of a card's memory, above which an estimate is a warning: the program that draws needs some too
 
 
@@ -77,9 +81,6 @@ class Estimate:
 def estimate(role: str, graph: Graph, toolchain: str) -> Estimate:
     """Estimate for *graph* of a component of *role* compiled by *toolchain*."""
     known = (EMULATED if toolchain == "emulator" else PUBLISHED)[role]
-    card = ON_CARD[role]
-    first = volume(graph.shapes[next(iter(graph.inputs))]) if graph.inputs else 0
-    weights = card.file_mb * graph.quantised_bytes / card.quantised_bytes
     return Estimate(
         seconds=known.seconds * graph.macs / known.macs,
         time_basis=known.told,
@@ -87,8 +88,24 @@ def estimate(role: str, graph: Graph, toolchain: str) -> Estimate:
         memory_bytes=int(0.4 * 2**30) + 2 * graph.float_bytes + 8 * graph.largest_tensor,
         # The graph's copy, the optimised one in float, the quantised one, and the model.
         disk_bytes=2 * graph.float_bytes + 2 * graph.quantised_bytes,
-        cmm_mb=weights + (card.cmm_mb - card.file_mb) * first / card.first_input,
+        cmm_mb=_cmm_mb(role, graph),
     )
+
+
+def _cmm_mb(role: str, graph: Graph, share: float = 1) -> float:
+    """What a graph takes of a card's memory, in MB, with *share* of the size of its input."""
+    card = ON_CARD[role]
+    first = volume(graph.shapes[next(iter(graph.inputs))]) if graph.inputs else 0
+    weights = card.file_mb * graph.quantised_bytes / card.quantised_bytes
+    return weights + (card.cmm_mb - card.file_mb) * share * first / card.first_input
+
+
+def tile_estimates(graph: Graph) -> dict[int, float]:
+    """Side in pixels of each tile that the VAE decoder of *graph* could draw instead -> what it would take of a card, in MB."""
+    sides = graph.shapes.get(graph.model.graph.output[0].name, ())[2:]
+    fixed = [side for side in sides if isinstance(side, int)]
+    smaller = range(TILES, min(fixed, default=0) + 1, TILES)
+    return {side: _cmm_mb(DECODER, graph, side**2 / math.prod(fixed)) for side in smaller}
 
 
 def estimate_findings(component: str, graph: Graph, toolchain: str, found: Estimate) -> Iterator[Finding]:
@@ -147,12 +164,26 @@ def free_disk(place: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def check_card(found: Mapping[str, Estimate]) -> Iterator[Finding]:
-    """Whether all models fit into a card at once."""
-    need = sum(estimate.cmm_mb for estimate in found.values()) * 1e6 / 2**20
+def check_card(
+    found: Mapping[str, Estimate], tiles: Mapping[str, Mapping[int, float]] = MappingProxyType({})
+) -> Iterator[Finding]:
+    """Whether all models fit into a card at once, and if not, with what tiles of the VAE decoder they would.
+
+    Args:
+        tiles: by decoder, what `tile_estimates` says of its graph.
+    """
+    need = sum(estimate.cmm_mb for estimate in found.values()) * MIB_OF_MB
     parts = ", ".join(f"{name} {estimate.cmm_mb:.0f} MB" for name, estimate in found.items())
     level = "warning" if need > MUCH * CARD_MIB else "note"
-    advice = " Load them one after the other, or use a smaller size." if level == "warning" else ""
+    advice = ""
+    if level == "warning":
+        fitting = [
+            f"set `vae_tile` to {side}: {name} then takes about {of_tile:.0f} MB, and all models {with_tiles:.0f} MiB"
+            for name, by_side in tiles.items()
+            for side, of_tile in sorted(by_side.items(), reverse=True)
+            if (with_tiles := need + (of_tile - found[name].cmm_mb) * MIB_OF_MB) <= MUCH * CARD_MIB
+        ]
+        advice = f" {'; or '.join(['Load them one after the other, or use a smaller size', *fitting[:1]])}."
     yield Finding(
         "model",
         "card",

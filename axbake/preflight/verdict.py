@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
+from axbake.networks.component import DECODER
 from axbake.preflight.estimate import (
     Estimate,
     check_card,
@@ -17,6 +18,7 @@ from axbake.preflight.estimate import (
     estimate_findings,
     free_disk,
     host_memory,
+    tile_estimates,
 )
 from axbake.preflight.findings import Finding, show
 from axbake.preflight.graph import Graph, UnreadableGraph, read_graph
@@ -63,7 +65,9 @@ def preflight(
     estimates = {name: estimate(roles[name], graph, toolchain) for name, graph in read.items()}
     for name, graph in read.items():
         findings += graph_findings(name, graph, toolchain, estimates[name], verdict.parent)
-    findings += check_card(estimates)
+    findings += check_card(
+        estimates, {name: tile_estimates(graph) for name, graph in read.items() if roles[name] == DECODER}
+    )
     decide(findings)
     logger.info("%s: %s", model, show(findings))
     content = {

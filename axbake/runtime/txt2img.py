@@ -17,6 +17,7 @@ from .model import Session, only
 from .noise import TorchNoise
 from .prompt import Embedded, chunks_of, embed_prompt, encoder, prompt_warnings
 from .sampler import Sampled, Schedule, denoiser, initial_latent, joined, latent_of, sample
+from .tiles import decode_tiles
 from .tokenizer import ClipTokenizer
 from .values import SAMPLERS as SAMPLERS  # imported from here too
 from .values import Conditioning, Latents, Picture
@@ -189,12 +190,27 @@ def added_rows(added: AddedEmbedding | None, embeds: Sequence[Embedded], sizes: 
 
 
 def decode_latent(decoder: Session, latent: np.ndarray, *, latents: Latents) -> np.ndarray:
-    """(1, C, h, w) latent -> (H, W, 3) uint8 RGB, rounded as diffusers' `VaeImageProcessor` does."""
+    """(1, C, h, w) latent -> (H, W, 3) uint8 RGB, rounded as diffusers' `VaeImageProcessor` does.
+
+    A decoder that takes smaller latents decodes tiles (`axbake.runtime.tiles`).
+    """
     name = only(decoder.inputs, f"{decoder.name}, inputs")
     output = only(decoder.outputs, f"{decoder.name}, outputs")
-    pixels = decoder.run({name: latents.for_decoder(latent)})[output]  # (1, 3, H, W), -1 to 1
+    given = latents.for_decoder(latent)
+    if tile := tile_of(decoder, latent.shape):
+        pixels = decode_tiles(lambda part: decoder.run({name: part})[output], given, tile, factor=latents.factor)
+    else:
+        pixels = decoder.run({name: given})[output]  # (1, 3, H, W), -1 to 1
     unit = np.clip(pixels * np.float32(0.5) + np.float32(0.5), 0, 1)
     return (unit[0].transpose(1, 2, 0) * 255).round().astype(np.uint8)
+
+
+def tile_of(decoder: Session, latent: tuple[int, ...]) -> int | None:
+    """Side of the tiles that *decoder* decodes of a latent of that shape, in latent pixels; None: it takes no such tiles."""
+    shape, _ = decoder.inputs[only(decoder.inputs, f"{decoder.name}, inputs")]
+    *_, side = (0, *shape)
+    sides = range(2, min(latent[2:]) + 1)  # one pixel has no quarter to overlap
+    return side if shape != latent and shape == (*latent[:2], side, side) and side in sides else None
 
 
 def save_png(path: Path, image: np.ndarray, parameters: str) -> None:
@@ -221,12 +237,18 @@ def latent_shape(
     decoded, _ = decoder.inputs[only(decoder.inputs, f"{decoder.name}, inputs")]
     pixels, _ = decoder.outputs[only(decoder.outputs, f"{decoder.name}, outputs")]
     height, width = picture.height, picture.width
-    if decoded != latent:
+    tile = tile_of(decoder, latent)
+    if tile and pixels[2:] != (tile * latents.factor,) * 2:
+        raise BundleError(
+            f"{decoder.name} makes {pixels[3]}x{pixels[2]} pixels of a tile of {tile}x{tile} latent pixels; wanted "
+            f"{latents.factor} times as many a side. Use denoiser and VAE of one model."
+        )
+    if decoded != latent and not tile:
         raise BundleError(
             f"{decoder.name} takes latents of shape {decoded}, but {denoiser.name} makes {latent}. Compile both for one"
             f" picture size."
         )
-    if pixels[2:] != (height, width):
+    if pixels[2:] != (height, width) and not tile:
         raise BundleError(
             f"picture of {width}x{height} pixels; {decoder.name} was compiled for {pixels[3]}x{pixels[2]}. Use that "
             "size, or compile the models for the other."

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from axbake.families import FAMILIES
 from axbake.networks.autoencoder import VAE_DECODER
-from axbake.networks.component import DENOISER, ROLES
+from axbake.networks.component import DECODER, DENOISER, ROLES
 from axbake.preflight import estimate as estimates
 from axbake.preflight.findings import Finding, named, show
 from axbake.preflight.graph import PROTOBUF_LIMIT, UnreadableGraph, read_graph
@@ -343,6 +343,30 @@ def test_models_that_do_not_fit_a_card_together_are_told_so():
 
     assert card(1000) == "note"
     assert card(7300) == "warning"
+
+
+def test_a_card_that_does_not_hold_the_decoder_is_said_to_hold_one_of_tiles(tmp_path):
+    def card(unet_mb, side):
+        sizes = {"x": [1, 4, side // 8, side // 8], "sample": [1, 3, side, side]}
+        x, sample = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in sizes.items())
+        graph = helper.make_graph([helper.make_node("Identity", ["x"], ["sample"])], "decoder", [x], [sample])
+        onnx.save(helper.make_model(graph), tmp_path / "vae_decoder.onnx")
+        decoder = read_graph(tmp_path / "vae_decoder.onnx")
+        found = {"unet": estimates.Estimate(0, "", 0, 0, unet_mb)}
+        found["vae_decoder"] = estimates.estimate(DECODER, decoder, "emulator")
+        (finding,) = estimates.check_card(found, {"vae_decoder": estimates.tile_estimates(decoder)})
+        return finding.text
+
+    per_pixel = (466 - 65) / 512**2  # MB, as published of 512 × 512
+    limit = 0.9 * 7040 * 2**20 / 1e6  # MB
+    said = card(limit - 700 * 700 * per_pixel, 1024)
+
+    assert (
+        f"or use a smaller size; or set `vae_tile` to 640: vae_decoder then takes about {640**2 * per_pixel:.0f} MB"
+        in said
+    )
+    assert "vae_tile" not in card(1000, 1024)
+    assert "vae_tile" not in card(limit, 1024) and "smaller size." in card(limit, 1024)
 
 
 def archive_of(path, **members):

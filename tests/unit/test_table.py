@@ -44,6 +44,7 @@ ROW = {
     "source": "",
     "height": "64",
     "width": "96",
+    "vae_tile": "64",
     "original_size": "832x1216",
     "crop": "",
     "target_size": "640x384",
@@ -67,6 +68,7 @@ DEFAULTS = {"sha256": "", "family": "", "config": "", "vae": "", "prediction": "
 DEFAULTS |= {"original_size": "", "crop": "", "target_size": "", "image": "", "mask": ""}
 DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
 DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera", "image_guidance_scale": None}
+DEFAULTS |= {"vae_tile": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +107,7 @@ def test_cells_have_their_columns_types():
         | {
             "height": 64,
             "width": 96,
+            "vae_tile": 64,
             "steps": 4,
             "guidance_scale": 7.5,
             "seed": 3,

@@ -20,7 +20,9 @@ def baked(tmp_path_factory) -> Project:
     directory = tmp_path_factory.mktemp("xl")
     checkpoint = tiny_xl.save(tiny_xl.sdxl(), directory / "xl.safetensors")
     project = Project.lay_out(directory / "project", directory / "cache", checkpoint)
-    project.write_rows(ROW | {"model": "xl", "original_size": "832x1216", "crop": "16,8"})
+    project.write_rows(
+        ROW | {"model": "xl", "width": "96", "vae_tile": "64", "original_size": "832x1216", "crop": "16,8"}
+    )
     project.bake(REPORT, BUNDLE)
     return project
 
@@ -37,12 +39,21 @@ def test_both_text_encoders_and_three_graphs_of_the_unet_draw_nearly_the_referen
     assert {name: part["graphs"] for name, part in facts["components"].items()} == {
         one.name: len(one.graphs) for one in family.components
     }
-    assert facts["settings"]["sizes"] == [832, 1216, 16, 8, 64, 64]
+    assert facts["settings"]["sizes"] == [832, 1216, 16, 8, 64, 96]
     assert said(baked, "parity/unet.json")["psnr_db"] > 100
     assert list(said(baked, "parity/unet.json")["graphs"]) == ["down", "mid", "up"]
     assert set(said(baked, "check/text_encoder_2.json")["outputs"]) == {"hidden_states", "text_embeds"}
     assert said(baked, "simulation/distance.json")["latent_psnr_db"] > 35
     assert said(baked, "simulation/attribution.json")["quantised"]["none"]["latent_psnr_db"] > 60
+
+
+def test_its_decoder_is_compiled_for_a_tile_and_what_tiles_cost_is_reported(baked):
+    found = said(baked, "simulation/distance.json")["seams"]
+    page = (baked.directory / REPORT).read_text()
+
+    assert said(baked, "bundle/axbake/manifest.json")["models"]["vae_decoder"]["inputs"]["x"]["shape"] == [1, 4, 8, 8]
+    assert (found["tile"], found["tiles"]) == (64, 2)
+    assert "in 2 tiles of 64 × 64 pixels" in page and f"{found['largest_in_overlaps']} of 255" in page
 
 
 def test_the_bundle_carries_what_prompts_add_and_draws_the_simulations_picture_to_the_byte(baked, tmp_path):

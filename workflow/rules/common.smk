@@ -156,10 +156,20 @@ def files(settings=None, **patterns):
 
 def with_canvas(*patterns):
     """Input function: files that only the jobs of models that draw on a picture read, by patterns as of `files`."""
+    return only_of(lambda model: model.canvas, patterns)
+
+
+def with_tiles(*patterns):
+    """The same of models whose VAE decoder draws tiles."""
+    return only_of(lambda model: model.tile, patterns)
+
+
+def only_of(which, patterns):
+    """The same of the models that *which* is true of."""
 
     def paths(model, wildcards):
         places = [expanded(pattern, model.family.name, None) for pattern in patterns]
-        return [place.format(model=model.name) for place in places] if model.canvas else []
+        return [place.format(model=model.name) for place in places] if which(model) else []
 
     return with_model(paths)
 

@@ -19,6 +19,7 @@ rule simulate:
         ),
         canvas=brought(canvas_of),
         canvas_encoder=with_canvas("results/{model}/weights/{encoder}.safetensors"),
+        decoder_weights=with_tiles("results/{model}/weights/{decoder}.safetensors"),
         verdict="results/{model}/verdict.json",
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",

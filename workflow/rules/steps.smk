@@ -229,7 +229,7 @@ def calibrate_vae_steps(model):
         ),
         step(
             "axbake.calibration.tars.calibrate_decoder",
-            values=lambda *_: {"piece": piece, "columns": model.columns(decoder)},
+            values=lambda *_: {"piece": piece, "columns": model.columns(decoder)} | model.tile,
             tools=["numpy"],
             names={"archive": "decoder_archive"},
         ),
@@ -302,7 +302,8 @@ def check_steps(model, wildcards):
 def simulate_steps(model, wildcards):
     """The drawing, what each model costs, and the ranges of the reference's drawing."""
     family = model.family
-    encoder, _ = family.autoencoder
+    encoder, decoder = family.autoencoder
+    tiles = model.tile | ({"decoder_build": decoder.build} if model.tile else {})
     drawn, added = {"picture": model.picture, "drawn": model.drawn}, {"added": family.denoiser.added}
     unnamed = replace(model.picture, model="")  # what stores no picture is shared by all rows of one checkpoint
     seen = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
@@ -310,7 +311,7 @@ def simulate_steps(model, wildcards):
     return [
         step(
             "axbake.drawing.simulation.simulate",
-            values=lambda *_: drawn | added | {"latents": family.latents, "build": encoder.build},
+            values=lambda *_: drawn | added | tiles | {"latents": family.latents, "build": encoder.build},
             tools=tools,
             data=["resources/clip"],
             sources=canvas_sources,
@@ -401,4 +402,4 @@ def bundled(model, wildcards):
         "components": model.family.components,
         "latents": model.family.latents,
         "conditioning": model.family.conditioning,
-    }
+    } | ({"vae_tile": model.row["vae_tile"]} if model.tile else {})
