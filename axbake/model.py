@@ -1,7 +1,8 @@
 """A model of the table: its row, its own config, its family and its sources, and what its jobs are given of all that."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -273,7 +274,8 @@ class Model:
 
         Of each kind of source the first fault, as far as headers tell; if there is none, what does not fit together.
         """
-        return "\n".join(_faults(self._looks) or _faults([self.check_fit, self.check_samples]))
+        with_names = [self._named()(look) for look in self._looks]
+        return "\n".join(_faults(with_names) or _faults([self.check_fit, self.check_samples]))
 
     @property
     def _looks(self) -> list[Callable[[], Any]]:
@@ -301,14 +303,26 @@ class Model:
     def check_fit(self) -> None:
         """Raise what its networks would end a job with, as far as headers and the row tell (`axbake.fit`)."""
         if not self._fits:
-            for look in self._looks:
-                look()
-            check_fit(self.row, self.family, self.configs)
+            with self._named():
+                for look in self._looks:
+                    look()
+                check_fit(self.row, self.family, self.configs)
             self._fits = True
 
     def check_samples(self) -> None:
         """Raise CalibrationError if its prompts will not give as many calibration samples as are wanted."""
-        check_samples(self.row, self.config["calibration"])
+        with self._named():
+            check_samples(self.row, self.config["calibration"])
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What is raised inside begins with the row's name."""
+        try:
+            yield
+        except AxbakeError as error:
+            if not str(error).startswith(f"{self.name}: "):
+                error.args = (f"{self.name}: {error}",)
+            raise
 
 
 def _faults(looks: list[Callable[[], Any]]) -> list[str]:

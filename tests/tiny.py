@@ -110,6 +110,7 @@ def _model(
         cross_attention_dim=text_encoder.config.hidden_size,
         **options,
     )
+    torch.manual_seed(SEED)  # once more, so that the VAE is the same whatever UNet stands beside it
     vae = _tiny_autoencoder() if tiny_vae else _autoencoder()
     for network in (text_encoder, unet, vae):
         _unsettle(network)

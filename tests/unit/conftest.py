@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from axbake.checkpoints.finding import averaged_namings, find_family, open_checkpoint
+from axbake.digest import file_sha256
 from axbake.drawing.parts import Drawn, Part
 from axbake.drawing.schedule import build_scheduler, derive_schedule
 from axbake.families import FAMILIES
@@ -266,13 +267,35 @@ def tensors_of(graph: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def graph_of(model, once):
-    """A function that gives the ONNX graph of a component, exported once a size; for reading alone."""
+def export_once(once) -> Callable[..., Path]:
+    """A function that gives the graph of a component of one graph, exported once for all models of the same weights.
 
-    def export(component: str, height: int = 64, width: int = 64) -> Path:
-        name = f"{component}.onnx"
-        weights, size = model.weights[component], {"height": height, "width": width}
-        made = once(f"{component}-{height}x{width}", lambda place: export_part(weights, place / name, **size))
-        return made / name
+    As `export_part`, for reading alone.
+    """
+
+    def export(weights: Path, *, family: Family = SD1, **columns: Any) -> Path:
+        name = read_description(weights).component
+        key = [file_sha256(weights)[:16], *(f"{column}-{value}" for column, value in sorted(columns.items()))]
+        made = once(
+            "-".join([name, *key]), lambda place: export_part(weights, place / f"{name}.onnx", family=family, **columns)
+        )
+        return made / f"{name}.onnx"
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def graph_of(model, export_once) -> Callable[..., Path]:
+    """A function that gives the ONNX graph of a component of `model`, exported once a size; for reading alone."""
+    return lambda component, height=64, width=64: export_once(model.weights[component], height=height, width=width)
+
+
+@pytest.fixture(scope="session")
+def graphs_of(export_once) -> Callable[[TinyModel], dict[str, list[Path]]]:
+    """A function that gives the graphs of a model by component, each of which has one; for reading alone."""
+
+    def export(model: TinyModel) -> dict[str, list[Path]]:
+        of = {"family": model.family, "height": 64, "width": 64}
+        return {name: [export_once(weights, **of)] for name, weights in model.weights.items()}
 
     return export

@@ -8,13 +8,12 @@ from axbake.calibration.observation import observe_denoiser
 from axbake.calibration.tars import calibrate_denoiser
 from axbake.calibration.trajectories import record_trajectories
 from axbake.drawing.reference import draw_reference
-from axbake.graphs.export import export_onnx
-from axbake.networks.component import DECODER, Component, addresses
+from axbake.networks.component import DECODER, Component
 from axbake.runtime.values import Picture
 from axbake.toolchain.pulsar2 import compile_model
 from tests.builds import config_of
 from tests.decoder import LAUNCH, compiler
-from tests.unit.conftest import COLUMNS, TinyModel, tensors_of
+from tests.unit.conftest import TinyModel, tensors_of
 
 GUIDANCE = 5
 
@@ -70,21 +69,6 @@ def draw_picture(model: TinyModel, picture: Picture, directory: Path, *, canvas:
         encoder=[model.weights[encoder.name]] if canvas else [],
     )
     return directory
-
-
-def export(model: TinyModel, directory: Path) -> dict[str, list[Path]]:
-    """Export all graphs of *model* into *directory*, 64 × 64 pixels; the graphs by component, in order."""
-    graphs: dict[str, list[Path]] = {}
-    for component in model.family.components:
-        graphs[component.name] = []
-        columns = {column: COLUMNS[column] for column in component.columns}
-        for address, piece in zip(addresses(component), component.graphs, strict=True):
-            graph = directory / f"{address}.onnx"
-            graph.parent.mkdir(exist_ok=True)
-            of = {"build": component.build, "piece": piece, "columns": columns}
-            export_onnx(model.weights[component.name], **of, graph=graph, tensors=tensors_of(graph))
-            graphs[component.name].append(graph)
-    return graphs
 
 
 def observe(graphs: Sequence[Path], directory: Path, *, guidance_scale: float = GUIDANCE) -> Path:

@@ -154,7 +154,7 @@ def test_nothing_of_this_machine_is_in_the_graph(graph_of, component):
         assert trace.encode() not in content, trace
 
 
-@pytest.mark.parametrize("component", ["text_encoder", "vae_encoder", "vae_decoder"])
+@pytest.mark.parametrize("component", ["text_encoder", "vae_decoder"])
 def test_another_directory_gives_the_same_bytes(model, graph_of, component, tmp_path):
     again = tmp_path / "elsewhere" / f"{component}.onnx"
     again.parent.mkdir()

@@ -85,13 +85,13 @@ CASES = {
     "a VAE of three levels": (
         with_vae(3),
         {"vae": "vae.safetensors"},
-        "UnknownFamily: vae.safetensors: an autoencoder that makes one pixel of a latent of 4 × 4 of a picture, wanted 8 × 8.",
+        "tiny: vae.safetensors: an autoencoder that makes one pixel of a latent of 4 × 4 of a picture, wanted 8 × 8.",
     ),
-    "no VAE": (without_vae, {}, "TensorMismatch: tiny.safetensors: no vae_encoder found: wanted a tensor"),
+    "no VAE": (without_vae, {}, "TensorMismatch: tiny: tiny.safetensors: no vae_encoder found: wanted a tensor"),
     "another tokenizer's text encoder": (
         of_other_words,
         {},
-        "TensorMismatch: tiny.safetensors: text_encoder: has 21128 tokens, wanted CLIP's 49408",
+        "TensorMismatch: tiny: tiny.safetensors: text_encoder: has 21128 tokens, wanted CLIP's 49408",
     ),
     "a UNet for other tokens": (
         of_another_unet,
@@ -101,47 +101,47 @@ CASES = {
     "an embedding of another width": (
         with_embedding("word.safetensors", WIDE),
         {"embeddings": "word.safetensors"},
-        "EmbeddingError: word.safetensors: vectors of 768 numbers, for Stable Diffusion 1.x; the model's text encoder takes 32.",
+        "tiny: word.safetensors: vectors of 768 numbers, for Stable Diffusion 1.x; the model's text encoder takes 32.",
     ),
     "a pickled one": (
         with_embedding("word.pt", WIDE),
         {"embeddings": "word.pt"},
-        "EmbeddingError: word.pt: vectors of 768 numbers",
+        "EmbeddingError: tiny: word.pt: vectors of 768 numbers",
     ),
     "an embedding longer than a prompt": (
         with_embedding("word.safetensors", torch.ones(76, tiny.WIDTH)),
         {"embeddings": "word.safetensors"},
-        "EmbeddingError: word.safetensors: 76 vectors; a prompt's chunk holds 75.",
+        "EmbeddingError: tiny: word.safetensors: 76 vectors; a prompt's chunk holds 75.",
     ),
     "a LoRA of another width": (
         with_lora,
         {"loras": "lora.safetensors:1"},
-        "LoraError: lora.safetensors: made for a context of 64 channels; the checkpoint is a context of 32 channels.",
+        "LoraError: tiny: lora.safetensors: made for a context of 64 channels; the checkpoint is a context of 32 channels.",
     ),
     "more layers skipped than there are": (
         saved,
         {"clip_skip": "3"},
-        "ClipSkipError: clip_skip: 3 leaves out 2 layers of 2",
+        "ClipSkipError: tiny: clip_skip: 3 leaves out 2 layers of 2",
     ),
     "clip skip of a family without": (
         of(tiny.small_sd2),
         {"clip_skip": "2", "prediction": "v_prediction"},
-        "ClipSkipError: clip_skip: 2, wanted 1: the text encoder of Stable Diffusion 2.x always ends before its last layer",
+        "ClipSkipError: tiny: clip_skip: 2, wanted 1: the text encoder of Stable Diffusion 2.x always ends before its last layer",
     ),
     "steps that a UNet was not distilled for": (
         of(tiny.sdxs),
         {"steps": "4", "guidance_scale": "5"},
-        "SamplingError: column steps: 4, wanted 1; column guidance_scale: 5, wanted 1.",
+        "SamplingError: tiny: column steps: 4, wanted 1; column guidance_scale: 5, wanted 1.",
     ),
     "a program that gives no guidance": (
         of(tiny.lcm),
         {"program": "euler", "scheduler": "lcm", "steps": "4", "guidance_scale": "1"},
-        "TimeEmbeddingError: unet: takes the guidance scale in its time embedding, which program: euler does not provide.",
+        "TimeEmbeddingError: tiny: unet: takes the guidance scale in its time embedding, which program: euler does not provide.",
     ),
     "more samples than are recorded": (
         saved,
         {"steps": "4", "guidance_scale": "1"},
-        "CalibrationError: calibration/samples: 32, but 1 prompts × 4 steps × 1 branches give 4, the empty prompt 4.",
+        "CalibrationError: tiny: calibration/samples: 32, but 1 prompts × 4 steps × 1 branches give 4, the empty prompt 4.",
     ),
 }
 

@@ -41,8 +41,8 @@ from tests.hostile.files import Payload, joined, split, spoilt_bytes, zipped
 from tests.unit.conftest import SD1
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = 120  # inputs of the short attack
-SAFETENSORS, NETWORKS, PICKLES, YAMLS, CONFIGS = 800, 60, 900, 400, 200  # mutations of each kind
+HOSTILE = 60  # inputs of the short attack
+SAFETENSORS, NETWORKS, PICKLES, YAMLS, CONFIGS = 400, 60, 600, 400, 200  # mutations of each kind
 STRANGE = [
     -1,
     0,
@@ -632,8 +632,10 @@ def reader(tmp_path_factory):
     reader.close()
 
 
+# Of those that end the process, one: the next one's imports take seconds.
 @pytest.mark.parametrize(
-    ("fault", "name"), [(name.split(" ", 1)[1].rpartition(" ")[0], name) for name in planted.READERS]
+    ("fault", "name"),
+    [(name.split(" ", 1)[1].rpartition(" ")[0], name) for name in planted.READERS if name != "planted ended 0"],
 )
 def test_the_attack_sees_harm_of_every_kind(reader, monkeypatch, fault, name):
     process, directory = reader

@@ -28,10 +28,11 @@ from axbake.runtime.errors import BundleError
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
 from axbake.runtime.txt2img import Models, draw
+from axbake.table import TableError
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
-from tests.unit.conftest import import_tiny
-from tests.unit.jobs import calibrate, draw_picture, emulate, export, observe, record
+from tests.unit.conftest import import_tiny, row_of
+from tests.unit.jobs import calibrate, draw_picture, emulate, observe, record
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
 STEPS, GUIDANCE, SEED = 4, 5, 9
@@ -65,16 +66,9 @@ def inpainting(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(inpainting, tmp_path_factory):
-    """A function that gives all graphs of such a model by component, exported once."""
-    known = {}
-
-    def graphs(name):
-        if name not in known:
-            known[name] = export(inpainting(name), tmp_path_factory.mktemp(f"{name}-onnx"))
-        return known[name]
-
-    return graphs
+def exported(inpainting, graphs_of):
+    """A function that gives all graphs of such a model by component."""
+    return lambda name: graphs_of(inpainting(name))
 
 
 @pytest.fixture(scope="module")
@@ -428,6 +422,13 @@ def test_a_row_gives_what_its_model_draws_on(channels, given):
         match=f"unet: takes {channels} channels: it is for {kind}, but the row has {found}. {remedy[channels]}",
     ):
         check_canvas("unet", config, given=given)
+
+
+def test_a_mask_without_a_picture_is_refused_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(TableError, match="column image: empty, but column mask is not; wanted both"):
+        row_of(mask="sofa.png")
 
 
 def test_jobs_refuse_it_too_where_a_file_was_fetched(inpainting, model_of, canvas, tmp_path):

@@ -32,7 +32,7 @@ from axbake.table import TableError
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
 from tests.unit.conftest import describe, import_tiny, row_of
-from tests.unit.jobs import calibrate, draw_picture, emulate, export, observe, record
+from tests.unit.jobs import calibrate, draw_picture, emulate, observe, record
 from tests.unit.test_inpainting import GUIDANCE, MIN_PSNR, PROMPTS, SEED, STEPS, models_of, parts_of
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
@@ -54,9 +54,9 @@ def instruct(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(instruct, tmp_path_factory):
+def exported(instruct, graphs_of):
     """All graphs of that of Stable Diffusion 1.x, by component."""
-    return export(instruct("sd1"), tmp_path_factory.mktemp("onnx"))
+    return graphs_of(instruct("sd1"))
 
 
 @pytest.fixture(scope="module")

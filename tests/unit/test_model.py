@@ -370,13 +370,15 @@ def test_a_lora_that_is_none_is_told_with_the_faults(networks):
 
     (fault,) = model_of(loras="none.safetensors").fault().splitlines()
 
-    assert fault.startswith("LoraError: none.safetensors: not a LoRA: conv.weight")
+    assert fault.startswith("LoraError: tiny: none.safetensors: not a LoRA: conv.weight")
 
 
 def test_a_recipe_that_cannot_be_used_is_told_with_the_faults():
     Path("tiny.yaml").write_text(yaml.safe_dump({"checkpoints": {}, "steps": []}), encoding="utf-8")
 
-    assert model_of(checkpoint="tiny.yaml").fault().startswith("RecipeError: tiny.yaml: this recipe cannot be used:")
+    assert (
+        model_of(checkpoint="tiny.yaml").fault().startswith("RecipeError: tiny: tiny.yaml: this recipe cannot be used:")
+    )
 
 
 def test_a_small_model_is_told_by_its_parameters(networks, monkeypatch):

@@ -145,9 +145,9 @@ def orphans_end(project: Project) -> None:
 class Battery:
     """Kills in projects below a directory, each compared with a run that nobody disturbed."""
 
-    def __init__(self, directory: Path, checkpoint: Path) -> None:
+    def __init__(self, directory: Path, checkpoint: Path, cache: Path | None = None) -> None:
         self.directory, self.checkpoint = directory, checkpoint
-        self.cache: Path | None = None  # that each project begins with
+        self.cache = cache  # that each project begins with a copy of
         undisturbed, _ = self._fresh("undisturbed")
         undisturbed.bake(TARGET)
         self.expected = digests(undisturbed)

@@ -1,5 +1,6 @@
 """A project of a user's: a directory with config, table, prompts and checkpoint, in which Snakemake runs as users run it."""
 
+import functools
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from axbake.families.sd1 import FAMILY
 from axbake.jobs.identity import read_steps
+from tests.workflow.ready import Ready
 
 ROOT = Path(__file__).parents[2]
 REPORT = "results/tiny/report.html"
@@ -38,6 +40,12 @@ ROW = {
     "loras": "",
     "calibration_prompts": "config/prompts/few.txt",
 }
+
+
+@functools.cache
+def ready() -> Ready:
+    """What runs of Snakemake by this checkout are started with."""
+    return Ready()
 
 
 @dataclass(frozen=True)
@@ -127,14 +135,17 @@ class Project:
 
     def planner(self, *targets: str) -> str:
         """What `axbake plan` says of *targets*."""
-        command = [sys.executable, "-m", "axbake", "plan", *targets, *self.command[1:]]
+        command = ["-m", "axbake", "plan", *targets, *self.command[1:]]
         done = self._run(command, self.environment | {"PYTHONPATH": str(self.checkout)})
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def _run(self, command: list[str | Path], environment: dict[str, str]) -> subprocess.CompletedProcess:
+    def _run(self, arguments: list[str | Path], environment: dict[str, str]) -> subprocess.CompletedProcess:
+        command = list(map(str, arguments))
+        if self.checkout == ROOT:
+            return ready().run(command, directory=self.directory, environment=environment)
         how = {"cwd": self.directory, "env": environment, "text": True}
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how)
+        return subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how)
 
     def bake(self, *targets: str) -> str:
         """What a run that has to succeed says."""

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import subprocess
 
 import numpy as np
 import onnx
@@ -65,8 +66,10 @@ def test_a_home_that_cannot_be_written_does_not_matter(fresh, monkeypatch):
     monkeypatch.setenv("HOME", "/proc/nohome")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
-    fresh.bake("results/tiny/checkpoint.json")
+    # Not by a process that has imported it where there was a home
+    done = subprocess.run([*fresh.command, "results/tiny/checkpoint.json"], cwd=fresh.directory, env=fresh.environment)
 
+    assert done.returncode == 0
     assert results(fresh, "checkpoint.json").is_file()
 
 
@@ -165,18 +168,20 @@ def test_a_second_run_has_nothing_to_do(project):
     assert "Nothing to be done" in project.bake()  # the default target
 
 
-def test_a_prompt_of_the_web_ui_reaches_graph_and_reference_with_its_embedding_and_its_chunks(project):
+def test_a_prompt_of_the_web_ui_reaches_the_reference_with_its_embedding_and_its_chunks(project):
     embeddings(project)
     prompt = "a (rocket:1.3), [night] BREAK ((stars))"
     cells = {"embeddings": "embeddings/easynegative.safetensors", "prompt_chunks": "2", "clip_skip": "2"}
     project.write_rows(ROW | cells | {"prompt": prompt, "negative_prompt": "(easynegative:1.2), blurry"})
 
-    said = project.bake("results/tiny/onnx/unet.onnx", "results/tiny/reference/image.png")
+    said = project.bake("results/tiny/reference/image.png")
 
-    assert open_model(results(project, "onnx/unet.onnx")).inputs["encoder_hidden_states"][0][1] == 154
     table = "embeddings.token_embedding.weight"
     assert read_shapes(results(project, "weights/text_encoder.safetensors"))[table] == (49416, tiny.WIDTH)
     assert json.loads(results(project, "reference/settings.json").read_text())["prompt"] == prompt
+    assert (
+        "longer than" not in (project.directory / "logs" / "tiny" / "reference.log").read_text()
+    )  # BREAK makes two chunks
     assert "looks like an embedding" not in said and "does not count" not in said
 
 
@@ -230,10 +235,8 @@ def test_another_toolchain_or_version_of_it_compiles_everything_anew(project):
     }
 
 
-# What is edited in the checkout -> file, text, new text, and rules that have to run again
+# What is edited in the checkout beside its modules (of them: matrix.py) -> file, text, new text, and rules that have to run again
 CODE_EDITS = {
-    "a network's graph": ("axbake/networks/modules.py", "MASKED = -100.0", "MASKED = -99.0", {"export_onnx"}),
-    "the emulator": ("axbake/emulator/encoding.py", "WEIGHT_LIMIT = 127", "WEIGHT_LIMIT = 126", {"compile_model"}),
     "the report's template": ("axbake/pages/report.html.j2", '"Pictures"', '"Images"', {"write_report"}),
     "the tokenizer": ("resources/clip/merges.txt", "\ni n\n", "\nn i\n", {"calibrate_text_encoder", "simulate"}),
 }
@@ -291,16 +294,7 @@ def test_a_model_is_at_most_19_jobs(fresh):
     assert sum(fresh.plan(REPORT).jobs.values()) <= 19
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "vae_encoder.axmodel",
-        "vae_decoder.axmodel",
-        "schedule.npz",
-        "calibration/unet.tar",
-        "simulation/image.png",
-    ],
-)
+@pytest.mark.parametrize("target", ["vae_decoder.axmodel", "schedule.npz"])
 def test_an_artifact_can_be_asked_for_first(fresh, target):
     assert fresh.plan(f"results/tiny/{target}").jobs
 

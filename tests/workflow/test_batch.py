@@ -96,17 +96,20 @@ def test_the_next_run_has_only_to_say_again_what_it_leaves_out(batch):
 SOURCES = {
     "no checkpoint": ({"checkpoint": "checkpoints/nowhere.ckpt"}, "MissingCheckpoint: other"),
     "another checkpoint": ({"sha256": "0123456789"}, "WrongChecksum: other"),
-    "half a checkpoint": ({"checkpoint": "checkpoints/half.safetensors"}, "UnreadableCheckpoint: checkpoints/half"),
+    "half a checkpoint": (
+        {"checkpoint": "checkpoints/half.safetensors"},
+        "UnreadableCheckpoint: other: checkpoints/half",
+    ),
     "another family": ({"family": "sd2"}, "WrongFamily: other"),
     "no family of what is to be fetched": (
         {"checkpoint": "https://example.org/a.safetensors", "sha256": "0" * 64},
         "MissingFamily: other",
     ),
-    "a folder that is no model": ({"checkpoint": "config"}, "UnreadableCheckpoint: config: a folder"),
+    "a folder that is no model": ({"checkpoint": "config"}, "UnreadableCheckpoint: other: config: a folder"),
     "no VAE": ({"vae": "vae/nowhere.safetensors"}, "vae/nowhere.safetensors"),
     "no embedding": ({"embeddings": "embeddings/nowhere.pt"}, "MissingEmbedding: other"),
     "no LoRA": ({"loras": "loras/nowhere.safetensors"}, "MissingLora: other"),
-    "a LoRA that is none": ({"loras": "config/notes.safetensors"}, "LoraError: config/notes.safetensors"),
+    "a LoRA that is none": ({"loras": "config/notes.safetensors"}, "LoraError: other: config/notes.safetensors"),
 }
 
 

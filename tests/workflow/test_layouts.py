@@ -225,16 +225,15 @@ def euler(baked, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("euler")
     project = baked.copy(directory)
     project.write_rows(ROW | {"program": "euler"})
-    project.bake("results/tiny/bundle/euler/manifest.json", "results/tiny/simulation/distance.json")
+    project.bake("results/tiny/bundle/euler/manifest.json")
     return project.directory / "results" / "tiny"
 
 
-def test_a_unet_that_takes_the_timestep_draws_nearly_what_the_reference_shows(euler):
+def test_a_unet_that_takes_the_timestep_is_its_network(euler):
     inputs = open_model(euler / "unet.axmodel").inputs
 
     assert inputs["t"] == ((1,), np.dtype(np.int32))
     assert json.loads((euler / "parity" / "unet.json").read_text())["psnr_db"] > 60
-    assert json.loads((euler / "simulation" / "distance.json").read_text())["latent_psnr_db"] > 20
 
 
 def test_the_euler_script_draws_what_axbake_draws(euler, axengine):

@@ -78,10 +78,6 @@ def test_a_published_layout_that_knows_one_text_encoder_is_refused(baked):
     assert "Traceback" not in text
 
 
-def test_a_second_run_has_nothing_to_do(baked):
-    assert "Nothing to be done" in baked.bake(REPORT)
-
-
 def test_what_was_distilled_from_it_has_fewer_graphs_and_as_many_as_the_config_asks_for(tmp_path):
     checkpoint = tiny_xl.save(tiny_xl.ssd1b(), tmp_path / "xl.safetensors")
     project = Project.lay_out(tmp_path / "project", tmp_path / "cache", checkpoint)
