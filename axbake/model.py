@@ -159,7 +159,12 @@ class Model:
     @property
     def canvas(self) -> list[str]:
         """Paths of what it draws on: picture and mask for inpainting, a picture for instructions, else nothing."""
-        return [self.row[name] for name in CANVAS if self.row[name]]
+        return [self.row[name] for name in self.drawn_on]
+
+    @property
+    def drawn_on(self) -> tuple[str, ...]:
+        """Which of the columns `CANVAS` its row fills in."""
+        return tuple(name for name in CANVAS if self.row[name])
 
     @property
     def conditions(self) -> dict[str, Any]:

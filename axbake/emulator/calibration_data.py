@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from axbake.emulator.config import BuildConfig, InputCalibration, entry_for
 from axbake.emulator.graph import TensorSpec
@@ -30,6 +30,7 @@ SUFFIXES = {
     "Binary": (".bin",),
     "Image": (".png", ".jpg", ".jpeg", ".bmp", ".webp"),
 }
+FORMATS = ["PNG", "JPEG", "BMP", "WEBP"]  # of pictures, those of `SUFFIXES`; of some others Pillow would run programs
 SLACK = 1 << 20  # bytes that a member may have above its tensors: headers, pickle framing, names
 
 # All that a pickled dict of arrays calls (numpy 1 and 2, pickle protocols 2 to 5).
@@ -300,8 +301,8 @@ def _picture(content: bytes, spec: TensorSpec, source: Source, where: str) -> np
         )
     height, width = spec.shape[2:]
     try:
-        picture = Image.open(io.BytesIO(content)).convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        picture = Image.open(io.BytesIO(content), formats=FORMATS).convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CalibrationDataError(f"{where}: {error}; wanted a picture") from error
     pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32)
     pixels = pixels.reshape(height, width, channels)

@@ -24,11 +24,8 @@ class Process:
     prediction_type: str | None  # what a denoiser predicts where the file does not say; None: there are both kinds
     schedulers: tuple[str, ...]  # that a row may name
     sampling: Callable[..., Sampling]  # (config, prediction_type, zero_terminal_snr=) -> how the denoiser is run
-    pipeline: Callable[..., Any]  # (denoiser, decoder, scheduler) -> diffusers' pipeline, which draws the reference
-    inpainting: Callable[..., Any] | None = (
-        None  # the same of a denoiser that takes a picture and a mask, with the encoder too
-    )
-    instruct: Callable[..., Any] | None = None  # the same of one that takes a picture alone (InstructPix2Pix)
+    #: What a denoiser draws on, of the columns `CANVAS` -> function that gives diffusers' pipeline, which draws the reference
+    pipelines: Mapping[tuple[str, ...], Callable[..., Any]]
 
 
 @dataclass(frozen=True)

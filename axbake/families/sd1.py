@@ -6,7 +6,7 @@ from axbake.families.family import Family, Process
 from axbake.networks import architecture, clip, names, unet
 from axbake.networks.autoencoder import LATENTS, VAE_DECODER, VAE_ENCODER
 from axbake.networks.component import DENOISER, TEXT, Component, Files, Graph, Interface, Shapes
-from axbake.networks.pipelines import inpainting, instruct, stable_diffusion
+from axbake.networks.pipelines import STABLE_DIFFUSION
 from axbake.runtime.values import Conditioning
 
 CONTEXT = 768  # channels of ViT-L's tokens
@@ -108,7 +108,7 @@ FAMILY = Family(
     ),
     latents=LATENTS,
     conditioning=Conditioning(("text_encoder",)),
-    process=Process("epsilon", SCHEDULERS, unet.sampling, stable_diffusion, inpainting, instruct),
+    process=Process("epsilon", SCHEDULERS, unet.sampling, STABLE_DIFFUSION),
     clip_skip=True,
     resources=("resources/sd1",),
     specification={"epsilon": "stable-diffusion-v1", "v_prediction": "stable-diffusion-v1"},

@@ -7,7 +7,7 @@ from axbake.families.family import Family, Process
 from axbake.networks import architecture, clip, names, unet
 from axbake.networks.autoencoder import LATENTS, VAE_DECODER, VAE_ENCODER
 from axbake.networks.component import DENOISER, TEXT, Component, Files, Graph, Naming, Shapes
-from axbake.networks.pipelines import inpainting, instruct, stable_diffusion
+from axbake.networks.pipelines import STABLE_DIFFUSION
 from axbake.runtime.values import Conditioning
 
 HEAD_WIDTH = 64  # channels of one attention head of the UNet: 5, 10, 20 and 20 heads
@@ -95,9 +95,7 @@ FAMILY = Family(
         None,  # 2.x base predicts the noise, 2.x at 768 pixels the velocity, and their shapes are the same
         sd1.SCHEDULERS,
         unet.sampling,
-        stable_diffusion,
-        inpainting,
-        instruct,
+        STABLE_DIFFUSION,
     ),
     clip_skip=False,  # AUTOMATIC1111's `modules/sd_hijack_open_clip.py` passes it by
     resources=("resources/sd1",),

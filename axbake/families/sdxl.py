@@ -13,7 +13,7 @@ from axbake.families.sd1 import SCHEDULERS
 from axbake.networks import architecture, clip, clip_xl, names, unet, xl_unet
 from axbake.networks.autoencoder import LATENTS, VAE_DECODER, VAE_ENCODER
 from axbake.networks.component import DENOISER, GRAPH_WEIGHTS, TEXT, Component, Files, Graph, Shapes
-from axbake.networks.pipelines import inpainting_xl, instruct_xl, stable_diffusion_xl
+from axbake.networks.pipelines import STABLE_DIFFUSION_XL
 from axbake.networks.unet_slices import Structure
 from axbake.runtime.values import Conditioning
 
@@ -148,7 +148,7 @@ FAMILY = Family(
     ),
     latents=LATENTS,
     conditioning=Conditioning(("text_encoder", "text_encoder_2"), pooled="text_encoder_2"),
-    process=Process("epsilon", SCHEDULERS, unet.sampling, stable_diffusion_xl, inpainting_xl, instruct_xl),
+    process=Process("epsilon", SCHEDULERS, unet.sampling, STABLE_DIFFUSION_XL),
     clip_skip=False,  # AUTOMATIC1111's `modules/sd_hijack_clip.py` passes it by unless an option is set (`sdxl_clip_l_skip`)
     structure=STRUCTURE,
     pixels=1024,

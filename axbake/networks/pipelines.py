@@ -7,6 +7,7 @@ autoencoder that the decoder is half of, and as `encoder` its other half, if the
 from typing import Any
 
 from axbake.networks.component import Module
+from axbake.runtime.values import CANVAS
 
 #: What the pipelines do without
 ALONE = {"text_encoder": None, "tokenizer": None}
@@ -94,3 +95,8 @@ def _autoencoder_of(decoder: Module, config: dict, encoder: Module | None) -> An
     for name in dict(vae.named_children()):
         setattr(vae, name, getattr(decoder, name, None) or getattr(encoder, name, None))
     return vae.eval()
+
+
+#: What a denoiser draws on, of the columns `CANVAS` -> the pipeline's function
+STABLE_DIFFUSION = {(): stable_diffusion, CANVAS[:1]: instruct, CANVAS: inpainting}
+STABLE_DIFFUSION_XL = {(): stable_diffusion_xl, CANVAS[:1]: instruct_xl, CANVAS: inpainting_xl}

@@ -18,6 +18,7 @@ from .txt2img import Begin, Drawing, Models, draw_from, latent_shape
 from .values import Conditioning, Latents, Picture
 
 MOST_PIXELS = 50_000_000  # of a picture that is read: 0.8 GB while it is scaled, of a Raspberry Pi's 4 or 8
+FORMATS = ["PNG", "JPEG", "WEBP"]  # that are read; of some others Pillow runs programs, as Ghostscript for EPS
 LOG_VARIANCE = (-30, 20)  # diffusers' `DiagonalGaussianDistribution` clips it to these
 #: (1, 3, H, W) float32 pixels, -1 to 1 -> what a VAE encoder gives for them
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -27,12 +28,12 @@ def upright_picture(path: Path) -> Image.Image:
     """The picture in a file as its camera means it to be looked at, in RGBA.
 
     Raises:
-        BundleError: no plain file, no picture that Pillow reads, or one of more than `MOST_PIXELS`; nothing is decoded then.
+        BundleError: no plain file, no picture of `FORMATS`, or one of more than `MOST_PIXELS`; nothing is decoded then.
     """
     if not path.is_file():
         raise BundleError(f"{path}: no such file. Give a PNG or a JPEG.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height <= MOST_PIXELS:
                 return ImageOps.exif_transpose(image).convert("RGBA")
             size = f"{image.width}x{image.height}"

@@ -29,6 +29,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 
 from tests import loras, tiny, tiny_xl
@@ -646,12 +648,53 @@ def downloads(draw: random.Random, whole: Material, place: Path) -> Case:
     return Case("download", draw.choice(["inspect", "lora", "embedding", "convert"]), path, fenced=True)
 
 
+def drawn_picture(draw: random.Random) -> tuple[bytes, str]:
+    """A small picture of any kind that Pillow writes, and its format."""
+    mode = draw.choice(["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK"])
+    kind = draw.choice(["PNG", "PNG", "JPEG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "EPS", "PDF", "ICO", "TGA", "PPM"])
+    size = draw.choice([(8, 8), (1, 1), (3, 200), (640, 480)])
+    image, more, file = Image.new(mode, size), {}, io.BytesIO()
+    if kind in ("PNG", "JPEG", "WEBP") and draw.random() < 0.6:
+        more["exif"] = draw.choice([exif(draw.choice([*range(10), 2**16 - 1])), draw.randbytes(draw.choice([8, 60]))])
+    if kind == "PNG" and draw.random() < 0.4:
+        texts = PngInfo()
+        texts.add_text("parameters", draw.choice(["a" * 10**7, "\x1b[2J", "Steps: 4"]), zip=True)
+        more["pnginfo"] = texts
+    try:
+        image.save(file, kind, **more)
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError):  # a mode that the format has not
+        file = io.BytesIO()
+        image.convert("RGB").save(file, kind)
+    return file.getvalue(), kind
+
+
+def exif(orientation: int) -> bytes:
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found.tobytes()
+
+
+def pictures(draw: random.Random, whole: Material, place: Path) -> Case:
+    """What a denoiser draws on: `picture`, and `mask` beside it."""
+    for name in ("picture", "mask"):
+        content, kind = drawn_picture(draw)
+        if kind == "PNG" and draw.random() < 0.2:  # a size that the file has not, up to the largest
+            content = (
+                content[:16]
+                + struct.pack(">II", *draw.choices([0, 1, 10**4, 2**31 - 1, 2**32 - 1], k=2))
+                + content[24:]
+            )
+        path = place / name
+        path.write_bytes(spoilt_bytes(draw, content) if draw.random() < 0.6 else content)
+    return Case("picture", draw.choice(["picture", "canvas"]), place / "picture")
+
+
 #: What makes inputs -> how many of a hundred are its
 MAKERS = {
-    checkpoints: 12,
+    checkpoints: 10,
     xl_checkpoints: 6,
     bundles: 8,
-    pickles: 14,
+    pickles: 10,
     embeddings: 10,
     lora_files: 10,
     vaes: 6,
@@ -660,6 +703,7 @@ MAKERS = {
     sidecars: 6,
     axmodels: 3,
     downloads: 6,
+    pictures: 6,
     specials: 3,
 }
 

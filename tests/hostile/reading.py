@@ -25,6 +25,7 @@ from axbake.families import FAMILIES
 from axbake.loras.fusing import Fusion
 from axbake.runtime.added import load_added
 from axbake.runtime.bundle import read_bundle
+from axbake.runtime.canvas import read_canvas
 from axbake.runtime.errors import BundleError
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.tokenizer import load_tokenizer
@@ -103,6 +104,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "lora": fused,
     "embedding": read_embedding,
     "sidecar": read_sidecar,
+    "picture": lambda path: read_canvas(path, height=64, width=96),
+    "canvas": lambda path: read_canvas(path, path.with_name("mask"), height=64, width=96),
     "recipe": files_of,
     "convert": lambda path: convert_checkpoint(
         files_of(path), checkpoint=path.parent / "converted.safetensors", components=SD1.components, latents=SD1.latents

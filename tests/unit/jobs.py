@@ -9,7 +9,7 @@ from axbake.calibration.tars import calibrate_denoiser
 from axbake.calibration.trajectories import record_trajectories
 from axbake.drawing.reference import draw_reference
 from axbake.networks.component import DECODER, Component
-from axbake.runtime.values import Picture
+from axbake.runtime.values import CANVAS, Picture
 from axbake.toolchain.pulsar2 import compile_model
 from tests.builds import config_of
 from tests.decoder import LAUNCH, compiler
@@ -59,7 +59,7 @@ def draw_picture(model: TinyModel, picture: Picture, directory: Path, *, canvas:
         picture=picture,
         builds=model.builds,
         states=model.states,
-        pipeline=(family.process.pipeline, family.process.instruct, family.process.inpainting)[len(canvas)],
+        pipeline=family.process.pipelines[CANVAS[: len(canvas)]],
         conditioning=family.conditioning,
         image=directory / "image.png",
         trajectory=directory / "trajectory.npy",

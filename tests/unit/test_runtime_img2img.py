@@ -137,11 +137,12 @@ def test_a_picture_is_turned_upright_cut_from_its_middle_and_flattened_on_white(
         (lambda path: Image.new("1", (13_000, 13_000)).save(path), "13000x13000: wanted 50 million pixels at most"),
         (lambda path: Image.new("1", (20_000, 10_000)).save(path), "wanted 50 million pixels at most"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "no picture that can be read"),
+        (lambda path: Image.new("RGB", (8, 8)).save(path, "EPS"), "no picture that can be read"),
         (lambda path: path.mkdir(), "no such file"),
         (os.mkfifo, "no such file"),
         (lambda path: None, "no such file"),
     ],
-    ids=["large", "beyond Pillow's limit", "cut off", "folder", "pipe", "nothing"],
+    ids=["large", "beyond Pillow's limit", "cut off", "a program for Ghostscript", "folder", "pipe", "nothing"],
 )
 def test_what_is_no_picture_of_a_usual_size_is_refused_before_it_is_decoded(make, said, tmp_path):
     path = tmp_path / "a.png"

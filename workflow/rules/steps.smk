@@ -128,8 +128,8 @@ def canvas_sources(model, wildcards=None):
 
 def pipeline_of(model):
     """diffusers' pipeline that draws a model's reference."""
-    process = model.family.process
-    return (process.pipeline, process.instruct, process.inpainting)[len(model.canvas)]
+    model.check_fit()  # it draws on what its row gives
+    return model.family.process.pipelines[model.drawn_on]
 
 
 def builds_recorded(model):
