@@ -78,7 +78,7 @@ def reference(options, place: Path) -> list[float]:
     embed = prompt_embedding(encodes, tokenizer, chunks=1, conditioning=family.conditioning)
     prompts = {"prompt_embeds": PROMPT, "negative_prompt_embeds": NEGATIVE}
     embedded = {name: torch.from_numpy(embed(prompt).tokens) for name, prompt in prompts.items()}
-    of = {"builds": builds, "pipeline": family.process.pipelines[()]}
+    of = {"builds": builds, "pipeline": family.process.pipelines[""]}
     return _pipeline_seconds(load_pipeline(unet, vae_decoder, **of, scheduler=SCHEDULER), options, place, **embedded)
 
 

@@ -298,7 +298,7 @@ FAMILY = Family(
     ),
     latents=LATENTS,
     conditioning=Conditioning(("text_encoder", "text_encoder_2")),
-    process=Process("epsilon", ("euler", "ddim", "dpmpp_2m_karras"), unet.sampling, {(): stable_diffusion}),
+    process=Process("epsilon", ("euler", "ddim", "dpmpp_2m_karras"), unet.sampling, {"": stable_diffusion}),
     resources=("resources/sd1",),
 )
 

@@ -24,8 +24,9 @@ class Process:
     prediction_type: str | None  # what a denoiser predicts where the file does not say; None: there are both kinds
     schedulers: tuple[str, ...]  # that a row may name
     sampling: Callable[..., Sampling]  # (config, prediction_type, zero_terminal_snr=) -> how the denoiser is run
-    #: What a denoiser draws on, of the columns `CANVAS` -> function that gives diffusers' pipeline, which draws the reference
-    pipelines: Mapping[tuple[str, ...], Callable[..., Any]]
+    #: What a denoiser draws on (columns `CANVAS`, with a space between) -> function that gives diffusers' pipeline, which draws
+    #: the reference
+    pipelines: Mapping[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True)

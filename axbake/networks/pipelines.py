@@ -7,7 +7,6 @@ autoencoder that the decoder is half of, and as `encoder` its other half, if the
 from typing import Any
 
 from axbake.networks.component import Module
-from axbake.runtime.values import CANVAS
 
 #: What the pipelines do without
 ALONE = {"text_encoder": None, "tokenizer": None}
@@ -97,6 +96,6 @@ def _autoencoder_of(decoder: Module, config: dict, encoder: Module | None) -> An
     return vae.eval()
 
 
-#: What a denoiser draws on, of the columns `CANVAS` -> the pipeline's function
-STABLE_DIFFUSION = {(): stable_diffusion, CANVAS[:1]: instruct, CANVAS: inpainting}
-STABLE_DIFFUSION_XL = {(): stable_diffusion_xl, CANVAS[:1]: instruct_xl, CANVAS: inpainting_xl}
+#: What a denoiser draws on (columns `CANVAS`, with a space between) -> the pipeline's function
+STABLE_DIFFUSION = {"": stable_diffusion, "image": instruct, "image mask": inpainting}
+STABLE_DIFFUSION_XL = {"": stable_diffusion_xl, "image": instruct_xl, "image mask": inpainting_xl}

@@ -651,7 +651,7 @@ def downloads(draw: random.Random, whole: Material, place: Path) -> Case:
 def drawn_picture(draw: random.Random) -> tuple[bytes, str]:
     """A small picture of any kind that Pillow writes, and its format."""
     mode = draw.choice(["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK"])
-    kind = draw.choice(["PNG", "PNG", "JPEG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "EPS", "PDF", "ICO", "TGA", "PPM"])
+    kind = draw.choice([*["PNG", "JPEG", "WEBP"] * 5, "GIF", "TIFF", "BMP", "EPS", "PDF", "ICO", "TGA", "PPM"])
     size = draw.choice([(8, 8), (1, 1), (3, 200), (640, 480)])
     image, more, file = Image.new(mode, size), {}, io.BytesIO()
     if kind in ("PNG", "JPEG", "WEBP") and draw.random() < 0.6:

@@ -59,7 +59,7 @@ def draw_picture(model: TinyModel, picture: Picture, directory: Path, *, canvas:
         picture=picture,
         builds=model.builds,
         states=model.states,
-        pipeline=family.process.pipelines[CANVAS[: len(canvas)]],
+        pipeline=family.process.pipelines[" ".join(CANVAS[: len(canvas)])],
         conditioning=family.conditioning,
         image=directory / "image.png",
         trajectory=directory / "trajectory.npy",

@@ -1092,7 +1092,7 @@ def called(model, graph_of, tmp_path_factory):
         )
     with running("axbake.drawing.schedule.derive_schedule", denoiser.rows):
         schedule = model.schedule(place / "schedule.npz")
-    drawing = model.builds, model.states, family.process.pipelines[()], family.conditioning
+    drawing = model.builds, model.states, family.process.pipelines[""], family.conditioning
     picture = model.picture(prompt="a (rocket:1.2), in the night", negative_prompt="blurry")
     with running("axbake.drawing.reference.draw_reference", *drawing, picture):
         jobs.draw_picture(model, picture, place)

@@ -160,7 +160,7 @@ def test_a_tiny_vae_draws_what_diffusers_draws_with_it(model, tmp_path):
         picture=model.picture(steps=2, seed=9, **SETTINGS),
         builds=model.builds,
         states=model.states,
-        pipeline=model.family.process.pipelines[()],
+        pipeline=model.family.process.pipelines[""],
         conditioning=model.family.conditioning,
         image=tmp_path / "image.png",
         trajectory=tmp_path / "trajectory.npy",

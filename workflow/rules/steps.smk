@@ -129,7 +129,7 @@ def canvas_sources(model, wildcards=None):
 def pipeline_of(model):
     """diffusers' pipeline that draws a model's reference."""
     model.check_fit()  # it draws on what its row gives
-    return model.family.process.pipelines[model.drawn_on]
+    return model.family.process.pipelines[" ".join(model.drawn_on)]
 
 
 def builds_recorded(model):
