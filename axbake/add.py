@@ -236,9 +236,9 @@ def row_cells(address: str, fetched: Fetched, *, family: str, steps: int | None)
 
 
 def _size(family: str) -> dict[str, str]:
-    """Cells of the size that models of *family* were trained with."""
+    """Cells of the size that models of *family* were trained with, and of what else they need to draw well."""
     side = str(FAMILIES[family].pixels)
-    return {"height": side, "width": side}
+    return {"height": side, "width": side, **FAMILIES[family].cells}
 
 
 def _distilled(steps: int | None) -> dict[str, str]:

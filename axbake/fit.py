@@ -12,6 +12,7 @@ from axbake.calibration.counting import check_count, count_branches
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.embeddings import check_vectors, embedding_sizes
 from axbake.checkpoints.finding import averaged_namings, read_network, use_average
+from axbake.checkpoints.prediction import EPSILON
 from axbake.checkpoints.refusals import check_canvas, check_latents, check_texts
 from axbake.families import FAMILIES
 from axbake.families.family import Family
@@ -91,7 +92,7 @@ def _code(family: str, components: tuple[str, ...]) -> list[str]:
 
 def _check_conditioning(row: dict[str, Any], family: Family, configs: Configs) -> None:
     """Text encoders, what is put into them, and what the denoiser takes of them."""
-    check_texts(Path(row["checkpoint"]), family.components, configs)
+    check_texts(Path(row["checkpoint"]), family.components, configs, family.conditioning)
     encoders = [(one, configs[one.name]) for one in family.text_encoders]
     for _, config in encoders:
         if row["clip_skip"] > 1:
@@ -123,7 +124,8 @@ def _check_denoiser(row: dict[str, Any], family: Family, configs: Configs) -> No
     """Whether it draws as the row says; what it predicts does not matter for that."""
     given = [name for name in CANVAS if row[name]]
     check_canvas(family.denoiser.name, configs[family.denoiser.name], given=given)
-    sampling = family.process.sampling(configs[family.denoiser.name], "epsilon", zero_terminal_snr=False)
+    kind = family.process.prediction_type or EPSILON
+    sampling = family.process.sampling(configs[family.denoiser.name], kind, zero_terminal_snr=False)
     sampling.check(**{name: row[name] for name in ("scheduler", "steps", "guidance_scale")})
 
 

@@ -102,7 +102,7 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
             faults.append(str(error))
     if not faults:
         try:
-            check_texts(path, family.components, configs)
+            check_texts(path, family.components, configs, family.conditioning)
         except AxbakeError as error:
             faults.append(str(error))
     if faults:

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import sys
+import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
@@ -94,13 +95,13 @@ def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator)
 
 
 def write_random_checkpoint(path: Path, *, model: str = "sd15", seed: int = 0) -> None:
-    """Write the checkpoint to *path*; the same seed gives the same bytes."""
-    generator = torch.Generator().manual_seed(seed)
+    """Write the checkpoint to *path*; the same seed gives the same bytes, also of a component that several models have."""
     tensors: dict[str, torch.Tensor] = {}
     for component in FAMILIES[FAMILY_OF.get(model, "sd1")].components:
         folder = "text_encoder" if component.role == TEXT else component.files.folder
         config = json.loads((CONFIGS / folder / "config.json").read_text())
         config |= MODELS[model].get(component.name, {})
+        generator = torch.Generator().manual_seed(seed + zlib.crc32(component.name.encode()))
         assert component.files.ldm_name
         ldm_name = component.files.ldm_name(config)
         for name, shape in sorted(wanted_shapes(component.build, config).items()):

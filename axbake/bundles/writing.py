@@ -99,7 +99,7 @@ def write_bundle(
         "emulated": any(made_by[graph]["emulated"] for graph in files),
         "axbake": __version__,
         "models": _models(components, files, made_by, described, cells),
-        "conditioning": asdict(conditioning),
+        "conditioning": {name: value for name, value in asdict(conditioning).items() if value is not None},
         "latents": asdict(replace(latents, scale=described["scaling_factor"])),
         "settings": {name: value for name, value in settings.items() if name != "model"},
         "checkpoint": {name: described[name] for name in ORIGIN} | {"source": source},

@@ -36,9 +36,9 @@ CONVERTED = "axbake.source"  # entry in the metadata of what `convert_checkpoint
 #: Folder of a diffusers model -> stem of its weights' file name
 FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 FURTHER = {"text_encoder_2": "model"}  # the same of those that only some models have
-SPLIT = (
-    "unet.safetensors"  # in a folder of one file for each network, as ComfyUI loads them; the others are named likewise
-)
+DENOISERS = ("unet", "transformer")  # of which a folder has one
+# In a folder of one file for each network, as ComfyUI loads them; the others are named likewise.
+SPLIT = tuple(f"{name}.safetensors" for name in DENOISERS)
 FOLDER_FORMS = ("diffusers folder", "folder of networks")
 SCHEDULER = "scheduler"
 TOKENIZER, ADDED_TOKENS = "tokenizer", ("added_tokens.json", "tokenizer_config.json")
@@ -131,11 +131,12 @@ def form_of(path: Path) -> str:
     if kind == "a folder":
         if any(is_file(path / index) for index in (PIPELINE, NETWORK)):
             return "diffusers folder"
-        if is_file(path / SPLIT):
+        if any(is_file(path / name) for name in SPLIT):
             return "folder of networks"
         raise UnreadableCheckpoint(
-            f"{path}: a folder without {PIPELINE}, {NETWORK} and {SPLIT}. Wanted a diffusers folder of a complete pipeline or of"
-            f" an autoencoder, a folder with one file for each network ({SPLIT} and so on), or one file."
+            f"{path}: a folder without {PIPELINE}, {NETWORK} and {' or '.join(SPLIT)}. Wanted a diffusers folder of a complete"
+            f" pipeline or of an autoencoder, a folder with one file for each network ({' or '.join(SPLIT)} and so on), or one"
+            " file."
         )
     if kind != "a file":
         raise _missing(path, kind)
@@ -316,12 +317,13 @@ def scan_folder(path: Path) -> Folder:
         return _scan_autoencoder(path)
     index = _read_json(path / PIPELINE)
     configs, weights, indexes = {}, {}, []
-    for folder, stem in (FOLDERS | {name: stem for name, stem in FURTHER.items() if name in index}).items():
+    wanted = _with_transformer(FOLDERS) if "transformer" in index else FOLDERS
+    for folder, stem in (wanted | {name: stem for name, stem in FURTHER.items() if name in index}).items():
         place = path / folder
         if kind_of(place) != "a folder":
             raise UnreadableCheckpoint(
                 f"{path}: no folder {folder}; its {PIPELINE} is of a {shown(index.get('_class_name'), 80)}. Wanted"
-                f" {', '.join(FOLDERS)}, as Stable Diffusion 1.x and 2.x have them, and {', '.join(FURTHER)} of XL."
+                f" {', '.join(wanted)}, as Stable Diffusion has them, and {', '.join(FURTHER)} of XL and 3."
             )
         configs[folder] = _config_in(place, NETWORK)
         weights[folder], index_of = _weights_of(place, stem)
@@ -330,6 +332,11 @@ def scan_folder(path: Path) -> Folder:
         configs[SCHEDULER] = _config_in(path / SCHEDULER, "scheduler_config.json")
     tokenizer = [path / TOKENIZER / name for name in ADDED_TOKENS if is_file(path / TOKENIZER / name)]
     return Folder(configs, weights, indexes, tokenizer)
+
+
+def _with_transformer(folders: Mapping[str, str]) -> dict[str, str]:
+    """*folders* of a model that has a transformer, and no UNet."""
+    return {"transformer" if name == "unet" else name: stem for name, stem in folders.items()}
 
 
 def _config_in(place: Path, name: str) -> Path:
@@ -360,12 +367,13 @@ def _scan_autoencoder(path: Path) -> Folder:
 
 def _scan_networks(path: Path) -> Folder:
     """The same for a folder that has one file for each network, and no configs."""
-    files = {name: path / f"{name}.safetensors" for name in (*FOLDERS, *FURTHER)}
-    if missing := [file.name for name, file in files.items() if name in FOLDERS and not is_file(file)]:
+    wanted = FOLDERS if is_file(path / SPLIT[0]) else _with_transformer(FOLDERS)
+    files = {name: path / f"{name}.safetensors" for name in (*wanted, *FURTHER)}
+    if missing := [file.name for name, file in files.items() if name in wanted and not is_file(file)]:
         raise UnreadableCheckpoint(
             f"{path}: no {', '.join(missing)}, but {_listing(path)}. Wanted a file for each network:"
-            f" {', '.join(f'{name}.safetensors' for name in files)} (the last only for Stable Diffusion XL). Links to files are"
-            " followed."
+            f" {', '.join(f'{name}.safetensors' for name in files)} (the last only for Stable Diffusion XL and 3). Links to"
+            " files are followed."
         )
     return Folder({}, {name: [file] for name, file in files.items() if is_file(file)}, [])
 
@@ -412,7 +420,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Files that make up the checkpoint *path*, the first of which is itself, or of a folder its PIPELINE, NETWORK or SPLIT.
+    """Files that make up the checkpoint *path*, the first of which is itself, or a folder's PIPELINE, NETWORK or one of SPLIT.
 
     Others are those of the folder that are read, or the checkpoints that a recipe merges.
 
@@ -430,7 +438,7 @@ def files_of(path: Path) -> list[Path]:
     form_of(path)
     folder = scan_folder(path)
     files = {*folder.configs.values(), *folder.indexes, *(file for files in folder.weights.values() for file in files)}
-    first = next(path / name for name in (PIPELINE, NETWORK, SPLIT) if is_file(path / name))
+    first = next(path / name for name in (PIPELINE, NETWORK, *SPLIT) if is_file(path / name))
     return [first, *sorted(files - {first})]
 
 
@@ -481,5 +489,5 @@ def added_words(folder: Folder) -> list[str]:
 
 def place_of(files: list[Path]) -> Path:
     """The checkpoint that `files_of` lists *files* of."""
-    is_folder = files[0].name in (PIPELINE, NETWORK) or (files[0].name == SPLIT and len(files) > 1)
+    is_folder = files[0].name in (PIPELINE, NETWORK) or (files[0].name in SPLIT and len(files) > 1)
     return files[0].parent if is_folder else files[0]

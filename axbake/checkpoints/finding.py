@@ -33,6 +33,7 @@ class Origin:
     parts: int = 1
     scale: str | None = None  # name of the tensor that it is to be multiplied by
     turned: bool = False  # whether the file holds it transposed
+    exchanged: bool = False  # whether the file holds its halves the other way round
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def _names_below(container: Container, prefix: str, naming: Naming, places: Iter
         if name.startswith(prefix) and not (deeper and name.startswith(deeper))
     }
     rename = naming.renamer(inside)
+    exchanged = naming.exchanged(inside) if naming.exchanged else ()
     origins: dict[str, Origin] = {}
     for name in sorted(inside):
         if name.endswith(NO_WEIGHTS):
@@ -137,7 +139,8 @@ def _names_below(container: Container, prefix: str, naming: Naming, places: Iter
         for part, each in enumerate(news):
             if each in origins:
                 raise TensorMismatch(f"{path}: {origins[each].name} and {prefix}{name} are both {each}")
-            origins[each] = Origin(prefix + name, part, len(news), scale, each in naming.turned)
+            turned, halves = each in naming.turned, each in exchanged
+            origins[each] = Origin(prefix + name, part, len(news), scale, turned, halves)
     return origins
 
 
@@ -322,6 +325,7 @@ def read_found_tensor(container: Container, found: Found, name: str) -> Any:
     tensor = tensor.T.contiguous() if origin.turned else tensor
     rows = tensor.shape[0] // origin.parts if origin.parts > 1 else 0
     tensor = tensor[origin.part * rows : (origin.part + 1) * rows] if rows else tensor
+    tensor = tensor.roll(tensor.shape[0] // 2, 0) if origin.exchanged else tensor
     return tensor.reshape(found.shapes[name])
 
 

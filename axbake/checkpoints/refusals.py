@@ -10,7 +10,7 @@ from axbake.networks.architecture import drawn_on
 from axbake.networks.component import DENOISER, TEXT, Component, Files
 from axbake.printable import shown
 from axbake.runtime.tokenizer import VOCABULARY
-from axbake.runtime.values import CANVAS, Latents
+from axbake.runtime.values import CANVAS, Conditioning, Latents
 
 WORDS = ("picture", "mask")  # for what is in the columns `CANVAS`
 MOST_CHANNELS, MOST_LEVELS = 1 << 16, 16
@@ -178,11 +178,14 @@ def check_canvas(component: str, config: Mapping[str, Any], *, given: Sequence[s
         )
 
 
-def check_texts(path: Path, components: Sequence[Component], configs: Mapping[str, dict]) -> None:
+def check_texts(
+    path: Path, components: Sequence[Component], configs: Mapping[str, dict], conditioning: Conditioning
+) -> None:
     """Refuse text encoders whose words are not CLIP's, or that do not speak of tokens of the denoiser's width.
 
     Args:
         configs: of the networks, by component.
+        conditioning: of the family.
 
     Raises:
         TensorMismatch
@@ -193,16 +196,17 @@ def check_texts(path: Path, components: Sequence[Component], configs: Mapping[st
                 f"{path}: {one.name}: has {configs[one.name]['vocab_size']} tokens, wanted CLIP's {VOCABULARY}: axbake "
                 "reads prompts with CLIP's tokenizer. Give a checkpoint with CLIP's text encoder."
             )
+    (denoiser,) = (one for one in components if one.role == DENOISER)
     widths = {one.name: one.width(configs[one.name]) for one in components if one.width}
-    told = sum(widths[one.name] for one in components if one.role == TEXT)
-    (heard,) = (widths[one.name] for one in components if one.role == DENOISER)
+    given, heard = sum(widths[name] for name in conditioning.encoders), widths[denoiser.name]
+    told = max(given, conditioning.width or 0)  # filled up to that
     if told != heard:
         raise TensorMismatch(
-            f"{path}: its text encoder gives {told} channels per token, its UNet takes {heard}. They do not belong to "
-            "one model."
+            f"{path}: its text encoder gives {given} channels per token, its {denoiser.name.replace('unet', 'UNet')} takes"
+            f" {heard}. They do not belong to one model."
         )
     pooled = {one.name: one.pooled(configs[one.name]) for one in components if one.pooled}
-    if len(set(pooled.values())) > 1:
+    if pooled and sum(pooled[name] for name in conditioning.pooled.split()) != pooled[denoiser.name]:
         said = ", ".join(f"{name} {width}" for name, width in pooled.items())
         raise TensorMismatch(
             f"{path}: pooled prompts of different widths: {said} channels. They do not belong to one model."

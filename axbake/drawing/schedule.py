@@ -1,6 +1,6 @@
 """Schedules: all that a denoising loop needs of a diffusers scheduler, as arrays.
 
-A scheduler of the table below is linear: the latent after step i is a sum of the initial latent, the model's outputs so
+A scheduler of the tables below is linear: the latent after step i is a sum of the initial latent, the model's outputs so
 far and the noises so far, with coefficients that depend on the step alone. So the real scheduler is run once on basis
 vectors, and what comes out is its coefficients. One NumPy expression then runs every scheduler
 (`axbake.runtime.sampler`), on machines without torch too.
@@ -37,6 +37,7 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     SchedulerMixin,
     TCDScheduler,
@@ -45,7 +46,7 @@ from diffusers import (
 
 from axbake.drawing.coefficients import ScheduleError, beginnings, check_linear, coefficients_of, input_scale_of
 from axbake.errors import AxbakeError
-from axbake.networks.sampling import Sampling
+from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, Sampling
 from axbake.npz import npz_bytes
 from axbake.weights.files import read_sampling
 
@@ -65,6 +66,20 @@ class StochasticTCDScheduler(TCDScheduler):
     def step(self, model_output, timestep, sample, *, generator=None, return_dict=True):
         """`TCDScheduler.step` with `ETA`."""
         return super().step(model_output, timestep, sample, eta=ETA, generator=generator, return_dict=return_dict)
+
+
+class FlowEulerScheduler(FlowMatchEulerDiscreteScheduler):
+    """Euler of rectified flow, with what diffusers' other schedulers have and this one is called without."""
+
+    init_noise_sigma = 1.0
+
+    def scale_model_input(self, sample, timestep=None):
+        """*sample* as it is."""
+        return sample
+
+    def add_noise(self, original_samples, noise, timesteps):
+        """What image to image begins with: `scale_noise`."""
+        return self.scale_noise(original_samples, timesteps, noise)
 
 
 #: Name in the table's `scheduler` column -> class and its configuration, which is what diffusers makes of SD 1.5's published
@@ -90,6 +105,14 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "dpmpp_sde_karras": (DPMSolverSinglestepScheduler, DPMPP_SDE | {"use_karras_sigmas": True}),
 }
 
+#: The same of rectified flow: its class, how it is configured, and what it calls the shift of the noise levels
+FLOWS: dict[str, tuple[type[SchedulerMixin], dict[str, Any], str]] = {
+    "euler": (FlowEulerScheduler, {}, "shift"),
+    "dpmpp_2m": (DPMSolverMultistepScheduler, DPMPP_2M | {"use_flow_sigmas": True}, "flow_shift"),
+    "unipc": (UniPCMultistepScheduler, {"use_flow_sigmas": True}, "flow_shift"),
+}
+assert tuple(FLOWS) == FLOW_SCHEDULERS
+
 PREDICTION_TYPES = ("epsilon", "v_prediction")  # what the model gives: the noise, or Salimans and Ho's velocity
 
 
@@ -98,12 +121,15 @@ class UnknownSchedulerError(AxbakeError):
 
 
 def build_scheduler(name: str, sampling: Sampling | None = None) -> SchedulerMixin:
-    """The diffusers scheduler called *name* in the table, configured for Stable Diffusion.
+    """The diffusers scheduler called *name* in the table, configured for Stable Diffusion or rectified flow.
 
     Args:
-        sampling: how the UNet is run, its prediction type one of `PREDICTION_TYPES`; None: as that of Stable Diffusion 1.5.
+        sampling: how the denoiser is run: a `Flow`, or its prediction type one of `PREDICTION_TYPES`; None: as that of Stable
+            Diffusion 1.5.
     """
     sampling = sampling or Sampling()
+    if isinstance(sampling, Flow):
+        return _build_flow(name, sampling)
     prediction_type = sampling.prediction_type
     if name not in SCHEDULERS:
         raise UnknownSchedulerError(f"scheduler {name!r} is unknown; known: {', '.join(sorted(SCHEDULERS))}.")
@@ -118,6 +144,17 @@ def build_scheduler(name: str, sampling: Sampling | None = None) -> SchedulerMix
             "`scheduler`, such as dpmpp_2m_sde_karras."
         )
     return scheduler(**BETAS | settings | zero, prediction_type=prediction_type)
+
+
+def _build_flow(name: str, sampling: Flow) -> SchedulerMixin:
+    """The same for a transformer of rectified flow."""
+    if name not in FLOWS:
+        raise UnknownSchedulerError(
+            f"scheduler {name!r} cannot draw with rectified flow; known for it: {', '.join(FLOWS)}."
+        )
+    scheduler, settings, shift = FLOWS[name]
+    kind = {} if scheduler is FlowEulerScheduler else {"prediction_type": sampling.prediction_type}
+    return scheduler(**settings, **kind, **{shift: sampling.shift})
 
 
 def derive_schedule(

@@ -46,6 +46,9 @@ class Family:
     structure: Divisible | None = None  # of a denoiser that is cut into as many graphs as its size asks for
     clip_skip: bool = False  # whether web UIs' clip skip shortens its text encoders
     pixels: int = 512  # a side of the pictures that most models of it were trained with
+    cells: Mapping[str, str] = field(
+        default_factory=dict
+    )  # column -> what a new row needs, where the default does not fit
     resources: tuple[str, ...] = ()  # folders of data that its networks' configs are made from
     #: Prediction -> architecture as Stability's model spec names it; empty: it is not written as one file
     specification: Mapping[str, str] = field(default_factory=dict)

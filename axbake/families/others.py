@@ -53,9 +53,10 @@ def _network(
     return Network(Other(kind, sentence), table, absent)
 
 
+OURS = Other("", "")  # a transformer that one of the families bakes
 FLUX2 = "a FLUX.2 checkpoint"
 LUMINA = "a Lumina-Image 2 checkpoint (NetaYume is one)"
-SD3, SD35_MEDIUM, SD35_LARGE = (f"a Stable Diffusion {name} checkpoint" for name in ("3", "3.5 medium", "3.5 large"))
+SD35_LARGE = "a Stable Diffusion 3.5 large checkpoint"
 SD3_DIFFUSERS = ("pos_embed.pos_embed", "transformer_blocks.0.attn.add_q_proj.weight", "norm_out.linear.weight")
 #: The first that fits counts, so the narrower stand before the wider. Names of their authors' files, then diffusers'.
 NETWORKS = (
@@ -108,12 +109,9 @@ NETWORKS = (
     ),
     _network(SD35_LARGE, "joint_blocks.37.context_block.attn.qkv.weight"),
     _network(SD35_LARGE, "joint_blocks.37.x_block.mlp.fc1.weight"),
-    _network(SD35_MEDIUM, "joint_blocks.0.x_block.attn2.qkv.weight"),
-    _network(SD3, "joint_blocks.0.context_block.attn.qkv.weight"),
-    _network(SD3, "joint_blocks.0.x_block.attn.qkv.weight"),
+    Network(OURS, {"joint_blocks.0.x_block.attn.qkv.weight": (), "joint_blocks.0.context_block.attn.qkv.weight": ()}),
     _network(SD35_LARGE, *SD3_DIFFUSERS, "transformer_blocks.37.attn.to_q.weight"),
-    _network(SD35_MEDIUM, *SD3_DIFFUSERS, "transformer_blocks.0.attn2.to_q.weight"),
-    _network(SD3, *SD3_DIFFUSERS),
+    Network(OURS, dict.fromkeys(SD3_DIFFUSERS, ())),
     _network("a Mage-Flow checkpoint", "txt_norm.weight", first=(2560,)),
     _network("a Lens checkpoint", "transformer_blocks.0.img_mlp.w1.weight"),
     _network(
@@ -311,7 +309,7 @@ def recognise(shapes: Shapes) -> Other | None:
                 return _unet(shapes, found, prefix)
     added, count = _added(shapes)
     if count <= len(shapes) / 2 and (network := _first(NETWORKS, found)):
-        return network
+        return None if network is OURS else network
     pieces = any(mark in found for mark, _ in UNETS) or any(mark in name for name in shapes for mark in SDXL)
     if not pieces and all(mark in found for mark in VAE_MARKS):
         return _first(PARTS, found) or _vae(found)

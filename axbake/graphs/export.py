@@ -6,7 +6,7 @@ and written, one at a time.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ from axbake.weights.networks import Build
 
 OPSET = 18  # torch's exporter writes it without conversion; 17 and 18 are in published builds for AX650
 IN_FLIGHT = 256 << 20  # bytes of tensors in memory while they are written
+
+
+#: Parameter of a cut network that no file has -> the weight that it is made of, and how
+Derived = Mapping[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]
+#: Where the values of a graph's tensor are: a tensor of the weights file, and what is made of it, if it is not as it is
+Source = tuple[str, Callable[[torch.Tensor], torch.Tensor] | None]
 
 
 class ExportError(AxbakeError):
@@ -52,18 +58,19 @@ def export_onnx(
     """
     config = read_description(weights).config
     face = piece.interface(config, **columns)
-    model = _trace(build, config, piece, face)
-    names = _attach_weights(model, weights)
+    model, derived = _trace(build, config, piece, face)
+    sources = _attach_weights(model, weights, derived)
     _fold_constants(model)
-    simplified = _simplify(model, weights, names)
+    simplified = _simplify(model, weights, sources)
     _fold_transposes(simplified)
+    _divide(simplified)
     _tidy(simplified, piece.name)
     # Two at once: one is read and widened while the other goes to the disk.
     ir.save(simplified, graph, external_data=tensors.name, max_workers=2, max_in_flight_bytes=IN_FLIGHT)
 
 
-def _trace(build: Build, config: dict, piece: Piece, face: Interface) -> ir.Model:
-    """The graph of the network, its weights without values."""
+def _trace(build: Build, config: dict, piece: Piece, face: Interface) -> tuple[ir.Model, Derived]:
+    """The graph of the network, its weights without values, and which of them are made of the file's."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = piece.cut(build(config).eval().requires_grad_(False), face)
         example = tuple(torch.zeros(input.shape, dtype=getattr(torch, input.dtype)) for input in face.inputs.values())
@@ -79,28 +86,31 @@ def _trace(build: Build, config: dict, piece: Piece, face: Interface) -> ir.Mode
         )
     assert program is not None
     InlinePass()(program.model)
-    return program.model
+    return program.model, getattr(network, "derived", {})
 
 
-def _lazy(weights: Path, name: str, shape: tuple[int, ...]) -> ir.LazyTensor:
-    """The float32 values of tensor *name* of *weights*, read when they are asked for."""
+def _lazy(weights: Path, source: Source, shape: tuple[int, ...]) -> ir.LazyTensor:
+    """The float32 values of a tensor of *weights*, read when they are asked for."""
+    name, made = source
 
     def read() -> ir.Tensor:
-        return ir.tensor(read_tensor(weights, name).to(torch.float32).numpy())
+        tensor = read_tensor(weights, name).to(torch.float32)
+        return ir.tensor((made(tensor) if made else tensor).numpy())
 
     return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
 
 
-def _attach_weights(model: ir.Model, weights: Path) -> dict[str, str]:
-    """Give each initialiser of the traced graph its value in *weights*; the names in the graph -> those in the file."""
-    shapes, names = read_shapes(weights), {}
+def _attach_weights(model: ir.Model, weights: Path, derived: Derived) -> dict[str, Source]:
+    """Give each initialiser of the traced graph its value in *weights*; the names in the graph -> where that is."""
+    shapes, sources = read_shapes(weights), {}
     for graph_name, value in list(model.graph.initializers.items()):
-        name = graph_name.removeprefix("model.")
-        if name not in shapes:
+        source: Source = derived.get(graph_name, (graph_name.removeprefix("model."), None))
+        if source[0] not in shapes:
             raise ExportError(f"{graph_name}: a tensor of the traced network, which the weights file lacks")
-        value.const_value = _lazy(weights, name, shapes[name])
-        names[graph_name] = name
-    return names
+        shape = tuple(map(int, value.shape or ())) if source[1] else shapes[source[0]]
+        value.const_value = _lazy(weights, source, shape)
+        sources[graph_name] = source
+    return sources
 
 
 def _fold_constants(model: ir.Model) -> None:
@@ -113,10 +123,10 @@ def _fold_constants(model: ir.Model) -> None:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
-def _simplify(model: ir.Model, weights: Path, names: dict[str, str]) -> ir.Model:
+def _simplify(model: ir.Model, weights: Path, sources: Mapping[str, Source]) -> ir.Model:
     """onnxsim's version of *model*; weights pass by as inputs, since the model with them would not fit in a protobuf."""
     inputs = len(model.graph.inputs)
-    for name in names:
+    for name in sources:
         if value := model.graph.initializers.pop(name, None):
             value.const_value = None
             model.graph.inputs.append(value)
@@ -127,7 +137,7 @@ def _simplify(model: ir.Model, weights: Path, names: dict[str, str]) -> ir.Model
         result.graph.inputs.remove(value)
         if value.uses():
             assert value.name
-            value.const_value = _lazy(weights, names[value.name], tuple(value.shape or ()))
+            value.const_value = _lazy(weights, sources[value.name], tuple(value.shape or ()))
             result.graph.register_initializer(value)
     return result
 
@@ -153,6 +163,23 @@ def _fold_transposes(model: ir.Model) -> None:
         model.graph.remove(node, safe=True)
         if not weight.uses():
             del model.graph.initializers[weight.name]
+
+
+def _divide(model: ir.Model) -> None:
+    """A product with a Reciprocal, which the AX650 lacks, as a Div; torch writes the RMS norm so."""
+    for node in list(model.graph):
+        users = [use.node for use in node.outputs[0].uses()] if node.op_type == "Reciprocal" else []
+        if not users or any(user.op_type != "Mul" or user.outputs[0].is_graph_output() for user in users):
+            continue
+        for product in users:
+            (factor,) = (value for value in product.inputs if value is not node.outputs[0])
+            quotient = ir.node("Div", [factor, node.inputs[0]], name=product.name)
+            made, old = quotient.outputs[0], product.outputs[0]
+            made.name, made.shape, made.type = old.name, old.shape, old.type
+            model.graph.insert_before(product, quotient)
+            old.replace_all_uses_with(made)
+            model.graph.remove(product, safe=True)
+        model.graph.remove(node, safe=True)
 
 
 def _transposed(tensor: ir.LazyTensor) -> ir.Tensor:

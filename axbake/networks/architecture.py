@@ -230,6 +230,25 @@ def vae_encoder_architecture(shapes: Shapes) -> dict:
     return _vae_architecture(levels, channels, layers, shapes["quant_conv.weight"][0] // 2)
 
 
+def without_quant_conv(architecture: Callable[[Shapes], dict], shapes: Shapes) -> dict:
+    """Config of the autoencoder that lacks the convolutions between half and latent, as those of 16 channels do.
+
+    Args:
+        architecture: of its half: `vae_encoder_architecture` or `vae_decoder_architecture`.
+        shapes: of its half.
+
+    Raises:
+        KeyError: the half is not there.
+    """
+    ends = {"quant_conv.weight": "encoder.conv_out.weight", "post_quant_conv.weight": "decoder.conv_in.weight"}
+    sides = {
+        name: shapes[end] if name == "quant_conv.weight" else shapes[end][1:]
+        for name, end in ends.items()
+        if end in shapes
+    }
+    return architecture({**shapes, **sides}) | {"use_quant_conv": False, "use_post_quant_conv": False}
+
+
 def vae_decoder_architecture(shapes: Shapes) -> dict:
     """Config of the `AutoencoderKL`, or `AutoencoderTiny`, whose decoder half this is."""
     if "decoder.layers.0.weight" in shapes:

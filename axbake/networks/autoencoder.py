@@ -62,7 +62,8 @@ def decoder_inputs(*, program: str, **size: int) -> dict[str, str]:
 
 def decoder_interface(config: Mapping, *, height: int, width: int, program: str) -> Interface:
     """A latent in, pixels out."""
-    latent = LATENTS.shape(height, width)
+    _, _, *sides = LATENTS.shape(height, width)
+    latent = 1, config["latent_channels"], *sides
     return Interface(
         {name: Tensor(latent, dtype) for name, dtype in decoder_inputs(program=program).items()}, ("sample",)
     )

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from axbake.errors import AxbakeError
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # of tensors, by name
 #: A tensor's name in the file -> its name in diffusers; several: those that its rows are split into; None: not the network's
@@ -16,6 +18,10 @@ ROLES = (TEXT, DENOISER, ENCODER, DECODER)
 GRAPH_WEIGHTS = 880_000_000  # of one graph, at most, where the config does not say
 
 
+class SliceError(AxbakeError):
+    """A denoiser cannot be split into its family's graphs."""
+
+
 @dataclass(frozen=True)
 class Naming:
     """Names under which files hold a network."""
@@ -23,6 +29,8 @@ class Naming:
     marker: str  # a tensor that every file of such names has; what stands before it is the prefix of all
     renamer: Callable[[Shapes], Rename]  # from the shapes by name without prefix
     turned: tuple[str, ...] = ()  # matrices, by diffusers' names, that such files hold transposed
+    #: From the same -> tensors, by diffusers' names, whose halves such files have the other way round
+    exchanged: Callable[[Shapes], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class Interface:
 
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
+    latent: Shape = ()  # of the latent that is drawn, for graphs in the middle of a chain, which take none
 
 
 class Piece(Protocol):

@@ -22,7 +22,7 @@ class VaeEncoder(torch.nn.Module):
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny):
         super().__init__()
-        self.encoder, self.quant_conv = vae.encoder, getattr(vae, "quant_conv", torch.nn.Identity())
+        self.encoder, self.quant_conv = vae.encoder, getattr(vae, "quant_conv", None) or torch.nn.Identity()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(1, 3, H, W) in -1..1 -> (1, C or 2 C, h, w), not yet scaled: means, then of an AutoencoderKL log-variances."""
@@ -34,7 +34,7 @@ class VaeDecoder(torch.nn.Module):
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny):
         super().__init__()
-        self.post_quant_conv = getattr(vae, "post_quant_conv", torch.nn.Identity())
+        self.post_quant_conv = getattr(vae, "post_quant_conv", None) or torch.nn.Identity()
         self.decoder = vae.decoder
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:

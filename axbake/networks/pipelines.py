@@ -11,6 +11,7 @@ from axbake.networks.component import Module
 #: What the pipelines do without
 ALONE = {"text_encoder": None, "tokenizer": None}
 SD = ALONE | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+SD3 = ALONE | {f"{part}_{number}": None for part in ("text_encoder", "tokenizer") for number in (2, 3)}
 XL = ALONE | {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
 
 
@@ -66,6 +67,13 @@ def instruct_xl(*networks: Any, **halves: Any) -> Any:
     return _pipeline(WithCallback, XL, *networks, **halves)
 
 
+def stable_diffusion_3(*networks: Any, **halves: Any) -> Any:
+    """`StableDiffusion3Pipeline`; it takes pooled prompts too, and no pictures."""
+    from diffusers import StableDiffusion3Pipeline
+
+    return _pipeline(StableDiffusion3Pipeline, SD3, *networks, denoises="transformer", **halves)
+
+
 def _pipeline(
     kind: Any,
     without: dict[str, Any],
@@ -75,10 +83,11 @@ def _pipeline(
     *,
     decoder_config: dict,
     encoder: Module | None = None,
+    denoises: str = "unet",
 ) -> Any:
-    """A pipeline of the class *kind*."""
+    """A pipeline of the class *kind*, which calls its denoiser *denoises*."""
     vae = _autoencoder_of(decoder, decoder_config, encoder)
-    pipeline = kind(vae=vae, unet=denoiser, scheduler=scheduler, **without)
+    pipeline = kind(vae=vae, scheduler=scheduler, **{denoises: denoiser}, **without)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -99,3 +108,4 @@ def _autoencoder_of(decoder: Module, config: dict, encoder: Module | None) -> An
 #: What a denoiser draws on (columns `CANVAS`, with a space between) -> the pipeline's function
 STABLE_DIFFUSION = {"": stable_diffusion, "image": instruct, "image mask": inpainting}
 STABLE_DIFFUSION_XL = {"": stable_diffusion_xl, "image": instruct_xl, "image mask": inpainting_xl}
+STABLE_DIFFUSION_3 = {"": stable_diffusion_3}

@@ -1,6 +1,10 @@
 """How a denoiser is run, which its shapes do not tell."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from axbake.errors import AxbakeError
 
@@ -13,7 +17,9 @@ class SamplingError(AxbakeError):
 class Sampling:
     """How a UNet is run."""
 
-    prediction_type: str = "epsilon"  # diffusers' name of what it predicts: epsilon (the noise) or v_prediction
+    prediction_type: str = (
+        "epsilon"  # diffusers' name of what it predicts: epsilon (the noise), v_prediction; `Flow` has its own
+    )
     zero_terminal_snr: bool = False  # trained with a schedule whose last step is pure noise (Lin et al. 2023)
     steps: int | None = None  # the only number of steps it draws in; None: any
     guided: bool = True  # whether a guidance scale above 1 means anything to it
@@ -30,3 +36,28 @@ class Sampling:
         )
         if faults:
             raise SamplingError(f"{'; '.join(faults)}. This UNet was distilled to draw only in this way.")
+
+
+FLOW_SCHEDULERS = ("euler", "dpmpp_2m", "unipc")  # that diffusers has for rectified flow
+
+
+@dataclass(frozen=True)
+class Flow(Sampling):
+    """How the transformer of a rectified flow is run (Esser et al. 2024): it predicts the noise less the picture."""
+
+    prediction_type: str = "flow_prediction"
+    shift: float = 1.0  # of the noise levels: s becomes shift × s / (1 + (shift − 1) × s)
+
+    def check(self, *, scheduler: str, steps: int, guidance_scale: float) -> None:
+        """Raise SamplingError likewise."""
+        if scheduler not in FLOW_SCHEDULERS:
+            raise SamplingError(
+                f"column scheduler: {scheduler}, wanted {', '.join(FLOW_SCHEDULERS[:-1])} or {FLOW_SCHEDULERS[-1]}: this"
+                " transformer was trained for rectified flow, which only these can draw with."
+            )
+        super().check(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
+
+
+def sampling_of(said: Mapping[str, Any]) -> Sampling:
+    """The sampling whose fields are *said*."""
+    return Flow(**said) if "shift" in said else Sampling(**said)

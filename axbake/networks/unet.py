@@ -133,7 +133,14 @@ def sampling(config: Mapping, prediction_type: str, *, zero_terminal_snr: bool) 
     return Sampling(prediction_type, zero_terminal_snr, guidance_embedded="time_cond_proj_dim" in config)
 
 
-def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float, activated: bool = True) -> np.ndarray:
+def time_rows(
+    weights: Path,
+    timesteps: np.ndarray,
+    *,
+    guidance_scale: float,
+    activated: bool = True,
+    prefix: str = "time_embedding.",
+) -> np.ndarray:
     """Rows that the UNet's residual blocks take for *timesteps*, SiLU applied.
 
     The sinusoids are float32 as the model was trained with (in float64 they would differ by 6e-5 at timestep 999), the
@@ -144,6 +151,7 @@ def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float, ac
         timesteps: (N,) noise levels, 0 to 999.
         guidance_scale: embedded in the rows of a UNet that takes it so (`cond_proj`); not used by others.
         activated: whether SiLU is applied.
+        prefix: of the names of its time embedding's tensors.
 
     Returns:
         (N, C) float32.
@@ -151,7 +159,7 @@ def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float, ac
     import torch
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
-    tensors = _time_tensors(weights)
+    tensors = _time_tensors(weights, prefix)
     channels, model_channels = tensors["linear_1.weight"].shape
     project = Timesteps(model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
     condition_channels = tensors["cond_proj.weight"].shape[1] if "cond_proj.weight" in tensors else None
@@ -181,19 +189,19 @@ def guidance_embedding(guidance_scale: float, channels: int) -> torch.Tensor:
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
 
 
-def _time_tensors(weights: Path) -> dict[str, torch.Tensor]:
+def _time_tensors(weights: Path, prefix: str) -> dict[str, torch.Tensor]:
     """The tensors of `TimestepEmbedding`, under its own names."""
     from safetensors import safe_open
 
     wanted = {f"linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
     with safe_open(weights, "pt") as file:
-        names = [name.removeprefix("time_embedding.") for name in file.keys() if name.startswith("time_embedding.")]  # noqa: SIM118
+        names = [name.removeprefix(prefix) for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         if set(names) - {"cond_proj.weight"} != wanted:
             raise TimeEmbeddingError(
-                f"{weights}: time_embedding has {', '.join(sorted(names)) or 'no tensors'}; wanted "
+                f"{weights}: {prefix.rstrip('.')} has {', '.join(sorted(names)) or 'no tensors'}; wanted "
                 f"{', '.join(sorted(wanted))}, and at most cond_proj.weight."
             )
-        return {name: file.get_tensor(f"time_embedding.{name}") for name in names}
+        return {name: file.get_tensor(prefix + name) for name in names}
 
 
 def example(network: Module, face: Interface, config: Mapping, generator: Any) -> tuple[dict[str, Any], Any]:

@@ -6,14 +6,12 @@ embedding is outside, as in `CutUnet`: every slice takes the row.
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from axbake.errors import AxbakeError
-from axbake.networks.component import Interface, Module, Tensor
+from axbake.networks.component import Interface, Module, SliceError, Tensor
+from axbake.networks.dividing import divide
 from axbake.networks.unet import CONTEXT, SAMPLE, TIME_INPUT, row_width
 from axbake.runtime.tokenizer import TOKENS
 from axbake.runtime.values import Latents
@@ -130,10 +128,6 @@ class UnetSlice:
         return SlicedUnet(network, parts[begin:end], self.taken, self.given)
 
 
-class SliceError(AxbakeError):
-    """A UNet cannot be split into its family's graphs."""
-
-
 @dataclass(frozen=True)
 class Structure:
     """What UNets of one structure have in common, as far as their graphs depend on it."""
@@ -155,11 +149,8 @@ class Structure:
                 f"config graph_weights: {most / 1e6:g} million, but {parts[sizes.index(max(sizes))].path} of the UNet alone has "
                 f"{max(sizes) / 1e6:.0f}. Set a higher number."
             )
-        number = 1
-        while _largest(sizes, (cuts := _cuts(sizes, number))) > most:
-            number += 1
-        begins = [parts[cut].path for cut in (0, *cuts)]
-        names = NAMES.get(number, [f"part_{place:02d}" for place in range(number)])
+        begins = [parts[cut].path for cut in (0, *divide(sizes, most))]
+        names = NAMES.get(len(begins), [f"part_{place:02d}" for place in range(len(begins))])
         return tuple(
             UnetSlice(name, begin, end, *crossing(parts, begin, end), self.latents)
             for name, begin, end in zip(names, begins, [*begins[1:], ""], strict=True)
@@ -188,27 +179,6 @@ class Structure:
 
 #: Names of graphs by their number, where they say more than a count
 NAMES = {1: ["unet"], 2: ["down", "up"], 3: ["down", "mid", "up"]}
-
-
-def _cuts(sizes: Sequence[int], number: int) -> tuple[int, ...]:
-    """Where *number* runs of *sizes* begin, but for the first, if the largest is to be as small as it can be."""
-
-    @functools.cache
-    def best(first: int, runs: int) -> tuple[int, tuple[int, ...]]:
-        if runs == 1:
-            return sum(sizes[first:]), ()
-        found = []
-        for begin in range(first + 1, len(sizes) - runs + 2):
-            largest, later = best(begin, runs - 1)
-            found.append((max(sum(sizes[first:begin]), largest), (begin, *later)))
-        return min(found)
-
-    return best(0, number)[1]
-
-
-def _largest(sizes: Sequence[int], cuts: Sequence[int]) -> int:
-    ends = (0, *cuts, len(sizes))
-    return max(sum(sizes[begin:end]) for begin, end in itertools.pairwise(ends))
 
 
 def crossing(parts: Sequence[Part], begin: str, end: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""What Stable Diffusion XL adds to its time embedding: an embedding of the pooled prompt and of the picture's sizes."""
+"""What prompts add to a time embedding: an embedding of the pooled prompt and, of Stable Diffusion XL, of the picture's sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AddedEmbedding:
     All float32: a prompt's row is computed by NumPy in float64 and rounded once, so it is the same on every machine.
     """
 
-    weight_1: np.ndarray  # (C, P + 6 × 256)
+    weight_1: np.ndarray  # (C, P + 6 × 256), or (C, P) of one that takes no sizes
     bias_1: np.ndarray  # (C,)
     weight_2: np.ndarray  # (C, C)
     bias_2: np.ndarray  # (C,)
@@ -33,7 +33,8 @@ class AddedEmbedding:
 
         Args:
             pooled: (1, P) float32: the pooled prompt.
-            sizes: original height and width, crop's top and left, target height and width, in pixels (Podell et al. 2023).
+            sizes: original height and width, crop's top and left, target height and width, in pixels (Podell et al. 2023); not
+                used by weights that take the pooled prompt alone (Esser et al. 2024).
 
         Returns:
             (1, C) float32.
@@ -41,7 +42,8 @@ class AddedEmbedding:
         Raises:
             BundleError: the pooled prompt is not of the width that the weights take.
         """
-        given = np.concatenate([pooled[0].astype(np.float64), size_embedding(sizes)])
+        takes_sizes = self.weight_1.shape[1] != pooled.shape[1]
+        given = np.concatenate([pooled[0].astype(np.float64), size_embedding(sizes if takes_sizes else ())])
         if len(given) != self.weight_1.shape[1]:
             raise BundleError(
                 f"a pooled prompt of {pooled.shape[1]} channels and {len(sizes)} sizes make {len(given)}, wanted"

@@ -20,7 +20,13 @@ from .values import Conditioning, Latents, Picture
 FORMAT = 2  # of the manifest
 LAYOUT = "axbake"
 #: Annotation -> what JSON has there, or in a list there
-TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "float | None": (int, float, type(None))}
+TYPES: dict[str, Any] = {
+    "int": int,
+    "int | None": (int, type(None)),
+    "float": (int, float),
+    "str": str,
+    "float | None": (int, float, type(None)),
+}
 TYPES |= {"tuple[str, ...]": str, "tuple[int, ...]": int, "tuple[float, ...]": (int, float)}
 ROLES = ("text", "denoiser", "encoder", "decoder")
 

@@ -330,11 +330,20 @@ def embed_prompt(
         states = [emphasise(one.hidden, chunk.weights) for one in made]
         contexts.append(conditioning.join(states) if conditioning else states[0])
         if number == 0 and conditioning and conditioning.pooled:
-            projected = made[names.index(conditioning.pooled)].projected
-            if projected is None:
-                raise BundleError(f"{conditioning.pooled}: has no pooled prompt; wanted a second output.")
-            pooled = projected[:, int((chunk.ids[0] == tokenizer.end).argmax())]
+            end = int((chunk.ids[0] == tokenizer.end).argmax())
+            pooled = _pooled(dict(zip(names, made)), conditioning.pooled.split(), end)
     return Embedded(np.concatenate(contexts, axis=1), pooled)
+
+
+def _pooled(made: dict[str, States], encoders: Sequence[str], end: int) -> np.ndarray:
+    """(1, sum of P): the pooled prompts of *encoders* at the token *end*, side by side."""
+    found = []
+    for name in encoders:
+        projected = made[name].projected
+        if projected is None:
+            raise BundleError(f"{name}: has no pooled prompt; wanted a second output.")
+        found.append(projected[:, end])
+    return np.concatenate(found, axis=1)
 
 
 def emphasise(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:

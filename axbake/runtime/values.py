@@ -88,23 +88,25 @@ class Conditioning:
 
     encoders: tuple[str, ...]  # components, in order
     joined: str = "channels"  # each token's states side by side
-    pooled: str = (
-        ""  # the one whose pooled prompt is added to the time embedding, with the picture's sizes; empty: none
-    )
+    #: Those whose pooled prompts, side by side, are added to the time embedding, with a space between; empty: none
+    pooled: str = ""
+    width: int | None = None  # channels up to which a token is filled with zeros; None: it has those of the encoders
 
     def __post_init__(self) -> None:
         if self.joined != "channels":
             raise ValueError(f"text encoders joined by {self.joined!r}; wanted 'channels'.")
         if not self.encoders:
             raise ValueError("a conditioning without text encoders; wanted at least one.")
-        if self.pooled and self.pooled not in self.encoders:
+        if not set(self.pooled.split()) <= set(self.encoders):
             raise ValueError(f"the pooled prompt of {self.pooled!r}; wanted one of {', '.join(self.encoders)}.")
 
     def join(self, states: Sequence[np.ndarray]) -> np.ndarray:
-        """(1, T, W_i) of each encoder -> (1, T, sum of W_i); of one encoder, its array as it is."""
+        """(1, T, W_i) of each encoder -> (1, T, sum of W_i, or `width`); of one encoder, its array as it is."""
         if len(states) != len(self.encoders):
             raise ValueError(f"states of {len(states)} text encoders; wanted those of {', '.join(self.encoders)}.")
-        return states[0] if len(states) == 1 else np.concatenate(states, axis=-1)
+        joined = states[0] if len(states) == 1 else np.concatenate(states, axis=-1)
+        missing = (self.width or joined.shape[-1]) - joined.shape[-1]
+        return np.pad(joined, ((0, 0), (0, 0), (0, missing))) if missing else joined
 
 
 @dataclass(frozen=True)

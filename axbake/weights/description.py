@@ -22,7 +22,7 @@ from axbake.checkpoints.prediction import decide_sampling, gather_evidence, reas
 from axbake.checkpoints.refusals import UnknownFamily, check_texts
 from axbake.networks.component import DECODER, DENOISER, ENCODER, Component, Shapes
 from axbake.networks.sampling import Sampling
-from axbake.runtime.values import Latents
+from axbake.runtime.values import Conditioning, Latents
 
 # Tensors that training leaves behind and no run of the model reads (CompVis' `ddpm.py`, Lightning, transformers 4).
 LEFTOVERS = (
@@ -58,6 +58,7 @@ def describe_checkpoint(
     title: str,
     components: Sequence[Component],
     latents: Latents,
+    conditioning: Conditioning,
     fits: Callable[[Shapes], bool],
     prediction_type: str | None,
     sampling: Callable[..., Sampling],
@@ -72,7 +73,8 @@ def describe_checkpoint(
 
     Args:
         vae: file that the autoencoder is taken from; mostly the checkpoint.
-        family, title, components, latents, fits: of its family; *prediction_type* and *sampling* of the family's process.
+        family, title, components, latents, conditioning, fits: of its family; *prediction_type* and *sampling* of the family's
+            process.
         sha256: of the file that the user brought.
         vae_sha256: the same of an autoencoder of its own; empty: it is the checkpoint's.
         description: JSON to write.
@@ -94,7 +96,7 @@ def describe_checkpoint(
             f" `axbake inspect {container.path}` says what the file is."
         )
     found = {one.name: find_network(holders[one.name], one, latents) for one in components}
-    check_texts(container.path, components, {name: one.config for name, one in found.items()})
+    check_texts(container.path, components, {name: one.config for name, one in found.items()}, conditioning)
     (decoder,) = (one for one in components if one.role == DECODER)
     evidence = gather_evidence(container, sidecar=sidecar)
     config = found[denoiser.name].config

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 
 from axbake.networks.component import Shapes
-from axbake.networks.sampling import Sampling
+from axbake.networks.sampling import Sampling, sampling_of
 
 METADATA = "axbake"
 
@@ -35,7 +35,7 @@ def read_description(weights: Path) -> Description:
     """Description in the metadata of a `weights/{component}.safetensors`."""
     with safe_open(weights, "np") as file:
         said = json.loads(file.metadata()[METADATA])
-    sampling = Sampling(**said["sampling"]) if said.get("sampling") else None
+    sampling = sampling_of(said["sampling"]) if said.get("sampling") else None
     return Description(**said | {"sampling": sampling})
 
 

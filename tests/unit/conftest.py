@@ -28,7 +28,7 @@ from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description
 from axbake.weights.importing import import_component, import_denoiser, import_text_encoder
 from axbake.weights.networks import Build
-from tests import tiny, tiny_xl
+from tests import tiny, tiny_sd3, tiny_xl
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
 SCHEMAS = Path(__file__).parents[2] / "workflow" / "schemas"
@@ -188,6 +188,7 @@ def describe(
         title=family.title,
         components=[as_files(component) for component in family.components],
         latents=family.latents,
+        conditioning=family.conditioning,
         fits=family.fits,
         prediction_type=family.process.prediction_type,
         sampling=family.process.sampling,
@@ -227,14 +228,16 @@ def row_of(**cells: str) -> dict[str, Any]:
 
 
 #: Name of a family -> a function that makes tiny networks of it
-TINY = tiny.FAMILIES | tiny_xl.FAMILIES
+MODULES = (tiny, tiny_xl, tiny_sd3)
+TINY = {name: make for module in MODULES for name, make in module.FAMILIES.items()}
 every_family = pytest.mark.parametrize("family", TINY)
 
 
 def import_tiny(networks: Any, directory: Path) -> TinyModel:
     """Tiny *networks*, saved to *directory* and imported there."""
-    family, save = FAMILIES[networks.family], tiny_xl.save if networks.family in tiny_xl.FAMILIES else tiny.save
-    checkpoint = save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
+    family = FAMILIES[networks.family]
+    (module,) = (one for one in MODULES if networks.family in one.FAMILIES)
+    checkpoint = module.save(networks, directory / "tiny.safetensors", extra=tiny.leftovers())
     weights = {component: directory / f"{component}.safetensors" for component in family.names}
     for component, path in weights.items():
         import_part(checkpoint, component=component, weights=path, family=family)

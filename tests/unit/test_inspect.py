@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from axbake.checkpoints.containers import files_of
 from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.digest import file_sha256
+from axbake.families import FAMILIES
 from axbake.families.others import recognise
 from axbake.inspect import inspect_checkpoint, lines
 from tests import tiny
@@ -56,9 +57,7 @@ KINDS = {
     | {UNET + "input_blocks.0.0.weight": (384, 4, 3, 3), UNET + "label_emb.0.0.weight": (1536, 2560)},
     "a Playground v2.5 checkpoint": XL_UNET | {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)},
     "a CosXL checkpoint": XL_UNET | {"edm_vpred.sigma_max": (1,), "edm_vpred.sigma_min": (1,)},
-    "a Stable Diffusion 3 checkpoint": {UNET + "joint_blocks.0.context_block.attn.qkv.weight": (4, 4)},
     "a Stable Diffusion 3.5 large checkpoint": {UNET + "joint_blocks.37.context_block.attn.qkv.weight": (4, 4)},
-    "a Stable Diffusion 3.5 medium checkpoint": {UNET + "joint_blocks.0.x_block.attn2.qkv.weight": (4, 4)},
     "a FLUX checkpoint": {"double_blocks.0.img_attn.norm.key_norm.scale": (128,)},
     "a FLUX.2 checkpoint": {
         "double_blocks.0.img_attn.norm.key_norm.scale": (128,),
@@ -220,10 +219,19 @@ KLEIN = {"num_attention_heads": 24, "joint_attention_dim": 7680, "num_layers": 5
 SD3 = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
 SD35_MEDIUM = SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)), "pos_embed_max_size": 384}
 SD35_LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"}
+
+
+@pytest.mark.parametrize(("family", "config"), [("sd3", SD3), ("sd35_medium", SD35_MEDIUM)])
+def test_a_transformer_of_full_size_is_of_its_family_alone_and_of_no_other_kind(family, config):
+    shapes = shapes_of("SD3Transformer2DModel", **config)
+
+    assert recognise(shapes) is None
+    transformers = [name for name, one in FAMILIES.items() if one.denoiser.name == "transformer"]
+    assert [name for name in transformers if FAMILIES[name].fits(shapes)] == [family]
+
+
 #: Kind -> a class of diffusers', and what it is built with
 DIFFUSERS = {
-    "a Stable Diffusion 3 checkpoint": ("SD3Transformer2DModel", SD3),
-    "a Stable Diffusion 3.5 medium checkpoint": ("SD3Transformer2DModel", SD35_MEDIUM),
     "a Stable Diffusion 3.5 large checkpoint": ("SD3Transformer2DModel", SD35_LARGE),
     "a FLUX checkpoint": ("FluxTransformer2DModel", {"num_layers": 2, "num_single_layers": 2}),
     "a FLUX.2 checkpoint (dev)": ("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1}),

@@ -26,13 +26,13 @@ from axbake.drawing.schedule import (
     derive_schedule,
     scheduler_arrays,
 )
-from axbake.networks.sampling import Sampling
+from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, Sampling, SamplingError
 from axbake.networks.unet import TimeEmbeddingError, time_rows
 from axbake.npz import npz_bytes
 from axbake.runtime.errors import BundleError
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import Schedule, initial_latent, load_schedule, sample
-from axbake.weights.files import Description
+from axbake.weights.files import Description, read_sampling
 
 SHAPE = (1, 4, 8, 8)
 STEPS = [1, 2, 4, 20, 30]
@@ -121,6 +121,65 @@ def test_the_coefficients_do_what_the_scheduler_does(name, steps, sampling):
     theirs = diffusers_latents(build_scheduler(name, sampling), steps, curved)
 
     assert relative_error(ours, theirs) < MAX_ERROR
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("name", FLOW_SCHEDULERS)
+def test_the_coefficients_do_what_the_scheduler_of_a_flow_does(name, steps, shift):
+    sampling = Flow(shift=shift)
+
+    ours = our_latents(schedule_of(name, steps, sampling), curved_flow)
+
+    assert relative_error(ours, diffusers_latents(build_scheduler(name, sampling), steps, curved_flow)) < MAX_ERROR
+
+
+def curved_flow(latent, timestep):
+    """A made-up model of a flow: the noise less a picture that depends on latent and timestep."""
+    return latent - 0.6 * torch.sin(2 * latent.roll(1, -1) + timestep / 500.0)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 28])
+def test_a_flow_has_the_noise_levels_of_stable_diffusion_3(steps):
+    """As published with it: shift 3, no dynamic shifting; Esser et al. 2024, equation 23."""
+    schedule = schedule_of("euler", steps, Flow(shift=3.0))
+
+    plain = np.linspace(1, 0.001, steps) if steps > 1 else np.ones(1)
+    shifted = 3 * plain / (1 + 2 * plain)
+    # diffusers shifts the levels between which the steps are spaced, and then each step's: the last is shifted twice.
+    spaced = np.linspace(1, 3 * 0.001 / (1 + 2 * 0.001), steps) if steps > 1 else np.ones(1)
+    np.testing.assert_allclose(schedule.timesteps, 1000 * 3 * spaced / (1 + 2 * spaced), rtol=1e-5)
+    assert schedule.timesteps[0] == 1000 and (np.abs(schedule.timesteps / 1000 - shifted) < 0.02).all()
+    # Each step is the difference of two levels times the prediction; the last ends without noise.
+    levels = [*schedule.timesteps / 1000, 0]
+    np.testing.assert_allclose(np.diag(schedule.coefficients[:, 1 : 1 + steps]), np.diff(levels), atol=1e-6)
+
+
+def test_a_picture_enters_a_flow_between_itself_and_noise():
+    schedule = schedule_of("euler", 10, Flow(shift=3.0))
+
+    np.testing.assert_allclose(schedule.noise_scale, schedule.timesteps / 1000, rtol=1e-6)
+    np.testing.assert_allclose(schedule.picture_scale, 1 - schedule.timesteps / 1000, atol=1e-6)
+    assert schedule.init_noise_sigma == 1 and (schedule.input_scale == 1).all() and not schedule.draws_noise.any()
+
+
+def test_a_sampler_that_diffusers_has_not_for_a_flow_is_refused_by_column():
+    sampling = Flow(shift=3.0)
+
+    with pytest.raises(SamplingError, match="column scheduler: dpmpp_2m_karras, wanted euler, dpmpp_2m or unipc"):
+        sampling.check(scheduler="dpmpp_2m_karras", steps=20, guidance_scale=7)
+    with pytest.raises(UnknownSchedulerError, match="'ddim' cannot draw with rectified flow; known for it: euler"):
+        build_scheduler("ddim", sampling)
+    sampling.check(scheduler="euler", steps=28, guidance_scale=7)
+
+
+def test_weights_say_again_how_a_flow_is_run(tmp_path):
+    path = tmp_path / "transformer.safetensors"
+    save_file(
+        {"a": torch.zeros(1)}, path, metadata=Description("transformer", "sd3", {}, Flow(shift=3.0)).as_metadata()
+    )
+
+    assert read_sampling(path) == Flow(shift=3.0)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20])

@@ -29,9 +29,9 @@ from axbake.loras.files import LoraError
 from axbake.model import Model, family_of
 from axbake.networks import unet, xl_unet
 from axbake.networks.clip_xl import TOKEN_TABLE
-from axbake.networks.component import GRAPH_WEIGHTS, Interface, addresses, as_files
+from axbake.networks.component import GRAPH_WEIGHTS, Interface, SliceError, addresses, as_files
 from axbake.networks.sampling import Sampling
-from axbake.networks.unet_slices import SliceError, parts_of
+from axbake.networks.unet_slices import parts_of
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.session import open_models
 from axbake.runtime.txt2img import Models, draw

@@ -182,7 +182,11 @@ def other(name, shape):
     ("name", "shape", "kind"),
     [
         ("conditioner.embedders.1.model.ln_final.weight", (4,), "a part of a Stable Diffusion XL checkpoint"),
-        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", (4, 4), "a Stable Diffusion 3 checkpoint"),
+        (
+            "model.diffusion_model.joint_blocks.37.x_block.mlp.fc1.weight",
+            (4, 4),
+            "a Stable Diffusion 3.5 large checkpoint",
+        ),
     ],
 )
 def test_a_vae_of_another_model_is_refused_before_anything_starts(form, name, shape, kind):

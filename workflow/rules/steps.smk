@@ -75,6 +75,7 @@ def described(model, wildcards):
         "title": family.title,
         "components": list(family.as_files.values()),
         "latents": family.latents,
+        "conditioning": family.conditioning,
         "fits": family.fits,
         "prediction_type": family.process.prediction_type,
         "sampling": family.process.sampling,

@@ -1,0 +1,247 @@
+"""Stable Diffusion 3 and 3.5 medium: real networks at tiny sizes, seeded, in the files that users have."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from axbake.networks.modules import VaeDecoder, VaeEncoder
+from tests.tiny import ROOT, SEED, WIDTH, _unsettle, vae_name
+from tests.tiny_xl import END
+
+WIDTHS = {"text_encoder": WIDTH, "text_encoder_2": 2 * WIDTH}
+POOLED = {"text_encoder": 24, "text_encoder_2": 48}  # channels of their pooled prompts, side by side in the transformer
+CONTEXT = 4096  # that tokens are filled up to
+BLOCKS = 3
+SIDE = 12  # positions a side in the table, of which pictures take the middle
+SCALE, SHIFT = 1.5305, 0.0609
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of one model, float32, their values rounded to the precision that the checkpoint stores."""
+
+    text_encoder: CLIPTextModelWithProjection
+    text_encoder_2: CLIPTextModelWithProjection
+    transformer: SD3Transformer2DModel
+    vae: AutoencoderKL
+    dtype: torch.dtype
+    family: str
+    prediction_type: str = "flow_prediction"
+
+    def component(self, name: str) -> Any:
+        """The network that axbake calls *name*."""
+        halves = {"vae_encoder": VaeEncoder, "vae_decoder": VaeDecoder}
+        return halves[name](self.vae) if name in halves else getattr(self, name)
+
+
+def _text_config(name: str) -> CLIPTextConfig:
+    width, second = WIDTHS[name], name == "text_encoder_2"
+    return CLIPTextConfig(
+        vocab_size=END + 1,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3 if second else 2,
+        num_attention_heads=1,
+        projection_dim=POOLED[name],
+        hidden_act="gelu" if second else "quick_gelu",
+        bos_token_id=END - 1,
+        eos_token_id=END,
+        pad_token_id=0 if second else END,
+        attn_implementation="eager",
+    )
+
+
+def _model(family: str, dtype: torch.dtype, **options: Any) -> Networks:
+    torch.manual_seed(SEED)
+    made = {
+        "text_encoder": CLIPTextModelWithProjection(_text_config("text_encoder")),
+        "text_encoder_2": CLIPTextModelWithProjection(_text_config("text_encoder_2")),
+        "vae": AutoencoderKL(
+            block_out_channels=(WIDTH,) * 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=16,
+            norm_num_groups=32,
+            sample_size=64,
+            scaling_factor=SCALE,
+            shift_factor=SHIFT,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        "transformer": SD3Transformer2DModel(
+            sample_size=8,
+            num_layers=BLOCKS,
+            attention_head_dim=64,
+            num_attention_heads=2,
+            joint_attention_dim=CONTEXT,
+            caption_projection_dim=128,
+            pooled_projection_dim=sum(POOLED.values()),
+            pos_embed_max_size=SIDE,
+            **options,
+        ),
+    }
+    for network in made.values():
+        _unsettle(network)
+        for parameter in [*network.parameters(), *(b for b in network.buffers() if b.is_floating_point())]:
+            parameter.data = parameter.data.to(dtype).float()
+        network.eval().requires_grad_(False)
+    return Networks(**made, dtype=dtype, family=family)
+
+
+def sd3(dtype: torch.dtype = torch.float16) -> Networks:
+    """Stable Diffusion 3 medium."""
+    return _model("sd3", dtype)
+
+
+def sd35_medium(dtype: torch.dtype = torch.float16) -> Networks:
+    """Stable Diffusion 3.5 medium: normalised queries and keys, and the first block attends twice."""
+    return _model("sd35_medium", dtype, qk_norm="rms_norm", dual_attention_layers=(0,))
+
+
+#: Name of a family -> a function that makes networks of it
+FAMILIES: dict[str, Callable[..., Networks]] = {"sd3": sd3, "sd35_medium": sd35_medium}
+
+
+def original_tensors(transformer: SD3Transformer2DModel) -> dict[str, torch.Tensor]:
+    """The transformer's tensors under its authors' names (github Stability-AI/sd3-ref, `mmdit.py`)."""
+    found = transformer.state_dict()
+    ends = {"pos_embed.pos_embed": "pos_embed"}
+    for kind in ("weight", "bias"):
+        ends |= {
+            f"pos_embed.proj.{kind}": f"x_embedder.proj.{kind}",
+            f"context_embedder.{kind}": f"context_embedder.{kind}",
+        }
+        ends[f"proj_out.{kind}"] = f"final_layer.linear.{kind}"
+        for part, name in (("timestep", "t"), ("text", "y")):
+            for number in (1, 2):
+                place = f"time_text_embed.{part}_embedder.linear_{number}.{kind}"
+                ends[place] = f"{name}_embedder.mlp.{2 * (number - 1)}.{kind}"
+    tensors = {new: found[old] for old, new in ends.items()}
+
+    def swapped(tensor: torch.Tensor) -> torch.Tensor:
+        scale, shift = tensor.chunk(2)
+        return torch.cat([shift, scale])
+
+    last = transformer.config.num_layers - 1
+    sides = {
+        "x_block": ("attn.to_{}", "attn.to_out.0", "attn.norm_{}", "norm1.linear", "ff"),
+        "context_block": (
+            "attn.add_{}_proj",
+            "attn.to_add_out",
+            "attn.norm_added_{}",
+            "norm1_context.linear",
+            "ff_context",
+        ),
+    }
+    for number in range(last + 1):
+        old, new = f"transformer_blocks.{number}", f"joint_blocks.{number}"
+        for side, (parts, out, norm, modulation, feed) in sides.items():
+            named = {"attn.proj": out, "mlp.fc1": f"{feed}.net.0.proj", "mlp.fc2": f"{feed}.net.2"}
+            if side == "x_block" and f"{old}.attn2.to_q.weight" in found:
+                named["attn2.proj"] = "attn2.to_out.0"
+            for kind in ("weight", "bias"):
+                joined = [found[f"{old}.{parts.format(part)}.{kind}"] for part in "qkv"]
+                tensors[f"{new}.{side}.attn.qkv.{kind}"] = torch.cat(joined)
+                if "attn2.proj" in named:
+                    joined = [found[f"{old}.attn2.to_{part}.{kind}"] for part in "qkv"]
+                    tensors[f"{new}.{side}.attn2.qkv.{kind}"] = torch.cat(joined)
+                rows = found[f"{old}.{modulation}.{kind}"]
+                rows = swapped(rows) if side == "context_block" and number == last else rows
+                tensors[f"{new}.{side}.adaLN_modulation.1.{kind}"] = rows
+                for theirs, ours in named.items():
+                    if f"{old}.{ours}.{kind}" in found:
+                        tensors[f"{new}.{side}.{theirs}.{kind}"] = found[f"{old}.{ours}.{kind}"]
+            for part in "qk":
+                for attention in ("attn", "attn2") if side == "x_block" else ("attn",):
+                    name = f"{old}.{norm.format(part).replace('attn.', f'{attention}.')}.weight"
+                    if name in found:
+                        tensors[f"{new}.{side}.{attention}.ln_{part}.weight"] = found[name]
+    for kind in ("weight", "bias"):
+        tensors[f"final_layer.adaLN_modulation.1.{kind}"] = swapped(found[f"norm_out.linear.{kind}"])
+    return tensors
+
+
+def _texts(networks: Networks) -> dict[str, torch.Tensor]:
+    parts = {"clip_l": networks.text_encoder, "clip_g": networks.text_encoder_2}
+    return {
+        f"text_encoders.{part}.transformer.{name}": t
+        for part, network in parts.items()
+        for name, t in network.state_dict().items()
+    }
+
+
+def ldm_tensors(networks: Networks) -> dict[str, torch.Tensor]:
+    """Tensors under the names of Stability's own files with both CLIPs."""
+    transformer = original_tensors(networks.transformer)
+    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in transformer.items()} | _texts(networks)
+    for name, tensor in networks.vae.state_dict().items():
+        new = vae_name(name)
+        convolution = ".attn_1." in new and new.endswith(".weight") and ".norm." not in new
+        tensors[f"first_stage_model.{new}"] = tensor[..., None, None] if convolution else tensor
+    return tensors
+
+
+def diffusers_tensors(networks: Networks) -> dict[str, torch.Tensor]:
+    """Tensors under diffusers' names, each network's with a prefix."""
+    parts = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    return {f"{part}.{name}": t for part in parts for name, t in getattr(networks, part).state_dict().items()}
+
+
+#: Names that single files have
+LAYOUTS: dict[str, Callable[[Networks], dict[str, torch.Tensor]]] = {"ldm": ldm_tensors, "diffusers": diffusers_tensors}
+
+
+def single_file_tensors(networks: Networks, layout: str = "ldm") -> dict[str, torch.Tensor]:
+    """Tensors of *networks* as a single file of *layout* has them, in its precision."""
+    return {name: tensor.to(networks.dtype).clone().contiguous() for name, tensor in LAYOUTS[layout](networks).items()}
+
+
+def save(networks: Networks, path: Path, *, layout: str = "ldm", extra: dict[str, torch.Tensor] | None = None) -> Path:
+    """*networks* as one safetensors file at *path*, with *extra* tensors beside theirs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(single_file_tensors(networks, layout) | (extra or {}), path, metadata={"format": "pt"})
+    return path
+
+
+def save_split(networks: Networks, folder: Path) -> Path:
+    """*networks* as ComfyUI's files of one network each."""
+    whole = ldm_tensors(networks)
+    starts = {"transformer": "model.diffusion_model.", "vae": "first_stage_model."}
+    starts |= {
+        "text_encoder": "text_encoders.clip_l.transformer.",
+        "text_encoder_2": "text_encoders.clip_g.transformer.",
+    }
+    folder.mkdir()
+    for name, start in starts.items():
+        own = {key.removeprefix(start): t.to(networks.dtype) for key, t in whole.items() if key.startswith(start)}
+        save_file({key: tensor.clone().contiguous() for key, tensor in own.items()}, folder / f"{name}.safetensors")
+    return folder
+
+
+def save_folder(networks: Networks, folder: Path) -> Path:
+    """*networks* as a diffusers folder, as `save_pretrained` writes its parts."""
+    for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        network = getattr(networks, name)
+        plain = type(network)(network.config) if "text" in name else type(network).from_config(network.config)
+        plain.load_state_dict(network.state_dict())
+        plain.to(networks.dtype).save_pretrained(folder / name)
+    shutil.copytree(ROOT / "resources" / "clip", folder / "tokenizer")
+    (folder / "scheduler").mkdir()
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    }
+    index["transformer"] = ["diffusers", "SD3Transformer2DModel"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

@@ -1,0 +1,320 @@
+"""Stable Diffusion 3 and 3.5 medium: imported as they were, exported in graphs, drawing what diffusers draws."""
+
+import functools
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from safetensors.torch import save_file
+from transformers import CLIPTokenizer
+
+from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, open_container
+from axbake.checkpoints.conversion import convert_checkpoint
+from axbake.checkpoints.finding import find_network, read_found_tensor
+from axbake.checkpoints.refusals import TensorMismatch, UnknownFamily
+from axbake.distance import psnr
+from axbake.drawing.prompts import load_tokenizer
+from axbake.drawing.schedule import build_scheduler
+from axbake.errors import AxbakeError
+from axbake.families import FAMILIES
+from axbake.graphs.export import export_onnx
+from axbake.inspect import inspect_checkpoint
+from axbake.model import Model
+from axbake.networks import mmdit
+from axbake.networks.component import SliceError, columns_of
+from axbake.networks.sampling import Flow, SamplingError
+from axbake.runtime.sampler import load_schedule
+from axbake.runtime.session import open_models
+from axbake.runtime.txt2img import Models, draw
+from axbake.table import check_config
+from axbake.weights.files import read_description, read_sampling
+from tests import tiny, tiny_sd3
+from tests.unit.conftest import CLIP, SCHEMAS, describe, family_in, import_part, import_tiny, row_of, tensors_of
+
+CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
+HEIGHT, WIDTH = 64, 96
+MIN_PSNR = 60  # dB; float32 on both sides
+SIZE = {"height": HEIGHT, "width": WIDTH, "prompt_chunks": 1}
+
+every_family = pytest.mark.parametrize("name", tiny_sd3.FAMILIES)
+
+
+@functools.cache
+def made(name, dtype=torch.float16):
+    """A family's networks, which no test changes."""
+    return tiny_sd3.FAMILIES[name](dtype)
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory):
+    """A function that gives a family's tiny model, imported once."""
+    return functools.cache(lambda name: import_tiny(made(name), tmp_path_factory.mktemp(name)))
+
+
+def assert_same(networks, checkpoint, dtype):
+    family, container = family_in(checkpoint), open_container(checkpoint)
+    assert family.name == networks.family
+    for component in family.components:
+        found = find_network(container, component, family.latents)
+        tensors = {name: read_found_tensor(container, found, name) for name in found.origins}
+        wanted = networks.component(component.name).state_dict()
+        wanted = {name.removeprefix("text_model."): tensor for name, tensor in wanted.items()}
+        assert set(tensors) == set(wanted), component.name
+        assert [name for name, tensor in tensors.items() if tensor.dtype != dtype] == []
+        assert [name for name, tensor in tensors.items() if not torch.equal(tensor.float(), wanted[name])] == []
+
+
+@pytest.mark.parametrize("layout", tiny_sd3.LAYOUTS)
+@every_family
+def test_every_layout_and_precision_gives_the_original(name, layout, tmp_path):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        networks = made(name, dtype)
+
+        assert_same(networks, tiny_sd3.save(networks, tmp_path / "model.safetensors", layout=layout), dtype)
+
+
+@pytest.mark.parametrize("save", [tiny_sd3.save_folder, tiny_sd3.save_split], ids=["diffusers folder", "split files"])
+@every_family
+def test_a_folder_gives_the_original(name, save, tmp_path):
+    folder = save(made(name), tmp_path / "model")
+
+    convert_checkpoint(files_of(folder), checkpoint=tmp_path / "checkpoint.safetensors")
+
+    assert_same(made(name), tmp_path / "checkpoint.safetensors", torch.float16)
+    said = inspect_checkpoint(folder, hashing=False)
+    assert (said["family"], said["bakeable"], said["prediction_type"]) == (name, True, "flow_prediction")
+
+
+@every_family
+def test_the_names_of_the_tests_are_those_that_diffusers_converts(name):
+    networks = made(name)
+
+    found = convert_sd3_transformer_checkpoint_to_diffusers(tiny_sd3.original_tensors(networks.transformer))
+
+    wanted = networks.transformer.state_dict()
+    assert found.keys() == wanted.keys()
+    assert [key for key, tensor in wanted.items() if not torch.equal(found[key], tensor)] == []
+
+
+@pytest.mark.parametrize(("kind", "scaled"), [("F8_E4M3", True), ("F8_E5M2", False)])
+def test_eight_bits_become_fp16(kind, scaled, tmp_path):
+    stored, wanted = tiny.eight_bit_tensors(tiny_sd3.single_file_tensors(made("sd35_medium")), kind, scaled=scaled)
+    save_file(stored, tmp_path / "model.safetensors")
+    family, container = FAMILIES["sd35_medium"], open_container(tmp_path / "model.safetensors")
+
+    found = find_network(container, family.denoiser, family.latents)
+
+    name = "transformer_blocks.1.attn.to_k.weight"
+    rows = wanted[found.origins[name].name]
+    assert torch.equal(read_found_tensor(container, found, name), rows.chunk(3)[1])
+
+
+@every_family
+def test_the_config_is_the_networks_own(name, model_of):
+    found, wanted = read_description(model_of(name).weights["transformer"]).config, made(name).transformer.config
+
+    for entry in found.keys() - {"_class_name", "sample_size"}:
+        own = wanted[entry]
+        assert found[entry] == (list(own) if isinstance(own, tuple) else own), entry
+    assert read_sampling(model_of(name).weights["transformer"]) == Flow(shift=3.0)
+
+
+def test_a_file_is_described_with_what_it_draws_by(model_of, tmp_path):
+    describe(model_of("sd35_medium").checkpoint, tmp_path / "said.json")
+
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert (said["title"], said["prediction_type"]) == ("Stable Diffusion 3.5 medium", "flow_prediction")
+    assert (
+        said["prediction_why"][0]
+        == "Stable Diffusion 3.5 medium predicts flow_prediction, and the file says nothing else"
+    )
+    assert said["scaling_factor"] == tiny_sd3.SCALE
+
+
+def test_the_large_one_is_named_and_not_taken_for_the_medium(tmp_path):
+    tensors = {f"joint_blocks.{n}.x_block.attn.qkv.weight": torch.zeros(9, 3) for n in range(38)}
+    tensors |= {"joint_blocks.37.context_block.attn.qkv.weight": torch.zeros(9, 3)}
+    save_file(tensors, tmp_path / "large.safetensors")
+
+    with pytest.raises(UnknownFamily, match=r"this is a Stable Diffusion 3\.5 large checkpoint"):
+        family_in(tmp_path / "large.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("text_encoders.clip_g.", "no text_encoder_2 found"),
+        ("model.diffusion_model.joint_blocks.1.x_block.attn.qkv.bias", "transformer_blocks.1.attn.to_q.bias: missing"),
+        ("first_stage_model.decoder.conv_in", "no vae_decoder found"),
+    ],
+)
+def test_a_file_that_lacks_something_is_refused_with_what_lacks(lost, message, tmp_path):
+    tensors = tiny_sd3.single_file_tensors(made("sd3"))
+    save_file({name: t for name, t in tensors.items() if not name.startswith(lost)}, tmp_path / "model.safetensors")
+
+    with pytest.raises(TensorMismatch, match=message):
+        for component in FAMILIES["sd3"].names:
+            weights = tmp_path / "weights.safetensors"
+            import_part(tmp_path / "model.safetensors", component=component, weights=weights, family=FAMILIES["sd3"])
+
+
+def test_a_folder_of_files_without_a_vae_is_refused(tmp_path):
+    folder = tiny_sd3.save_split(made("sd3"), tmp_path / "split")
+    (folder / "vae.safetensors").unlink()
+
+    with pytest.raises(UnreadableCheckpoint, match=r"no vae\.safetensors.*transformer\.safetensors"):
+        files_of(folder)
+
+
+def test_a_prediction_of_another_kind_is_refused(tmp_path):
+    checkpoint = tiny_sd3.save(made("sd3"), tmp_path / "model.safetensors")
+
+    with pytest.raises(
+        SamplingError, match=r"prediction: epsilon, but .* predicts a flow\. Leave the column prediction empty"
+    ):
+        import_part(checkpoint, component="transformer", weights=tmp_path / "weights.safetensors", prediction="epsilon")
+
+
+# Graphs ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "dual", "norm"), [("sd3", (), None), ("sd35_medium", tuple(range(13)), "rms_norm")])
+def test_the_weights_of_full_size_are_spread_over_three_graphs(name, dual, norm):
+    family = FAMILIES[name]
+    config = dict(family.structure.config) | {"num_attention_heads": 24, "attention_head_dim": 64, "sample_size": 128}
+    config |= {"pooled_projection_dim": 2048, "pos_embed_max_size": 192, "dual_attention_layers": dual, "qk_norm": norm}
+    with torch.device("meta"):
+        network = mmdit.build(config)
+
+    def count(*modules):
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    wanted = [count(block) for block in network.transformer_blocks]
+    wanted[0] += count(network.pos_embed, network.context_embedder)
+    wanted[-1] += count(network.norm_out, network.proj_out)
+    assert mmdit.weights(config) == wanted
+    assert sum(wanted) == count(network) - count(network.time_text_embed)
+    graphs = family.denoiser.graphs
+    sizes = [sum(wanted[slice(*piece._bounds(config))]) for piece in graphs]
+    assert len(graphs) == 3 and sum(sizes) == sum(wanted) and max(sizes) < 880e6
+    assert len(family.divided(2_500_000_000).denoiser.graphs) == 1
+    with pytest.raises(SliceError, match=r"graph_weights: 50 million, but block 0 of the transformer alone has"):
+        family.divided(50_000_000)
+
+
+@every_family
+def test_more_graphs_than_blocks_are_refused(name, model_of):
+    denoiser = FAMILIES[name].divided(400_000_000).denoiser
+    config = read_description(model_of(name).weights["transformer"]).config
+
+    with pytest.raises(SliceError, match=r"a transformer of 3 blocks; wanted [67] or more"):
+        denoiser.graphs[0].interface(config, **SIZE)
+
+
+def export(model, component, directory):
+    """The graphs of a component of *model*, for `SIZE`."""
+    row = {"vae_tile": 0, "program": "axera", **SIZE}
+    columns, graphs = columns_of(component, row), []
+    for piece in component.graphs:
+        graph = directory / f"{component.name}-{piece.name}.onnx"
+        of = {"build": component.build, "piece": piece, "columns": columns}
+        export_onnx(model.weights[component.name], **of, graph=graph, tensors=tensors_of(graph))
+        graphs.append(graph)
+    return graphs
+
+
+def pipeline_of(networks, scheduler):
+    tokenizers = []
+    for pad in ("<|endoftext|>", "!"):
+        tokenizers.append(CLIPTokenizer.from_pretrained(CLIP, local_files_only=True))
+        tokenizers[-1].pad_token = pad
+    pipeline = StableDiffusion3Pipeline(
+        transformer=networks.transformer,
+        vae=networks.vae,
+        text_encoder=networks.text_encoder,
+        text_encoder_2=networks.text_encoder_2,
+        text_encoder_3=None,
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        tokenizer_3=None,
+        scheduler=build_scheduler(scheduler, Flow(shift=3.0)),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+OFF_LIST = {"Einsum", "Reciprocal", "Gelu", "Attention", "RMSNormalization", "Neg", "CumSum", "IsNaN"}
+
+
+@pytest.mark.parametrize(("name", "scheduler"), [("sd3", "dpmpp_2m")])
+def test_what_is_exported_draws_what_diffusers_draws(name, scheduler, model_of, tmp_path):
+    """diffusers' own text stage too: it appends T5's tokens, all zeros where there is no T5, which are cut off again.
+
+    Of 3.5 medium `tests/workflow/test_sd3.py` compares the drawing.
+    """
+    model, networks = model_of(name), made(name)
+    picture = model.picture(
+        height=HEIGHT, width=WIDTH, scheduler=scheduler, prompt="a rocket!", negative_prompt="blurry"
+    )
+    schedule = model.schedule(tmp_path / "schedule.npz", scheduler=scheduler)
+    parts = {one.name: export(model, one, tmp_path) for one in model.family.components if one.name != "vae_encoder"}
+    transformer = {node.op_type for graph in parts["transformer"] for node in onnx.load(graph).graph.node}
+    assert not transformer & OFF_LIST
+    models = Models(
+        (open_models(parts["text_encoder"]), open_models(parts["text_encoder_2"])),
+        open_models(parts["transformer"]),
+        open_models(parts["vae_decoder"]),
+        added=model.family.denoiser.added(model.weights["transformer"]),
+    )
+
+    found = draw(
+        models,
+        load_tokenizer(model.embeddings),
+        load_schedule(schedule),
+        picture,
+        latents=replace(model.family.latents, scale=tiny_sd3.SCALE),
+        conditioning=model.family.conditioning,
+    )
+
+    pipeline, latents = pipeline_of(networks, scheduler), []
+    embeds = pipeline.encode_prompt(
+        "a rocket!", None, None, negative_prompt="blurry", do_classifier_free_guidance=True, max_sequence_length=77
+    )
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    given = dict(zip(names, embeds, strict=True))
+    for which in names[:2]:
+        assert not given[which][:, 77:].any()
+        given[which] = given[which][:, :77]
+    image = pipeline(
+        **given,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(9),
+        callback_on_step_end=lambda _, __, ___, tensors: latents.append(tensors["latents"].numpy().copy()) or {},
+        output_type="np",
+    ).images[0]
+    for ours, theirs in zip(found.latents, latents, strict=True):
+        assert psnr(theirs, ours) > MIN_PSNR
+    assert np.abs(image * 255 - found.image).max() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"scheduler": "dpmpp_2m_karras"}, "column scheduler: dpmpp_2m_karras, wanted euler, dpmpp_2m or unipc"),
+        ({"clip_skip": "2", "scheduler": "euler"}, "clip_skip"),
+    ],
+)
+def test_a_row_that_it_cannot_draw_is_refused(cells, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_sd3.save(made("sd3"), tmp_path / "tiny.safetensors")
+
+    with pytest.raises(AxbakeError, match=message):
+        Model(row_of(**cells), CONFIG).check_fit()
