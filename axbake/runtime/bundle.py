@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .added import FILE, AddedEmbedding, load_added
+from .card_chain import open_component
 from .errors import BundleError
 from .model import Session
 from .reading import read_object, shown
 from .sampler import Schedule, load_schedule
-from .session import open_models
 from .tokenizer import ClipTokenizer, load_tokenizer
 from .values import Conditioning, Latents, Picture
 
@@ -71,7 +71,7 @@ class Bundle:
         """A component's model, and how many seconds loading it took."""
         start = time.perf_counter()
         paths = [self.folder / file for file in self.components[component].files]
-        session = open_models(paths, runtime=runtime, device=device, threads=threads)
+        session = open_component(paths, runtime=runtime, device=device, threads=threads)
         session.component = component
         return session, time.perf_counter() - start
 

@@ -31,7 +31,7 @@ class Chain(Session):
         self.graphs = tuple(graphs)
         if not self.graphs:
             raise BundleError(f"{name}: a chain without graphs; wanted at least one.")
-        inputs = _joined(name, self.graphs)
+        inputs = joined(name, self.graphs)
         last = self.graphs[-1]
         self._last_use = {tensor: i for i, graph in enumerate(self.graphs) for tensor in graph.inputs}
         self._last_use.update(dict.fromkeys(last.outputs, len(self.graphs)))
@@ -48,7 +48,7 @@ class Chain(Session):
         return [tensors[name] for name in self.outputs]
 
 
-def _joined(name: str, graphs: Sequence[Session]) -> Tensors:
+def joined(name: str, graphs: Sequence[Session]) -> Tensors:
     """What the chain of *graphs* takes.
 
     Raises:

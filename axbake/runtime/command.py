@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .bundle import Bundle, read_bundle
 from .canvas import paint, read_canvas
+from .card_chain import card_counts
 from .errors import BundleError
 from .img2img import read_picture, redraw
 from .model import Session
@@ -137,6 +138,7 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
             device=given.device,
             provider=provider,
             load_seconds=load_seconds,
+            card=card_counts(models.denoiser),
             pictures=pictures,
             total_seconds=time.perf_counter() - started,
         )

@@ -55,6 +55,22 @@ class Session:
         graph int64), floats to its float type; an integer that does not fit, a float for an integer, another shape
         or another name are errors.
         """
+        (outputs,) = self.run_all([arrays])
+        return outputs
+
+    def run_all(self, feeds: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """The outputs for each of *feeds*; what is loaded for a run need not be loaded for each of them."""
+        checked = [self._checked(arrays) for arrays in feeds]
+        start = time.perf_counter()
+        outputs = self._compute_all(checked)
+        self.seconds += [(time.perf_counter() - start) / len(feeds)] * len(feeds)
+        return [dict(zip(self.outputs, made)) for made in outputs]
+
+    def _compute_all(self, feeds: Sequence[dict[str, np.ndarray]]) -> Sequence[Sequence[np.ndarray]]:
+        return [self._compute(feed) for feed in feeds]
+
+    def _checked(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """*arrays* in the model's own types."""
         if set(arrays) != set(self.inputs):
             raise BundleError(f"{self.name}: got inputs {names(arrays)}; wanted {names(self.inputs)}.")
         problems, feed = [], {}
@@ -68,10 +84,7 @@ class Session:
                 feed[name] = np.asarray(array, dtype=dtype, order="C")
         if problems:
             raise BundleError(f"{self.name}: {'; '.join(problems)}.")
-        start = time.perf_counter()
-        outputs = self._compute(feed)
-        self.seconds.append(time.perf_counter() - start)
-        return dict(zip(self.outputs, outputs))
+        return feed
 
 
 def only(tensors: Tensors, what: str) -> str:

@@ -154,12 +154,11 @@ def denoiser(network: Session) -> Denoiser:
     def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
         rows = [time._replace(row=row) for row in time.rows(len(prompts))]
         taken = np.repeat(latent, len(prompts) // len(latent), axis=0)
-        return np.concatenate(
-            [
-                network.run({LATENT: sample[None], time_input: one.value(time_shape), CONTEXT: text[None]})[output]
-                for sample, text, one in zip(taken, prompts, rows)
-            ]
-        )
+        feeds = [
+            {LATENT: sample[None], time_input: one.value(time_shape), CONTEXT: text[None]}
+            for sample, text, one in zip(taken, prompts, rows)
+        ]
+        return np.concatenate([made[output] for made in network.run_all(feeds)])
 
     return denoise
 

@@ -18,6 +18,7 @@ def timings(
     *,
     provider: str,
     load_seconds: dict[str, float],
+    card: dict[str, Any],
     pictures: list[dict[str, Any]],
     total_seconds: float,
     **about: Any,
@@ -27,6 +28,7 @@ def timings(
     Args:
         provider: that ran the models.
         load_seconds: by component.
+        card: what it loaded and copied (`axbake.runtime.card_chain.card_counts`); empty where that is not counted.
         pictures: one entry each (`picture_timings`).
         about: what was drawn, and with what.
     """
@@ -37,6 +39,7 @@ def timings(
         "provider": provider,
         "host": host(),
         "load_seconds": {name: round(seconds, DIGITS) for name, seconds in load_seconds.items()},
+        **({"card": {**card, "load_seconds": round(card["load_seconds"], DIGITS)}} if card else {}),
         "pictures": pictures,
         "total_seconds": round(total_seconds, DIGITS),
     }
