@@ -3,7 +3,6 @@
 import copy
 import functools
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,27 +20,22 @@ from axbake.checkpoints.refusals import TensorMismatch
 from axbake.digest import file_sha256
 from axbake.distance import psnr
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
-from axbake.drawing.schedule import build_scheduler, derive_schedule
+from axbake.drawing.schedule import build_scheduler
 from axbake.families import FAMILIES
-from axbake.graphs.export import export_onnx
 from axbake.inspect import inspect_checkpoint
 from axbake.loras.files import LoraError
 from axbake.model import Model, family_of
 from axbake.networks import unet, xl_unet
 from axbake.networks.clip_xl import TOKEN_TABLE
-from axbake.networks.component import GRAPH_WEIGHTS, Interface, SliceError, addresses, as_files
+from axbake.networks.component import GRAPH_WEIGHTS, Interface, SliceError, as_files
 from axbake.networks.sampling import Sampling
 from axbake.networks.unet_slices import parts_of
-from axbake.runtime.sampler import load_schedule
-from axbake.runtime.session import open_models
-from axbake.runtime.txt2img import Models, draw
-from axbake.runtime.values import Picture
 from axbake.table import check_config
 from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description, read_sampling
 from axbake.weights.single_file import write_single_file
 from tests import tiny, tiny_xl
-from tests.unit.conftest import CLIP, COLUMNS, SCHEMAS, TinyModel, describe, family_in, import_part, row_of, tensors_of
+from tests.unit.conftest import CLIP, COLUMNS, SCHEMAS, TinyModel, describe, family_in, import_part, row_of
 
 FAMILY = FAMILIES["sdxl"]
 CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
@@ -528,18 +522,6 @@ def columns_of(component, **changed):
     return {name: given[name] for name in component.columns}
 
 
-def export(model, component, directory, **changed):
-    """Graphs of a component, at their addresses in *directory*."""
-    graphs = []
-    for address, piece in zip(addresses(component), component.graphs, strict=True):
-        graph = directory / f"{address}.onnx"
-        graph.parent.mkdir(exist_ok=True, parents=True)
-        of = {"build": component.build, "piece": piece, "columns": columns_of(component, **changed)}
-        export_onnx(model.weights[component.name], **of, graph=graph, tensors=tensors_of(graph))
-        graphs.append(graph)
-    return graphs
-
-
 @pytest.mark.parametrize(("most", "graphs", "channels"), [(880e6, 3, 4), (880e6, 3, 9), (400e6, 10, 4)])
 def test_sides_that_cannot_be_halved_twice_are_cut_as_the_whole_network_has_them(most, graphs, channels, model_of):
     model = model_of("sdxl")
@@ -584,66 +566,19 @@ def pipeline_of(networks, scheduler):
     return pipeline
 
 
-@pytest.mark.parametrize("variant", ["sdxl"])
-def test_what_is_exported_draws_what_diffusers_draws(variant, model_of, tmp_path):
-    model, networks = model_of(variant), made(variant)
-    scheduler, sizes = ("lcm", ()) if variant.startswith("lcm") else ("euler", (832, 1216, 16, 8, 640, 384))
-    picture = Picture(
-        model="tiny",
-        prompt="a rocket!",
-        negative_prompt=NEGATIVE,
-        height=HEIGHT,
-        width=WIDTH,
-        scheduler=scheduler,
-        steps=3,
-        guidance_scale=5.0,
-        seed=7,
-        sizes=sizes,
-    )
-    denoiser = model.family.denoiser
-    derive_schedule(
-        scheduler=scheduler,
-        steps=3,
-        guidance_scale=5.0,
-        rows=denoiser.rows,
-        denoiser=model.weights["unet"],
-        schedule=tmp_path / "schedule.npz",
-    )
-    loaded = {
-        component.name: open_models(export(model, component, tmp_path))
-        for component in model.family.components
-        if component.name != "vae_encoder"
-    }
-    models = Models(
-        (loaded["text_encoder"], loaded["text_encoder_2"]),
-        loaded["unet"],
-        loaded["vae_decoder"],
-        added=denoiser.added(model.weights["unet"]),
-    )
+def test_a_prompt_is_what_diffusers_own_text_stage_makes_of_it(model_of):
+    """What is drawn with it is compared in `tests/workflow/test_sdxl.py`."""
+    model = model_of("sdxl")
+    encoders = model.family.text_encoders
+    encodes = [text_encoding(model.weights[one.name], one.build, one.states) for one in encoders]
+    tokenizer = load_tokenizer(model.embeddings)
+    embed = prompt_embedding(encodes, tokenizer, chunks=1, conditioning=model.family.conditioning)
 
-    found = draw(
-        models,
-        load_tokenizer(model.embeddings),
-        load_schedule(tmp_path / "schedule.npz"),
-        picture,
-        latents=replace(model.family.latents, scale=0.13025),
-        conditioning=model.family.conditioning,
-    )
+    wanted = pipeline_of(model.networks, "euler").encode_prompt("a rocket!", negative_prompt=NEGATIVE)
 
-    told = {"original_size": sizes[:2], "crops_coords_top_left": sizes[2:4], "target_size": sizes[4:]} if sizes else {}
-    drawn = pipeline_of(networks, scheduler)(
-        picture.prompt,
-        negative_prompt=picture.negative_prompt,
-        height=HEIGHT,
-        width=WIDTH,
-        num_inference_steps=3,
-        guidance_scale=5.0,
-        generator=torch.Generator().manual_seed(7),
-        output_type="latent",
-        **told,
-    ).images
-    assert np.isfinite(found.latents).all()
-    assert psnr(drawn.numpy(), found.latents[-1]) > MIN_PSNR
+    found = [embed("a rocket!"), embed(NEGATIVE)]
+    for ours, theirs in zip([one.tokens for one in found] + [one.pooled for one in found], wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
 
 def test_prompts_are_filled_up_as_each_text_encoder_was_trained_and_pooled_at_the_first_end(model_of):

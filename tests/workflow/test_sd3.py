@@ -43,6 +43,12 @@ def test_a_transformer_in_three_graphs_draws_nearly_the_reference(baked):
     assert said(baked, "simulation/distance.json")["latent_psnr_db"] > 35
 
 
+def test_preflight_finds_no_error_in_its_graphs(baked):
+    findings = said(baked, "preflight.json")["findings"]
+
+    assert [one for one in findings if one["level"] == "error"] == []
+
+
 def test_the_bundle_draws_the_simulations_picture_to_the_byte(baked, tmp_path):
     bundle = baked.directory / "results" / "flow" / "bundle" / "axbake"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
