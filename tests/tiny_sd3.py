@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 medium: real networks at tiny sizes, seeded, in the files that users have."""
+"""Stable Diffusion 3 and 3.5: real networks at tiny sizes, seeded, in the files that users have."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def _text_config(name: str) -> CLIPTextConfig:
     )
 
 
-def _model(family: str, dtype: torch.dtype, **options: Any) -> Networks:
+def _model(family: str, dtype: torch.dtype, *, blocks: int = BLOCKS, **options: Any) -> Networks:
     torch.manual_seed(SEED)
     made = {
         "text_encoder": CLIPTextModelWithProjection(_text_config("text_encoder")),
@@ -79,7 +79,7 @@ def _model(family: str, dtype: torch.dtype, **options: Any) -> Networks:
         ),
         "transformer": SD3Transformer2DModel(
             sample_size=8,
-            num_layers=BLOCKS,
+            num_layers=blocks,
             attention_head_dim=64,
             num_attention_heads=2,
             joint_attention_dim=CONTEXT,
@@ -107,8 +107,13 @@ def sd35_medium(dtype: torch.dtype = torch.float16) -> Networks:
     return _model("sd35_medium", dtype, qk_norm="rms_norm", dual_attention_layers=(0,))
 
 
+def sd35_large(dtype: torch.dtype = torch.float16) -> Networks:
+    """Stable Diffusion 3.5 large: normalised queries and keys, and a block for each of its ten graphs."""
+    return _model("sd35_large", dtype, blocks=10, qk_norm="rms_norm")
+
+
 #: Name of a family -> a function that makes networks of it
-FAMILIES: dict[str, Callable[..., Networks]] = {"sd3": sd3, "sd35_medium": sd35_medium}
+FAMILIES: dict[str, Callable[..., Networks]] = {"sd3": sd3, "sd35_medium": sd35_medium, "sd35_large": sd35_large}
 
 
 def original_tensors(transformer: SD3Transformer2DModel) -> dict[str, torch.Tensor]:

@@ -56,7 +56,6 @@ def _network(
 OURS = Other("", "")  # a transformer that one of the families bakes
 FLUX2 = "a FLUX.2 checkpoint"
 LUMINA = "a Lumina-Image 2 checkpoint (NetaYume is one)"
-SD35_LARGE = "a Stable Diffusion 3.5 large checkpoint"
 SD3_DIFFUSERS = ("pos_embed.pos_embed", "transformer_blocks.0.attn.add_q_proj.weight", "norm_out.linear.weight")
 #: The first that fits counts, so the narrower stand before the wider. Names of their authors' files, then diffusers'.
 NETWORKS = (
@@ -107,10 +106,7 @@ NETWORKS = (
         "transformer_blocks.0.attn.add_q_proj.weight",
         "norm_out.linear.weight",
     ),
-    _network(SD35_LARGE, "joint_blocks.37.context_block.attn.qkv.weight"),
-    _network(SD35_LARGE, "joint_blocks.37.x_block.mlp.fc1.weight"),
     Network(OURS, {"joint_blocks.0.x_block.attn.qkv.weight": (), "joint_blocks.0.context_block.attn.qkv.weight": ()}),
-    _network(SD35_LARGE, *SD3_DIFFUSERS, "transformer_blocks.37.attn.to_q.weight"),
     Network(OURS, dict.fromkeys(SD3_DIFFUSERS, ())),
     _network("a Mage-Flow checkpoint", "txt_norm.weight", first=(2560,)),
     _network("a Lens checkpoint", "transformer_blocks.0.img_mlp.w1.weight"),

@@ -250,7 +250,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
             ["conditioner.embedders.1.model.ln_final.weight", CONV_IN, UNET + "middle_block.1.norm.weight"],
             "a part of a Stable Diffusion XL checkpoint",
         ),
-        (["model.diffusion_model.joint_blocks.37.x_block.mlp.fc1.weight"], "a Stable Diffusion 3.5 large checkpoint"),
+        (["model.diffusion_model.double_layers.0.attn.w1q.weight"], "an AuraFlow checkpoint"),
         (["double_blocks.0.img_attn.qkv.weight"], "a FLUX checkpoint"),
     ],
 )

@@ -57,7 +57,6 @@ KINDS = {
     | {UNET + "input_blocks.0.0.weight": (384, 4, 3, 3), UNET + "label_emb.0.0.weight": (1536, 2560)},
     "a Playground v2.5 checkpoint": XL_UNET | {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)},
     "a CosXL checkpoint": XL_UNET | {"edm_vpred.sigma_max": (1,), "edm_vpred.sigma_min": (1,)},
-    "a Stable Diffusion 3.5 large checkpoint": {UNET + "joint_blocks.37.context_block.attn.qkv.weight": (4, 4)},
     "a FLUX checkpoint": {"double_blocks.0.img_attn.norm.key_norm.scale": (128,)},
     "a FLUX.2 checkpoint": {
         "double_blocks.0.img_attn.norm.key_norm.scale": (128,),
@@ -218,10 +217,11 @@ def shapes_of(class_name, **config):
 KLEIN = {"num_attention_heads": 24, "joint_attention_dim": 7680, "num_layers": 5, "num_single_layers": 20}
 SD3 = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
 SD35_MEDIUM = SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)), "pos_embed_max_size": 384}
-SD35_LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "qk_norm": "rms_norm"}
+SD35_LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192}
+SD35_LARGE["qk_norm"] = "rms_norm"
 
 
-@pytest.mark.parametrize(("family", "config"), [("sd3", SD3), ("sd35_medium", SD35_MEDIUM)])
+@pytest.mark.parametrize(("family", "config"), [("sd3", SD3), ("sd35_medium", SD35_MEDIUM), ("sd35_large", SD35_LARGE)])
 def test_a_transformer_of_full_size_is_of_its_family_alone_and_of_no_other_kind(family, config):
     shapes = shapes_of("SD3Transformer2DModel", **config)
 
@@ -232,7 +232,6 @@ def test_a_transformer_of_full_size_is_of_its_family_alone_and_of_no_other_kind(
 
 #: Kind -> a class of diffusers', and what it is built with
 DIFFUSERS = {
-    "a Stable Diffusion 3.5 large checkpoint": ("SD3Transformer2DModel", SD35_LARGE),
     "a FLUX checkpoint": ("FluxTransformer2DModel", {"num_layers": 2, "num_single_layers": 2}),
     "a FLUX.2 checkpoint (dev)": ("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
     "a FLUX.2 checkpoint (klein 4B)": ("Flux2Transformer2DModel", KLEIN),

@@ -183,9 +183,9 @@ def other(name, shape):
     [
         ("conditioner.embedders.1.model.ln_final.weight", (4,), "a part of a Stable Diffusion XL checkpoint"),
         (
-            "model.diffusion_model.joint_blocks.37.x_block.mlp.fc1.weight",
+            "model.diffusion_model.double_layers.0.attn.w1q.weight",
             (4, 4),
-            "a Stable Diffusion 3.5 large checkpoint",
+            "an AuraFlow checkpoint",
         ),
     ],
 )
