@@ -24,7 +24,7 @@ MODELS = ("model", "pruned model")  # types of files; others are VAEs, configs, 
 JSON_ERRORS = {"Content-Type": "application/json"}  # else it redirects to a page that asks for a login
 LICENCE = ("allowNoCredit", "allowCommercialUse", "allowDerivatives", "allowDifferentLicense")
 #: Base models at Civitai that families of axbake have; of Pony, V7 is another network (AuraFlow)
-BAKED = re.compile(r"SD [12]|SDXL|Pony$|Illustrious|NoobAI|Other")
+BAKED = re.compile(r"SD [123]|SDXL|Pony$|Illustrious|NoobAI|Other")
 MOST_LISTED = 12  # files or versions that an error lists
 
 

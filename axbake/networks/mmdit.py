@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axbake.errors import AxbakeError
 from axbake.networks import unet
 from axbake.networks.component import Interface, Module, Naming, Rename, Shape, Shapes
 from axbake.networks.sampling import Flow, Sampling, SamplingError
@@ -63,6 +64,10 @@ TEXT = {
     "mlp.fc1": "ff_context.net.0.proj",
     "mlp.fc2": "ff_context.net.2",
 }
+
+
+class PictureSizeError(AxbakeError):
+    """A transformer does not draw pictures of the row's size."""
 
 
 def renamer(shapes: Shapes) -> Rename:
@@ -181,9 +186,21 @@ def weights(config: Mapping) -> list[int]:
 
 
 def shapes(config: Mapping, *, height: int, width: int, prompt_chunks: int) -> dict[str, Shape]:
-    """Shapes of what it takes and of what crosses between its blocks."""
+    """Shapes of what it takes and of what crosses between its blocks.
+
+    Raises:
+        PictureSizeError: it does not draw pictures of that size.
+    """
     rows, columns = height // FACTOR, width // FACTOR
     inner, tokens = config["caption_projection_dim"], prompt_chunks * TOKENS
+    step = FACTOR * config["patch_size"]
+    most = step * config["pos_embed_max_size"]
+    if wrong := [
+        f"{name}: {side}" for name, side in (("height", height), ("width", width)) if side % step or side > most
+    ]:
+        raise PictureSizeError(
+            f"column {', '.join(wrong)}; this transformer draws pictures of a multiple of {step} pixels a side, at most {most}."
+        )
     return {
         SAMPLE: (1, config["in_channels"], rows, columns),
         CONTEXT: (1, tokens, config["joint_attention_dim"]),

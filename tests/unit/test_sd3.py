@@ -247,6 +247,11 @@ def test_a_prompt_is_what_diffusers_own_text_stage_makes_of_it_without_the_zeros
     [
         ({"scheduler": "dpmpp_2m_karras"}, "column scheduler: dpmpp_2m_karras, wanted euler, dpmpp_2m or unipc"),
         ({"clip_skip": "2", "scheduler": "euler"}, "clip_skip"),
+        (
+            {"height": "72", "scheduler": "euler"},
+            "column height: 72; this transformer draws pictures of a multiple of 16",
+        ),
+        ({"width": "256", "scheduler": "euler"}, "column width: 256; .* at most 192"),
     ],
 )
 def test_a_row_that_it_cannot_draw_is_refused(cells, message, tmp_path, monkeypatch):
