@@ -20,6 +20,10 @@ help:
 	@echo "make test, make lint      the tests; style, types and rules"
 	@echo "make docs, make site      pages made from the code; the documentation as a website"
 
+# uv is several times as fast as pip, which is asked where uv reaches no index (it does not read pip's configuration).
+install = $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --requirement $(1) || \
+  $(BIN)/python -m pip install --quiet --requirement $(1)
+
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "axbake needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name one: make PYTHON=python3.12 …"; exit 1; }
@@ -28,14 +32,15 @@ help:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip uv==0.13.9
 	@# PyTorch for processors alone is not in the index that pip asks; uv knows where it is.
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH) --constraint requirements.lock torch || \
-	  echo "PyTorch's own index cannot be reached ($(TORCH)): pip installs the build in its index, on a PC mostly CUDA's, 3 GB."
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --torch-backend $(TORCH) --constraint requirements.lock torch || \
+	  { echo "PyTorch's own index cannot be reached ($(TORCH)): pip installs the build in its index, on a PC mostly CUDA's, 3 GB."; \
+	    $(BIN)/python -m pip install --quiet --constraint requirements.lock torch; }
+	$(call install,requirements.lock)
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 .venv/developer: .venv/installed requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	$(call install,requirements-dev.lock)
 	touch $@
 
 demo: .venv/installed

@@ -66,13 +66,13 @@ class CardSession(Session):
         self._resident = self._first(budget)
         ports = self._read()
         graphs = [
-            Session(path.name, _tensors(taken), _tensors(given), lambda feed: [], provider)
+            Session(path.name, _tensors(taken), _tensors(given), None, provider)
             for path, (taken, given) in zip(self._paths, ports)
         ]
         inputs = joined(name, graphs)
         self._places, self._sizes = place_tensors(ports)
         self._budget = budget
-        super().__init__(name, inputs, graphs[-1].outputs, self._run_one, provider)
+        super().__init__(name, inputs, graphs[-1].outputs, None, provider)
         _SESSIONS.setdefault(id(card), []).append(weakref.ref(self))
 
     @property
@@ -146,10 +146,6 @@ class CardSession(Session):
     def _fits(self, wanted: int) -> bool:
         stays, streams = self._usages[: self._resident], self._usages[self._resident :]
         return sum(stays) + SLOTS * max(streams, default=0) + wanted <= self._budget
-
-    def _run_one(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        (made,) = self._compute_all([feed])
-        return made
 
     def _compute_all(self, feeds: Sequence[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
         """All *feeds* go through one graph, then through the next: a graph that streams is loaded once for all of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ class Chain(Session):
     all of them; one that skips graphs waits for the last that takes it, and is then dropped.
 
     Attributes:
-        graphs: the loaded graphs, in order; each has its own `seconds`.
+        graphs: in order; each has its own `seconds`.
     """
 
     def __init__(self, name: str, graphs: Sequence[Session]) -> None:
@@ -35,17 +35,50 @@ class Chain(Session):
         last = self.graphs[-1]
         self._last_use = {tensor: i for i, graph in enumerate(self.graphs) for tensor in graph.inputs}
         self._last_use.update(dict.fromkeys(last.outputs, len(self.graphs)))
-        super().__init__(name, inputs, last.outputs, self._run_graphs, last.provider)
+        super().__init__(name, inputs, last.outputs, None, last.provider)
 
-    def _run_graphs(self, tensors: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The last graph's outputs; *tensors* is used up."""
-        for i, graph in enumerate(self.graphs):
-            made = graph.run({name: tensors[name] for name in graph.inputs})
-            for name in [name for name in tensors if self._last_use[name] <= i]:
-                del tensors[name]
-            tensors.update({name: array for name, array in made.items() if self._last_use.get(name, -1) > i})
-            del made
-        return [tensors[name] for name in self.outputs]
+    def _graph(self, number: int) -> Session:
+        """Graph *number*, loaded."""
+        return self.graphs[number]
+
+    def _compute_all(self, feeds: Sequence[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
+        """The last graph's outputs; all *feeds* go through one graph, then through the next, and are used up."""
+        for i in range(len(self.graphs)):
+            graph = self._graph(i)
+            made = graph.run_all([{name: tensors[name] for name in graph.inputs} for tensors in feeds])
+            del graph
+            for tensors in feeds:
+                for name in [name for name in tensors if self._last_use[name] <= i]:
+                    del tensors[name]
+                outputs = made.pop(0)
+                tensors.update({name: array for name, array in outputs.items() if self._last_use.get(name, -1) > i})
+                del outputs
+        return [[tensors[name] for name in self.outputs] for tensors in feeds]
+
+
+class StreamedChain(Chain):
+    """A chain of which one graph is in memory at a time."""
+
+    def __init__(self, name: str, openers: Sequence[Callable[[], Session]]) -> None:
+        """
+        Args:
+            openers: functions that load each graph; what is called each time must be the same.
+
+        Raises:
+            BundleError: the graphs do not fit each other.
+        """
+        self._openers = tuple(openers)
+        super().__init__(name, [_described(opener()) for opener in self._openers])
+
+    def _graph(self, number: int) -> Session:
+        opened = self._openers[number]()
+        opened.seconds = self.graphs[number].seconds  # which outlive it
+        return opened
+
+
+def _described(session: Session) -> Session:
+    """What *session* takes and gives, without what computes it."""
+    return Session(session.name, session.inputs, session.outputs, None, session.provider, component=session.component)
 
 
 def joined(name: str, graphs: Sequence[Session]) -> Tensors:

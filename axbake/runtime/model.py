@@ -31,13 +31,14 @@ class Session:
         name: str,
         inputs: Tensors,
         outputs: Tensors,
-        compute: Compute,
+        compute: Compute | None,
         provider: str = "",
         *,
         component: str = "",
     ) -> None:
         """
         Args:
+            compute: None: the class has its own `_compute_all`.
             component: empty: it is called as its file.
         """
         self.name = name
@@ -67,6 +68,7 @@ class Session:
         return [dict(zip(self.outputs, made)) for made in outputs]
 
     def _compute_all(self, feeds: Sequence[dict[str, np.ndarray]]) -> Sequence[Sequence[np.ndarray]]:
+        assert self._compute
         return [self._compute(feed) for feed in feeds]
 
     def _checked(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

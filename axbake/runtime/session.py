@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .chain import Chain
+from .chain import Chain, StreamedChain
 from .errors import BundleError
 from .model import Session, Tensors, only
 from .producer import EMULATOR, producer
@@ -31,6 +32,7 @@ DTYPES = {
 # What runs a model -> pyaxengine's name of it: a card in this machine, or the chip that this machine is
 CARDS = {"axcl": "AXCLRTExecutionProvider", "axengine": "AxEngineExecutionProvider"}
 RUNTIMES = ("auto", *CARDS, "onnxruntime")
+MOST_OPEN = 4 << 30  # bytes of a chain's graphs that are loaded at once; ONNX Runtime takes about twice as much
 
 
 def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0) -> Session:
@@ -70,16 +72,30 @@ def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, thr
 def open_models(paths: Sequence[Path], *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0) -> Session:
     """The component whose graphs are in the files *paths*, in the order in which they run; of several, a `Chain`.
 
+    Where the graphs are larger than `MOST_OPEN` together, ONNX Runtime loads each when its turn comes.
+
     Args:
         runtime, device, threads: as in `open_model`.
 
     Raises:
         BundleError: a file is not a model that *runtime* runs, or the graphs do not fit each other.
     """
-    graphs = [open_model(path, runtime=runtime, device=device, threads=threads) for path in paths]
-    if len(graphs) == 1:
-        return graphs[0]
-    return Chain(Path(paths[0]).parent.name if graphs else "component", graphs)
+    openers = [
+        functools.partial(open_model, path, runtime=runtime, device=device, threads=threads)
+        for path in map(Path, paths)
+    ]
+    if len(openers) == 1:
+        return openers[0]()
+    name = Path(paths[0]).parent.name if openers else "component"
+    if runtime not in CARDS and sum(map(_size, paths)) > MOST_OPEN:
+        return StreamedChain(name, openers)
+    return Chain(name, [opener() for opener in openers])
+
+
+def _size(path: Path) -> int:
+    """Bytes of the model *path*, with tensors in a file beside it."""
+    files = [Path(path), Path(path).with_name(f"{Path(path).name}.data")]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _onnxruntime_session(path: Path, threads: int) -> Session:

@@ -1,5 +1,6 @@
 """A network in several graphs computes what it computes in one."""
 
+import gc
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from axbake.runtime.chain import Chain
+from axbake.runtime import session as sessions
+from axbake.runtime.chain import Chain, StreamedChain
 from axbake.runtime.errors import BundleError
 from axbake.runtime.session import EMULATOR, Session, open_model, open_models
 from tests.chains import cut_graph
@@ -123,6 +125,46 @@ def test_a_chain_is_as_strict_with_what_it_is_given_as_one_model(tmp_path):
         chain.run({"sample": arrays()["sample"].T, "shift": np.zeros(SHAPE, np.int64)})
     with pytest.raises(BundleError, match="a chain without graphs"):
         open_models([])
+
+
+@pytest.mark.parametrize("most", [1 << 30, 0], ids=["open", "streamed"])
+def test_a_chain_leaves_memory_with_its_last_name_and_not_with_the_next_collection(most, tmp_path, monkeypatch):
+    monkeypatch.setattr(sessions, "MOST_OPEN", most)
+    gc.disable()
+    try:
+        chain = open_models(save_parts(tmp_path / "unet", (2, 5)))
+        chain.run(arrays())
+        graphs = [weakref.ref(chain), *(weakref.ref(graph) for graph in chain.graphs)]
+        del chain
+        assert [graph for graph in graphs if graph() is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_of_a_large_chain_one_graph_is_in_memory_at_a_time_and_it_gives_the_same(tmp_path, monkeypatch):
+    paths = save_parts(tmp_path / "unet", (2, 5))
+    wanted = open_models(paths, threads=1)
+    alive, most = weakref.WeakSet(), []
+
+    def opened(path, **how):
+        gc.collect()
+        most.append(len(alive))
+        session = open_model(path, **how)
+        alive.add(session)
+        return session
+
+    monkeypatch.setattr(sessions, "open_model", opened)
+    monkeypatch.setattr(sessions, "MOST_OPEN", sum(path.stat().st_size for path in paths) - 1)
+    chain = open_models(paths, threads=1)
+
+    feeds = [arrays(), {name: array + 1 for name, array in arrays().items()}]
+    found = chain.run_all(feeds)
+
+    assert isinstance(chain, StreamedChain) and (chain.inputs, chain.outputs) == (wanted.inputs, wanted.outputs)
+    for made, feed in zip(found, feeds, strict=True):
+        assert np.array_equal(made["out_sample"], wanted.run(feed)["out_sample"])
+    assert most == [0] * 6  # to see what they take, and for both feeds together
+    assert [len(graph.seconds) for graph in chain.graphs] == [2, 2, 2]
 
 
 def session(name, inputs, outputs, compute=None, *, provider="p"):
