@@ -95,7 +95,7 @@ class CardSession(Session):
         )
 
     def _read(self) -> list[tuple[list[Port], list[Port]]]:
-        """Inputs and outputs of each graph, which is loaded for that; it stays if it may and no other has to leave for it."""
+        """Inputs and outputs of each graph. To read them it is loaded; it stays loaded unless others would have to leave."""
         ports = []
         for number in range(len(self._paths)):
             while self._loaded and self.card.free < self._usages[number]:
