@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
 from axbake.networks.modules import VaeDecoder, VaeEncoder
 from tests.tiny import ROOT, SEED, WIDTH, _unsettle, vae_name
-from tests.tiny_xl import END
+from tests.tiny_xl import text_config
 
-WIDTHS = {"text_encoder": WIDTH, "text_encoder_2": 2 * WIDTH}
 POOLED = {"text_encoder": 24, "text_encoder_2": 48}  # channels of their pooled prompts, side by side in the transformer
 CONTEXT = 4096  # that tokens are filled up to
 BLOCKS = 3
@@ -42,28 +41,11 @@ class Networks:
         return halves[name](self.vae) if name in halves else getattr(self, name)
 
 
-def _text_config(name: str) -> CLIPTextConfig:
-    width, second = WIDTHS[name], name == "text_encoder_2"
-    return CLIPTextConfig(
-        vocab_size=END + 1,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3 if second else 2,
-        num_attention_heads=1,
-        projection_dim=POOLED[name],
-        hidden_act="gelu" if second else "quick_gelu",
-        bos_token_id=END - 1,
-        eos_token_id=END,
-        pad_token_id=0 if second else END,
-        attn_implementation="eager",
-    )
-
-
 def _model(family: str, dtype: torch.dtype, *, blocks: int = BLOCKS, **options: Any) -> Networks:
     torch.manual_seed(SEED)
     made = {
-        "text_encoder": CLIPTextModelWithProjection(_text_config("text_encoder")),
-        "text_encoder_2": CLIPTextModelWithProjection(_text_config("text_encoder_2")),
+        "text_encoder": CLIPTextModelWithProjection(text_config("text_encoder", POOLED["text_encoder"])),
+        "text_encoder_2": CLIPTextModelWithProjection(text_config("text_encoder_2", POOLED["text_encoder_2"])),
         "vae": AutoencoderKL(
             block_out_channels=(WIDTH,) * 4,
             down_block_types=("DownEncoderBlock2D",) * 4,

@@ -42,7 +42,8 @@ class Networks:
         return halves[name](self.vae) if name in halves else getattr(self, name)
 
 
-def _text_config(name: str) -> CLIPTextConfig:
+def text_config(name: str, projection_dim: int) -> CLIPTextConfig:
+    """Config of the text encoder called *name*, one of `WIDTHS`."""
     width, second = WIDTHS[name], name == "text_encoder_2"
     return CLIPTextConfig(
         vocab_size=END + 1,
@@ -50,7 +51,7 @@ def _text_config(name: str) -> CLIPTextConfig:
         intermediate_size=2 * width,
         num_hidden_layers=3 if second else 2,
         num_attention_heads=1,
-        projection_dim=POOLED if second else width,
+        projection_dim=projection_dim,
         hidden_act="gelu" if second else "quick_gelu",
         bos_token_id=END - 1,
         eos_token_id=END,
@@ -67,8 +68,8 @@ def _model(
 ) -> Networks:
     torch.manual_seed(SEED)
     made = {
-        "text_encoder": CLIPTextModel(_text_config("text_encoder")),
-        "text_encoder_2": CLIPTextModelWithProjection(_text_config("text_encoder_2")),
+        "text_encoder": CLIPTextModel(text_config("text_encoder", WIDTH)),
+        "text_encoder_2": CLIPTextModelWithProjection(text_config("text_encoder_2", POOLED)),
         "unet": UNet2DConditionModel(
             sample_size=8,
             block_out_channels=UNET_WIDTHS,
