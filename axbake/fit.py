@@ -10,7 +10,7 @@ from typing import Any
 
 from axbake.calibration.counting import check_count, count_branches
 from axbake.checkpoints.containers import Container
-from axbake.checkpoints.embeddings import check_vectors, embedding_sizes
+from axbake.checkpoints.embeddings import EmbeddingError, check_vectors, embedding_sizes
 from axbake.checkpoints.finding import averaged_namings, read_network, use_average
 from axbake.checkpoints.prediction import EPSILON
 from axbake.checkpoints.refusals import check_canvas, check_latents, check_texts
@@ -100,6 +100,11 @@ def _check_conditioning(row: dict[str, Any], family: Family, configs: Configs) -
     _check_loras(row, family, configs)
     for encoder, config in encoders:
         assert encoder.width
+        if encoder.language and row["embeddings"]:
+            raise EmbeddingError(
+                f"column embeddings: {', '.join(row['embeddings'])}, but the {encoder.name} of {family.title} is a language"
+                " model, which takes no textual-inversion embeddings. Empty the column."
+            )
         for path in map(Path, row["embeddings"]):
             for count, found in embedding_sizes(path, encoder=encoder.files.embedding).values():
                 check_vectors(path, count, found, rows=config["vocab_size"], width=encoder.width(config))

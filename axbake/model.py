@@ -131,9 +131,24 @@ class Model:
         return [graph for component in self.family.components for graph in addresses(component)]
 
     @property
+    def compiled(self) -> dict[str, str]:
+        """Address of each graph that is compiled -> its component's role."""
+        components = [component for component in self.family.components if not component.host]
+        return {graph: component.role for component in components for graph in addresses(component)}
+
+    @property
     def roles(self) -> dict[str, str]:
         """Address of each graph -> its component's role."""
         return {graph: component.role for component in self.family.components for graph in addresses(component)}
+
+    @property
+    def tokenizers(self) -> list[str]:
+        """Paths of the tokenizers of its text encoders that are language models.
+
+        Raises:
+            MissingTokenizer
+        """
+        return self.sources.tokenizers({one.name: one.language for one in self.family.text_encoders if one.language})
 
     @property
     def builds(self) -> dict[str, Any]:
@@ -227,7 +242,7 @@ class Model:
         found: dict[str, dict[str, Any]] = {}
         faults: dict[str, None] = {}  # each once, though several graphs have it
         for component in self.family.components:
-            for number, graph in enumerate(addresses(component)):
+            for number, graph in enumerate(() if component.host else addresses(component)):
                 build, said = self.build(component, number), self.entry_of("pulsar2", component)
                 asked = repr((build, said))
                 try:
@@ -290,6 +305,7 @@ class Model:
             lambda: self.row[VAE] and self.sources.file(VAE),
             lambda: self.sources.embeddings_digest,
             lambda: self.sources.canvas_digest,
+            lambda: self.tokenizers,
             lambda: [
                 loras_sha256(self.row, self.row["loras"]),
                 *(lora_facts(Path(one.path)) for one in self.row["loras"]),

@@ -1,7 +1,7 @@
 """Which file each component of a row comes from: the user's own, a fetched one, or one that a job makes of it."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,24 @@ from axbake.checkpoints.conversion import open_unconverted
 from axbake.checkpoints.prediction import read_sidecar
 from axbake.checkpoints.recipes import read_recipe
 from axbake.checkpoints.refusals import UnknownFamily
-from axbake.digest import remembered
+from axbake.digest import file_sha256, remembered
+from axbake.errors import AxbakeError
 from axbake.families.others import AUTOENCODERS, recognise
 from axbake.fetch.sources import check_pin, parse_source
 from axbake.jobs.known import code_of
 from axbake.networks.component import DECODER, ENCODER, Component
+from axbake.printable import shown
+from axbake.runtime.language import LanguageFormat
 from axbake.table import canvas_sha256, checkpoint_sha256, embeddings_sha256, vae_sha256
+from axbake.users_files import is_file
 
+TOKENIZER = "tokenizer.json"  # as Hugging Face's tokenizers write it
 CHECKPOINT, VAE = "checkpoint", "vae"  # columns of the table that name a file with networks in it
 COLUMNS = (CHECKPOINT, VAE)
+
+
+class MissingTokenizer(AxbakeError):
+    """A language model's tokenizer is not where the table says."""
 
 
 class Sources:
@@ -112,6 +121,37 @@ class Sources:
     def canvas_digest(self) -> str:
         """SHA-256 of the picture and the mask that the model draws on, which are there; empty if it draws on nothing."""
         return " ".join(canvas_sha256(self.row))
+
+    def tokenizers(self, formats: Mapping[str, LanguageFormat]) -> list[str]:
+        """Paths of the tokenizers of language models, which are there.
+
+        Args:
+            formats: how each is given prompts, by text encoder.
+
+        Raises:
+            MissingTokenizer
+        """
+        return [self._tokenizer(name, form) for name, form in formats.items()]
+
+    def _tokenizer(self, name: str, form: LanguageFormat) -> str:
+        """Where the tokenizer of the text encoder *name* is: in the column, or else in the checkpoint's folder."""
+        said = self.row["tokenizer"]
+        place = Path(said or self.row[CHECKPOINT])
+        places = (
+            [place, place / form.folder / TOKENIZER, place / TOKENIZER] if said else [place / form.folder / TOKENIZER]
+        )
+        found = next((str(path) for path in places if is_file(path)), None)
+        if found is None:
+            raise MissingTokenizer(
+                f"{self.row['model']}: no {TOKENIZER} of the {name}: looked for {', '.join(shown(p, 200) for p in places)}. Put"
+                f" the folder {form.folder} of the model's page on Hugging Face there, or name a {TOKENIZER}, or its folder, in"
+                " the column tokenizer."
+            )
+        return found
+
+    def tokenizers_digest(self, formats: Mapping[str, LanguageFormat]) -> str:
+        """Their SHA-256."""
+        return " ".join(file_sha256(Path(path)) for path in self.tokenizers(formats))
 
     @property
     def embedding_names(self) -> list[str]:

@@ -17,6 +17,11 @@ tokenizers>=0.13.3
 """
 # Emulated models are ONNX graphs of opset 18 with com.microsoft's quantisers of 16 bits.
 HOST_REQUIREMENTS = "onnxruntime>=1.18  # the models are emulated: hosts run them, boards cannot\n"
+# 8-bit blocks of weights (`MatMulNBits`), and the newer form of a tokenizer's merges.
+LANGUAGE_REQUIREMENTS = """\
+tokenizers>=0.20
+onnxruntime>=1.22  # the text encoder runs on the board's host
+"""
 CARD_REQUIREMENTS = """\
 # pyaxengine is not on PyPI: install the wheel of github.com/AXERA-TECH/pyaxengine/releases (0.1.3 or newer), and the
 # driver of the card, which is the vendor's.
@@ -59,6 +64,11 @@ def licence_notes(manifest: dict[str, Any], embeddings: list[str]) -> str:
     return _render("LICENSE.md.j2", embeddings=embeddings, **manifest)
 
 
-def requirements(*, emulated: bool) -> str:
-    """requirements.txt of the layout axbake."""
-    return REQUIREMENTS + (HOST_REQUIREMENTS if emulated else CARD_REQUIREMENTS)
+def requirements(*, emulated: bool, on_host: bool = False) -> str:
+    """requirements.txt of the layout axbake.
+
+    Args:
+        on_host: whether the board's host runs a text encoder.
+    """
+    told = REQUIREMENTS + (LANGUAGE_REQUIREMENTS if on_host else "")
+    return told + (HOST_REQUIREMENTS if emulated else CARD_REQUIREMENTS)

@@ -33,6 +33,7 @@ MORE_STEPS = (10, 20)  # that a bundle of axbake's own has schedules for, beside
 MANIFEST = "manifest.json"
 ORIGIN = ("sha256", "autov2", "family", "title", "prediction_type")  # of a checkpoint, that a manifest tells
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "LICENSE")
+GRAPHS = "*.onnx filter=lfs diff=lfs merge=lfs -text\n"
 ATTRIBUTES = "*.axmodel filter=lfs diff=lfs merge=lfs -text\n*.npz filter=lfs diff=lfs merge=lfs -text\n"
 
 
@@ -85,11 +86,18 @@ def write_bundle(
     known = {name: described[name] for name in ("prediction_type", "zero_terminal_snr", "scaling_factor")}
     drawn = {name: value for name, value in asdict(picture).items() if value is not None}
     settings = drawn | {"program": program} | known
-    roles = {graph: component.role for component in components for graph in addresses(component)}
+    owners = {graph: component for component in components for graph in addresses(component)}
+    roles = {graph: component.role for graph, component in owners.items()}
     cells = settings | {"vae_tile": vae_tile}
-    plan.check(layout, cells, roles, drawn_on=bool(canvas))
+    on_card = {graph: role for graph, role in roles.items() if not owners[graph].host}
+    plan.check(layout, cells, on_card, drawn_on=bool(canvas))
     compiled = dict(zip(roles, models, strict=True))
-    files = {graph: plan.models.get(role, f"{graph}.axmodel") for graph, role in roles.items() if _takes(plan, role)}
+    files = {
+        graph: plan.models.get(role, f"{graph}.{'onnx' if owners[graph].host else 'axmodel'}")
+        for graph, role in roles.items()
+        if _takes(plan, role)
+    }
+    on_host = any(component.host for component in components)
     made_by = dict(zip(roles, map(_read_json, records), strict=True))
     names = list(_read_json(embeddings)["embeddings"])
     content: dict[str, Any] = {
@@ -115,13 +123,13 @@ def write_bundle(
         texts = {
             "README.md": model_card(content),
             "LICENSE.md": licence_notes(content, names),
-            ".gitattributes": ATTRIBUTES,
+            ".gitattributes": ATTRIBUTES + GRAPHS * on_host,
         }
         more = {name: text.encode() for name, text in texts.items()}
         more |= plan.extras(load_schedule(schedule), settings)
         if not plan.models:
             (rows,) = (component.rows for component in components if component.rows)
-            more |= _own_files(emulated=bool(content["emulated"]))
+            more |= _own_files(emulated=bool(content["emulated"]), on_host=on_host)
             _place(schedule, made / "schedule.npz")
             _place(embeddings, made / "embeddings.json", copy=True)
             _write_schedules(made / "schedules", denoiser, rows, picture)
@@ -164,11 +172,11 @@ def _models(
             **{name: record[name] for name in ("toolchain", "version", "emulated")},
             "inputs": {n: {"shape": list(tensor.shape), "dtype": tensor.dtype} for n, tensor in inputs.items()},
             "outputs": list(faces[-1].outputs),
-        }
+        } | ({"host": True} if component.host else {})
     return said
 
 
-def _own_files(*, emulated: bool) -> dict[str, bytes]:
+def _own_files(*, emulated: bool, on_host: bool) -> dict[str, bytes]:
     """What the layout axbake has that no other has: its programs."""
     sources = {
         "axbake/__init__.py": shipped("axbake/__init__.py"),
@@ -177,7 +185,7 @@ def _own_files(*, emulated: bool) -> dict[str, bytes]:
         **{f"axbake/runtime/{path.name}": path for path in shipped("axbake/runtime").glob("*.py")},
     }
     return {name: path.read_bytes() for name, path in sources.items()} | {
-        "requirements.txt": requirements(emulated=emulated).encode()
+        "requirements.txt": requirements(emulated=emulated, on_host=on_host).encode()
     }
 
 
@@ -199,6 +207,8 @@ def _write_schedules(directory: Path, denoiser: Path, rows: Callable[..., Any], 
                 guidance_scale=picture.guidance_scale,
                 rows=rows,
                 denoiser=denoiser,
+                height=picture.height,
+                width=picture.width,
                 schedule=directory / f"{picture.scheduler}-{steps}.npz",
             )
         except (ScheduleError, SamplingError) as error:

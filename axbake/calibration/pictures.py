@@ -95,7 +95,7 @@ def encode_pictures(
         tell(number + 1, len(drawn))
     # What a UNet makes has a standard deviation of about 1 after scaling: that is what the factor is for.
     unit = np.random.RandomState(0).standard_normal((len(NOISE), *means[0].shape))
-    scaling_factor = read_description(encoder).config["scaling_factor"]
+    scaling_factor = read_description(encoder).config.get("scaling_factor", 1.0)
     noise = [size / scaling_factor * values for size, values in zip(NOISE, unit, strict=True)]
     np.save(latents, np.stack([*means, *noise]).astype(np.float32))
 

@@ -13,7 +13,7 @@ from axbake.runtime.tokenizer import VOCABULARY
 from axbake.runtime.values import CANVAS, Conditioning, Latents
 
 WORDS = ("picture", "mask")  # for what is in the columns `CANVAS`
-MOST_CHANNELS, MOST_LEVELS = 1 << 16, 16
+MOST_CHANNELS, MOST_LEVELS, MOST_WORDS = 1 << 16, 16, 1 << 20
 
 
 def _is_number(value: Any) -> bool:
@@ -91,7 +91,7 @@ def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
 
 def check_limits(path: Path, component: str, config: dict) -> None:
     """Refuse shapes that no network has, before one is built from them, even one without memory."""
-    numbers = [value for value in config.values() if type(value) is int]
+    numbers = [value for name, value in config.items() if type(value) is int and name != "vocab_size"]
     numbers += [
         value for values in config.values() if isinstance(values, list) for value in values if type(value) is int
     ]
@@ -101,6 +101,7 @@ def check_limits(path: Path, component: str, config: dict) -> None:
     if (
         min(numbers) < 0
         or max(numbers) > MOST_CHANNELS
+        or config.get("vocab_size", 0) > MOST_WORDS
         or deep > MOST_LEVELS
         or 0 in [width for name, widths in config.items() if name.endswith("block_out_channels") for width in widths]
     ):
@@ -119,9 +120,10 @@ def check_latents(path: Path, config: dict, latents: Latents) -> None:
         UnknownFamily: of other channels, or of other pixels a side for one of a latent's.
     """
     kinds = {5: "a depth-to-image checkpoint", 7: "an upscaler"}
+    patch = config["patch_size"][0] if "latent_channels" in config and "patch_size" in config else 1  # that it packs
     beside = {latents.channels + latents.beside(masked=masked) for masked in (False, True)}
     found = {name: config[name] for name in ("in_channels", "out_channels") if "cross_attention_dim" in config}
-    found |= {name: config[name] for name in ("latent_channels",) if name in config}
+    found |= {name: config[name] * patch**2 for name in ("latent_channels",) if name in config}
     for name, channels in found.items():
         if channels != latents.channels and not (name == "in_channels" and channels in beside):
             kind = kinds.get(channels, "a checkpoint with other latents")
@@ -132,7 +134,7 @@ def check_latents(path: Path, config: dict, latents: Latents) -> None:
     levels = (
         config.get("encoder_block_out_channels") or config["block_out_channels"] if "latent_channels" in config else []
     )
-    factor = 2 ** (len(levels) - 1)  # each level but the last halves the picture
+    factor = patch * 2 ** (len(levels) - 1)  # each level but the last halves the picture
     if levels and factor != latents.factor:
         raise UnknownFamily(
             f"{path}: an autoencoder that makes one pixel of a latent of {factor} × {factor} of a picture, wanted "
@@ -191,7 +193,7 @@ def check_texts(
         TensorMismatch
     """
     for one in components:
-        if one.role == TEXT and configs[one.name]["vocab_size"] < VOCABULARY:
+        if one.role == TEXT and not one.language and configs[one.name]["vocab_size"] < VOCABULARY:
             raise TensorMismatch(
                 f"{path}: {one.name}: has {configs[one.name]['vocab_size']} tokens, wanted CLIP's {VOCABULARY}: axbake "
                 "reads prompts with CLIP's tokenizer. Give a checkpoint with CLIP's text encoder."

@@ -34,9 +34,9 @@ def text_encoding(text_encoder: Path, build: Callable[[dict], Any], states: Call
 
     network = networks.load(text_encoder, build)
 
-    def encode(ids: np.ndarray) -> States:
+    def encode(*arrays: np.ndarray) -> States:
         with torch.inference_mode():
-            return States(*(tensor.numpy() for tensor in states(network, torch.from_numpy(ids))))
+            return States(*(tensor.numpy() for tensor in states(network, *map(torch.from_numpy, arrays))))
 
     return encode
 

@@ -46,7 +46,7 @@ from diffusers import (
 
 from axbake.drawing.coefficients import ScheduleError, beginnings, check_linear, coefficients_of, input_scale_of
 from axbake.errors import AxbakeError
-from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, Sampling
+from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, Sampling, SpacedFlow
 from axbake.npz import npz_bytes
 from axbake.weights.files import read_sampling
 
@@ -80,6 +80,16 @@ class FlowEulerScheduler(FlowMatchEulerDiscreteScheduler):
     def add_noise(self, original_samples, noise, timesteps):
         """What image to image begins with: `scale_noise`."""
         return self.scale_noise(original_samples, timesteps, noise)
+
+
+class SpacedEulerScheduler(FlowEulerScheduler):
+    """The same with the noise levels that pipelines from FLUX.1 on give it, where none are given."""
+
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
+        """`FlowMatchEulerDiscreteScheduler.set_timesteps` from 1 to 1 / N."""
+        if sigmas is None:
+            sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        super().set_timesteps(sigmas=sigmas, device=device, mu=mu)
 
 
 #: Name in the table's `scheduler` column -> class and its configuration, which is what diffusers makes of SD 1.5's published
@@ -153,7 +163,11 @@ def _build_flow(name: str, sampling: Flow) -> SchedulerMixin:
             f"scheduler {name!r} cannot draw with rectified flow; known for it: {', '.join(FLOWS)}."
         )
     scheduler, settings, shift = FLOWS[name]
-    kind = {} if scheduler is FlowEulerScheduler else {"prediction_type": sampling.prediction_type}
+    kind: dict[str, Any] = {"prediction_type": sampling.prediction_type}
+    if scheduler is FlowEulerScheduler:
+        scheduler, kind = SpacedEulerScheduler if isinstance(sampling, SpacedFlow) else scheduler, {}
+    if isinstance(sampling, SpacedFlow) and sampling.dynamic:  # the pipeline tells it the shift
+        return scheduler(**settings, **kind, use_dynamic_shifting=True)
     return scheduler(**settings, **kind, **{shift: sampling.shift})
 
 
@@ -165,10 +179,13 @@ def derive_schedule(
     rows: Callable[..., np.ndarray],
     denoiser: Path,
     schedule: Path,
+    height: int = 0,
+    width: int = 0,
 ) -> None:
     """Write the arrays that run *scheduler* for *steps* steps into the file *schedule* (see this module's docstring).
 
     Args:
+        height, width: of the picture in pixels, for a flow whose shift depends on them; others do not take them.
         guidance_scale: what a UNet distilled for LCM takes in its time embedding; others do not take it.
         rows: the denoiser's: (weights, timesteps, guidance_scale=) -> (N, C) float32.
         denoiser: its `weights/{component}.safetensors`.
@@ -179,6 +196,8 @@ def derive_schedule(
     """
     sampling = read_sampling(denoiser)
     sampling.check(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
+    if isinstance(sampling, SpacedFlow):
+        sampling = sampling.for_picture(height=height, width=width, steps=steps)
     arrays = scheduler_arrays(scheduler, steps, sampling)
     arrays["time_embedding"] = rows(denoiser, arrays["timesteps"], guidance_scale=guidance_scale)
     schedule.write_bytes(npz_bytes(arrays))

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 def latents_of(latents: Latents, weights: Path) -> Latents:
-    """The family's *latents* with the scale that an autoencoder's weights say."""
-    return replace(latents, scale=read_description(weights).config["scaling_factor"])
+    """The family's *latents* with the scale that an autoencoder's weights say; those that say none do it within."""
+    return replace(latents, scale=read_description(weights).config.get("scaling_factor", 1.0))
 
 
 def simulate(

@@ -27,6 +27,7 @@ class Process:
     #: What a denoiser draws on (columns `CANVAS`, with a space between) -> function that gives diffusers' pipeline, which draws
     #: the reference
     pipelines: Mapping[str, Callable[..., Any]]
+    sized: bool = False  # whether its schedules depend on the picture's size
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,10 @@ NETWORKS = (
     *(
         _network(f"{FLUX2} ({variant})", f"double_stream_modulation_img.{name}.weight", first=(6 * width,))
         for name in ("lin", "linear")
-        for variant, width in (("klein 4B", 3072), ("klein 9B", 4096), ("dev", 6144))
+        for variant, width in (("klein 9B", 4096), ("dev", 6144))
     ),
-    _network(FLUX2, "double_stream_modulation_img.lin.weight"),
-    _network(FLUX2, "double_stream_modulation_img.linear.weight"),
+    Network(OURS, {"double_stream_modulation_img.lin.weight": ()}),
+    Network(OURS, {"double_stream_modulation_img.linear.weight": ()}),
     _network(FLUX2, "single_stream_modulation.lin.weight"),
     _network("a Chroma checkpoint", "distilled_guidance_layer.norms.0.scale"),
     _network("a Chroma checkpoint", "distilled_guidance_layer.in_proj.weight"),

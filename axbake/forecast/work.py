@@ -147,6 +147,8 @@ OF_NETWORK: dict[str, Callable[[Bake, Network], Work]] = {
     "measure_parity": _compared,
     "compile_model": _compiled,
     "check_compiled": _checked,
+    "quantise_weights": lambda bake, network: {"fixed": 1, "bytes": 6 * network.parameters},
+    "check_quantised": _checked,
     "describe_chain": lambda bake, network: _fixed(0.1),
     "calibrate_text_encoder": lambda bake, network: _fixed(0.3),
     "calibrate_denoiser": _calibrated,

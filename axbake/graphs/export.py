@@ -28,10 +28,11 @@ OPSET = 18  # torch's exporter writes it without conversion; 17 and 18 are in pu
 IN_FLIGHT = 256 << 20  # bytes of tensors in memory while they are written
 
 
-#: Parameter of a cut network that no file has -> the weight that it is made of, and how
-Derived = Mapping[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]
+#: Parameter of a cut network that no file has as it is -> the weight that it is made of, and how; of no weight: an empty name,
+#: and a function that takes nothing
+Derived = Mapping[str, tuple[str, Callable[..., torch.Tensor]]]
 #: Where the values of a graph's tensor are: a tensor of the weights file, and what is made of it, if it is not as it is
-Source = tuple[str, Callable[[torch.Tensor], torch.Tensor] | None]
+Source = tuple[str, Callable[..., torch.Tensor] | None]
 
 
 class ExportError(AxbakeError):
@@ -94,8 +95,9 @@ def _lazy(weights: Path, source: Source, shape: tuple[int, ...]) -> ir.LazyTenso
     name, made = source
 
     def read() -> ir.Tensor:
-        tensor = read_tensor(weights, name).to(torch.float32)
-        return ir.tensor((made(tensor) if made else tensor).numpy())
+        given = [read_tensor(weights, name).to(torch.float32)] if name else []
+        (tensor,) = [made(*given)] if made else given
+        return ir.tensor(tensor.numpy())
 
     return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
 
@@ -105,7 +107,7 @@ def _attach_weights(model: ir.Model, weights: Path, derived: Derived) -> dict[st
     shapes, sources = read_shapes(weights), {}
     for graph_name, value in list(model.graph.initializers.items()):
         source: Source = derived.get(graph_name, (graph_name.removeprefix("model."), None))
-        if source[0] not in shapes:
+        if source[0] and source[0] not in shapes:
             raise ExportError(f"{graph_name}: a tensor of the traced network, which the weights file lacks")
         shape = tuple(map(int, value.shape or ())) if source[1] else shapes[source[0]]
         value.const_value = _lazy(weights, source, shape)

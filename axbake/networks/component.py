@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from axbake.errors import AxbakeError
+from axbake.runtime.language import LanguageFormat
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # of tensors, by name
@@ -122,6 +123,10 @@ class Component:
     added: Callable[..., Any] | None = None
     #: A text encoder, (1, T) ids -> its hidden states, (1, T, W), and where it is pooled (1, T, P) too; torch's
     states: Callable[..., Any] | None = None
+    #: Of a text encoder that is a language model: how it is given prompts
+    language: LanguageFormat | None = None
+    #: Whether the board's host runs it, from an ONNX graph whose weights are quantised; else it is compiled for the card
+    host: bool = False
     #: (network, its interface, its config, torch's generator) -> inputs by name, and what the network makes of them, in the
     #: order of its outputs where there are several; torch's
     example: Callable[..., Any] | None = None

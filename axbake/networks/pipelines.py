@@ -74,6 +74,27 @@ def stable_diffusion_3(*networks: Any, **halves: Any) -> Any:
     return _pipeline(StableDiffusion3Pipeline, SD3, *networks, denoises="transformer", **halves)
 
 
+def flux_2_klein(*networks: Any, **halves: Any) -> Any:
+    """`Flux2KleinPipeline`; it takes no pictures, and draws with guidance if the scale is above 1.
+
+    Its latents are tokens; the callback is given them as a picture.
+    """
+    from diffusers import Flux2KleinPipeline
+
+    class WithPictures(Flux2KleinPipeline):
+        def __call__(self, *, callback_on_step_end: Any, height: int, width: int, **given: Any) -> Any:
+            sides = height // 16, width // 16
+
+            def tell(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
+                picture = tensors["latents"].transpose(1, 2).unflatten(2, sides)
+                callback_on_step_end(pipeline, step, timestep, {"latents": picture})
+                return tensors
+
+            return super().__call__(callback_on_step_end=tell, height=height, width=width, **given)
+
+    return _pipeline(WithPictures, ALONE, *networks, denoises="transformer", **halves)
+
+
 def _pipeline(
     kind: Any,
     without: dict[str, Any],
@@ -109,3 +130,4 @@ def _autoencoder_of(decoder: Module, config: dict, encoder: Module | None) -> An
 STABLE_DIFFUSION = {"": stable_diffusion, "image": instruct, "image mask": inpainting}
 STABLE_DIFFUSION_XL = {"": stable_diffusion_xl, "image": instruct_xl, "image mask": inpainting_xl}
 STABLE_DIFFUSION_3 = {"": stable_diffusion_3}
+FLUX_2_KLEIN = {"": flux_2_klein}

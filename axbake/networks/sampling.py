@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from axbake.errors import AxbakeError
+
+FLOW = "flow_prediction"  # of rectified flow: the noise less the picture
 
 
 class SamplingError(AxbakeError):
@@ -23,7 +26,9 @@ class Sampling:
     zero_terminal_snr: bool = False  # trained with a schedule whose last step is pure noise (Lin et al. 2023)
     steps: int | None = None  # the only number of steps it draws in; None: any
     guided: bool = True  # whether a guidance scale above 1 means anything to it
-    guidance_embedded: bool = False  # whether it takes the guidance scale as an input and runs once a step (LCM)
+    guidance_embedded: bool = (
+        False  # whether it takes the guidance scale as an input and runs once a step (LCM, FLUX dev)
+    )
 
     def check(self, *, scheduler: str, steps: int, guidance_scale: float) -> None:
         """Raise SamplingError unless the UNet can draw with *scheduler* in so many steps with such a guidance."""
@@ -32,7 +37,9 @@ class Sampling:
             [f"column guidance_scale: {guidance_scale:g}, wanted 1"] if guidance_scale > 1 and not self.guided else []
         )
         faults += (
-            [f"column scheduler: {scheduler}, wanted lcm"] if self.guidance_embedded and scheduler != "lcm" else []
+            [f"column scheduler: {scheduler}, wanted lcm"]
+            if self.guidance_embedded and self.prediction_type != FLOW and scheduler != "lcm"
+            else []
         )
         if faults:
             raise SamplingError(f"{'; '.join(faults)}. This UNet was distilled to draw only in this way.")
@@ -45,7 +52,7 @@ FLOW_SCHEDULERS = ("euler", "dpmpp_2m", "unipc")  # that diffusers has for recti
 class Flow(Sampling):
     """How the transformer of a rectified flow is run (Esser et al. 2024): it predicts the noise less the picture."""
 
-    prediction_type: str = "flow_prediction"
+    prediction_type: str = FLOW
     shift: float = 1.0  # of the noise levels: s becomes shift × s / (1 + (shift − 1) × s)
 
     def check(self, *, scheduler: str, steps: int, guidance_scale: float) -> None:
@@ -58,6 +65,36 @@ class Flow(Sampling):
         super().check(scheduler=scheduler, steps=steps, guidance_scale=guidance_scale)
 
 
+def empirical_mu(tokens: int, steps: int) -> float:
+    """Of FLUX.2, by its authors' measurements (github black-forest-labs/flux2, `sampling.py`, `compute_empirical_mu`)."""
+    many, few = 0.00016927 * tokens + 0.45666666, 8.73809524e-05 * tokens + 1.89833333  # of 200 steps, and of 10
+    if tokens > 4300:
+        return many
+    slope = (many - few) / 190
+    return slope * steps + many - 200 * slope
+
+
+#: How the shift grows with a picture's tokens -> logarithm of the shift, of tokens and steps
+DYNAMIC: dict[str, Callable[[int, int], float]] = {"flux2": empirical_mu}
+
+
+@dataclass(frozen=True)
+class SpacedFlow(Flow):
+    """The same of a flow whose noise levels are 1, (N − 1)/N … 1/N before the shift, as pipelines from FLUX.1 on give them."""
+
+    dynamic: str = ""  # of `DYNAMIC`; empty: the shift is `shift`, whatever the picture's size
+    factor: int = 16  # image pixels a side for one token
+    sign: int = 1  # −1: it predicts the picture less the noise
+
+    def for_picture(self, *, height: int, width: int, steps: int) -> SpacedFlow:
+        """This with the shift that a picture of so many pixels has, drawn in so many steps."""
+        if not self.dynamic:
+            return self
+        tokens = (height // self.factor) * (width // self.factor)
+        return replace(self, shift=math.exp(DYNAMIC[self.dynamic](tokens, steps)), dynamic="")
+
+
 def sampling_of(said: Mapping[str, Any]) -> Sampling:
     """The sampling whose fields are *said*."""
-    return Flow(**said) if "shift" in said else Sampling(**said)
+    kind = SpacedFlow if "dynamic" in said else Flow if "shift" in said else Sampling
+    return kind(**said)

@@ -174,7 +174,9 @@ def _component(
         "compiled_sqnr_db": min((output["sqnr_db"] for output in check.get("outputs", {}).values()), default=None),
         "graphs": len(own),
         "bytes": sum(graphs[graph]["bytes"] for graph in own),
-        "estimated_cmm_mb": round(sum(before["components"][graph]["estimate"]["cmm_mb"] for graph in own), 1),
+        "estimated_cmm_mb": round(
+            sum(before["components"][graph]["estimate"]["cmm_mb"] for graph in own if graph in before["components"]), 1
+        ),
         "version": graphs[own[0]]["version"],
     }
 

@@ -14,9 +14,11 @@ from .errors import BundleError
 from .model import Session
 from .reading import read_object, shown
 from .sampler import Schedule, load_schedule
+from .session import open_models
 from .tokenizer import ClipTokenizer, load_tokenizer
 from .values import Conditioning, Latents, Picture
 
+MOST_ON_HOST = 1 << 30  # bytes of graphs that a board's host has in memory at once, where it runs several
 FORMAT = 2  # of the manifest
 LAYOUT = "axbake"
 #: Annotation -> what JSON has there, or in a list there
@@ -37,6 +39,7 @@ class Component:
 
     role: str  # of `ROLES`
     files: tuple[str, ...]  # its graphs, in the order in which they run
+    host: bool = False  # whether the host runs it, whatever runs the others
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,12 @@ class Bundle:
     def open(self, component: str, *, runtime: str, device: int, threads: int) -> tuple[Session, float]:
         """A component's model, and how many seconds loading it took."""
         start = time.perf_counter()
-        paths = [self.folder / file for file in self.components[component].files]
-        session = open_component(paths, runtime=runtime, device=device, threads=threads)
+        wanted = self.components[component]
+        paths = [self.folder / file for file in wanted.files]
+        if wanted.host:
+            session = open_models(paths, threads=threads, most_open=MOST_ON_HOST)
+        else:
+            session = open_component(paths, runtime=runtime, device=device, threads=threads)
         session.component = component
         return session, time.perf_counter() - start
 
@@ -136,7 +143,10 @@ def _bundle(folder: Path, manifest: dict[str, Any]) -> Bundle:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is not of this format.
     """
-    components = {name: Component(entry["role"], tuple(entry["files"])) for name, entry in manifest["models"].items()}
+    components = {
+        name: Component(entry["role"], tuple(entry["files"]), entry.get("host") is True)
+        for name, entry in manifest["models"].items()
+    }
     for name, component in components.items():
         if component.role not in ROLES or not component.files or not set(component.files) <= set(manifest["files"]):
             raise ValueError(f"{name}: {component}; wanted a role of {', '.join(ROLES)}, and files of the bundle")

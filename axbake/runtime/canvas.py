@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from .errors import BundleError
 from .img2img import Encode, beginning_late, encoding, normalised, read_picture, sampled, upright_picture
 from .noise import TorchNoise
+from .prompt import chunks_of
 from .sampler import Schedule, initial_latent
 from .tokenizer import ClipTokenizer
 from .txt2img import Begin, Drawing, Models, draw_from, latent_shape
@@ -91,7 +92,12 @@ def paint(
         BundleError: models, schedule, picture and canvas do not fit each other; or no step is left.
     """
     shape = latent_shape(
-        models, schedule, picture, latents=latents, beside=latents.beside(masked=canvas.mask is not None)
+        models,
+        schedule,
+        picture,
+        latents=latents,
+        chunks=chunks_of(models.denoiser, tokenizer, conditioning),
+        beside=latents.beside(masked=canvas.mask is not None),
     )
     if models.encoder is None:
         raise BundleError("a picture to draw on without a VAE encoder; wanted one among the models.")

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from .errors import BundleError
 from .model import Session, only
 from .noise import TorchNoise
+from .prompt import chunks_of
 from .reading import shown
 from .sampler import Schedule
 from .tokenizer import ClipTokenizer
@@ -81,7 +82,8 @@ def redraw(
     Raises:
         BundleError: models, schedule, picture and pixels do not fit each other; or no step is left.
     """
-    shape = latent_shape(models, schedule, picture, latents=latents)
+    chunks = chunks_of(models.denoiser, tokenizer, conditioning)
+    shape = latent_shape(models, schedule, picture, latents=latents, chunks=chunks)
     if models.encoder is None:
         raise BundleError("image to image without a VAE encoder; wanted one among the models.")
     late, begin = beginning_late(pixels, encoding(models.encoder), schedule, picture, shape, latents=latents)

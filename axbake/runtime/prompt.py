@@ -94,8 +94,8 @@ class Embedded(NamedTuple):
     pooled: np.ndarray | None = None  # (1, P) float32, where the conditioning has one
 
 
-#: (1, T) int64 ids of a chunk -> what a text encoder makes of them
-Encode = Callable[[np.ndarray], States]
+#: (1, T) int64 ids of a chunk, or ids and mask of a language model's prompt -> what a text encoder makes of them
+Encode = Callable[..., States]
 Span = tuple[str, float]  # text, and the weight of its tokens
 
 
@@ -224,7 +224,9 @@ def _rows(prompt: str, tokenizer: ClipTokenizer) -> tuple[list[list[_Token]], st
 
 
 def count_tokens(prompt: str, tokenizer: ClipTokenizer) -> int:
-    """How many tokens *prompt* has in all its chunks, without their starts and ends."""
+    """How many tokens *prompt* has in all its chunks, without their starts and ends; of a language model, in its template."""
+    if tokenizer.language_only:
+        return max(one.count(language_text(prompt, tokenizer)) for one in tokenizer.language.values())
     rows, _ = _rows(prompt, tokenizer)
     return sum(map(len, rows))
 
@@ -259,6 +261,13 @@ def embeddings_in(prompt: str, tokenizer: ClipTokenizer) -> set[str]:
 
 def prompt_warnings(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> list[str]:
     """What of *prompt* does not count, or does not mean what its writer thinks; a sentence each, mostly none."""
+    cut = [
+        f"longer than {one.format.tokens} tokens; its end is cut off for {name}: {end}"
+        for name, one in tokenizer.language.items()
+        if (end := one.cut_off(language_text(prompt, tokenizer)))
+    ]
+    if tokenizer.language_only:
+        return [f"{mark} is not applied and is removed from the prompt" for mark in EXTRA_NETWORK.findall(prompt)] + cut
     return [
         *(
             f"{mark} is removed from the prompt: a compiled model has its LoRAs in its weights"
@@ -284,6 +293,7 @@ def prompt_warnings(prompt: str, tokenizer: ClipTokenizer, *, chunks: int) -> li
             for end in [cut_off(prompt, tokenizer, chunks=chunks)]
             if end
         ),
+        *cut,
     ]
 
 
@@ -305,8 +315,9 @@ def embed_prompt(
 ) -> Embedded:
     """What the denoiser takes of *prompt*.
 
-    Weights count in each encoder's states by themselves, as in AUTOMATIC1111's web UI, where each embedder of Stable Diffusion
-    XL is wrapped on its own (`modules/sd_hijack.py`, `process_tokens` of `modules/sd_hijack_clip.py`).
+    Weights count in each CLIP's states by themselves, as in AUTOMATIC1111's web UI, where each embedder of Stable Diffusion XL
+    is wrapped on its own (`modules/sd_hijack.py`, `process_tokens` of `modules/sd_hijack_clip.py`). A language model is given
+    the text without them; where there are no others, brackets are a part of the text.
 
     Args:
         encoders: in the conditioning's order.
@@ -320,19 +331,33 @@ def embed_prompt(
         raise BundleError(
             f"{len(encoders)} text encoders without a conditioning; wanted one that says how they are joined."
         )
-    filled = [*chunk_prompt(prompt, tokenizer), *[_chunk([], tokenizer)] * chunks][:chunks]
     names = conditioning.encoders if conditioning else ("",)
     if len(names) != len(encoders):
         raise BundleError(f"{len(encoders)} text encoders; wanted those of {', '.join(names)}.")
+    by_name = dict(zip(names, encoders))
+    clips = {name: encode for name, encode in by_name.items() if name not in tokenizer.language}
     contexts, pooled = [], None
+    filled = [*chunk_prompt(prompt, tokenizer), *[_chunk([], tokenizer)] * chunks][:chunks] if clips else []
     for number, chunk in enumerate(filled):
-        made = [encode(ids_for(chunk, tokenizer, name)) for encode, name in zip(encoders, names)]
-        states = [emphasise(one.hidden, chunk.weights) for one in made]
-        contexts.append(conditioning.join(states) if conditioning else states[0])
+        made = {name: encode(ids_for(chunk, tokenizer, name)) for name, encode in clips.items()}
+        states = [emphasise(one.hidden, chunk.weights) for one in made.values()]
+        contexts.append(conditioning.of(list(clips)).join(states) if conditioning else states[0])
         if number == 0 and conditioning and conditioning.pooled:
             end = int((chunk.ids[0] == tokenizer.end).argmax())
-            pooled = _pooled(dict(zip(names, made)), conditioning.pooled.split(), end)
+            pooled = _pooled(made, conditioning.pooled.split(), end)
+    if conditioning and conditioning.joined == "language":
+        contexts = []
+    for name, language in tokenizer.language.items():
+        contexts.append(by_name[name](*language.arrays(language_text(prompt, tokenizer))).hidden)
     return Embedded(np.concatenate(contexts, axis=1), pooled)
+
+
+def language_text(prompt: str, tokenizer: ClipTokenizer) -> str:
+    """What a language model is given of *prompt*: without marks of LoRAs, and without weights if a CLIP reads them."""
+    if tokenizer.language_only:
+        return EXTRA_NETWORK.sub("", prompt).strip()
+    sections = parse_attention(_without_marks(prompt))
+    return " ".join("".join(text for text, _ in section).strip() for section in sections).strip()
 
 
 def _pooled(made: dict[str, States], encoders: Sequence[str], end: int) -> np.ndarray:
@@ -362,24 +387,26 @@ def emphasise(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def encoder(text_encoder: Session) -> Encode:
     """A loaded text encoder as a function."""
-    ids = only(text_encoder.inputs, f"{text_encoder.name}, inputs")
+    if not 1 <= len(text_encoder.inputs) <= 2:
+        only(text_encoder.inputs, f"{text_encoder.name}, inputs")
     if not 1 <= len(text_encoder.outputs) <= 2:
         raise BundleError(
             f"{text_encoder.name}: outputs {', '.join(text_encoder.outputs)}; wanted hidden states, and at most what a pooled"
             " prompt is taken from."
         )
-    return lambda chunk: States(*text_encoder.run({ids: chunk}).values())
+    return lambda *arrays: States(*text_encoder.run(dict(zip(text_encoder.inputs, arrays))).values())
 
 
-def chunks_of(denoiser: Session) -> int:
-    """How many chunks of a prompt *denoiser* was compiled for."""
+def chunks_of(denoiser: Session, tokenizer: ClipTokenizer, conditioning: Conditioning | None = None) -> int:
+    """How many chunks of a prompt *denoiser* was compiled for; 1 where only a language model reads prompts."""
     if "encoder_hidden_states" not in denoiser.inputs:
         raise BundleError(
             f"{denoiser.name}: inputs {', '.join(denoiser.inputs)}; wanted encoder_hidden_states among them."
         )
     shape, _ = denoiser.inputs["encoder_hidden_states"]
-    if len(shape) != 3 or shape[1] % TOKENS:
-        raise BundleError(
-            f"{denoiser.name}: encoder_hidden_states of shape {shape}; wanted (1, a multiple of {TOKENS}, W)."
-        )
-    return shape[1] // TOKENS
+    behind = sum(language.format.tokens for language in tokenizer.language.values())
+    alone = tokenizer.language_only or (conditioning is not None and conditioning.joined == "language")
+    if len(shape) == 3 and (shape[1] == behind if alone else shape[1] > behind and (shape[1] - behind) % TOKENS == 0):
+        return 1 if alone else (shape[1] - behind) // TOKENS
+    wanted = f"{behind}" if alone else f"{behind} and a multiple of {TOKENS}" if behind else f"a multiple of {TOKENS}"
+    raise BundleError(f"{denoiser.name}: encoder_hidden_states of shape {shape}; wanted (1, {wanted}, W).")

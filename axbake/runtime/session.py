@@ -69,10 +69,17 @@ def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, thr
     return _onnxruntime_session(path, threads)
 
 
-def open_models(paths: Sequence[Path], *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0) -> Session:
+def open_models(
+    paths: Sequence[Path],
+    *,
+    runtime: str = "onnxruntime",
+    device: int = 0,
+    threads: int = 0,
+    most_open: int = MOST_OPEN,
+) -> Session:
     """The component whose graphs are in the files *paths*, in the order in which they run; of several, a `Chain`.
 
-    Where the graphs are larger than `MOST_OPEN` together, ONNX Runtime loads each when its turn comes.
+    Where the graphs are larger than *most_open* bytes together, ONNX Runtime loads each when its turn comes.
 
     Args:
         runtime, device, threads: as in `open_model`.
@@ -87,7 +94,7 @@ def open_models(paths: Sequence[Path], *, runtime: str = "onnxruntime", device: 
     if len(openers) == 1:
         return openers[0]()
     name = Path(paths[0]).parent.name if openers else "component"
-    if runtime not in CARDS and sum(map(_size, paths)) > MOST_OPEN:
+    if runtime not in CARDS and sum(map(_size, paths)) > most_open:
         return StreamedChain(name, openers)
     return Chain(name, [opener() for opener in openers])
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from .errors import BundleError
+from .language import LanguageTokenizer, language_tokenizers
 from .reading import read_object, shown
 
 VOCABULARY = 49408  # tokens that CLIP knows: words and parts of words
@@ -30,13 +32,22 @@ def load_tokenizer(folder: Path, listing: Path) -> ClipTokenizer:
     content = read_object(listing)
     embeddings, pads = content.get("embeddings"), content.get("pad_token_ids", {})
     pad = content.get("pad_token_id")
+    only = pad is None and "language" in content
     if not (isinstance(embeddings, dict) and isinstance(pads, dict)) or not all(
-        map(_are_ids, [*embeddings.values(), [pad, *pads.values()]])
+        map(_are_ids, [*embeddings.values(), [*([] if only else [pad]), *pads.values()]])
     ):
         raise BundleError(
             f"{listing}: wanted a list of token ids for each of `embeddings`, and ids of padding. Copy the bundle again."
         )
-    return ClipTokenizer(folder, embeddings, pad_token_id=pad, pads=pads)
+    try:
+        language = language_tokenizers(content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BundleError(
+            f"{listing}: language: {shown(error)}; wanted a tokenizer and a format for each text encoder. Copy the bundle again."
+        ) from error
+    tokenizer = ClipTokenizer(folder, embeddings, pad_token_id=pad, pads=pads)
+    tokenizer.language, tokenizer.language_only = language, only
+    return tokenizer
 
 
 def _are_ids(value: Any) -> bool:
@@ -50,7 +61,12 @@ class ClipTokenizer:
         start, end, comma, pad: ids of the tokens; chunks are filled up with *pad*.
         pads: the same of each text encoder that has a padding of its own, by component.
         embeddings: name of each textual-inversion embedding -> ids of its vectors in the text encoder's token table.
+        language: tokenizers of the text encoders that are language models, by component.
+        language_only: whether there are no others, so that this one has nothing to read.
     """
+
+    language: Mapping[str, LanguageTokenizer] = MappingProxyType({})
+    language_only: bool = False
 
     def __init__(
         self,

@@ -82,7 +82,8 @@ def draw(
     Raises:
         BundleError: models, schedule and picture do not fit each other.
     """
-    shape = latent_shape(models, schedule, picture, latents=latents)
+    chunks = chunks_of(models.denoiser, tokenizer, conditioning)
+    shape = latent_shape(models, schedule, picture, latents=latents, chunks=chunks)
     return draw_from(
         lambda noise: initial_latent(schedule, noise, shape),
         models,
@@ -107,7 +108,7 @@ def draw_from(
 ) -> Drawing:
     """Draw *picture* from the latent on that *begin* gives, with all steps of *schedule*."""
     start = time.perf_counter()
-    chunks = chunks_of(models.denoiser)
+    chunks = chunks_of(models.denoiser, tokenizer, conditioning)
     runs_before = [len(session.seconds) for session in models.sessions]
     prompts = prompts_of(picture, schedule)
     embeds = embed_prompts(models.text_encoders, tokenizer, prompts, chunks=chunks, conditioning=conditioning)
@@ -221,11 +222,12 @@ def save_png(path: Path, image: np.ndarray, parameters: str) -> None:
 
 
 def latent_shape(
-    models: Models, schedule: Schedule, picture: Picture, *, latents: Latents, beside: int = 0
+    models: Models, schedule: Schedule, picture: Picture, *, latents: Latents, chunks: int, beside: int = 0
 ) -> tuple[int, ...]:
     """Shape of the latent, after checking that models, schedule and picture agree.
 
     Args:
+        chunks: of a prompt that the denoiser takes (`chunks_of`).
         beside: channels that the denoiser takes besides the latent's.
 
     Raises:
@@ -264,7 +266,7 @@ def latent_shape(
         for name, wanted, where, found in (
             ("scheduler", picture.scheduler, "the schedule", schedule.scheduler),
             ("steps", picture.steps, "the schedule", len(schedule.timesteps)),
-            ("prompt_chunks", picture.prompt_chunks, denoiser.name, chunks_of(denoiser)),
+            ("prompt_chunks", picture.prompt_chunks, denoiser.name, chunks),
         )
         if wanted != found
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -87,18 +87,23 @@ class Conditioning:
     """How the text encoders' outputs become what the denoiser takes of a prompt."""
 
     encoders: tuple[str, ...]  # components, in order
-    joined: str = "channels"  # each token's states side by side
+    #: "channels": each token's states side by side, then the tokens of language models; "language": these alone
+    joined: str = "channels"
     #: Those whose pooled prompts, side by side, are added to the time embedding, with a space between; empty: none
     pooled: str = ""
     width: int | None = None  # channels up to which a token is filled with zeros; None: it has those of the encoders
 
     def __post_init__(self) -> None:
-        if self.joined != "channels":
-            raise ValueError(f"text encoders joined by {self.joined!r}; wanted 'channels'.")
+        if self.joined not in ("channels", "language"):
+            raise ValueError(f"text encoders joined by {self.joined!r}; wanted 'channels' or 'language'.")
         if not self.encoders:
             raise ValueError("a conditioning without text encoders; wanted at least one.")
         if not set(self.pooled.split()) <= set(self.encoders):
             raise ValueError(f"the pooled prompt of {self.pooled!r}; wanted one of {', '.join(self.encoders)}.")
+
+    def of(self, encoders: Sequence[str]) -> Conditioning:
+        """The same of some of the encoders, for their tokens."""
+        return replace(self, encoders=tuple(encoders), pooled="")
 
     def join(self, states: Sequence[np.ndarray]) -> np.ndarray:
         """(1, T, W_i) of each encoder -> (1, T, sum of W_i, or `width`); of one encoder, its array as it is."""

@@ -127,7 +127,7 @@ def describe_checkpoint(
         "steps": decided.steps,
         "guidance_embedded": decided.guidance_embedded,
         "unet_is_average": container.averaged,
-        "scaling_factor": found[decoder.name].config["scaling_factor"],
+        "scaling_factor": found[decoder.name].config.get("scaling_factor", 1.0),
         "components": {
             name: {
                 "names": f"{network.prefix}…",

@@ -28,7 +28,7 @@ from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description
 from axbake.weights.importing import import_component, import_denoiser, import_text_encoder
 from axbake.weights.networks import Build
-from tests import tiny, tiny_sd3, tiny_xl
+from tests import tiny, tiny_flux2, tiny_sd3, tiny_xl
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
 SCHEMAS = Path(__file__).parents[2] / "workflow" / "schemas"
@@ -92,6 +92,8 @@ class TinyModel:
             guidance_scale=guidance_scale,
             rows=denoiser.rows,
             denoiser=self.weights[denoiser.name],
+            height=COLUMNS["height"],
+            width=COLUMNS["width"],
             schedule=path,
         )
         return path
@@ -228,7 +230,7 @@ def row_of(**cells: str) -> dict[str, Any]:
 
 
 #: Name of a family -> a function that makes tiny networks of it
-MODULES = (tiny, tiny_xl, tiny_sd3)
+MODULES = (tiny, tiny_xl, tiny_sd3, tiny_flux2)
 TINY = {name: make for module in MODULES for name, make in module.FAMILIES.items()}
 every_family = pytest.mark.parametrize("family", TINY)
 
@@ -242,8 +244,11 @@ def import_tiny(networks: Any, directory: Path) -> TinyModel:
     for component, path in weights.items():
         import_part(checkpoint, component=component, weights=path, family=family)
     encoders = [weights[one.name] for one in family.text_encoders]
-    keys = [one.files.embedding for one in family.text_encoders]
-    list_embeddings(encoders, [], names=[], encoders=keys, listing=directory / "embeddings.json")
+    keys = [one.files.embedding for one in family.text_encoders if not one.language]
+    formats = {one.name: one.language for one in family.text_encoders if one.language}
+    tokenizers = [directory / "tokenizer.json"] * len(formats)
+    how = {"names": [], "encoders": keys, "formats": formats, "listing": directory / "embeddings.json"}
+    list_embeddings(encoders, [], tokenizers, **how)
     return TinyModel(family, networks, checkpoint, weights, directory / "embeddings.json")
 
 

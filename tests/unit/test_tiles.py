@@ -256,10 +256,10 @@ def test_a_decoder_whose_tiles_do_not_fit_is_refused(model, graphs, simulated, s
     models, latents = loaded(model, graphs)
     schedule = load_schedule(simulated / "schedule.npz")
     picture = model.picture(**DRAWING)
-    assert latent_shape(models, schedule, picture, latents=latents) == (1, 4, 8, 12)
+    assert latent_shape(models, schedule, picture, latents=latents, chunks=1) == (1, 4, 8, 12)
 
     with pytest.raises(BundleError, match=said):
-        latent_shape(replace(models, decoder=decoder_of(side, pixels)), schedule, picture, latents=latents)
+        latent_shape(replace(models, decoder=decoder_of(side, pixels)), schedule, picture, latents=latents, chunks=1)
 
 
 def test_a_whole_latent_is_decoded_in_one_run():

@@ -11,7 +11,7 @@ rule record_trajectories:
                 "record_trajectories",
                 step(
                     "axbake.drawing.schedule.derive_schedule",
-                    values=lambda model, _: {"rows": model.family.denoiser.rows},
+                    values=lambda model, _: {"rows": model.family.denoiser.rows} | size_of_schedule(model),
                     row=["scheduler", "steps", "guidance_scale"],
                     tools=["torch", "diffusers", "numpy"],
                 ),
@@ -140,7 +140,9 @@ rule calibrate_text_encoder:
     log:
         "logs/{model}/calibration/{component}.log",
     wildcard_constraints:
-        component="|".join(sorted({one.name for family in IN_TABLE for one in family.text_encoders})),
+        component="|".join(
+            sorted({one.name for family in DIVIDED.values() for one in family.text_encoders if not one.host})
+        ),
     localrule: True
     conda:
         "../../envs/axbake.yaml"

@@ -13,11 +13,12 @@ for family in IN_TABLE:
             **{
                 f"{one.name}_{what}": [f"results/{{model}}/{pattern.format(graph)}" for graph in addresses(one)]
                 for one in family.components
+                if not one.host
                 for what, pattern in CHECKED.items()
             },
             settings=settings("check_compiled", more=check_steps),
         output:
-            **{f"{name}_check": f"results/{{model}}/check/{name}.json" for name in family.names},
+            **{f"{name}_check": f"results/{{model}}/check/{name}.json" for name in compiled_names(family)},
         log:
             "logs/{model}/check.log",
         wildcard_constraints:

@@ -117,6 +117,7 @@ def graphs_of(family, *roles):
 
 
 ALL = {"graph": graphs_of}
+ALL |= {"compiled_graph": lambda family: [g for one in family.components if not one.host for g in addresses(one)]}
 ALL |= {"latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
 ALL |= {"denoiser_graph": lambda family: graphs_of(family, DENOISER)}
 ALL |= {"picture_graph": lambda family: graphs_of(family, ENCODER, DECODER)}
@@ -131,7 +132,8 @@ PLACES = (
 def files(settings=None, **patterns):
     """Input function: a job's settings file, and files by name.
 
-    In a pattern {graph} stands for each graph of the model, or of the job's component, {latent_graph} for each that has a part in
+    In a pattern {graph} stands for each graph of the model, or of the job's component, {compiled_graph} for each that is compiled,
+    {latent_graph} for each that has a part in
     drawing a latent, {denoiser_graph} for each of the denoiser, {picture_graph} for each of the autoencoder, {component} for each
     component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component of that role, and {added} for the
     denoiser if prompts add to its rows, else for nothing.
@@ -184,6 +186,20 @@ def expanded(pattern, family, component):
             mine = addresses(family.component(component)) if component and name == "graph" else values(family)
             return [pattern.format(**kept, **{name: value}) for value in mine]
     return pattern
+
+
+def models_in(place):
+    """Input function: the models that a picture is drawn with, graph by graph: compiled ones in *place*, and those of the host."""
+
+    def paths(model, wildcards):
+        directory = place.format(model=model.name)
+        return [
+            f"results/{model.name}/{graph}.onnx" if component.host else f"{directory}/{graph}.axmodel"
+            for component in model.family.components
+            for graph in addresses(component)
+        ]
+
+    return with_model(paths)
 
 
 def more_each_time(amount):

@@ -2,6 +2,14 @@
 # what made it. A graph that is not the network, by parity/{component}.json, is not compiled.
 
 
+HOSTED = [(family, one) for family in IN_TABLE for one in family.components if one.host]
+# Another family in the table may compile a component of this name.
+NO_HOST = "".join(
+    rf"(?!({names_of([model for model, name in FAMILY_OF.items() if name == family.name])})/(\w+/)?{re.escape(one.name)}[/.])"
+    for family, one in HOSTED
+)
+
+
 rule compile_model:
     """Compile one graph with the toolchain of config."""
     input:
@@ -15,6 +23,8 @@ rule compile_model:
         record="results/{model}/build/{graph}.json",
     log:
         "logs/{model}/build/{graph}.log",
+    wildcard_constraints:
+        model=rf"{NO_HOST}[^/]+",
     conda:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
@@ -26,6 +36,41 @@ rule compile_model:
         f"Compiling the {{wildcards.graph}} of {{wildcards.model}} (toolchain: {config['toolchain']})"
     script:
         "../scripts/job.py"
+
+
+for family, component in HOSTED:
+
+    rule:
+        """Quantise the weights of a component that the board's host runs."""
+        name:
+            f"quantise_{component.name}_of_{family.name}"
+        input:
+            **{f"graph_{n}": f"results/{{model}}/onnx/{graph}.onnx" for n, graph in enumerate(addresses(component))},
+            **{
+                f"tensors_{n}": f"results/{{model}}/onnx/{graph}.onnx.data"
+                for n, graph in enumerate(addresses(component))
+            },
+            settings=settings(f"quantise_{component.name}", more=partial(host_steps, component=component)),
+            parity=f"results/{{model}}/parity/{component.name}.json",
+            embeddings="results/{model}/embeddings.json",
+        output:
+            **{f"model_{n}": f"results/{{model}}/{graph}.onnx" for n, graph in enumerate(addresses(component))},
+            **{f"record_{n}": f"results/{{model}}/build/{graph}.json" for n, graph in enumerate(addresses(component))},
+            check=f"results/{{model}}/check/{component.name}.json",
+        log:
+            f"logs/{{model}}/build/{component.name}.log",
+        wildcard_constraints:
+            model=models_of([family]),
+        conda:
+            "../../envs/axbake.yaml"
+        threads: threads_of(4)
+        resources:
+            mem_mb=more_each_time(12000),
+            runtime=more_each_time(60),
+        message:
+            f"Quantising the weights of the {component.name} of {{wildcards.model}}"
+        script:
+            "../scripts/job.py"
 
 
 use rule compile_model as emulate_model with:

@@ -47,6 +47,7 @@ for family in IN_TABLE:
             checkpoint=brought(checkpoint_of),
             vae=brought(lambda model, _: model.sources.file(column_of(model, "vae"))),
             embeddings=brought(embeddings_of),
+            tokenizers=brought(tokenizers_of),
             records=with_model(lambda model, _: model.sources.fetch_records),
         output:
             **{name: f"results/{{model}}/weights/{name}.safetensors" for name in family.names},

@@ -29,7 +29,7 @@ def refused_rows():
 def of_every_model(*patterns):
     """Input function: *patterns* for every row that can be baked, and for every other one a job that fails.
 
-    {component} and {graph} in a pattern stand for each of the model's.
+    {component} in a pattern stands for each of the model's, {graph} for each that is compiled.
     """
 
     def paths(_):
@@ -42,7 +42,7 @@ def of_every_model(*patterns):
 
 def wanted_of(model, patterns):
     """*patterns* of one model."""
-    parts = {"component": model.family.names, "graph": model.graphs}
+    parts = {"component": model.family.names, "graph": list(model.compiled)}
     for pattern in patterns:
         name = next((part for part in parts if f"{{{part}}}" in pattern), None)
         for value in parts[name] if name else [None]:

@@ -13,16 +13,16 @@ rule preflight:
                     values=lambda model, _: {
                         "model": model.name,
                         "toolchain": config["toolchain"],
-                        "addresses": model.graphs,
-                        "roles": model.roles,
+                        "addresses": list(model.compiled),
+                        "roles": model.compiled,
                     },
                     tools=["onnx"],
                     data=["resources/ax650"],
                     cached=False,  # it looks at this host
                 ),
             ),
-            graphs="results/{model}/onnx/{graph}.onnx",
-            tensors="results/{model}/onnx/{graph}.onnx.data",
+            graphs="results/{model}/onnx/{compiled_graph}.onnx",
+            tensors="results/{model}/onnx/{compiled_graph}.onnx.data",
         ),
     output:
         verdict="results/{model}/preflight.json",

@@ -7,7 +7,6 @@ rule simulate:
     input:
         files(
             settings=settings("simulate", more=simulate_steps),
-            models=f"{EMULATED}/{{graph}}.axmodel",
             latent_graphs="results/{model}/onnx/{latent_graph}.onnx",
             latent_tensors="results/{model}/onnx/{latent_graph}.onnx.data",
             picture_graphs="results/{model}/onnx/{picture_graph}.onnx",
@@ -17,6 +16,7 @@ rule simulate:
             ranges="results/{model}/calibration/{denoiser}.ranges.npz",
             calibration="results/{model}/calibration/{denoiser}.json",
         ),
+        models=models_in(EMULATED),
         canvas=brought(canvas_of),
         canvas_encoder=with_canvas("results/{model}/weights/{encoder}.safetensors"),
         decoder_weights=with_tiles("results/{model}/weights/{decoder}.safetensors"),

@@ -7,6 +7,7 @@ ADVISED = set()  # models
 def import_steps(model, wildcards):
     """The description of the checkpoint, which refuses what cannot be imported; a step a component; the listing of embeddings."""
     family = model.family
+    formats = {one.name: one.language for one in family.text_encoders if one.language}
     description = step(
         "axbake.weights.description.describe_checkpoint",
         values=described,
@@ -19,10 +20,12 @@ def import_steps(model, wildcards):
         "axbake.weights.embeddings.list_embeddings",
         values=lambda model, _: {
             "names": model.sources.embedding_names,
-            "encoders": [one.files.embedding for one in family.text_encoders],
-        },
-        tools=["safetensors", "torch"],
-        sources=lambda model, _: {"embeddings": model.sources.embeddings_digest},
+            "encoders": [one.files.embedding for one in family.text_encoders if not one.language],
+        }
+        | ({"formats": formats} if formats else {}),
+        tools=["safetensors", "torch"] + ["tokenizers"] * bool(formats),
+        sources=lambda model, _: {"embeddings": model.sources.embeddings_digest}
+        | ({"tokenizers": model.sources.tokenizers_digest(formats)} if formats else {}),
         names={"text_encoders": [one.name for one in family.text_encoders]},
     )
     return [description, *(partial(import_step, component=component) for component in family.components), listing]
@@ -116,6 +119,11 @@ def embeddings_of(model, wildcards):
     return model.row["embeddings"]
 
 
+def tokenizers_of(model, wildcards):
+    """Paths of the tokenizers of a model's language models, which are there."""
+    return model.tokenizers
+
+
 def canvas_of(model, wildcards):
     """Paths of what a model draws on, which are there; none of one for text to image."""
     assert model.sources.canvas_digest is not None
@@ -131,6 +139,11 @@ def pipeline_of(model):
     """diffusers' pipeline that draws a model's reference."""
     model.check_fit()  # it draws on what its row gives
     return model.family.process.pipelines[" ".join(model.drawn_on)]
+
+
+def size_of_schedule(model):
+    """Height and width of the picture, if a model's schedule depends on them."""
+    return {side: model.row[side] for side in ("height", "width")} if model.family.process.sized else {}
 
 
 def builds_recorded(model):
@@ -237,17 +250,22 @@ def calibrate_vae_steps(model):
     ]
 
 
+def holds_parity(component):
+    """The step that refuses a graph which is not the network."""
+    return step(
+        "axbake.judging.hold_parity",
+        values=lambda model, _: {"min_psnr": model.entry_of("parity/min_psnr", component)},
+        cached=False,
+    )
+
+
 def compile_steps(compiler, launch):
     """Function that gives a compile's steps: first its parity is compared, then it is built, or placed from the build cache."""
 
     def steps(model, wildcards):
         component, number = model.of_address(wildcards.graph)
         return [
-            step(
-                "axbake.judging.hold_parity",
-                values=lambda *_: {"min_psnr": model.entry_of("parity/min_psnr", component)},
-                cached=False,
-            ),
+            holds_parity(component),
             step(
                 "axbake.toolchain.pulsar2.compile_model",
                 of="graph",
@@ -297,7 +315,45 @@ def check_steps(model, wildcards):
             names={what: f"{component.name}_{what}" for what in (*CHECKED, "check")},
         )
         for component in model.family.components
+        if not component.host
     ]
+
+
+def compiled_names(family):
+    """Names of a family's components that are compiled."""
+    return [one.name for one in family.components if not one.host]
+
+
+def host_steps(model, wildcards, component):
+    """The quantisation of each graph of a component that the board's host runs, and a comparison with the float graphs."""
+    numbers = range(len(component.graphs))
+    steps = [
+        step(
+            "axbake.graphs.host.quantise_weights",
+            of=graph,
+            values=lambda model, _: {"bits": model.entry("host_weights")},
+            tools=["numpy", "onnx", "onnxruntime"],
+            names={what: f"{what}_{number}" for what in ("graph", "tensors", "model", "record")},
+        )
+        for number, graph in enumerate(addresses(component))
+    ]
+    compared = step(
+        "axbake.graphs.host.check_quantised",
+        of=component.name,
+        values=lambda model, _: {
+            "component": component.name,
+            "prompts": TEXT_PROMPTS[model.entry("calibration/text_prompts")],
+            "samples": model.entry("compiled/samples"),
+        },
+        tools=["numpy", "onnxruntime", "tokenizers"],
+        data=["resources/clip"],
+        names={
+            "graphs": [f"graph_{n}" for n in numbers],
+            "tensors": [f"tensors_{n}" for n in numbers],
+            "models": [f"model_{n}" for n in numbers],
+        },
+    )
+    return [holds_parity(component), *steps, compared]
 
 
 def simulate_steps(model, wildcards):
@@ -350,8 +406,9 @@ def logs_of(model):
     """Logs of all jobs of a model but the report's own, in the order in which the page shows them."""
     family = model.family
     named = [f"onnx/{name}" for name in family.names]
-    named += [f"calibration/{one.name}" for one in [*family.text_encoders, family.denoiser]]
-    named += [f"build/{graph}" for graph in model.graphs]
+    named += [f"calibration/{one.name}" for one in [*family.text_encoders, family.denoiser] if not one.host]
+    named += [f"build/{graph}" for graph in model.compiled]
+    named += [f"build/{one.name}" for one in family.components if one.host]
     return [f"logs/{model.name}/{job}.log" for job in [*ONCE, *named, *LAST]]
 
 

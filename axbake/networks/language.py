@@ -1,0 +1,166 @@
+"""Language models as text encoders: only the layers whose states a denoiser takes, in one graph or several.
+
+Their classes are those of transformers; files name their tensors alike, with one prefix or another. They run on the board's host
+(`Component.host`), once for a prompt, so their graphs may have operators that the NPU lacks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from axbake.networks.component import Interface, Module, Rename, Shape, Shapes, SliceError, Tensor
+from axbake.networks.dividing import cuts
+from axbake.networks.mmdit import depth_of
+
+IDS, MASK = "input_ids", "attention_mask"
+STATES = "prompt_embeds"  # what the last graph gives
+LAYER = r"layers\.(\d{1,3})\."
+
+
+def layers_renamer(shapes: Shapes, *, layers: int) -> Rename:
+    """transformers' names, which stay: of the token table and of the first *layers* layers."""
+
+    def rename(name: str) -> str | None:
+        m = re.match(LAYER, name)
+        return name if name == "embed_tokens.weight" or (m and int(m[1]) < layers) else None
+
+    return rename
+
+
+def qwen3_config(shapes: Shapes) -> dict:
+    """Config of a `Qwen3Model`, of which the last norm is left out."""
+    vocabulary, width = shapes["embed_tokens.weight"]
+    layer = "layers.0."
+    head = shapes[f"{layer}self_attn.q_norm.weight"][0]
+    return {
+        "_class_name": "Qwen3Model",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{layer}mlp.gate_proj.weight"][0],
+        "num_hidden_layers": depth_of(shapes, LAYER),
+        "num_attention_heads": shapes[f"{layer}self_attn.q_proj.weight"][0] // head,
+        "num_key_value_heads": shapes[f"{layer}self_attn.k_proj.weight"][0] // head,
+        "head_dim": head,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+    }
+
+
+def build_qwen3(config: Mapping) -> Module:
+    """transformers' `Qwen3Model` without its last norm."""
+    import torch
+    from transformers import Qwen3Config, Qwen3Model
+
+    options = {name: value for name, value in config.items() if name not in ("_class_name", "rope_theta")}
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    network = Qwen3Model(Qwen3Config(**options, rope_parameters=rope, attn_implementation="eager"))
+    network.norm = torch.nn.Identity()
+    return with_own_rotation(network)
+
+
+def with_own_rotation(network: Any) -> Module:
+    """*network* with the angles of its rotary positions computed, which no file has."""
+    import torch
+
+    with torch.device("cpu"):
+        network.rotary_emb = type(network.rotary_emb)(network.config)
+    return network
+
+
+def width(config: Mapping) -> int:
+    """Channels of one of its states."""
+    return config["hidden_size"]
+
+
+def weights(config: Mapping) -> list[int]:
+    """Number of weights of each layer, the token table with the first."""
+    inner, head = config["hidden_size"], config["head_dim"]
+    attention = 2 * inner * head * (config["num_attention_heads"] + config["num_key_value_heads"])
+    sizes = [attention + 3 * inner * config["intermediate_size"]] * config["num_hidden_layers"]
+    sizes[0] += config["vocab_size"] * inner
+    return sizes
+
+
+@dataclass(frozen=True)
+class LanguageSlice:
+    """One graph of a language model, as `axbake.networks.component.Graph` has it: number *number* of *count*.
+
+    The hidden tensor before layer k is called `hidden_states_{k}`, as in transformers' `hidden_states`.
+    """
+
+    name: str
+    number: int
+    count: int
+    tokens: int  # that it takes
+    states: tuple[int, ...]  # which of the hidden states are given, side by side
+
+    def inputs(self, **columns: int) -> dict[str, str]:
+        """NumPy's type of those that do not depend on the config."""
+        return {IDS: "int64", MASK: "int64"}
+
+    def interface(self, config: Mapping, **columns: int) -> Interface:
+        """What it takes and gives.
+
+        Raises:
+            SliceError: the network has fewer layers than graphs, or than states ask for.
+        """
+        begin, end = self.bounds(config)
+        shape: Shape = (1, self.tokens, config["hidden_size"])
+        ids = Tensor((1, self.tokens), "int64")
+        before = [layer for layer in self.states if layer < begin]
+        taken = {IDS: ids} if begin == 0 else {_name(begin): Tensor(shape, "float32")}
+        taken |= {MASK: ids}
+        if self.number + 1 == self.count:
+            taken |= {_name(layer): Tensor(shape, "float32") for layer in before}
+            return Interface(taken, (STATES,))
+        inside = [_name(layer) for layer in self.states if begin <= layer < end and not (layer == begin and begin)]
+        return Interface(taken, tuple(dict.fromkeys([*inside, _name(end)])))
+
+    def cut(self, network: Module, face: Interface) -> Module:
+        """The slice as a module."""
+        from axbake.networks.language_modules import SlicedLanguageModel
+
+        return SlicedLanguageModel(network, *self.bounds(network.config.to_dict()), face, self.tokens, self.states)
+
+    def bounds(self, config: Mapping) -> tuple[int, int]:
+        """Numbers of its first layer and of the first behind it."""
+        sizes = weights(config)
+        if len(sizes) < max(self.count, *self.states):
+            raise SliceError(
+                f"{self.name}: a language model of {len(sizes)} layers; wanted {max(self.count, *self.states)} or more."
+            )
+        ends = (0, *cuts(sizes, self.count), len(sizes))
+        return ends[self.number], ends[self.number + 1]
+
+
+def _name(layer: int) -> str:
+    return f"hidden_states_{layer}"
+
+
+def slices(name: str, count: int, *, tokens: int, states: Sequence[int]) -> tuple[LanguageSlice, ...]:
+    """*count* graphs of the component called *name*."""
+    names = [name] if count == 1 else [f"layers_{number}" for number in range(count)]
+    return tuple(LanguageSlice(one, number, count, tokens, tuple(states)) for number, one in enumerate(names))
+
+
+def example_of(
+    network: Any, face: Interface, config: Mapping, generator: Any, *, states: Sequence[int]
+) -> tuple[dict[str, Any], Any]:
+    """Random token ids, of which the last quarter is filled up, and the states that the network itself gives."""
+    import torch
+
+    ids = torch.randint(0, config["vocab_size"], face.inputs[IDS].shape, generator=generator)
+    mask = torch.ones_like(ids)
+    mask[:, -(ids.shape[1] // 4) :] = 0
+    return {IDS: ids, MASK: mask}, states_of(network, ids, mask, states=states)[0]
+
+
+def states_of(network: Any, ids: Any, mask: Any, *, states: Sequence[int]) -> tuple[Any, ...]:
+    """The hidden states numbered *states*, side by side: (1, T, sum of widths)."""
+    import torch
+
+    made = network(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
+    return (torch.cat([made[layer] for layer in states], dim=-1),)

@@ -1,0 +1,56 @@
+"""Language models as torch modules in the form that graphs are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from axbake.networks.component import Interface
+from axbake.networks.rotary import Tables
+
+HIDDEN = -1e9  # what a mask adds to a score that must not count; on hosts nothing is quantised but weights
+
+
+class SlicedLanguageModel(torch.nn.Module):
+    """Some layers of a decoder of transformers, with its masks and rotary tables made beforehand.
+
+    Attributes:
+        derived: parameters that the file does not have (`axbake.graphs.export`).
+    """
+
+    def __init__(self, model: Any, begin: int, end: int, face: Interface, tokens: int, states: Sequence[int]):
+        super().__init__()
+        self.model, self.begin, self.end, self.face, self.states = model, begin, end, face, states
+        config = model.config
+        angles = np.outer(np.arange(tokens), _frequencies(config.rope_parameters["rope_theta"], config.head_dim))
+        both = np.concatenate([angles, angles], axis=1)[None]
+        causal = np.triu(np.full((tokens, tokens), HIDDEN), 1)[None, None]
+        arrays = {"cosines": np.cos(both), "sines": np.sin(both), "causal": causal}
+        self.tables = Tables(**{name: array.astype(np.float32) for name, array in arrays.items()})
+        self.derived = self.tables.sources("tables")
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        known = dict(zip(self.face.inputs, tensors, strict=True))
+        mask = known["attention_mask"].float()[:, None, None]
+        causal: Any = self.tables.causal
+        scores = causal + (1 - mask) * HIDDEN
+        hidden = (
+            self.model.embed_tokens(known["input_ids"]) if self.begin == 0 else known[f"hidden_states_{self.begin}"]
+        )
+        turned = self.tables.cosines, self.tables.sines
+        for number in range(self.begin, self.end):
+            known[f"hidden_states_{number}"] = hidden
+            hidden = self.model.layers[number](hidden, attention_mask=scores, position_embeddings=turned)
+        known[f"hidden_states_{self.end}"] = hidden
+        if self.face.outputs == ("prompt_embeds",):
+            return torch.cat([known[f"hidden_states_{layer}"] for layer in self.states], dim=-1)
+        given = tuple(known[name] for name in self.face.outputs)
+        return given if len(given) > 1 else given[0]
+
+
+def _frequencies(theta: float, width: int) -> np.ndarray:
+    """(width / 2,) float32, as transformers computes them."""
+    return (1 / theta ** (np.arange(0, width, 2, dtype=np.float32) / width)).astype(np.float32)
