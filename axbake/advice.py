@@ -47,7 +47,7 @@ def advise(row: dict[str, Any], family: Family, sources: Sources, configs: Confi
         for path in row["embeddings"]
         for own, (count, _) in embedding_sizes(Path(path), encoder=family.text_encoders[0].files.embedding).items()
     }
-    if not all(one.language for one in family.text_encoders):
+    if family.clips:
         yield from _of_prompts(row, names)
     if not sources.is_remote(CHECKPOINT):
         yield from _of_words(Path(row[CHECKPOINT]), family, configs)
@@ -125,7 +125,7 @@ def _of_words(path: Path, family: Family, configs: Configs) -> Iterator[str]:
             f"prompts and reads them as ordinary text. {help_}"
         )
         return
-    for encoder in [one for one in family.text_encoders if not one.language]:
+    for encoder in family.clips:
         if (rows := configs[encoder.name]["vocab_size"]) > VOCABULARY:
             yield (
                 f"{path}: its {encoder.name} has {rows - VOCABULARY} more words than CLIP's vocabulary; prompts cannot "

@@ -94,8 +94,8 @@ def _check_conditioning(row: dict[str, Any], family: Family, configs: Configs) -
     """Text encoders, what is put into them, and what the denoiser takes of them."""
     check_texts(Path(row["checkpoint"]), family.components, configs, family.conditioning)
     encoders = [(one, configs[one.name]) for one in family.text_encoders]
-    for _, config in encoders:
-        if row["clip_skip"] > 1:
+    if row["clip_skip"] > 1:
+        for config in [config for _, config in encoders if "num_hidden_layers" in config]:
             layers_left(config["num_hidden_layers"], row["clip_skip"], title=family.title, shortened=family.clip_skip)
     _check_loras(row, family, configs)
     for encoder, config in encoders:

@@ -21,6 +21,7 @@ from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora
 from axbake.networks.component import DENOISER, TEXT, Component, addresses, columns_of
 from axbake.printable import error_line
+from axbake.runtime.language import LanguageFormat
 from axbake.runtime.values import CANVAS, Picture
 from axbake.sources import CHECKPOINT, VAE, Sources, read_header
 from axbake.table import checkpoint_path, loras_sha256
@@ -148,7 +149,13 @@ class Model:
         Raises:
             MissingTokenizer
         """
-        return self.sources.tokenizers({one.name: one.language for one in self.family.text_encoders if one.language})
+        return self.sources.tokenizers(self.formats)
+
+    @property
+    def formats(self) -> dict[str, LanguageFormat]:
+        """How each of its text encoders that are language models is given prompts."""
+        chunks = self.row["prompt_chunks"]
+        return {one.name: one.language.of(chunks) for one in self.family.text_encoders if one.language}
 
     @property
     def builds(self) -> dict[str, Any]:

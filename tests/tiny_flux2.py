@@ -55,26 +55,30 @@ def tokenizer() -> Tokenizer:
     return made
 
 
+def language_model(layers: int) -> Qwen3ForCausalLM:
+    """A Qwen3 of so many layers."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=tokenizer().get_vocab_size(),
+            hidden_size=LANGUAGE_WIDTH,
+            intermediate_size=2 * LANGUAGE_WIDTH,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=HEAD,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            attn_implementation="eager",
+            tie_word_embeddings=True,
+        )
+    )
+
+
 def klein(dtype: torch.dtype = torch.bfloat16) -> Networks:
     """FLUX.2 [klein] 4B."""
     torch.manual_seed(SEED)
-    words = tokenizer().get_vocab_size()
     made = {
-        "text_encoder": Qwen3ForCausalLM(
-            Qwen3Config(
-                vocab_size=words,
-                hidden_size=LANGUAGE_WIDTH,
-                intermediate_size=2 * LANGUAGE_WIDTH,
-                num_hidden_layers=LAYERS,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                head_dim=HEAD,
-                rms_norm_eps=1e-6,
-                rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-                attn_implementation="eager",
-                tie_word_embeddings=True,
-            )
-        ),
+        "text_encoder": language_model(LAYERS),
         "vae": AutoencoderKLFlux2(
             block_out_channels=(WIDTH,) * 4, layers_per_block=1, latent_channels=32, norm_num_groups=32, sample_size=64
         ),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from axbake.runtime.sampler import Schedule, Time, load_schedule
+from axbake.runtime.sampler import MASK, Schedule, Time, load_schedule
 
 SAMPLE, TEXT = "sample", "encoder_hidden_states"  # names that every program has
 PROMPT, NEGATIVE, EMPTY, PLAIN = range(4)
@@ -39,12 +39,18 @@ class TakenInputs:
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> TakenInputs:
         """Of a denoiser whose inputs have these *shapes*, by name."""
-        ((time, shape),) = ((name, shape) for name, shape in shapes.items() if name not in (SAMPLE, TEXT))
+        ((time, shape),) = ((name, shape) for name, shape in shapes.items() if name not in (SAMPLE, TEXT, MASK))
         return cls(time, tuple(shape))
 
-    def feed(self, latent: np.ndarray, text: np.ndarray, time: Time) -> dict[str, np.ndarray]:
-        """What the graphs are given: the scaled *latent*, an embedded prompt, and the time in the form that they take."""
-        return {SAMPLE: latent, TEXT: text, self.time: time.value(self.shape)}
+    def feed(
+        self, latent: np.ndarray, text: np.ndarray, time: Time, mask: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """What the graphs are given: the scaled *latent*, an embedded prompt, and the time in the form that they take.
+
+        And which of the prompt's tokens count, if they are told.
+        """
+        feed = {SAMPLE: latent, TEXT: text, self.time: time.value(self.shape)}
+        return feed if mask is None else feed | {MASK: mask}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class DenoiserSamples:
     inputs_taken: TakenInputs
     #: (P, B, K, h, w) float32: what the denoiser takes beside each prompt's latents; B: 1, or one for each branch of guidance
     beside: np.ndarray | None = None
+    masks: tuple[np.ndarray, ...] = ()  # of the same texts: (P or 1, 1, T) float32, which tokens count; empty: not told
 
     @property
     def steps(self) -> list[int]:
@@ -108,7 +115,8 @@ class DenoiserSamples:
             latent = np.concatenate([latent, beside_of(self.beside[prompt], branch)], axis=1)
         text, number = TEXTS[branch], prompt if branch == PROMPT else 0
         added = self.added[text][number] if self.added else None
-        return self.inputs_taken.feed(latent, self.texts[text][number], self.schedule.time(step, added))
+        mask = self.masks[text][number] if self.masks else None
+        return self.inputs_taken.feed(latent, self.texts[text][number], self.schedule.time(step, added), mask)
 
     def all_inputs(self, chosen: list[Which]) -> Iterator[dict[str, np.ndarray]]:
         """`inputs` of each of *chosen*."""
@@ -136,4 +144,7 @@ def load_samples(trajectories: Path, schedule: Path, taken: TakenInputs) -> Deno
             schedule=load_schedule(schedule),
             inputs_taken=taken,
             beside=arrays["beside"] if "beside" in arrays.files else None,
+            masks=(arrays["prompt_mask"], arrays["negative_mask"][None], arrays["empty_mask"][None])
+            if "prompt_mask" in arrays.files
+            else (),
         )

@@ -97,7 +97,7 @@ def check_calibration(
             text = TEXTS[branch]
             taken = latent if beside is None else np.concatenate([latent, beside_of(beside, branch)], axis=1)
             time = steps.time(step, None if rows is None else rows[text : text + 1])
-            samples.append(observed.taken.feed(taken, embeds[text].tokens, time))
+            samples.append(observed.taken.feed(taken, embeds[text].tokens, time, embeds[text].mask))
     found = observe_chain(
         files[denoiser], lambda: iter(samples), len(samples), beside=held_out.parent, what="checking:"
     )

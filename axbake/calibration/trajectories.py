@@ -19,7 +19,7 @@ from axbake.runtime.canvas import Canvas, beside_latent
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
 from axbake.runtime.sampler import Denoiser, Time, initial_latent, joined, load_schedule, sample
-from axbake.runtime.txt2img import added_rows
+from axbake.runtime.txt2img import added_rows, masks_of
 from axbake.runtime.values import CANVAS, Conditioning, Latents, web_ui_sizes
 from axbake.weights import networks
 from axbake.weights.files import read_description
@@ -70,7 +70,8 @@ def record_trajectories(
         trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, T, W), `negative_embeds` and `empty_embeds`,
             of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, C, h, w): before the first step, and after each; all
             float32. Where prompts add to the time embedding, `prompt_added` (P, 1, C), `negative_added` and `empty_added`
-            (1, C) are what they add. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the
+            (1, C) are what they add. Where the denoiser is told which tokens count, `prompt_mask` (P, 1, T), `negative_mask` and
+            `empty_mask` (1, T) tell it. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,) int64 how long the
             prompts are. Of a denoiser that draws on a picture, `beside` (P, 1 or B, K, h, w) float32 is what it takes beside
             each prompt's latents (`axbake.runtime.canvas.beside_latent`).
         image_guidance_scale: of a denoiser for instructions; None: of others.
@@ -93,7 +94,7 @@ def record_trajectories(
     add = added(denoiser) if added else None
     sizes = sizes or web_ui_sizes(height, width)
     network = networks.load(denoiser, builds[described.component], dtype=PRECISIONS[precision])
-    denoise = _denoising(network, with_rows)
+    denoising = _denoising(network, with_rows)
     drawn_latents = []
     beside: list[np.ndarray] = []
     drawing_on = _beside(*pictures, *encoder, builds=builds, latents=latents, masked=masked) if pictures else None
@@ -104,6 +105,7 @@ def record_trajectories(
         start = initial_latent(steps, noise, latents.shape(height, width))
         if drawing_on:
             beside.append(drawing_on(number, noise))
+        denoise = denoising(masks_of(pair))
         drawn = sample(
             joined(denoise, beside[-1]) if drawing_on else denoise,
             steps,
@@ -131,6 +133,10 @@ def record_trajectories(
     if rows is not None:
         *of_prompts, of_negative, of_empty = rows[:, None]
         arrays |= {"prompt_added": np.stack(of_prompts), "negative_added": of_negative, "empty_added": of_empty}
+    masks = [one.mask for one in [*embeds, negative, empty] if one.mask is not None]
+    if masks:
+        *of_prompts, of_negative, of_empty = masks
+        arrays |= {"prompt_mask": np.stack(of_prompts), "negative_mask": of_negative, "empty_mask": of_empty}
     trajectories.write_bytes(npz_bytes(arrays))
 
 
@@ -149,15 +155,22 @@ def _beside(
     return beside
 
 
-def _denoising(network: torch.nn.Module, with_rows: Callable[[Any], Any]) -> Denoiser:
-    """The denoiser as the sampler calls it, rows from outside as in the exported graphs; in the network's own type."""
+def _denoising(network: torch.nn.Module, with_rows: Callable[[Any], Any]) -> Callable[[np.ndarray | None], Denoiser]:
+    """A function that gives the denoiser as the sampler calls it, for masks of the branches' tokens.
+
+    Rows come from outside as in the exported graphs; all is in the network's own type.
+    """
     (dtype,) = {parameter.dtype for parameter in network.parameters()}
     cut = with_rows(networks.channels_last(network))
 
-    def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
-        branches = len(prompts)
-        arrays = np.repeat(latent, branches // len(latent), axis=0), prompts, time.rows(branches)[:, 0]
-        with torch.inference_mode():
-            return cut(*(torch.from_numpy(array).to(dtype) for array in arrays)).float().contiguous().numpy()
+    def denoising(masks: np.ndarray | None) -> Denoiser:
+        def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
+            branches = len(prompts)
+            arrays = [np.repeat(latent, branches // len(latent), axis=0), prompts, time.rows(branches)[:, 0]]
+            arrays += [] if masks is None else [masks[:branches]]
+            with torch.inference_mode():
+                return cut(*(torch.from_numpy(array).to(dtype) for array in arrays)).float().contiguous().numpy()
 
-    return denoise
+        return denoise
+
+    return denoising

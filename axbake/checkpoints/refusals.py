@@ -193,14 +193,17 @@ def check_texts(
         TensorMismatch
     """
     for one in components:
-        if one.role == TEXT and not one.language and configs[one.name]["vocab_size"] < VOCABULARY:
+        if one.role == TEXT and not one.host and configs[one.name]["vocab_size"] < VOCABULARY:
             raise TensorMismatch(
                 f"{path}: {one.name}: has {configs[one.name]['vocab_size']} tokens, wanted CLIP's {VOCABULARY}: axbake "
                 "reads prompts with CLIP's tokenizer. Give a checkpoint with CLIP's text encoder."
             )
     (denoiser,) = (one for one in components if one.role == DENOISER)
     widths = {one.name: one.width(configs[one.name]) for one in components if one.width}
-    given, heard = sum(widths[name] for name in conditioning.encoders), widths[denoiser.name]
+    speaking = [conditioning.conditioner] if conditioning.conditioner else conditioning.encoders
+    if conditioning.joined == "language":
+        speaking = [one.name for one in components if one.language and one.name in conditioning.encoders]
+    given, heard = sum(widths[name] for name in speaking), widths[denoiser.name]
     told = max(given, conditioning.width or 0)  # filled up to that
     if told != heard:
         raise TensorMismatch(

@@ -160,6 +160,8 @@ def _watch(network: torch.nn.Module) -> dict[str, Any]:
 def _given(embedded: Embedded, which: str) -> dict[str, torch.Tensor]:
     """What a pipeline is given of a prompt; *which*: what the names of a negative one begin with."""
     arrays = {f"{which}prompt_embeds": embedded.tokens, f"{which}pooled_prompt_embeds": embedded.pooled}
+    # Of diffusers' own pipelines none takes these two; a family's own function does (`axbake.networks.pipelines`).
+    arrays |= {f"{which}prompt_states": embedded.states, f"{which}prompt_mask": embedded.mask}
     return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
 

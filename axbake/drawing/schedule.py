@@ -230,6 +230,10 @@ def scheduler_arrays(name: str, steps: int, sampling: Sampling | None = None) ->
         check_linear(name, start, coefficients, draws_noise, size=size)
         for first in {1, steps // 2, steps - 1} - {0, steps}:
             check_linear(name, start, late[first - 1], draws_noise[first:], size=size, first=first)
+    if isinstance(sampling, SpacedFlow) and sampling.sign < 0:
+        for rows in (coefficients, *late):
+            rows[:, 1 : 1 + len(rows)] *= sampling.sign
+        arrays["late_coefficients"] = np.concatenate([np.empty(0), *(rows.ravel() for rows in late)])
     return arrays
 
 

@@ -91,6 +91,11 @@ class Family:
         return tuple(self.component(name) for name in self.conditioning.encoders)
 
     @property
+    def clips(self) -> tuple[Component, ...]:
+        """Those of them that are CLIPs, and not language models and what takes their states."""
+        return tuple(one for one in self.text_encoders if not one.host)
+
+    @property
     def denoiser(self) -> Component:
         return self.of_role(DENOISER)
 

@@ -86,7 +86,7 @@ FAMILY = Family(
                 "text_encoder.model.",
             ),
             build=language.build_qwen3,
-            graphs=language.slices("text_encoder", TEXT_GRAPHS, tokens=flux2.TOKENS, states=STATES),
+            graphs=language.slices("text_encoder", TEXT_GRAPHS, form=FORMAT, states=STATES),
             columns=(),
             width=text_width,
             states=text_states,

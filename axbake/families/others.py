@@ -119,11 +119,11 @@ NETWORKS = (
     _network("a Qwen-Image checkpoint", "transformer_blocks.0.img_mod.1.weight"),
     _network("a Qwen-Image checkpoint", "txt_norm.weight", first=(3584,)),
     _network("a NewBie checkpoint", "clip_text_pooled_proj.0.weight", "cap_embedder.1.weight"),
-    _network("a Z-Image checkpoint", "cap_embedder.1.weight", "cap_pad_token", first=(3840,)),
-    _network("a Z-Image checkpoint", "all_x_embedder.2-1.weight"),
     _network("a Ming-Image checkpoint", "__ming_image__"),
+    _network("a Z-Image Omni checkpoint", "siglip_embedder.0.weight", "cap_pad_token"),
+    _network("a Z-Image checkpoint that draws in pixels", "dec_net.cond_embed.weight", "cap_pad_token"),
+    Network(OURS, {"cap_embedder.1.weight": (), "cap_pad_token": (), "x_pad_token": ()}),
     _network("a Ming-Image checkpoint", "cap_embedder.1.weight", "layers.0.attention.qkv.weight", first=(3840,)),
-    _network("a Z-Image checkpoint", "cap_embedder.1.weight", first=(3840,)),
     _network(
         "an OmniGen2 checkpoint", "ref_image_patch_embedder.weight", "time_caption_embed.caption_embedder.1.weight"
     ),

@@ -73,8 +73,11 @@ def check_quantised(
     tensors: Sequence[Path],
     models: Sequence[Path],
     embeddings: Path,
+    before: Sequence[Path] = (),
+    before_tensors: Sequence[Path] = (),
     *,
     component: str,
+    encoder: str,
     prompts: Sequence[str],
     samples: int,
     check: Path,
@@ -84,6 +87,8 @@ def check_quantised(
     Args:
         graphs, tensors, models: in the order in which they run.
         embeddings: `embeddings.json`.
+        before, before_tensors: of a component that takes a language model's states, the float graphs of that.
+        encoder: the language model: the component, or the one before it.
         prompts: of which *samples*, evenly spread, are taken; 0: nothing is run, and *check* says so.
         check: JSON to write, as `axbake.toolchain.compiled` writes it.
     """
@@ -92,7 +97,15 @@ def check_quantised(
         tokenizer = load_tokenizer(embeddings)
         count = min(samples, len(prompts))
         chosen = [prompts[number * len(prompts) // count] for number in range(count)]
-        feeds = [tokenizer.language[component].arrays(language_text(text, tokenizer)) for text in chosen]
+        texts = [language_text(text, tokenizer) for text in chosen]
+        feeds: list[Sequence[np.ndarray]] = [tokenizer.language[encoder].arrays(text) for text in texts]
+        if before:
+            states = [next(iter(made.values())) for made in _run(before, feeds)]
+            own = tokenizer.language.get(component)
+            feeds = [
+                (state, kinds, *(own.arrays(text) if own else ()))
+                for state, (_, kinds), text in zip(states, feeds, texts, strict=True)
+            ]
         wanted, found = (_run(paths, feeds) for paths in (graphs, models))
         outputs = {name: _distances([one[name] for one in wanted], [one[name] for one in found]) for name in wanted[0]}
         content |= {"samples": count, "outputs": outputs}
@@ -101,7 +114,7 @@ def check_quantised(
     check.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _run(paths: Sequence[Path], feeds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def _run(paths: Sequence[Path], feeds: Sequence[Sequence[np.ndarray]]) -> list[dict[str, np.ndarray]]:
     session = open_models(paths)
     return session.run_all([dict(zip(session.inputs, arrays, strict=True)) for arrays in feeds])
 

@@ -14,6 +14,7 @@ from typing import Any
 from axbake.networks.component import Interface, Module, Rename, Shape, Shapes, SliceError, Tensor
 from axbake.networks.dividing import cuts
 from axbake.networks.mmdit import depth_of
+from axbake.runtime.language import LanguageFormat
 
 IDS, MASK = "input_ids", "attention_mask"
 STATES = "prompt_embeds"  # what the last graph gives
@@ -94,22 +95,27 @@ class LanguageSlice:
     name: str
     number: int
     count: int
-    tokens: int  # that it takes
+    tokens: int  # that it takes, of one chunk
     states: tuple[int, ...]  # which of the hidden states are given, side by side
+    drop: int = 0  # tokens in front whose states are not given
 
     def inputs(self, **columns: int) -> dict[str, str]:
         """NumPy's type of those that do not depend on the config."""
         return {IDS: "int64", MASK: "int64"}
 
-    def interface(self, config: Mapping, **columns: int) -> Interface:
+    def interface(self, config: Mapping, *, prompt_chunks: int = 1) -> Interface:
         """What it takes and gives.
+
+        Args:
+            prompt_chunks: of the family's that can have several.
 
         Raises:
             SliceError: the network has fewer layers than graphs, or than states ask for.
         """
         begin, end = self.bounds(config)
-        shape: Shape = (1, self.tokens, config["hidden_size"])
-        ids = Tensor((1, self.tokens), "int64")
+        tokens = self.drop + (self.tokens - self.drop) * prompt_chunks
+        shape: Shape = (1, tokens, config["hidden_size"])
+        ids = Tensor((1, tokens), "int64")
         before = [layer for layer in self.states if layer < begin]
         taken = {IDS: ids} if begin == 0 else {_name(begin): Tensor(shape, "float32")}
         taken |= {MASK: ids}
@@ -123,7 +129,7 @@ class LanguageSlice:
         """The slice as a module."""
         from axbake.networks.language_modules import SlicedLanguageModel
 
-        return SlicedLanguageModel(network, *self.bounds(network.config.to_dict()), face, self.tokens, self.states)
+        return SlicedLanguageModel(network, *self.bounds(network.config.to_dict()), face, self.states, self.drop)
 
     def bounds(self, config: Mapping) -> tuple[int, int]:
         """Numbers of its first layer and of the first behind it."""
@@ -140,14 +146,15 @@ def _name(layer: int) -> str:
     return f"hidden_states_{layer}"
 
 
-def slices(name: str, count: int, *, tokens: int, states: Sequence[int]) -> tuple[LanguageSlice, ...]:
-    """*count* graphs of the component called *name*."""
+def slices(name: str, count: int, *, form: LanguageFormat, states: Sequence[int]) -> tuple[LanguageSlice, ...]:
+    """*count* graphs of the component called *name*, which is given prompts in *form*."""
     names = [name] if count == 1 else [f"layers_{number}" for number in range(count)]
-    return tuple(LanguageSlice(one, number, count, tokens, tuple(states)) for number, one in enumerate(names))
+    how = form.tokens, tuple(states), form.drop
+    return tuple(LanguageSlice(one, number, count, *how) for number, one in enumerate(names))
 
 
 def example_of(
-    network: Any, face: Interface, config: Mapping, generator: Any, *, states: Sequence[int]
+    network: Any, face: Interface, config: Mapping, generator: Any, *, states: Sequence[int], drop: int = 0
 ) -> tuple[dict[str, Any], Any]:
     """Random token ids, of which the last quarter is filled up, and the states that the network itself gives."""
     import torch
@@ -155,12 +162,13 @@ def example_of(
     ids = torch.randint(0, config["vocab_size"], face.inputs[IDS].shape, generator=generator)
     mask = torch.ones_like(ids)
     mask[:, -(ids.shape[1] // 4) :] = 0
-    return {IDS: ids, MASK: mask}, states_of(network, ids, mask, states=states)[0]
+    return {IDS: ids, MASK: mask}, states_of(network, ids, mask, states=states, drop=drop)[0]
 
 
-def states_of(network: Any, ids: Any, mask: Any, *, states: Sequence[int]) -> tuple[Any, ...]:
-    """The hidden states numbered *states*, side by side: (1, T, sum of widths)."""
+def states_of(network: Any, ids: Any, mask: Any, *, states: Sequence[int], drop: int = 0) -> tuple[Any, ...]:
+    """The hidden states numbered *states*, side by side, without *drop* tokens in front: (1, T, sum of widths)."""
     import torch
 
-    made = network(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
-    return (torch.cat([made[layer] for layer in states], dim=-1),)
+    own = (mask == 1).to(mask.dtype)
+    made = network(input_ids=ids, attention_mask=own, output_hidden_states=True, use_cache=False).hidden_states
+    return (torch.cat([made[layer] for layer in states], dim=-1)[:, drop:],)

@@ -21,9 +21,14 @@ class SlicedLanguageModel(torch.nn.Module):
         derived: parameters that the file does not have (`axbake.graphs.export`).
     """
 
-    def __init__(self, model: Any, begin: int, end: int, face: Interface, tokens: int, states: Sequence[int]):
+    def __init__(self, model: Any, begin: int, end: int, face: Interface, states: Sequence[int], drop: int):
+        """
+        Args:
+            states: which hidden states the last graph gives; *drop*: how many tokens it leaves out in front.
+        """
         super().__init__()
-        self.model, self.begin, self.end, self.face, self.states = model, begin, end, face, states
+        self.model, self.begin, self.end, self.face, self.states, self.drop = model, begin, end, face, states, drop
+        (_, tokens) = face.inputs["attention_mask"].shape
         config = model.config
         angles = np.outer(np.arange(tokens), _frequencies(config.rope_parameters["rope_theta"], config.head_dim))
         both = np.concatenate([angles, angles], axis=1)[None]
@@ -34,7 +39,7 @@ class SlicedLanguageModel(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         known = dict(zip(self.face.inputs, tensors, strict=True))
-        mask = known["attention_mask"].float()[:, None, None]
+        mask = (known["attention_mask"] == 1).float()[:, None, None]
         causal: Any = self.tables.causal
         scores = causal + (1 - mask) * HIDDEN
         hidden = (
@@ -46,7 +51,7 @@ class SlicedLanguageModel(torch.nn.Module):
             hidden = self.model.layers[number](hidden, attention_mask=scores, position_embeddings=turned)
         known[f"hidden_states_{self.end}"] = hidden
         if self.face.outputs == ("prompt_embeds",):
-            return torch.cat([known[f"hidden_states_{layer}"] for layer in self.states], dim=-1)
+            return torch.cat([known[f"hidden_states_{layer}"] for layer in self.states], dim=-1)[:, self.drop :]
         given = tuple(known[name] for name in self.face.outputs)
         return given if len(given) > 1 else given[0]
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from axbake.networks.modules import Passed
+from axbake.networks.patches import picture_of
 
 POSITIONS = "pos_embed.pos_embed"  # the table of all positions, in the file
 
@@ -57,11 +58,4 @@ class SlicedMmdit(torch.nn.Module):
             context, hidden = block(hidden_states=hidden, encoder_hidden_states=context, temb=row)
         if self.end < len(blocks):
             return hidden, context
-        return self._picture(self.model.proj_out(self.model.norm_out(hidden, row)), *size)
-
-    def _picture(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """(B, N, patch × patch × C) -> (B, C, height, width), in two transpositions of four axes at most, not in one of six."""
-        patch, channels = self.model.config.patch_size, self.model.out_channels
-        rows, columns, batch = height // patch, width // patch, tokens.shape[0]
-        lines = tokens.reshape(batch * rows, columns, patch, patch * channels).transpose(1, 2)
-        return lines.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return picture_of(self.model.proj_out(self.model.norm_out(hidden, row)), self.model.config.patch_size, *size)

@@ -95,6 +95,27 @@ def flux_2_klein(*networks: Any, **halves: Any) -> Any:
     return _pipeline(WithPictures, ALONE, *networks, denoises="transformer", **halves)
 
 
+def z_image(*networks: Any, **halves: Any) -> Any:
+    """`ZImagePipeline`; it takes no pictures.
+
+    It is given the language model's states. Its guidance adds to what the prompt gives, where
+    others add to what the negative prompt does, so its scale is one less.
+    """
+    from diffusers import ZImagePipeline
+
+    class WithStates(ZImagePipeline):
+        def __call__(self, *, guidance_scale: float, **given: Any) -> Any:
+            texts = {
+                f"{which}prompt_embeds": [given[f"{which}prompt_states"][0]]
+                for which in ("", "negative_")
+                if f"{which}prompt_states" in given
+            }
+            kept = {name: value for name, value in given.items() if "prompt_" not in name}
+            return super().__call__(guidance_scale=guidance_scale - 1, **texts, **kept)
+
+    return _pipeline(WithStates, ALONE, *networks, denoises="transformer", **halves)
+
+
 def _pipeline(
     kind: Any,
     without: dict[str, Any],
@@ -131,3 +152,4 @@ STABLE_DIFFUSION = {"": stable_diffusion, "image": instruct, "image mask": inpai
 STABLE_DIFFUSION_XL = {"": stable_diffusion_xl, "image": instruct_xl, "image mask": inpainting_xl}
 STABLE_DIFFUSION_3 = {"": stable_diffusion_3}
 FLUX_2_KLEIN = {"": flux_2_klein}
+Z_IMAGE = {"": z_image}

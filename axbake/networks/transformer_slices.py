@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from axbake.networks.component import Interface, Module, Shape, SliceError, Tensor
 from axbake.networks.dividing import cuts, divide
+from axbake.runtime.sampler import MASK as MASK
 
 DTYPE = "float32"
 SAMPLE, CONTEXT, ROW = "sample", "encoder_hidden_states", "temb"  # what diffusers calls them
@@ -26,6 +27,7 @@ class Blocks:
     shapes: Callable[..., Mapping[str, Shape]]
     #: (network, its blocks from, to, interface) -> the slice as a module
     sliced: Callable[[Module, int, int, Interface], Module]
+    masked: bool = False  # whether every slice is told which tokens of the text count
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class TransformerSlice:
     @property
     def taken(self) -> tuple[str, ...]:
         """Names of what it takes: sample and tokens, or what the slice before gives; and the row."""
-        return (*(self._crossing(self.number) if self.number else (SAMPLE, CONTEXT)), ROW)
+        mask = (MASK,) if self.blocks.masked else ()
+        return (*(self._crossing(self.number) if self.number else (SAMPLE, CONTEXT)), ROW, *mask)
 
     @property
     def given(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,23 @@ class LanguageFormat:
     tokens: int  # that it is given: a prompt of fewer is filled up behind, one of more is cut off behind
     pad: str  # token that it is filled up with
     folder: str = "tokenizer"  # of a diffusers model, that its tokenizer is in
+    side: str = "right"  # where it is filled up: "left": before the prompt
+    multiple: int = 1  # a prompt is first filled up behind to a multiple of so many tokens, which count as its own
+    drop: int = 0  # tokens of the template's beginning, whose states are not taken
+    masked: bool = False  # whether the denoiser is told which tokens are filled up
+    chunked: bool = False  # whether a row's `prompt_chunks` says how many times the tokens there are
+    chunks: int = 1  # the row's
+
+    def of(self, chunks: int) -> LanguageFormat:
+        """The same for a row with so many `prompt_chunks`."""
+        if not self.chunked:
+            return self
+        return replace(self, tokens=self.drop + self.taken * chunks, chunks=chunks)
+
+    @property
+    def taken(self) -> int:
+        """How many tokens the denoiser is given."""
+        return self.tokens - self.drop
 
 
 class LanguageTokenizer:
@@ -59,11 +76,21 @@ class LanguageTokenizer:
         return len(self._encoding(prompt).ids)
 
     def arrays(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
-        """What a text encoder takes: ids, and a mask that is 1 for each that is not filled up with; (1, T) int64 both."""
+        """What a text encoder takes: ids and a mask, (1, T) int64 both.
+
+        The mask is 1 for the prompt's own tokens, 2 for those that fill it up to a multiple, 0 for all others.
+        """
         ids = self._encoding(prompt).ids[: self.format.tokens]
-        rest = self.format.tokens - len(ids)
-        mask = [1] * len(ids) + [0] * rest
-        return np.array([ids + [self.pad] * rest], np.int64), np.array([mask], np.int64)
+        own = min(self.format.tokens, max(1, -(-len(ids) // self.format.multiple)) * self.format.multiple)
+        own = own if self.format.multiple > 1 else len(ids)
+        rest = self.format.tokens - own
+        kinds = [1] * len(ids) + [2] * (own - len(ids))
+        filled = ids + [self.pad] * (own - len(ids))
+        if self.format.side == "left":
+            filled, kinds = [self.pad] * rest + filled, [0] * rest + kinds
+        else:
+            filled, kinds = filled + [self.pad] * rest, kinds + [0] * rest
+        return np.array([filled], np.int64), np.array([kinds], np.int64)
 
     def cut_off(self, prompt: str) -> str:
         """The end of *prompt* that is not taken; mostly empty."""
@@ -95,8 +122,3 @@ def listed(contents: Mapping[str, str], formats: Mapping[str, LanguageFormat]) -
         contents: of each text encoder's `tokenizer.json`.
     """
     return {name: {"format": asdict(formats[name]), "tokenizer": text} for name, text in contents.items()}
-
-
-def length(tokenizers: Mapping[str, LanguageTokenizer], encoders: Sequence[str]) -> int:
-    """How many tokens those of *encoders* that are language models give."""
-    return sum(tokenizers[name].format.tokens for name in encoders if name in tokenizers)

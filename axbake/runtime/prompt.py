@@ -8,7 +8,7 @@ What a prompt means is taken from github AUTOMATIC1111/stable-diffusion-webui: `
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from .tokenizer import TOKENS, ClipTokenizer
 from .values import Conditioning
 
 MOST = 10_000  # characters of a prompt; four chunks hold some 1,500
+MOST_INPUTS = 4  # of a text encoder: states, mask, and ids and mask of its own
 CHUNK = TOKENS - 2  # tokens of a prompt in one run of the text encoder, which adds start and end
 BACKTRACK = 20  # tokens; a chunk that is full ends at a comma as near as this («comma padding backtrack»)
 FACTORS = {"(": 1.1, "[": 1 / 1.1}  # of what stands in brackets without a number
@@ -92,6 +93,9 @@ class Embedded(NamedTuple):
 
     tokens: np.ndarray  # (1, T × chunks, W) float32; W is the width of all text encoders together
     pooled: np.ndarray | None = None  # (1, P) float32, where the conditioning has one
+    mask: np.ndarray | None = None  # (1, T) float32: 1 for tokens that count, where the denoiser is told which
+    #: (1, L, V) float32: of the prompt's own tokens, what a language model gave to a conditioner, which made the tokens of it
+    states: np.ndarray | None = None
 
 
 #: (1, T) int64 ids of a chunk, or ids and mask of a language model's prompt -> what a text encoder makes of them
@@ -331,25 +335,48 @@ def embed_prompt(
         raise BundleError(
             f"{len(encoders)} text encoders without a conditioning; wanted one that says how they are joined."
         )
-    names = conditioning.encoders if conditioning else ("",)
-    if len(names) != len(encoders):
-        raise BundleError(f"{len(encoders)} text encoders; wanted those of {', '.join(names)}.")
-    by_name = dict(zip(names, encoders))
-    clips = {name: encode for name, encode in by_name.items() if name not in tokenizer.language}
+    how = conditioning or Conditioning(("",))
+    if len(how.encoders) != len(encoders):
+        raise BundleError(f"{len(encoders)} text encoders; wanted those of {', '.join(how.encoders)}.")
+    by_name = dict(zip(how.encoders, encoders))
+    clips = {name: one for name, one in by_name.items() if name not in (*tokenizer.language, how.conditioner)}
+    contexts, pooled = _of_clips(clips, tokenizer, prompt, chunks, how) if clips else ([], None)
+    if not tokenizer.language:
+        return Embedded(np.concatenate(contexts, axis=1), pooled)
+    behind = _of_language(by_name, tokenizer, language_text(prompt, tokenizer), how)
+    before = [] if how.joined == "language" else contexts
+    return behind._replace(tokens=np.concatenate([*before, behind.tokens], axis=1), pooled=pooled)
+
+
+def _of_clips(
+    encoders: Mapping[str, Encode], tokenizer: ClipTokenizer, prompt: str, chunks: int, conditioning: Conditioning
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """What CLIPs make of each chunk of *prompt*, (1, 77, W) each; and the pooled prompt, if the conditioning has one."""
     contexts, pooled = [], None
-    filled = [*chunk_prompt(prompt, tokenizer), *[_chunk([], tokenizer)] * chunks][:chunks] if clips else []
-    for number, chunk in enumerate(filled):
-        made = {name: encode(ids_for(chunk, tokenizer, name)) for name, encode in clips.items()}
+    for number, chunk in enumerate([*chunk_prompt(prompt, tokenizer), *[_chunk([], tokenizer)] * chunks][:chunks]):
+        made = {name: encode(ids_for(chunk, tokenizer, name)) for name, encode in encoders.items()}
         states = [emphasise(one.hidden, chunk.weights) for one in made.values()]
-        contexts.append(conditioning.of(list(clips)).join(states) if conditioning else states[0])
-        if number == 0 and conditioning and conditioning.pooled:
+        contexts.append(conditioning.of(list(encoders)).join(states))
+        if number == 0 and conditioning.pooled:
             end = int((chunk.ids[0] == tokenizer.end).argmax())
             pooled = _pooled(made, conditioning.pooled.split(), end)
-    if conditioning and conditioning.joined == "language":
-        contexts = []
-    for name, language in tokenizer.language.items():
-        contexts.append(by_name[name](*language.arrays(language_text(prompt, tokenizer))).hidden)
-    return Embedded(np.concatenate(contexts, axis=1), pooled)
+    return contexts, pooled
+
+
+def _of_language(
+    encoders: Mapping[str, Encode], tokenizer: ClipTokenizer, text: str, conditioning: Conditioning
+) -> Embedded:
+    """What a language model makes of *text*, and a conditioner of that, if the conditioning has one."""
+    (name,) = (one for one in tokenizer.language if one != conditioning.conditioner)
+    language = tokenizer.language[name]
+    ids, kinds = language.arrays(text)
+    states, own = encoders[name](ids, kinds).hidden, kinds[:, language.format.drop :]
+    mask = (own > 0).astype(np.float32) if language.format.masked else None
+    if not conditioning.conditioner:
+        return Embedded(states, mask=mask)
+    second = tokenizer.language.get(conditioning.conditioner)
+    tokens = encoders[conditioning.conditioner](states, kinds, *(second.arrays(text) if second else ())).hidden
+    return Embedded(tokens, mask=mask, states=states[:, own[0] == 1])
 
 
 def language_text(prompt: str, tokenizer: ClipTokenizer) -> str:
@@ -387,7 +414,7 @@ def emphasise(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def encoder(text_encoder: Session) -> Encode:
     """A loaded text encoder as a function."""
-    if not 1 <= len(text_encoder.inputs) <= 2:
+    if not 1 <= len(text_encoder.inputs) <= MOST_INPUTS:
         only(text_encoder.inputs, f"{text_encoder.name}, inputs")
     if not 1 <= len(text_encoder.outputs) <= 2:
         raise BundleError(
@@ -404,9 +431,12 @@ def chunks_of(denoiser: Session, tokenizer: ClipTokenizer, conditioning: Conditi
             f"{denoiser.name}: inputs {', '.join(denoiser.inputs)}; wanted encoder_hidden_states among them."
         )
     shape, _ = denoiser.inputs["encoder_hidden_states"]
-    behind = sum(language.format.tokens for language in tokenizer.language.values())
+    last = conditioning.conditioner if conditioning else ""
+    known = [one.format.taken for name, one in tokenizer.language.items() if name != last]
+    behind = tokenizer.language[last].format.taken if last in tokenizer.language else sum(known)
     alone = tokenizer.language_only or (conditioning is not None and conditioning.joined == "language")
     if len(shape) == 3 and (shape[1] == behind if alone else shape[1] > behind and (shape[1] - behind) % TOKENS == 0):
-        return 1 if alone else (shape[1] - behind) // TOKENS
+        of_language = max((one.format.chunks for one in tokenizer.language.values()), default=1)
+        return of_language if alone else (shape[1] - behind) // TOKENS
     wanted = f"{behind}" if alone else f"{behind} and a multiple of {TOKENS}" if behind else f"a multiple of {TOKENS}"
     raise BundleError(f"{denoiser.name}: encoder_hidden_states of shape {shape}; wanted (1, {wanted}, W).")

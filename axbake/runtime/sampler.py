@@ -128,6 +128,7 @@ def load_schedule(path: Path) -> Schedule:
 
 
 LATENT, CONTEXT = "sample", "encoder_hidden_states"  # inputs of every denoiser
+MASK = "encoder_attention_mask"  # of those that are told which tokens count, (1, T) float32
 
 
 def latent_of(network: Session) -> tuple[int, ...]:
@@ -138,15 +139,23 @@ def latent_of(network: Session) -> tuple[int, ...]:
     return shape
 
 
-def denoiser(network: Session) -> Denoiser:
+def denoiser(network: Session, masks: np.ndarray | None = None) -> Denoiser:
     """*network* as a function.
+
+    Args:
+        masks: (B, T) float32: which tokens of each branch's prompt count, for a network that is told.
 
     Its inputs are `sample`, `encoder_hidden_states`, and one more: the time row, which published models call
     `/down_blocks.0/resnets.0/act_1/Mul_output_0`, or the timestep, `t` in published ones, of shape (1,).
     """
-    rest = {name: value for name, value in network.inputs.items() if name not in (LATENT, CONTEXT)}
-    if len(rest) != len(network.inputs) - 2:
+    rest = {name: value for name, value in network.inputs.items() if name not in (LATENT, CONTEXT, MASK)}
+    if not {LATENT, CONTEXT} <= network.inputs.keys():
         raise BundleError(f"{network.name}: inputs {', '.join(network.inputs)}; wanted {LATENT} and {CONTEXT}.")
+    if (masks is None) == (MASK in network.inputs):
+        raise BundleError(
+            f"{network.name}: takes {'a' if masks is None else 'no'} {MASK}, but the text encoders give"
+            f" {'none' if masks is None else 'one'}. Use all files of one model."
+        )
     time_input = only(rest, f"{network.name}, input for the time")
     time_shape, _ = rest[time_input]
     output = only(network.outputs, f"{network.name}, outputs")
@@ -158,6 +167,8 @@ def denoiser(network: Session) -> Denoiser:
             {LATENT: sample[None], time_input: one.value(time_shape), CONTEXT: text[None]}
             for sample, text, one in zip(taken, prompts, rows)
         ]
+        for feed, mask in zip(feeds, () if masks is None else masks):
+            feed[MASK] = mask[None]
         return np.concatenate([made[output] for made in network.run_all(feeds)])
 
     return denoise

@@ -161,7 +161,7 @@ def draw_latent(
 ) -> Sampled:
     """The latents that the denoiser *network* draws, from the one on that *begin* gives."""
     noise = TorchNoise(picture.seed)
-    start, denoise = begin(noise), denoiser(network)
+    start, denoise = begin(noise), denoiser(network, masks_of(embeds))
     return sample(
         joined(denoise, beside(noise)) if beside else denoise,
         schedule,
@@ -173,6 +173,12 @@ def draw_latent(
         image_guidance_scale=picture.image_guidance_scale,
         added=added_rows(added, embeds, picture.size_conditioning),
     )
+
+
+def masks_of(embeds: Sequence[Embedded]) -> np.ndarray | None:
+    """(B, T) float32: which tokens of each of *embeds* count; None where the denoiser is not told."""
+    masks = [one.mask for one in embeds if one.mask is not None]
+    return np.concatenate(masks) if masks else None
 
 
 def added_rows(added: AddedEmbedding | None, embeds: Sequence[Embedded], sizes: Sequence[float]) -> np.ndarray | None:

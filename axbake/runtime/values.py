@@ -92,18 +92,21 @@ class Conditioning:
     #: Those whose pooled prompts, side by side, are added to the time embedding, with a space between; empty: none
     pooled: str = ""
     width: int | None = None  # channels up to which a token is filled with zeros; None: it has those of the encoders
+    conditioner: str = ""  # the encoder that makes the tokens, of the states of the language model before it
 
     def __post_init__(self) -> None:
         if self.joined not in ("channels", "language"):
             raise ValueError(f"text encoders joined by {self.joined!r}; wanted 'channels' or 'language'.")
         if not self.encoders:
             raise ValueError("a conditioning without text encoders; wanted at least one.")
+        if self.conditioner and self.conditioner != self.encoders[-1]:
+            raise ValueError(f"the conditioner {self.conditioner!r}; wanted the last of {', '.join(self.encoders)}.")
         if not set(self.pooled.split()) <= set(self.encoders):
             raise ValueError(f"the pooled prompt of {self.pooled!r}; wanted one of {', '.join(self.encoders)}.")
 
     def of(self, encoders: Sequence[str]) -> Conditioning:
         """The same of some of the encoders, for their tokens."""
-        return replace(self, encoders=tuple(encoders), pooled="")
+        return replace(self, encoders=tuple(encoders), pooled="", conditioner="")
 
     def join(self, states: Sequence[np.ndarray]) -> np.ndarray:
         """(1, T, W_i) of each encoder -> (1, T, sum of W_i, or `width`); of one encoder, its array as it is."""

@@ -65,7 +65,7 @@ def list_embeddings(
             ids[name] = list(range(first, first + count))
             first += count
     described = [read_description(path) for path in text_encoders]
-    pads = {one.component: one.config["pad_token_id"] for one in described if one.component not in formats}
+    pads = {one.component: one.config["pad_token_id"] for one in described if "pad_token_id" in one.config}
     content: dict[str, Any] = {"pad_token_id": next(iter(pads.values()), None), "embeddings": ids}
     content |= {"pad_token_ids": pads} if len(pads) > 1 else {}
     if formats:

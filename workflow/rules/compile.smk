@@ -52,6 +52,18 @@ for family, component in HOSTED:
             },
             settings=settings(f"quantise_{component.name}", more=partial(host_steps, component=component)),
             parity=f"results/{{model}}/parity/{component.name}.json",
+            before=[
+                f"results/{{model}}/onnx/{graph}.onnx"
+                for one in [before_of(family, component)]
+                if one is not component
+                for graph in addresses(one)
+            ],
+            before_tensors=[
+                f"results/{{model}}/onnx/{graph}.onnx.data"
+                for one in [before_of(family, component)]
+                if one is not component
+                for graph in addresses(one)
+            ],
             embeddings="results/{model}/embeddings.json",
         output:
             **{f"model_{n}": f"results/{{model}}/{graph}.onnx" for n, graph in enumerate(addresses(component))},

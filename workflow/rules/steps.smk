@@ -7,7 +7,7 @@ ADVISED = set()  # models
 def import_steps(model, wildcards):
     """The description of the checkpoint, which refuses what cannot be imported; a step a component; the listing of embeddings."""
     family = model.family
-    formats = {one.name: one.language for one in family.text_encoders if one.language}
+    formats = model.formats
     description = step(
         "axbake.weights.description.describe_checkpoint",
         values=described,
@@ -20,7 +20,7 @@ def import_steps(model, wildcards):
         "axbake.weights.embeddings.list_embeddings",
         values=lambda model, _: {
             "names": model.sources.embedding_names,
-            "encoders": [one.files.embedding for one in family.text_encoders if not one.language],
+            "encoders": [one.files.embedding for one in family.clips],
         }
         | ({"formats": formats} if formats else {}),
         tools=["safetensors", "torch"] + ["tokenizers"] * bool(formats),
@@ -250,6 +250,14 @@ def calibrate_vae_steps(model):
     ]
 
 
+def before_of(family, component):
+    """The language model whose states a conditioner takes; of a language model itself."""
+    if component.name != family.conditioning.conditioner:
+        return component
+    names = family.conditioning.encoders
+    return family.component(names[names.index(component.name) - 1])
+
+
 def holds_parity(component):
     """The step that refuses a graph which is not the network."""
     return step(
@@ -344,6 +352,7 @@ def host_steps(model, wildcards, component):
             "component": component.name,
             "prompts": TEXT_PROMPTS[model.entry("calibration/text_prompts")],
             "samples": model.entry("compiled/samples"),
+            "encoder": before_of(model.family, component).name,
         },
         tools=["numpy", "onnxruntime", "tokenizers"],
         data=["resources/clip"],
