@@ -19,7 +19,7 @@ from tests.tiny_xl import text_config
 POOLED = {"text_encoder": 24, "text_encoder_2": 48}  # channels of their pooled prompts, side by side in the transformer
 CONTEXT = 4096  # that tokens are filled up to
 BLOCKS = 3
-SIDE = 12  # positions a side in the table, of which pictures take the middle
+SIDE = 16  # positions a side in the table, of which pictures take the middle
 SCALE, SHIFT = 1.5305, 0.0609
 
 

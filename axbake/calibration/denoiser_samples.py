@@ -47,7 +47,7 @@ class TakenInputs:
     ) -> dict[str, np.ndarray]:
         """What the graphs are given: the scaled *latent*, an embedded prompt, and the time in the form that they take.
 
-        And which of the prompt's tokens count, if they are told.
+        And which of the prompt's tokens count, if they take a mask.
         """
         feed = {SAMPLE: latent, TEXT: text, self.time: time.value(self.shape)}
         return feed if mask is None else feed | {MASK: mask}

@@ -95,25 +95,27 @@ class LanguageSlice:
     name: str
     number: int
     count: int
-    tokens: int  # that it takes, of one chunk
+    form: LanguageFormat  # of the prompts that it takes
     states: tuple[int, ...]  # which of the hidden states are given, side by side
-    drop: int = 0  # tokens in front whose states are not given
 
     def inputs(self, **columns: int) -> dict[str, str]:
         """NumPy's type of those that do not depend on the config."""
         return {IDS: "int64", MASK: "int64"}
 
-    def interface(self, config: Mapping, *, prompt_chunks: int = 1) -> Interface:
+    def interface(self, config: Mapping, *, prompt_chunks: int | None = None) -> Interface:
         """What it takes and gives.
 
         Args:
-            prompt_chunks: of the family's that can have several.
+            prompt_chunks: of a row whose prompts can have several.
 
         Raises:
             SliceError: the network has fewer layers than graphs, or than states ask for.
+            TypeError: *prompt_chunks* is missing, or of no use.
         """
+        if (prompt_chunks is not None) != self.form.chunked:
+            raise TypeError(f"{self.name}: prompt_chunks: {prompt_chunks}; chunked: {self.form.chunked}")
         begin, end = self.bounds(config)
-        tokens = self.drop + (self.tokens - self.drop) * prompt_chunks
+        tokens = self.form.of(prompt_chunks or 1).tokens
         shape: Shape = (1, tokens, config["hidden_size"])
         ids = Tensor((1, tokens), "int64")
         before = [layer for layer in self.states if layer < begin]
@@ -129,7 +131,7 @@ class LanguageSlice:
         """The slice as a module."""
         from axbake.networks.language_modules import SlicedLanguageModel
 
-        return SlicedLanguageModel(network, *self.bounds(network.config.to_dict()), face, self.states, self.drop)
+        return SlicedLanguageModel(network, *self.bounds(network.config.to_dict()), face, self.states, self.form.drop)
 
     def bounds(self, config: Mapping) -> tuple[int, int]:
         """Numbers of its first layer and of the first behind it."""
@@ -149,8 +151,7 @@ def _name(layer: int) -> str:
 def slices(name: str, count: int, *, form: LanguageFormat, states: Sequence[int]) -> tuple[LanguageSlice, ...]:
     """*count* graphs of the component called *name*, which is given prompts in *form*."""
     names = [name] if count == 1 else [f"layers_{number}" for number in range(count)]
-    how = form.tokens, tuple(states), form.drop
-    return tuple(LanguageSlice(one, number, count, *how) for number, one in enumerate(names))
+    return tuple(LanguageSlice(one, number, count, form, tuple(states)) for number, one in enumerate(names))
 
 
 def example_of(

@@ -27,7 +27,7 @@ class Blocks:
     shapes: Callable[..., Mapping[str, Shape]]
     #: (network, its blocks from, to, interface) -> the slice as a module
     sliced: Callable[[Module, int, int, Interface], Module]
-    masked: bool = False  # whether every slice is told which tokens of the text count
+    masked: bool = False  # whether every slice takes a mask of the text's tokens
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class LanguageFormat:
     side: str = "right"  # where it is filled up: "left": before the prompt
     multiple: int = 1  # a prompt is first filled up behind to a multiple of so many tokens, which count as its own
     drop: int = 0  # tokens of the template's beginning, whose states are not taken
-    masked: bool = False  # whether the denoiser is told which tokens are filled up
+    masked: bool = False  # whether the denoiser masks the tokens that are filled up
     chunked: bool = False  # whether a row's `prompt_chunks` says how many times the tokens there are
     chunks: int = 1  # the row's
 

@@ -93,7 +93,7 @@ class Embedded(NamedTuple):
 
     tokens: np.ndarray  # (1, T × chunks, W) float32; W is the width of all text encoders together
     pooled: np.ndarray | None = None  # (1, P) float32, where the conditioning has one
-    mask: np.ndarray | None = None  # (1, T) float32: 1 for tokens that count, where the denoiser is told which
+    mask: np.ndarray | None = None  # (1, T) float32: 1 for tokens that count, where the denoiser takes a mask
     #: (1, L, V) float32: of the prompt's own tokens, what a language model gave to a conditioner, which made the tokens of it
     states: np.ndarray | None = None
 

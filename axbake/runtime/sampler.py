@@ -128,7 +128,7 @@ def load_schedule(path: Path) -> Schedule:
 
 
 LATENT, CONTEXT = "sample", "encoder_hidden_states"  # inputs of every denoiser
-MASK = "encoder_attention_mask"  # of those that are told which tokens count, (1, T) float32
+MASK = "encoder_attention_mask"  # of those that mask the prompt's tokens, (1, T) float32
 
 
 def latent_of(network: Session) -> tuple[int, ...]:
@@ -143,7 +143,7 @@ def denoiser(network: Session, masks: np.ndarray | None = None) -> Denoiser:
     """*network* as a function.
 
     Args:
-        masks: (B, T) float32: which tokens of each branch's prompt count, for a network that is told.
+        masks: (B, T) float32: which tokens of each branch's prompt count, for a network that takes a mask.
 
     Its inputs are `sample`, `encoder_hidden_states`, and one more: the time row, which published models call
     `/down_blocks.0/resnets.0/act_1/Mul_output_0`, or the timestep, `t` in published ones, of shape (1,).

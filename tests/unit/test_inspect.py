@@ -60,13 +60,14 @@ KINDS = {
     "a FLUX checkpoint": {"double_blocks.0.img_attn.norm.key_norm.scale": (128,)},
     "a FLUX.2 checkpoint": {
         "double_blocks.0.img_attn.norm.key_norm.scale": (128,),
-        "double_stream_modulation_img.lin.weight": (4, 4),
+        "single_stream_modulation.lin.weight": (4, 4),
     },
     "a Chroma checkpoint": {
         "distilled_guidance_layer.norms.0.scale": (4,),
         "double_blocks.0.img_attn.qkv.weight": (4, 4),
     },
-    "a Z-Image checkpoint": {"cap_embedder.1.weight": (3840, 2560)},
+    "a Z-Image Omni checkpoint": {"siglip_embedder.0.weight": (4,), "cap_pad_token": (1, 4)},
+    "a Z-Image checkpoint that draws in pixels": {"dec_net.cond_embed.weight": (4, 4), "cap_pad_token": (1, 4)},
     "a Lumina-Image 2 checkpoint (NetaYume is one)": {"model.cap_embedder.1.weight": (2304, 2304)},
     "a Qwen-Image checkpoint": {"transformer_blocks.0.img_mod.1.weight": (4, 4)},
     "an Anima checkpoint": {
@@ -215,15 +216,27 @@ def shapes_of(class_name, **config):
 
 
 KLEIN = {"num_attention_heads": 24, "joint_attention_dim": 7680, "num_layers": 5, "num_single_layers": 20}
+KLEIN |= {"guidance_embeds": False}
 SD3 = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
 SD35_MEDIUM = SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)), "pos_embed_max_size": 384}
 SD35_LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192}
 SD35_LARGE["qk_norm"] = "rms_norm"
 
 
-@pytest.mark.parametrize(("family", "config"), [("sd3", SD3), ("sd35_medium", SD35_MEDIUM), ("sd35_large", SD35_LARGE)])
-def test_a_transformer_of_full_size_is_of_its_family_alone_and_of_no_other_kind(family, config):
-    shapes = shapes_of("SD3Transformer2DModel", **config)
+#: Name of a family -> its transformer's class, and what it is built with in full size
+TRANSFORMERS = {
+    "sd3": ("SD3Transformer2DModel", SD3),
+    "sd35_medium": ("SD3Transformer2DModel", SD35_MEDIUM),
+    "sd35_large": ("SD3Transformer2DModel", SD35_LARGE),
+    "flux2_klein": ("Flux2Transformer2DModel", KLEIN),
+    "z_image": ("ZImageTransformer2DModel", {}),
+}
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_a_transformer_of_full_size_is_of_its_family_alone_and_of_no_other_kind(family):
+    name, config = TRANSFORMERS[family]
+    shapes = shapes_of(name, **config)
 
     assert recognise(shapes) is None
     transformers = [name for name, one in FAMILIES.items() if one.denoiser.name == "transformer"]
@@ -234,12 +247,10 @@ def test_a_transformer_of_full_size_is_of_its_family_alone_and_of_no_other_kind(
 DIFFUSERS = {
     "a FLUX checkpoint": ("FluxTransformer2DModel", {"num_layers": 2, "num_single_layers": 2}),
     "a FLUX.2 checkpoint (dev)": ("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
-    "a FLUX.2 checkpoint (klein 4B)": ("Flux2Transformer2DModel", KLEIN),
     "a FLUX.2 checkpoint (klein 9B)": ("Flux2Transformer2DModel", KLEIN | {"num_attention_heads": 32}),
     "a Chroma checkpoint": ("ChromaTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
     "a Qwen-Image checkpoint": ("QwenImageTransformer2DModel", {"num_layers": 2}),
     "a Qwen-Image 2.1 checkpoint": ("QwenImage21Transformer2DModel", {"num_layers": 2}),
-    "a Z-Image checkpoint": ("ZImageTransformer2DModel", {"n_layers": 2}),
     "a Lumina-Image 2 checkpoint (NetaYume is one)": ("Lumina2Transformer2DModel", {"num_layers": 2}),
     "a Cosmos-Predict2 checkpoint (Anima's transformer is one)": ("CosmosTransformer3DModel", {"num_layers": 2}),
     "Anima's text adapter": ("AnimaTextConditioner", {}),
@@ -278,9 +289,9 @@ def test_a_network_of_diffusers_is_called_by_its_name_behind_any_prefix(kind):
 
 #: Marks of networks under the names of their authors' files, with the sizes that tell them apart
 ORIGINALS = {
-    "a FLUX.2 checkpoint (klein 4B)": {
-        "double_stream_modulation_img.lin.weight": (18432, 3072),
-        "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+    "a FLUX.2 checkpoint (klein 9B)": {
+        "double_stream_modulation_img.lin.weight": (24576, 4096),
+        "double_blocks.0.img_attn.qkv.weight": (12288, 4096),
     },
     "a Lumina-Image 2 checkpoint (NetaYume is one)": {
         "cap_embedder.1.weight": (2304, 2304),
@@ -288,11 +299,6 @@ ORIGINALS = {
     },
     "an OmniGen2 checkpoint": {"time_caption_embed.caption_embedder.1.weight": (2520, 2048)},
     "a NewBie checkpoint": {"cap_embedder.1.weight": (2304, 2560), "clip_text_pooled_proj.0.weight": (1024,)},
-    "a Z-Image checkpoint": {
-        "cap_embedder.1.weight": (3840, 2560),
-        "cap_pad_token": (1, 3840),
-        "layers.0.attention.qkv.weight": (11520, 3840),
-    },
     "a Ming-Image checkpoint": {"cap_embedder.1.weight": (3840, 2560), "layers.0.attention.qkv.weight": (11520, 3840)},
     "a Mage-Flow checkpoint": {"txt_norm.weight": (2560,), "transformer_blocks.0.img_mod.1.weight": (4, 4)},
     "a Qwen-Image checkpoint": {"txt_norm.weight": (3584,), "transformer_blocks.0.img_mod.1.weight": (18432, 3072)},

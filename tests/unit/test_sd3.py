@@ -251,7 +251,7 @@ def test_a_prompt_is_what_diffusers_own_text_stage_makes_of_it_without_the_zeros
             {"height": "72", "scheduler": "euler"},
             "column height: 72; this transformer draws pictures of a multiple of 16",
         ),
-        ({"width": "256", "scheduler": "euler"}, "column width: 256; .* at most 192"),
+        ({"width": "320", "scheduler": "euler"}, "column width: 320; .* at most 256"),
     ],
 )
 def test_a_row_that_it_cannot_draw_is_refused(cells, message, tmp_path, monkeypatch):
