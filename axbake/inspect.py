@@ -94,8 +94,10 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
                 said["variant"] = component.variant(found.config) if component.variant else family.title
                 said |= _prediction(container, family, found.config, path, faults)
             if component in family.text_encoders:
-                width, layers = found.config["hidden_size"], found.config["num_hidden_layers"]
-                said["components"][component.name] |= {"width": width, "layers": layers}
+                sizes = {"width": "hidden_size", "layers": "num_hidden_layers"}  # a conditioner says neither
+                said["components"][component.name] |= {
+                    name: found.config[entry] for name, entry in sizes.items() if entry in found.config
+                }
             configs[component.name] = found.config
             check_latents(path, found.config, family.latents)
         except AxbakeError as error:

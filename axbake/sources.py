@@ -123,7 +123,7 @@ class Sources:
         return " ".join(canvas_sha256(self.row))
 
     def tokenizers(self, formats: Mapping[str, LanguageFormat]) -> list[str]:
-        """Paths of the tokenizers of language models, which are there.
+        """Paths of the tokenizers of language models, which are there; in the order of the models' names.
 
         Args:
             formats: how each is given prompts, by text encoder.
@@ -131,7 +131,7 @@ class Sources:
         Raises:
             MissingTokenizer
         """
-        return [self._tokenizer(name, form) for name, form in formats.items()]
+        return [self._tokenizer(name, form) for name, form in sorted(formats.items())]
 
     def _tokenizer(self, name: str, form: LanguageFormat) -> str:
         """Where the tokenizer of the text encoder *name* is: in the column, or else in the checkpoint's folder."""

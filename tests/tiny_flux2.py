@@ -30,7 +30,7 @@ class Networks:
     transformer: Flux2Transformer2DModel
     vae: AutoencoderKLFlux2
     dtype: torch.dtype
-    family: str = "flux2_klein"
+    family: str
     prediction_type: str = "flow_prediction"
 
     def component(self, name: str) -> Any:
@@ -74,8 +74,15 @@ def language_model(layers: int) -> Qwen3ForCausalLM:
     )
 
 
-def klein(dtype: torch.dtype = torch.bfloat16) -> Networks:
-    """FLUX.2 [klein] 4B."""
+def klein_9b(dtype: torch.dtype = torch.bfloat16) -> Networks:
+    """FLUX.2 [klein] 9B, by its number of blocks."""
+    return klein(dtype, family="flux2_klein_9b", blocks=(8, 4))
+
+
+def klein(
+    dtype: torch.dtype = torch.bfloat16, *, family: str = "flux2_klein", blocks: tuple[int, int] = (2, 3)
+) -> Networks:
+    """FLUX.2 [klein] 4B; *blocks*: of both kinds."""
     torch.manual_seed(SEED)
     made = {
         "text_encoder": language_model(LAYERS),
@@ -83,8 +90,8 @@ def klein(dtype: torch.dtype = torch.bfloat16) -> Networks:
             block_out_channels=(WIDTH,) * 4, layers_per_block=1, latent_channels=32, norm_num_groups=32, sample_size=64
         ),
         "transformer": Flux2Transformer2DModel(
-            num_layers=2,
-            num_single_layers=3,
+            num_layers=blocks[0],
+            num_single_layers=blocks[1],
             attention_head_dim=32,
             num_attention_heads=2,
             joint_attention_dim=len(STATES) * LANGUAGE_WIDTH,
@@ -101,11 +108,11 @@ def klein(dtype: torch.dtype = torch.bfloat16) -> Networks:
     norm = made["vae"].bn
     norm.running_mean = (torch.randn(norm.running_mean.shape, generator=generator) / 10).to(dtype).float()
     norm.running_var = (torch.rand(norm.running_var.shape, generator=generator) + 0.5).to(dtype).float()
-    return Networks(**made, dtype=dtype)
+    return Networks(**made, dtype=dtype, family=family)
 
 
 #: Name of a family -> a function that makes networks of it
-FAMILIES: dict[str, Callable[..., Networks]] = {"flux2_klein": klein}
+FAMILIES: dict[str, Callable[..., Networks]] = {"flux2_klein": klein, "flux2_klein_9b": klein_9b}
 
 
 def original_tensors(transformer: Flux2Transformer2DModel) -> dict[str, torch.Tensor]:

@@ -82,7 +82,7 @@ def check_calibration(
     encodes = [encoder(open_models(files[name])) for name in drawn.conditioning.encoders]
     tokenizer = load_tokenizer(embeddings)
     embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=drawn.conditioning)
-    embeds = [embed(text) for text in prompts_of(picture, steps)]
+    embeds = [embed(text, negative=number > 0) for number, text in enumerate(prompts_of(picture, steps))]
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]

@@ -89,7 +89,8 @@ def record_trajectories(
         for path, name in zip(text_encoders, conditioning.encoders, strict=True)
     ]
     embed = prompt_embedding(encodes, tokenizer, chunks=prompt_chunks, conditioning=conditioning)
-    negative, empty, *embeds = (embed(prompt) for prompt in [negative_prompt, "", *prompts])
+    negative, empty = (embed(prompt, negative=True) for prompt in (negative_prompt, ""))
+    embeds = [embed(prompt) for prompt in prompts]
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     add = added(denoiser) if added else None
     sizes = sizes or web_ui_sizes(height, width)

@@ -35,14 +35,15 @@ CONVERTED = "axbake.source"  # entry in the metadata of what `convert_checkpoint
 
 #: Folder of a diffusers model -> stem of its weights' file name
 FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-FURTHER = {"text_encoder_2": "model"}  # the same of those that only some models have
+#: The same of those that only some models have
+FURTHER = {"text_encoder_2": "model", "text_conditioner": "diffusion_pytorch_model"}
 DENOISERS = ("unet", "transformer")  # of which a folder has one
 # In a folder of one file for each network, as ComfyUI loads them; the others are named likewise.
 SPLIT = tuple(f"{name}.safetensors" for name in DENOISERS)
 FOLDER_FORMS = ("diffusers folder", "folder of networks")
 SCHEDULER = "scheduler"
 TOKENIZER, ADDED_TOKENS = "tokenizer", ("added_tokens.json", "tokenizer_config.json")
-PIPELINE, NETWORK = "model_index.json", "config.json"  # in the folder of a whole model; in that of one of its networks
+PIPELINES, NETWORK = ("model_index.json", "modular_model_index.json"), "config.json"  # of a whole model; of a network
 # Of several copies of one network the first of these is taken: whole precision, then half. Others by name alone.
 VARIANTS = ("", "fp16", "bf16")
 
@@ -129,12 +130,12 @@ def form_of(path: Path) -> str:
     """
     kind = kind_of(path)
     if kind == "a folder":
-        if any(is_file(path / index) for index in (PIPELINE, NETWORK)):
+        if any(is_file(path / index) for index in (*PIPELINES, NETWORK)):
             return "diffusers folder"
         if any(is_file(path / name) for name in SPLIT):
             return "folder of networks"
         raise UnreadableCheckpoint(
-            f"{path}: a folder without {PIPELINE}, {NETWORK} and {' or '.join(SPLIT)}. Wanted a diffusers folder of a complete"
+            f"{path}: a folder without {PIPELINES[0]}, {NETWORK} and {' or '.join(SPLIT)}. Wanted a diffusers folder of a complete"
             f" pipeline or of an autoencoder, a folder with one file for each network ({' or '.join(SPLIT)} and so on), or one"
             " file."
         )
@@ -313,17 +314,18 @@ def scan_folder(path: Path) -> Folder:
     """
     if form_of(path) == "folder of networks":
         return _scan_networks(path)
-    if not is_file(path / PIPELINE):
+    listing = next((path / name for name in PIPELINES if is_file(path / name)), None)
+    if listing is None:
         return _scan_autoencoder(path)
-    index = _read_json(path / PIPELINE)
+    index = _read_json(listing)
     configs, weights, indexes = {}, {}, []
     wanted = _with_transformer(FOLDERS) if "transformer" in index else FOLDERS
     for folder, stem in (wanted | {name: stem for name, stem in FURTHER.items() if name in index}).items():
         place = path / folder
         if kind_of(place) != "a folder":
             raise UnreadableCheckpoint(
-                f"{path}: no folder {folder}; its {PIPELINE} is of a {shown(index.get('_class_name'), 80)}. Wanted"
-                f" {', '.join(wanted)}, as Stable Diffusion has them, and {', '.join(FURTHER)} of XL and 3."
+                f"{path}: no folder {folder}; its {listing.name} is of a {shown(index.get('_class_name'), 80)}. Wanted"
+                f" {', '.join(wanted)}, and of models that have them {', '.join(FURTHER)}."
             )
         configs[folder] = _config_in(place, NETWORK)
         weights[folder], index_of = _weights_of(place, stem)
@@ -358,7 +360,7 @@ def _scan_autoencoder(path: Path) -> Folder:
     kind = shown(_read_json(_config_in(path, NETWORK)).get("_class_name"), 80)
     if not kind.startswith("Autoencoder"):
         raise UnreadableCheckpoint(
-            f"{path}: no {PIPELINE}, and its {NETWORK} is of {kind}. Wanted a diffusers folder of a complete pipeline "
+            f"{path}: no {PIPELINES[0]}, and its {NETWORK} is of {kind}. Wanted a diffusers folder of a complete pipeline "
             "or of an autoencoder."
         )
     weights, indexes = _weights_of(path, FOLDERS["vae"])
@@ -372,8 +374,8 @@ def _scan_networks(path: Path) -> Folder:
     if missing := [file.name for name, file in files.items() if name in wanted and not is_file(file)]:
         raise UnreadableCheckpoint(
             f"{path}: no {', '.join(missing)}, but {_listing(path)}. Wanted a file for each network:"
-            f" {', '.join(f'{name}.safetensors' for name in files)} (the last only for Stable Diffusion XL and 3). Links to"
-            " files are followed."
+            f" {', '.join(f'{name}.safetensors' for name in files)} ({', '.join(FURTHER)}: of models that have them). Links"
+            " to files are followed."
         )
     return Folder({}, {name: [file] for name, file in files.items() if is_file(file)}, [])
 
@@ -420,7 +422,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Files that make up the checkpoint *path*, the first of which is itself, or a folder's PIPELINE, NETWORK or one of SPLIT.
+    """Files that make up the checkpoint *path*, the first of which is itself, or a folder's PIPELINES, NETWORK or one of SPLIT.
 
     Others are those of the folder that are read, or the checkpoints that a recipe merges.
 
@@ -438,7 +440,7 @@ def files_of(path: Path) -> list[Path]:
     form_of(path)
     folder = scan_folder(path)
     files = {*folder.configs.values(), *folder.indexes, *(file for files in folder.weights.values() for file in files)}
-    first = next(path / name for name in (PIPELINE, NETWORK, *SPLIT) if is_file(path / name))
+    first = next(path / name for name in (*PIPELINES, NETWORK, *SPLIT) if is_file(path / name))
     return [first, *sorted(files - {first})]
 
 
@@ -489,5 +491,5 @@ def added_words(folder: Folder) -> list[str]:
 
 def place_of(files: list[Path]) -> Path:
     """The checkpoint that `files_of` lists *files* of."""
-    is_folder = files[0].name in (PIPELINE, NETWORK) or (files[0].name in SPLIT and len(files) > 1)
+    is_folder = files[0].name in (*PIPELINES, NETWORK) or (files[0].name in SPLIT and len(files) > 1)
     return files[0].parent if is_folder else files[0]

@@ -5,6 +5,7 @@ in eight bits.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ class Origin:
     scale: str | None = None  # name of the tensor that it is to be multiplied by
     turned: bool = False  # whether the file holds it transposed
     exchanged: bool = False  # whether the file holds its halves the other way round
+    span: int = 1  # how many parts it is, one after the other
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,9 @@ def _names_below(container: Container, prefix: str, naming: Naming, places: Iter
         stem = name.removesuffix(".weight")
         scale = next((f"{prefix}{stem}{end}" for end in SCALES if f"{stem}{end}" in inside and stem != name), None)
         for part, each in enumerate(news):
+            if part and each == news[part - 1]:
+                origins[each] = replace(origins[each], span=origins[each].span + 1)
+                continue
             if each in origins:
                 raise TensorMismatch(f"{path}: {origins[each].name} and {prefix}{name} are both {each}")
             turned, halves = each in naming.turned, each in exchanged
@@ -147,11 +152,11 @@ def _names_below(container: Container, prefix: str, naming: Naming, places: Iter
 def _part_shape(new: str, shape: tuple[int, ...], origin: Origin) -> tuple[int, ...]:
     """Shape of a tensor once it is taken out of the file's."""
     # LDM's attention in the VAE has 1×1 convolutions, diffusers' has matrices.
-    if ".attentions.0.to_" in new and shape[2:] == (1, 1):
+    if re.search(r"\.attentions\.0\.to_(q|k|v|out\.0)\.", new) and shape[2:] == (1, 1):
         return shape[:2]
     if origin.turned:
         return shape[::-1]
-    return (shape[0] // origin.parts, *shape[1:]) if origin.parts > 1 and shape else shape
+    return (shape[0] // origin.parts * origin.span, *shape[1:]) if origin.parts > 1 and shape else shape
 
 
 def open_checkpoint(path: Path, averaged: Sequence[Naming] = ()) -> Container:
@@ -324,7 +329,7 @@ def read_found_tensor(container: Container, found: Found, name: str) -> Any:
         raise TensorMismatch(f"{container.path}: {origin.name} holds values that are not finite. The file is damaged.")
     tensor = tensor.T.contiguous() if origin.turned else tensor
     rows = tensor.shape[0] // origin.parts if origin.parts > 1 else 0
-    tensor = tensor[origin.part * rows : (origin.part + 1) * rows] if rows else tensor
+    tensor = tensor[origin.part * rows : (origin.part + origin.span) * rows] if rows else tensor
     tensor = tensor.roll(tensor.shape[0] // 2, 0) if origin.exchanged else tensor
     return tensor.reshape(found.shapes[name])
 

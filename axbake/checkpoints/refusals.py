@@ -65,6 +65,11 @@ class CanvasError(AxbakeError):
     """A denoiser takes a picture or a mask that the row does not give, or takes none though the row gives one."""
 
 
+def _plain(value: Any) -> Any:
+    """*value* of a JSON file, with tuples for lists, as entries of `Files.without` have them."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
     """Refuse a folder's config that speaks of a network of another make, or says what cannot be meant.
 
@@ -74,7 +79,7 @@ def check_told(path: Path, files: Files, told: Mapping[str, Any]) -> None:
     faults = [
         f"{name}: {shown(told[name], 80)}, wanted {' or '.join(map(str, wanted))}"
         for name, wanted in files.without.items()
-        if name in told and told[name] not in wanted
+        if name in told and _plain(told[name]) not in wanted
     ]
     faults += [
         f"{name}: {shown(told[name], 80)}, wanted {words}"

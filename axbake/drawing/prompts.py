@@ -43,8 +43,8 @@ def text_encoding(text_encoder: Path, build: Callable[[dict], Any], states: Call
 
 def prompt_embedding(
     encodes: Sequence[Encode], tokenizer: ClipTokenizer, *, chunks: int, conditioning: Conditioning
-) -> Callable[[str], Embedded]:
-    """A function that gives what the denoiser takes of a prompt, and writes to the log what of the prompt does not count.
+) -> Callable[..., Embedded]:
+    """A function that gives what the denoiser takes of a prompt, or with `negative` of a negative one, and writes to the log what of the prompt does not count.
 
     The screen has it from the workflow (`axbake.advice`).
 
@@ -52,9 +52,10 @@ def prompt_embedding(
         encodes: the text encoders, in the order of *conditioning*.
     """
 
-    def embed(prompt: str) -> Embedded:
+    def embed(prompt: str, *, negative: bool = False) -> Embedded:
         for warning in prompt_warnings(without_lora_marks(prompt), tokenizer, chunks=chunks):
             logger.info("prompt “%s”: %s", prompt, warning)
-        return embed_prompt(encodes, tokenizer, prompt, chunks=chunks, conditioning=conditioning)
+        how = {"chunks": chunks, "conditioning": conditioning, "negative": negative}
+        return embed_prompt(encodes, tokenizer, prompt, **how)
 
     return embed

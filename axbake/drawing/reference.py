@@ -99,7 +99,7 @@ def draw_reference(
     embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=conditioning)
     given: dict[str, Any] = _given(embed(picture.prompt), "")
     if picture.guidance_scale > 1:
-        given |= _given(embed(picture.negative_prompt), "negative_")
+        given |= _given(embed(picture.negative_prompt, negative=True), "negative_")
     if picture.sizes:
         given |= dict(zip(SIZES, zip(picture.sizes[::2], picture.sizes[1::2], strict=True), strict=True))
     if over:

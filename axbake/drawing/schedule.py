@@ -46,7 +46,7 @@ from diffusers import (
 
 from axbake.drawing.coefficients import ScheduleError, beginnings, check_linear, coefficients_of, input_scale_of
 from axbake.errors import AxbakeError
-from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, Sampling, SpacedFlow
+from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, Sampling, RenormalisedFlow, SpacedFlow
 from axbake.npz import npz_bytes
 from axbake.weights.files import read_sampling
 
@@ -234,6 +234,8 @@ def scheduler_arrays(name: str, steps: int, sampling: Sampling | None = None) ->
         for rows in (coefficients, *late):
             rows[:, 1 : 1 + len(rows)] *= sampling.sign
         arrays["late_coefficients"] = np.concatenate([np.empty(0), *(rows.ravel() for rows in late)])
+    if isinstance(sampling, RenormalisedFlow):
+        arrays["renormalised"] = np.array(True)
     return arrays
 
 

@@ -43,6 +43,7 @@ class Network:
     other: Other
     marks: Mapping[str, Pattern]  # tensors that it has, all behind one prefix, with their shapes
     absent: tuple[str, ...] = ()  # tensors that it has not
+    elsewhere: tuple[str, ...] = ()  # tensors that the file has behind other prefixes
 
 
 def _network(
@@ -55,7 +56,6 @@ def _network(
 
 OURS = Other("", "")  # a transformer that one of the families bakes
 FLUX2 = "a FLUX.2 checkpoint"
-LUMINA = "a Lumina-Image 2 checkpoint (NetaYume is one)"
 SD3_DIFFUSERS = ("pos_embed.pos_embed", "transformer_blocks.0.attn.add_q_proj.weight", "norm_out.linear.weight")
 #: The first that fits counts, so the narrower stand before the wider. Names of their authors' files, then diffusers'.
 NETWORKS = (
@@ -63,7 +63,7 @@ NETWORKS = (
     *(
         _network(f"{FLUX2} ({variant})", f"double_stream_modulation_img.{name}.weight", first=(6 * width,))
         for name in ("lin", "linear")
-        for variant, width in (("klein 9B", 4096), ("dev", 6144))
+        for variant, width in (("dev", 6144),)
     ),
     Network(OURS, {"double_stream_modulation_img.lin.weight": ()}),
     Network(OURS, {"double_stream_modulation_img.linear.weight": ()}),
@@ -128,11 +128,17 @@ NETWORKS = (
         "an OmniGen2 checkpoint", "ref_image_patch_embedder.weight", "time_caption_embed.caption_embedder.1.weight"
     ),
     _network("an OmniGen2 checkpoint", "time_caption_embed.caption_embedder.1.weight", first=(2520,)),
-    _network(LUMINA, "cap_embedder.1.weight", first=(2304,)),
-    _network(LUMINA, "time_caption_embed.caption_embedder.1.weight", first=(2304,)),
+    Network(OURS, {"layers.0.adaLN_modulation.1.weight": (), "layers.0.attention.qkv.weight": ()}),
+    Network(OURS, {"time_caption_embed.caption_embedder.1.weight": (), "layers.0.attn.to_q.weight": ()}),
     _network("a checkpoint of Lumina-Image 2 or Z-Image", "cap_embedder.1.weight"),
     _network("a checkpoint of Lumina-Image 2 or OmniGen2", "time_caption_embed.caption_embedder.1.weight"),
-    _network("an Anima checkpoint", "llm_adapter.blocks.0.cross_attn.q_proj.weight"),
+    Network(OURS, {"llm_adapter.blocks.0.cross_attn.q_proj.weight": (), "x_embedder.proj.1.weight": ()}),
+    Network(
+        OURS,
+        {"patch_embed.proj.weight": (None, 68), "transformer_blocks.0.norm1.linear_1.weight": ()},
+        elsewhere=("embed.weight", "blocks.0.cross_attn.q_proj.weight"),
+    ),
+    _network("a part of an Anima checkpoint", "llm_adapter.blocks.0.cross_attn.q_proj.weight", sentence=PART),
     _network("a Cosmos-Predict2 checkpoint", "blocks.0.mlp.layer1.weight"),
     _network(
         "a Cosmos-Predict2 checkpoint (Anima's transformer is one)",
@@ -279,7 +285,7 @@ PARTS = (
 SDXL = ("conditioner.embedders.1.", "add_embedding.linear_1.weight", "label_emb.0.0.weight", "text_encoder_2.")
 TAESD_MARKS = ("encoder.layers.0.weight", "decoder.layers.0.weight", "decoder.layers.1.weight")
 KNOWN = frozenset(
-    {mark for network in (*NETWORKS, *PARTS) for mark in (*network.marks, *network.absent)}
+    {mark for network in (*NETWORKS, *PARTS) for mark in (*network.marks, *network.absent, *network.elsewhere)}
     | {mark for marks in UNETS for mark in marks}
     | {
         *UNET_KINDS,
@@ -364,6 +370,8 @@ def _first(networks: tuple[Network, ...], found: Found) -> Other | None:
 
 
 def _prefixes(network: Network, found: Found) -> Iterator[bool]:
+    if not all(mark in found for mark in network.elsewhere):
+        return
     for prefix in found.get(next(iter(network.marks)), {}):
         yield all(
             prefix in found.get(mark, {}) and _has_shape(found[mark][prefix], pattern)

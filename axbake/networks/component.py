@@ -9,7 +9,8 @@ from axbake.runtime.language import LanguageFormat
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # of tensors, by name
-#: A tensor's name in the file -> its name in diffusers; several: those that its rows are split into; None: not the network's
+#: A tensor's name in the file -> its name in diffusers; several: those that its rows are split into, in equal parts, of which a
+#: name that is repeated gets as many; None: not the network's
 Rename = Callable[[str], str | tuple[str, ...] | None]
 #: torch.nn.Module, which is not imported here
 Module = Any

@@ -21,18 +21,19 @@ STATES = "prompt_embeds"  # what the last graph gives
 LAYER = r"layers\.(\d{1,3})\."
 
 
-def layers_renamer(shapes: Shapes, *, layers: int) -> Rename:
-    """transformers' names, which stay: of the token table and of the first *layers* layers."""
+def layers_renamer(shapes: Shapes, *, layers: int, norm: bool = False) -> Rename:
+    """transformers' names, which stay: of the token table, of the first *layers* layers, and with *norm* of the last norm."""
+    ends = ("embed_tokens.weight", *(["norm.weight"] if norm else []))
 
     def rename(name: str) -> str | None:
         m = re.match(LAYER, name)
-        return name if name == "embed_tokens.weight" or (m and int(m[1]) < layers) else None
+        return name if name in ends or (m and int(m[1]) < layers) else None
 
     return rename
 
 
 def qwen3_config(shapes: Shapes) -> dict:
-    """Config of a `Qwen3Model`, of which the last norm is left out."""
+    """Config of a `Qwen3Model`; `final_norm`: whether it has the last norm, which states of layers before do not take."""
     vocabulary, width = shapes["embed_tokens.weight"]
     layer = "layers.0."
     head = shapes[f"{layer}self_attn.q_norm.weight"][0]
@@ -47,18 +48,56 @@ def qwen3_config(shapes: Shapes) -> dict:
         "head_dim": head,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1e6,
+        "final_norm": "norm.weight" in shapes,
     }
 
 
 def build_qwen3(config: Mapping) -> Module:
-    """transformers' `Qwen3Model` without its last norm."""
+    """transformers' `Qwen3Model`, without its last norm if the config says so."""
     import torch
     from transformers import Qwen3Config, Qwen3Model
 
-    options = {name: value for name, value in config.items() if name not in ("_class_name", "rope_theta")}
+    options = {name: value for name, value in config.items() if name not in ("_class_name", "rope_theta", "final_norm")}
     rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
     network = Qwen3Model(Qwen3Config(**options, rope_parameters=rope, attn_implementation="eager"))
+    if not config["final_norm"]:
+        network.norm = torch.nn.Identity()
+    return with_own_rotation(network)
+
+
+GEMMA_HEAD = 256  # channels of a head of Gemma 2 2B, which its tensors' shapes do not tell
+
+
+def gemma2_config(shapes: Shapes) -> dict:
+    """Config of a `Gemma2Model`, of which the last norm is left out."""
+    vocabulary, width = shapes["embed_tokens.weight"]
+    layer = "layers.0."
+    return {
+        "_class_name": "Gemma2Model",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{layer}mlp.gate_proj.weight"][0],
+        "num_hidden_layers": depth_of(shapes, LAYER),
+        "num_attention_heads": shapes[f"{layer}self_attn.q_proj.weight"][0] // GEMMA_HEAD,
+        "num_key_value_heads": shapes[f"{layer}self_attn.k_proj.weight"][0] // GEMMA_HEAD,
+        "head_dim": GEMMA_HEAD,
+        "query_pre_attn_scalar": GEMMA_HEAD,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e4,
+    }
+
+
+def build_gemma2(config: Mapping) -> Module:
+    """transformers' `Gemma2Model` without its last norm."""
+    import torch
+    from transformers import Gemma2Config, Gemma2Model
+
+    options = {name: value for name, value in config.items() if name not in ("_class_name", "rope_theta")}
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    network = Gemma2Model(Gemma2Config(**options, rope_parameters=rope, attn_implementation="eager"))
     network.norm = torch.nn.Identity()
+    with torch.device("cpu"):
+        network.embed_tokens.embed_scale = torch.tensor(network.embed_tokens.scalar_embed_scale)
     return with_own_rotation(network)
 
 

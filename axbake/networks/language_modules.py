@@ -42,18 +42,25 @@ class SlicedLanguageModel(torch.nn.Module):
         mask = (known["attention_mask"] == 1).float()[:, None, None]
         causal: Any = self.tables.causal
         scores = causal + (1 - mask) * HIDDEN
-        hidden = (
-            self.model.embed_tokens(known["input_ids"]) if self.begin == 0 else known[f"hidden_states_{self.begin}"]
-        )
+        hidden = self._embedded(known["input_ids"]) if self.begin == 0 else known[f"hidden_states_{self.begin}"]
         turned = self.tables.cosines, self.tables.sines
         for number in range(self.begin, self.end):
             known[f"hidden_states_{number}"] = hidden
             hidden = self.model.layers[number](hidden, attention_mask=scores, position_embeddings=turned)
-        known[f"hidden_states_{self.end}"] = hidden
+        last = self.end == len(self.model.layers)
+        known[f"hidden_states_{self.end}"] = self.model.norm(hidden) if last else hidden
         if self.face.outputs == ("prompt_embeds",):
             return torch.cat([known[f"hidden_states_{layer}"] for layer in self.states], dim=-1)[:, self.drop :]
         given = tuple(known[name] for name in self.face.outputs)
         return given if len(given) > 1 else given[0]
+
+
+    def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the token table, which some models scale."""
+        table = self.model.embed_tokens
+        scale = getattr(table, "scalar_embed_scale", None)
+        rows = torch.nn.functional.embedding(ids, table.weight)
+        return rows if scale is None else rows * scale
 
 
 def _frequencies(theta: float, width: int) -> np.ndarray:

@@ -116,6 +116,76 @@ def z_image(*networks: Any, **halves: Any) -> Any:
     return _pipeline(WithStates, ALONE, *networks, denoises="transformer", **halves)
 
 
+def lumina_2(*networks: Any, **halves: Any) -> Any:
+    """`Lumina2Pipeline`; it takes no pictures. It is given the language model's states."""
+    import torch
+    from diffusers import Lumina2Pipeline
+
+    class WithStates(Lumina2Pipeline):
+        def __call__(self, **given: Any) -> Any:
+            states = {name: value for name, value in given.items() if name.endswith("prompt_states")}
+            longest = max(value.shape[1] for value in states.values())
+            texts = {}
+            for name, value in states.items():
+                which, missing = name.removesuffix("prompt_states"), longest - value.shape[1]
+                texts[f"{which}prompt_embeds"] = torch.nn.functional.pad(value, (0, 0, 0, missing))
+                counts = torch.arange(longest)[None] < value.shape[1]
+                texts[f"{which}prompt_attention_mask"] = counts.long()
+            kept = {name: value for name, value in given.items() if "prompt_" not in name}
+            return super().__call__(**texts, **kept)
+
+    return _pipeline(WithStates, ALONE, *networks, denoises="transformer", **halves)
+
+
+def anima(
+    denoiser: Module, decoder: Module, scheduler: Any, *, decoder_config: dict, encoder: Module | None = None
+) -> Any:
+    """The steps of `AnimaModularPipeline` from the tokens on, as its blocks are put together; it takes no pictures."""
+    import torch
+    from diffusers import ClassifierFreeGuidance
+    from diffusers.modular_pipelines import ModularPipelineBlocks, SequentialPipelineBlocks
+    from diffusers.modular_pipelines.anima import before_denoise, denoise, modular_blocks_anima
+
+    vae = _autoencoder_of(decoder, decoder_config, encoder)
+    vae.encoder = vae.encoder or torch.nn.Module()  # it counts its convolutions
+
+    class Tell(ModularPipelineBlocks):
+        """Calls back after each step, with a latent of one frame."""
+
+        def __init__(self, callback: Any):
+            super().__init__()
+            self.callback = callback
+
+        def __call__(self, components: Any, state: Any, i: int, t: Any) -> Any:
+            self.callback(components, i, t, {"latents": state.latents[:, :, 0]})
+            return components, state
+
+    class WithCallback:
+        def __init__(self) -> None:
+            self.vae = vae
+
+        def __call__(
+            self, *, guidance_scale: float, num_inference_steps: int, callback_on_step_end: Any, **given: Any
+        ) -> Any:
+            loop = denoise.AnimaDenoiseStep()
+            loop.sub_blocks["tell"] = Tell(callback_on_step_end)
+            steps = {
+                "input": before_denoise.AnimaTextInputStep(),
+                "prepare_latents": before_denoise.AnimaPrepareLatentsStep(),
+                "set_timesteps": before_denoise.AnimaSetTimestepsStep(),
+                "denoise": loop,
+                "decode": modular_blocks_anima.AnimaDecodeStep(),
+            }
+            pipeline = SequentialPipelineBlocks.from_blocks_dict(steps).init_pipeline()
+            guider = ClassifierFreeGuidance(guidance_scale=guidance_scale, enabled=guidance_scale > 1)
+            pipeline.update_components(transformer=denoiser, scheduler=scheduler, vae=vae, guider=guider)
+            pipeline.set_progress_bar_config(disable=True)
+            given = {name: value for name, value in given.items() if not name.endswith(("_states", "_mask"))}
+            return pipeline(num_inference_steps=num_inference_steps, **given)
+
+    return WithCallback()
+
+
 def _pipeline(
     kind: Any,
     without: dict[str, Any],
@@ -153,3 +223,5 @@ STABLE_DIFFUSION_XL = {"": stable_diffusion_xl, "image": instruct_xl, "image mas
 STABLE_DIFFUSION_3 = {"": stable_diffusion_3}
 FLUX_2_KLEIN = {"": flux_2_klein}
 Z_IMAGE = {"": z_image}
+ANIMA = {"": anima}
+LUMINA_2 = {"": lumina_2}

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 
-def tables(positions: np.ndarray, *, widths: Sequence[int], theta: float) -> tuple[np.ndarray, np.ndarray]:
+def tables(
+    positions: np.ndarray, *, widths: Sequence[int], theta: float | Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of the angles by which each pair of channels is rotated.
 
     Args:
         positions: (N, A): of each token on A axes.
         widths: channels of a head that turn with each axis.
+        theta: of all axes, or of each.
 
     Returns:
         Two arrays, (N, sum of widths / 2) float32.
     """
+    bases = np.broadcast_to(theta, len(widths))
     angles = [
-        np.outer(positions[:, axis].astype(np.float64), theta ** -(np.arange(0, width, 2) / width))
-        for axis, width in enumerate(widths)
+        np.outer(positions[:, axis].astype(np.float64), base ** -(np.arange(0, width, 2) / width))
+        for axis, (width, base) in enumerate(zip(widths, bases, strict=True))
     ]
     joined = np.concatenate(angles, axis=1)
     return np.cos(joined).astype(np.float32), np.sin(joined).astype(np.float32)
@@ -48,6 +53,13 @@ def rotate(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> 
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
 
 
+def rotate_pairs(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """The same of *states* whose neighbours pair, as files have them; for hosts, which have an axis of two."""
+    even, odd = states[..., 0::2], states[..., 1::2]
+    cosines, sines = cosines[None, :, None], sines[None, :, None]
+    return torch.stack([even * cosines - odd * sines, odd * cosines + even * sines], dim=-1).flatten(-2)
+
+
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -56,6 +68,8 @@ def attend(
     Args:
         mask: what is added to the scores, (1, 1, 1 or N, M).
     """
+    if (groups := query.shape[2] // key.shape[2]) > 1:  # each head of the keys is for several of the queries
+        key, value = (states.unsqueeze(3).expand(-1, -1, -1, groups, -1).flatten(2, 3) for states in (key, value))
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
     made = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return made.transpose(1, 2).flatten(2)
@@ -105,6 +119,22 @@ class Tables(torch.nn.Module):
     def sources(self, prefix: str) -> dict[str, tuple[str, Callable[..., torch.Tensor]]]:
         """The arrays by their names in a graph, where this module is called *prefix*; they are made of no weight."""
         return {f"{prefix}.{name}": ("", functools.partial(_given, array)) for name, array in self.arrays.items()}
+
+
+class WithTables(torch.nn.Module):
+    """A conditioner, which makes rotary tables of so many tokens, with those of one length.
+
+    Attributes:
+        derived: parameters that the file does not have (`axbake.graphs.export`).
+    """
+
+    def __init__(self, model: Any, tokens: int):
+        super().__init__()
+        self.model, self.tables = model, model.tables(tokens)
+        self.derived = self.tables.sources("tables")
+
+    def forward(self, states: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        return self.model(states, kinds, self.tables)
 
 
 def _given(array: np.ndarray) -> torch.Tensor:

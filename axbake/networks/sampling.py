@@ -94,7 +94,14 @@ class SpacedFlow(Flow):
         return replace(self, shift=math.exp(DYNAMIC[self.dynamic](tokens, steps)), dynamic="")
 
 
+@dataclass(frozen=True)
+class RenormalisedFlow(SpacedFlow):
+    """The same where what guidance gives gets back the norm of the prompt's own output."""
+
+    renormalised: bool = True
+
+
 def sampling_of(said: Mapping[str, Any]) -> Sampling:
     """The sampling whose fields are *said*."""
-    kind = SpacedFlow if "dynamic" in said else Flow if "shift" in said else Sampling
-    return kind(**said)
+    kinds = {"renormalised": RenormalisedFlow, "dynamic": SpacedFlow, "shift": Flow}
+    return next((kind for mark, kind in kinds.items() if mark in said), Sampling)(**said)

@@ -28,6 +28,7 @@ class Blocks:
     #: (network, its blocks from, to, interface) -> the slice as a module
     sliced: Callable[[Module, int, int, Interface], Module]
     masked: bool = False  # whether every slice takes a mask of the text's tokens
+    attending: bool = False  # whether every slice takes the text's tokens, which none changes
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class TransformerSlice:
 
     @property
     def taken(self) -> tuple[str, ...]:
-        """Names of what it takes: sample and tokens, or what the slice before gives; and the row."""
+        """Names of what it takes: sample and tokens, or what the slice before gives; the row, and what else all take."""
         mask = (MASK,) if self.blocks.masked else ()
-        return (*(self._crossing(self.number) if self.number else (SAMPLE, CONTEXT)), ROW, *mask)
+        text = (CONTEXT,) if self.blocks.attending or self.number == 0 else ()
+        return (*(self._crossing(self.number) if self.number else (SAMPLE,)), *text, ROW, *mask)
 
     @property
     def given(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 
 from axbake.networks.modules import MASKED
 from axbake.networks.patches import convolution_of, embed, picture_of
-from axbake.networks.rotary import Tables, attend, grid, rotate, sort_parameters, tables
+from axbake.networks.rotary import Tables, attend, grid, rotate, rotate_pairs, sort_parameters, tables
 from axbake.networks.z_image import EMBEDDER, PATCH, THETA
 
 SORTED = ("to_q", "to_k", "norm_q", "norm_k")
@@ -146,22 +146,6 @@ class Conditioner(torch.nn.Module):
         return hidden * counts[..., None]
 
 
-class GraphOfConditioner(torch.nn.Module):
-    """A conditioner for prompts of one length.
-
-    Attributes:
-        derived: parameters that the file does not have (`axbake.graphs.export`).
-    """
-
-    def __init__(self, model: Conditioner, tokens: int):
-        super().__init__()
-        self.model, self.tables = model, model.tables(tokens)
-        self.derived = self.tables.sources("tables")
-
-    def forward(self, states: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-        return self.model(states, kinds, self.tables)
-
-
 def _paired_attention(attention: Any, normed: torch.Tensor, turned: Any, scores: torch.Tensor) -> torch.Tensor:
     """Attention whose neighbours are rotated, as the file has its rows."""
     states = (
@@ -169,11 +153,5 @@ def _paired_attention(attention: Any, normed: torch.Tensor, turned: Any, scores:
         for linear in (attention.to_q, attention.to_k, attention.to_v)
     )
     query, key, value = states
-    query, key = (_rotate_pairs(part, *turned) for part in (attention.norm_q(query), attention.norm_k(key)))
+    query, key = (rotate_pairs(part, *turned) for part in (attention.norm_q(query), attention.norm_k(key)))
     return attention.to_out[0](attend(query, key, value, scores))
-
-
-def _rotate_pairs(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    even, odd = states[..., 0::2], states[..., 1::2]
-    cosines, sines = cosines[None, :, None], sines[None, :, None]
-    return torch.stack([even * cosines - odd * sines, odd * cosines + even * sines], dim=-1).flatten(-2)

@@ -73,9 +73,9 @@ def interface(config: Mapping, *, prompt_chunks: int) -> Interface:
 
 def cut(network: Module, face: Interface) -> Module:
     """The whole, for prompts of one length."""
-    from axbake.networks.z_image_modules import GraphOfConditioner
+    from axbake.networks.rotary import WithTables
 
-    return GraphOfConditioner(network, face.inputs[KINDS].shape[1])
+    return WithTables(network, face.inputs[KINDS].shape[1])
 
 
 def width(config: Mapping) -> int:

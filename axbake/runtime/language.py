@@ -29,6 +29,8 @@ class LanguageFormat:
     masked: bool = False  # whether the denoiser masks the tokens that are filled up
     chunked: bool = False  # whether a row's `prompt_chunks` says how many times the tokens there are
     chunks: int = 1  # the row's
+    negative: str = ""  # template of negative prompts; empty: the same
+    mark: str = ""  # with which a prompt is taken as it is, without a template; empty: none is
 
     def of(self, chunks: int) -> LanguageFormat:
         """The same for a row with so many `prompt_chunks`."""
@@ -62,7 +64,6 @@ class LanguageTokenizer:
         except Exception as error:  # `tokenizers` has no class of its own
             raise BundleError(f"tokenizer.json: {shown(error)}; wanted one of Hugging Face's tokenizers.") from error
         self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
         self.format = format
         pad = self._tokenizer.token_to_id(format.pad)
         if pad is None:
@@ -73,14 +74,17 @@ class LanguageTokenizer:
 
     def count(self, prompt: str) -> int:
         """How many tokens *prompt* has within its template, before it is cut off."""
-        return len(self._encoding(prompt).ids)
+        return len(self._encoding(prompt, self._template(prompt)).ids)
 
-    def arrays(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+    def arrays(self, prompt: str, *, negative: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """What a text encoder takes: ids and a mask, (1, T) int64 both.
+
+        Args:
+            negative: whether it is a negative prompt.
 
         The mask is 1 for the prompt's own tokens, 2 for those that fill it up to a multiple, 0 for all others.
         """
-        ids = self._encoding(prompt).ids[: self.format.tokens]
+        ids = self._encoding(prompt, self._template(prompt, negative=negative), cut=True).ids
         own = min(self.format.tokens, max(1, -(-len(ids) // self.format.multiple)) * self.format.multiple)
         own = own if self.format.multiple > 1 else len(ids)
         rest = self.format.tokens - own
@@ -94,13 +98,24 @@ class LanguageTokenizer:
 
     def cut_off(self, prompt: str) -> str:
         """The end of *prompt* that is not taken; mostly empty."""
-        offsets = self._encoding(prompt).offsets[self.format.tokens :]
-        before = self.format.template.index(PLACE)
-        places = [start - before for start, end in offsets if end > start]
-        return prompt[max(0, places[0]) :].strip() if places else ""
+        if self.count(prompt) <= self.format.tokens:
+            return ""
+        template = self._template(prompt)
+        taken = max((end for _, end in self._encoding(prompt, template, cut=True).offsets), default=0)
+        return prompt[max(0, taken - template.index(PLACE)) :].strip()
 
-    def _encoding(self, prompt: str) -> Any:
-        return self._tokenizer.encode(self.format.template.replace(PLACE, prompt))
+    def _template(self, prompt: str, *, negative: bool = False) -> str:
+        if self.format.mark and self.format.mark in prompt:
+            return PLACE
+        return self.format.negative if negative and self.format.negative else self.format.template
+
+    def _encoding(self, prompt: str, template: str, *, cut: bool = False) -> Any:
+        """Tokens of *prompt* in its template; *cut*: no more than are taken, a last one that the model adds among them."""
+        if cut:
+            self._tokenizer.enable_truncation(self.format.tokens)
+        else:
+            self._tokenizer.no_truncation()
+        return self._tokenizer.encode(template.replace(PLACE, prompt))
 
 
 def language_tokenizers(listing: Mapping[str, Any]) -> dict[str, LanguageTokenizer]:

@@ -316,6 +316,7 @@ def embed_prompt(
     *,
     chunks: int,
     conditioning: Conditioning | None = None,
+    negative: bool = False,
 ) -> Embedded:
     """What the denoiser takes of *prompt*.
 
@@ -327,6 +328,7 @@ def embed_prompt(
         encoders: in the conditioning's order.
         chunks: that the denoiser takes; a prompt of fewer is filled with empty ones, of more is cut off (`cut_off`).
         conditioning: how several encoders' states are joined; one encoder needs none.
+        negative: whether it is a negative prompt, or the empty one, which some language models are given in another way.
 
     The pooled prompt is the first chunk's, at its first end token, without weights, as there (`modules/sd_hijack_clip.py`,
     `forward`).
@@ -343,7 +345,7 @@ def embed_prompt(
     contexts, pooled = _of_clips(clips, tokenizer, prompt, chunks, how) if clips else ([], None)
     if not tokenizer.language:
         return Embedded(np.concatenate(contexts, axis=1), pooled)
-    behind = _of_language(by_name, tokenizer, language_text(prompt, tokenizer), how)
+    behind = _of_language(by_name, tokenizer, language_text(prompt, tokenizer), how, negative=negative)
     before = [] if how.joined == "language" else contexts
     return behind._replace(tokens=np.concatenate([*before, behind.tokens], axis=1), pooled=pooled)
 
@@ -364,18 +366,24 @@ def _of_clips(
 
 
 def _of_language(
-    encoders: Mapping[str, Encode], tokenizer: ClipTokenizer, text: str, conditioning: Conditioning
+    encoders: Mapping[str, Encode],
+    tokenizer: ClipTokenizer,
+    text: str,
+    conditioning: Conditioning,
+    *,
+    negative: bool,
 ) -> Embedded:
     """What a language model makes of *text*, and a conditioner of that, if the conditioning has one."""
     (name,) = (one for one in tokenizer.language if one != conditioning.conditioner)
     language = tokenizer.language[name]
-    ids, kinds = language.arrays(text)
+    ids, kinds = language.arrays(text, negative=negative)
     states, own = encoders[name](ids, kinds).hidden, kinds[:, language.format.drop :]
     mask = (own > 0).astype(np.float32) if language.format.masked else None
     if not conditioning.conditioner:
         return Embedded(states, mask=mask)
     second = tokenizer.language.get(conditioning.conditioner)
-    tokens = encoders[conditioning.conditioner](states, kinds, *(second.arrays(text) if second else ())).hidden
+    own_arrays = second.arrays(text, negative=negative) if second else ()
+    tokens = encoders[conditioning.conditioner](states, kinds, *own_arrays).hidden
     return Embedded(tokens, mask=mask, states=states[:, own[0] == 1])
 
 

@@ -6,7 +6,7 @@ import json
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ def shown(value: object, most: int = 400) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]]) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: Path, wanted: Mapping[str, tuple[str, int]], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Arrays of an `.npz` file by name.
 
     Args:
         wanted: name -> NumPy's kind of its type (`f`, `b`, `U`), and number of its axes.
+        optional: those of them that may be missing.
 
     Raises:
         BundleError: not such a file, too large, or an array is missing, of another kind, or not finite.
@@ -47,12 +50,13 @@ def read_arrays(path: Path, wanted: Mapping[str, tuple[str, int]]) -> dict[str, 
         raise BundleError(
             f"{path}: {type(error).__name__}: {shown(error)}; wanted the arrays {', '.join(wanted)}. Copy the bundle again."
         ) from error
-    missing = sorted(set(wanted) - set(found))
+    missing = sorted(set(wanted) - set(found) - set(optional))
     if missing:
         raise BundleError(f"{path}: no array {', '.join(missing)}; wanted a file of this version of axbake.")
     wrong = [
         f"{name}: {found[name].dtype} {found[name].shape}"
         for name, (kind, axes) in wanted.items()
+        if name in found
         if found[name].dtype.kind != kind or found[name].ndim != axes
     ]
     wrong += [name for name, array in found.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]

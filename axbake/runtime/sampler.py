@@ -61,6 +61,7 @@ class Schedule:
     picture_scale: np.ndarray  # (N,) float64: image to image begins at step i with picture_scale × the picture's latent
     noise_scale: np.ndarray  # (N,) float64: + this × unit normal noise
     late_coefficients: np.ndarray  # float64: those of schedules that begin at step 1, 2, … N - 1, flat, in a row
+    renormalised: bool = False  # whether what guidance gives gets back the norm that the prompt's output has (Lumina-Image 2)
 
     def is_guided(self, guidance_scale: float) -> bool:
         """Whether the model runs for the negative prompt too, as classifier-free guidance by *guidance_scale* wants it."""
@@ -103,6 +104,8 @@ def _coefficients_shape(steps: int) -> tuple[int, int]:
 EACH_STEP = ("timesteps", "input_scale", "time_embedding", "draws_noise", "picture_scale", "noise_scale")
 ARRAYS = dict.fromkeys(Schedule.__dataclass_fields__, ("f", 1))
 ARRAYS |= {"scheduler": ("U", 0), "guidance_embedded": ("b", 0), "init_noise_sigma": ("f", 0)}
+ARRAYS |= {"renormalised": ("b", 0)}
+OPTIONAL = ("renormalised",)
 ARRAYS |= {"draws_noise": ("b", 1), "time_embedding": ("f", 2), "coefficients": ("f", 2)}
 
 
@@ -112,7 +115,7 @@ def load_schedule(path: Path) -> Schedule:
     Raises:
         BundleError: not there, damaged, or it lacks arrays.
     """
-    loaded: dict[str, Any] = read_arrays(path, ARRAYS)
+    loaded: dict[str, Any] = read_arrays(path, ARRAYS, OPTIONAL)
     steps = len(loaded["timesteps"])
     if short := [name for name in EACH_STEP if len(loaded[name]) != steps]:
         raise BundleError(f"{path}: {steps} steps, but {', '.join(short)} of another number. Copy the bundle again.")
@@ -124,6 +127,7 @@ def load_schedule(path: Path) -> Schedule:
         found = loaded["late_coefficients"].shape
         raise BundleError(f"{path}: {steps} steps, but late_coefficients of shape {found}; wanted {(late,)}.")
     plain = {"scheduler": str(loaded["scheduler"]), "guidance_embedded": bool(loaded["guidance_embedded"])}
+    plain["renormalised"] = bool(loaded.get("renormalised", False))
     return Schedule(**{**loaded, **plain})
 
 
@@ -251,7 +255,8 @@ def sample(
         if schedule.runs_model(i):
             scaled = (latent * schedule.input_scale[i]).astype(np.float32)
             output = denoise(scaled, schedule.time(i, added), prompts)
-            terms[1 + i] = _guided(output, guidance_scale, image_guidance_scale) if guided else output
+            made = _guided(output, guidance_scale, image_guidance_scale) if guided else output
+            terms[1 + i] = _renormalised(made, output[:1]) if guided and schedule.renormalised else made
         if schedule.draws_noise[i]:
             terms[1 + steps + i] = noise.normal(initial.shape)
         latent = latents[i] = _weighted_sum(schedule.coefficients[i], terms)
@@ -271,6 +276,12 @@ def _guided(outputs: np.ndarray, scale: float, image_scale: float | None) -> np.
         return outputs[1:] + np.float32(scale) * (outputs[:1] - outputs[1:])
     prompt, negative, plain = np.split(outputs, 3)
     return plain + np.float32(scale) * (prompt - negative) + np.float32(image_scale) * (negative - plain)
+
+
+def _renormalised(made: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """*made* with the norm of *wanted* in each line of pixels, both (1, C, h, w), as diffusers' `Lumina2Pipeline` has it."""
+    norms = (np.linalg.norm(one, axis=-1, keepdims=True) for one in (wanted, made))
+    return made * np.divide(*norms)
 
 
 def _weighted_sum(weights: np.ndarray, terms: np.ndarray) -> np.ndarray:

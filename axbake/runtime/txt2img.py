@@ -144,9 +144,10 @@ def embed_prompts(
     chunks: int,
     conditioning: Conditioning | None,
 ) -> list[Embedded]:
-    """What the denoiser takes of each of *prompts*."""
+    """What the denoiser takes of each of *prompts*; all but the first are negative ones."""
     encoders = [encoder(session) for session in text_encoders]
-    return [embed_prompt(encoders, tokenizer, text, chunks=chunks, conditioning=conditioning) for text in prompts]
+    how: dict[str, Any] = {"chunks": chunks, "conditioning": conditioning}
+    return [embed_prompt(encoders, tokenizer, text, **how, negative=n > 0) for n, text in enumerate(prompts)]
 
 
 def draw_latent(

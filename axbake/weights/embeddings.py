@@ -35,7 +35,7 @@ def list_embeddings(
 
     Args:
         text_encoders: `weights/{component}.safetensors`, which say what prompts are filled up with.
-        tokenizers: `tokenizer.json` of each text encoder that is a language model, in the order of *formats*.
+        tokenizers: `tokenizer.json` of each text encoder that is a language model, in the order of their names.
         names: by which prompts call the embeddings, one a file; those inside a LoRA have names of their own.
         encoders: what files call the vectors for each text encoder; an empty one: there is one text encoder.
         listing: JSON to write: `embeddings`, name -> ids of its vectors, in order; `pad_token_id`, of the first text encoder
@@ -69,7 +69,7 @@ def list_embeddings(
     content: dict[str, Any] = {"pad_token_id": next(iter(pads.values()), None), "embeddings": ids}
     content |= {"pad_token_ids": pads} if len(pads) > 1 else {}
     if formats:
-        contents = {name: _read(path, formats[name]) for name, path in zip(formats, tokenizers, strict=True)}
+        contents = {name: _read(path, formats[name]) for name, path in zip(sorted(formats), tokenizers, strict=True)}
         content |= {"language": listed(contents, formats)}
     listing.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -49,5 +49,8 @@ def filled(build: Build, config: dict, tensors: Mapping[str, torch.Tensor]) -> A
 
 
 def channels_last(network: torch.nn.Module) -> torch.nn.Module:
-    """*network* with the channels of its convolutions last, which halves their time on CPUs."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """*network* with the channels of its convolutions of pictures last, which halves their time on CPUs."""
+    for parameter in network.parameters():
+        if parameter.ndim == len("NCHW"):
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network

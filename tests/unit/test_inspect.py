@@ -68,9 +68,8 @@ KINDS = {
     },
     "a Z-Image Omni checkpoint": {"siglip_embedder.0.weight": (4,), "cap_pad_token": (1, 4)},
     "a Z-Image checkpoint that draws in pixels": {"dec_net.cond_embed.weight": (4, 4), "cap_pad_token": (1, 4)},
-    "a Lumina-Image 2 checkpoint (NetaYume is one)": {"model.cap_embedder.1.weight": (2304, 2304)},
     "a Qwen-Image checkpoint": {"transformer_blocks.0.img_mod.1.weight": (4, 4)},
-    "an Anima checkpoint": {
+    "a part of an Anima checkpoint": {
         "net.llm_adapter.blocks.0.cross_attn.q_proj.weight": (4, 4),
         "net.blocks.0.mlp.layer1.weight": (4, 4),
     },
@@ -217,6 +216,7 @@ def shapes_of(class_name, **config):
 
 KLEIN = {"num_attention_heads": 24, "joint_attention_dim": 7680, "num_layers": 5, "num_single_layers": 20}
 KLEIN |= {"guidance_embeds": False}
+KLEIN_9B = KLEIN | {"num_attention_heads": 32, "joint_attention_dim": 12288, "num_layers": 8, "num_single_layers": 24}
 SD3 = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
 SD35_MEDIUM = SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13)), "pos_embed_max_size": 384}
 SD35_LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "pos_embed_max_size": 192}
@@ -229,7 +229,9 @@ TRANSFORMERS = {
     "sd35_medium": ("SD3Transformer2DModel", SD35_MEDIUM),
     "sd35_large": ("SD3Transformer2DModel", SD35_LARGE),
     "flux2_klein": ("Flux2Transformer2DModel", KLEIN),
+    "flux2_klein_9b": ("Flux2Transformer2DModel", KLEIN_9B),
     "z_image": ("ZImageTransformer2DModel", {}),
+    "lumina2": ("Lumina2Transformer2DModel", {"num_attention_heads": 24, "cap_feat_dim": 2304}),
 }
 
 
@@ -247,11 +249,9 @@ def test_a_transformer_of_full_size_is_of_its_family_alone_and_of_no_other_kind(
 DIFFUSERS = {
     "a FLUX checkpoint": ("FluxTransformer2DModel", {"num_layers": 2, "num_single_layers": 2}),
     "a FLUX.2 checkpoint (dev)": ("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
-    "a FLUX.2 checkpoint (klein 9B)": ("Flux2Transformer2DModel", KLEIN | {"num_attention_heads": 32}),
     "a Chroma checkpoint": ("ChromaTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
     "a Qwen-Image checkpoint": ("QwenImageTransformer2DModel", {"num_layers": 2}),
     "a Qwen-Image 2.1 checkpoint": ("QwenImage21Transformer2DModel", {"num_layers": 2}),
-    "a Lumina-Image 2 checkpoint (NetaYume is one)": ("Lumina2Transformer2DModel", {"num_layers": 2}),
     "a Cosmos-Predict2 checkpoint (Anima's transformer is one)": ("CosmosTransformer3DModel", {"num_layers": 2}),
     "Anima's text adapter": ("AnimaTextConditioner", {}),
     "an AuraFlow checkpoint": ("AuraFlowTransformer2DModel", {"num_mmdit_layers": 1, "num_single_dit_layers": 1}),
@@ -289,13 +289,9 @@ def test_a_network_of_diffusers_is_called_by_its_name_behind_any_prefix(kind):
 
 #: Marks of networks under the names of their authors' files, with the sizes that tell them apart
 ORIGINALS = {
-    "a FLUX.2 checkpoint (klein 9B)": {
-        "double_stream_modulation_img.lin.weight": (24576, 4096),
-        "double_blocks.0.img_attn.qkv.weight": (12288, 4096),
-    },
-    "a Lumina-Image 2 checkpoint (NetaYume is one)": {
-        "cap_embedder.1.weight": (2304, 2304),
-        "layers.0.attention.qkv.weight": (3840, 2304),
+    "a FLUX.2 checkpoint (dev)": {
+        "double_stream_modulation_img.lin.weight": (36864, 6144),
+        "double_blocks.0.img_attn.qkv.weight": (18432, 6144),
     },
     "an OmniGen2 checkpoint": {"time_caption_embed.caption_embedder.1.weight": (2520, 2048)},
     "a NewBie checkpoint": {"cap_embedder.1.weight": (2304, 2560), "clip_text_pooled_proj.0.weight": (1024,)},
@@ -381,7 +377,7 @@ def test_a_stray_tensor_does_not_decide_what_a_whole_checkpoint_is(stray, layout
 
 @pytest.mark.parametrize("stray", ["a LoRA's", "a ControlNet's", "an embedding's", "an IP-Adapter's"])
 @pytest.mark.parametrize(
-    "kind", ["a VAE", "a FLUX checkpoint", "a Lumina-Image 2 checkpoint (NetaYume is one)", "a Sana checkpoint"]
+    "kind", ["a VAE", "a FLUX checkpoint", "a Chroma checkpoint", "a Sana checkpoint"]
 )
 def test_a_stray_tensor_does_not_decide_what_another_network_is(stray, kind):
     name, config = DIFFUSERS[kind]
