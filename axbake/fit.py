@@ -19,8 +19,8 @@ from axbake.families.family import Family
 from axbake.jobs.values import encode
 from axbake.loras.files import LoraError, check_family, lora_facts, read_lora
 from axbake.networks.clip_skip import layers_left
-from axbake.networks.sampling import SamplingError
 from axbake.networks.component import Component, Shapes, columns_of
+from axbake.networks.sampling import SamplingError
 from axbake.runtime.values import CANVAS
 from axbake.sources import COLUMNS, Sources, read_header
 
@@ -135,8 +135,8 @@ def _check_denoiser(row: dict[str, Any], family: Family, configs: Configs) -> No
     sampling.check(**{name: row[name] for name in ("scheduler", "steps", "guidance_scale")})
     if row["scheduler"] not in family.process.schedulers:
         raise SamplingError(
-            f"column scheduler: {row['scheduler']}, wanted {' or '.join(family.process.schedulers)}, which {family.title} is drawn"
-            " with."
+            f"column scheduler: {row['scheduler']}, wanted {' or '.join(family.process.schedulers)}, which {family.title} is"
+            " drawn with."
         )
 
 

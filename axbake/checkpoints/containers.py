@@ -135,9 +135,9 @@ def form_of(path: Path) -> str:
         if any(is_file(path / name) for name in SPLIT):
             return "folder of networks"
         raise UnreadableCheckpoint(
-            f"{path}: a folder without {PIPELINES[0]}, {NETWORK} and {' or '.join(SPLIT)}. Wanted a diffusers folder of a complete"
-            f" pipeline or of an autoencoder, a folder with one file for each network ({' or '.join(SPLIT)} and so on), or one"
-            " file."
+            f"{path}: a folder without {PIPELINES[0]}, {NETWORK} and {' or '.join(SPLIT)}. Wanted a diffusers folder of a"
+            f" complete pipeline or of an autoencoder, a folder with one file for each network ({' or '.join(SPLIT)} and so on),"
+            " or one file."
         )
     if kind != "a file":
         raise _missing(path, kind)

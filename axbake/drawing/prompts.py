@@ -44,7 +44,9 @@ def text_encoding(text_encoder: Path, build: Callable[[dict], Any], states: Call
 def prompt_embedding(
     encodes: Sequence[Encode], tokenizer: ClipTokenizer, *, chunks: int, conditioning: Conditioning
 ) -> Callable[..., Embedded]:
-    """A function that gives what the denoiser takes of a prompt, or with `negative` of a negative one, and writes to the log what of the prompt does not count.
+    """A function that gives what the denoiser takes of a prompt, or with `negative` of a negative one.
+
+    It writes to the log what of the prompt does not count.
 
     The screen has it from the workflow (`axbake.advice`).
 
@@ -55,7 +57,7 @@ def prompt_embedding(
     def embed(prompt: str, *, negative: bool = False) -> Embedded:
         for warning in prompt_warnings(without_lora_marks(prompt), tokenizer, chunks=chunks):
             logger.info("prompt “%s”: %s", prompt, warning)
-        how = {"chunks": chunks, "conditioning": conditioning, "negative": negative}
+        how: dict[str, Any] = {"chunks": chunks, "conditioning": conditioning, "negative": negative}
         return embed_prompt(encodes, tokenizer, prompt, **how)
 
     return embed

@@ -46,7 +46,7 @@ from diffusers import (
 
 from axbake.drawing.coefficients import ScheduleError, beginnings, check_linear, coefficients_of, input_scale_of
 from axbake.errors import AxbakeError
-from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, Sampling, RenormalisedFlow, SpacedFlow
+from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, RenormalisedFlow, Sampling, SpacedFlow
 from axbake.npz import npz_bytes
 from axbake.weights.files import read_sampling
 

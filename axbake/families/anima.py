@@ -1,4 +1,4 @@
-"""Anima: Qwen3-0.6B and a conditioner on the host, Cosmos-Predict2's transformer of 28 blocks in three graphs, Qwen-Image's VAE."""
+"""Anima: Qwen3-0.6B and a conditioner on the host, Cosmos-Predict2's transformer in three graphs, Qwen-Image's VAE."""
 
 from axbake.families.family import Family, Process
 from axbake.networks import anima_text, cosmos, language, qwen_image_vae

@@ -1,4 +1,4 @@
-"""Cosmos-Predict2's transformer at one frame, which Anima draws with: blocks in which the picture attends to itself and to the text.
+"""Cosmos-Predict2's transformer at one frame, which Anima draws with: the picture attends to itself and to the text.
 
 The names in its authors' files are those of github nvidia-cosmos/cosmos-predict2; diffusers calls it `CosmosTransformer3DModel`.
 Its 17th channel tells where a film has no picture; a picture has none such, so graphs are without it.

@@ -54,7 +54,6 @@ class SlicedLanguageModel(torch.nn.Module):
         given = tuple(known[name] for name in self.face.outputs)
         return given if len(given) > 1 else given[0]
 
-
     def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the token table, which some models scale."""
         table = self.model.embed_tokens

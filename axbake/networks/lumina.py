@@ -1,4 +1,4 @@
-"""Lumina-Image 2's transformer: picture and text are one sequence, as in Z-Image, which was made of it (`axbake.networks.z_image`).
+"""Lumina-Image 2's transformer: picture and text are one sequence, as in its successor (`axbake.networks.z_image`).
 
 The names in its authors' files are those of github Alpha-VLLM/Lumina-Image-2.0, `models/model.py`; diffusers calls it
 `Lumina2Transformer2DModel`. What depends on the prompt alone, two blocks among it, is a text encoder of its own (`lumina_text`).

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from axbake.networks.lumina import AXES, PATCH, THETA
-from axbake.networks.modules import MASKED
+from axbake.networks.modules import MASKED, counted_or_last
 from axbake.networks.patches import convolution_of, embed, picture_of
 from axbake.networks.rotary import Tables, attend, grid, rotate, rotate_pairs, sort_parameters, tables
 
@@ -131,7 +131,7 @@ class Conditioner(torch.nn.Module):
         return Tables(cosines=cosines, sines=sines)
 
     def forward(self, states: torch.Tensor, kinds: torch.Tensor, made: Tables | None = None) -> torch.Tensor:
-        """(1, T, V) states of the language model, and (1, T) which count -> (1, T, C), 0 where none counts."""
+        """(1, T, V) states of the language model, and (1, T) which count -> (1, T, C), the last where none counts."""
         counts = kinds.to(states.dtype)
         hidden = self.caption_embedder(states)
         made = made or self.tables(states.shape[1])
@@ -142,4 +142,4 @@ class Conditioner(torch.nn.Module):
             attended = attend(rotate_pairs(query, *turned), rotate_pairs(key, *turned), value, scores)
             hidden = hidden + block.norm2(block.attn.to_out[0](attended))
             hidden = hidden + block.ffn_norm2(block.feed_forward(block.ffn_norm1(hidden)))
-        return hidden * counts[..., None]
+        return counted_or_last(hidden, counts)

@@ -42,6 +42,16 @@ class VaeDecoder(torch.nn.Module):
         return self.decoder(self.post_quant_conv(latent))
 
 
+def counted_or_last(tokens: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """*tokens*, (1, T, C), with the last in the places of those that do not count, (1, T) 0 or 1.
+
+    A mask keeps the others from attending to these, but they go through all layers, and are in the ranges that a graph is
+    quantised with: of zeros, a norm would make rounding errors as large as any token.
+    """
+    counts = counts[..., None]
+    return tokens * counts + tokens[:, -1:] * (1 - counts)
+
+
 def causal_mask(tokens: int) -> torch.Tensor:
     """(1, 1, T, T): what is added to the scores of attention, so that no token looks at those behind it."""
     return torch.triu(torch.full((tokens, tokens), MASKED), 1)[None, None]

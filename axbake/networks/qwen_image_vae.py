@@ -1,7 +1,7 @@
 """Qwen-Image's autoencoder, which Anima draws with too: that of Wan 2.1, trained further, for one frame.
 
-It makes films. Its convolutions go back in time, and before the first frame nothing is, so for a picture only the last slice of each
-counts: graphs have convolutions of two dimensions. The names in its authors' files are those of github Wan-Video/Wan2.1,
+It makes films. Its convolutions go back in time, and before the first frame nothing is, so for a picture only the last slice of
+each counts: graphs have convolutions of two dimensions. The names in its authors' files are those of github Wan-Video/Wan2.1,
 `wan/modules/vae.py`; diffusers calls it `AutoencoderKLQwenImage`.
 """
 
@@ -96,9 +96,7 @@ def encoder_config(shapes: Shapes) -> dict:
         else:
             widths.append(0)
             later.append(f"{start}time_conv.weight" in shapes)
-    return _config(
-        shapes["quant_conv.weight"][0] // 2, shapes["encoder.conv_in.weight"][0], widths, blocks, later
-    )
+    return _config(shapes["quant_conv.weight"][0] // 2, shapes["encoder.conv_in.weight"][0], widths, blocks, later)
 
 
 def decoder_config(shapes: Shapes) -> dict:
@@ -108,9 +106,7 @@ def decoder_config(shapes: Shapes) -> dict:
     widths = [shapes[f"{ups}{level}.resnets.0.conv1.weight"][0] for level in reversed(range(levels))]
     later = [f"{ups}{level}.upsamplers.0.time_conv.weight" in shapes for level in reversed(range(levels - 1))]
     blocks = sum(bool(re.fullmatch(r"decoder\.up_blocks\.0\.resnets\.\d\.conv1\.weight", name)) for name in shapes)
-    return _config(
-        shapes["decoder.conv_in.weight"][1], shapes["decoder.conv_out.weight"][1], widths, blocks - 1, later
-    )
+    return _config(shapes["decoder.conv_in.weight"][1], shapes["decoder.conv_out.weight"][1], widths, blocks - 1, later)
 
 
 def build_encoder(config: Mapping) -> Module:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from axbake.networks.modules import MASKED
+from axbake.networks.modules import MASKED, counted_or_last
 from axbake.networks.patches import convolution_of, embed, picture_of
 from axbake.networks.rotary import Tables, attend, grid, rotate, rotate_pairs, sort_parameters, tables
 from axbake.networks.z_image import EMBEDDER, PATCH, THETA
@@ -132,7 +132,7 @@ class Conditioner(torch.nn.Module):
         return Tables(cosines=cosines, sines=sines)
 
     def forward(self, states: torch.Tensor, kinds: torch.Tensor, made: Tables | None = None) -> torch.Tensor:
-        """(1, T, V) states of the language model and (1, T) kinds of tokens -> (1, T, C), 0 where no token counts."""
+        """(1, T, V) states of the language model and (1, T) kinds of tokens -> (1, T, C), the last where no token counts."""
         counts = (kinds > 0).to(states.dtype)
         filled = (kinds == FILLED).to(states.dtype)[..., None]
         hidden = self.cap_embedder(states) * (1 - filled) + self.cap_pad_token * filled
@@ -143,7 +143,7 @@ class Conditioner(torch.nn.Module):
             attended = _paired_attention(block.attention, block.attention_norm1(hidden), turned, scores)
             hidden = hidden + block.attention_norm2(attended)
             hidden = hidden + block.ffn_norm2(block.feed_forward(block.ffn_norm1(hidden)))
-        return hidden * counts[..., None]
+        return counted_or_last(hidden, counts)
 
 
 def _paired_attention(attention: Any, normed: torch.Tensor, turned: Any, scores: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,9 @@ class Schedule:
     picture_scale: np.ndarray  # (N,) float64: image to image begins at step i with picture_scale × the picture's latent
     noise_scale: np.ndarray  # (N,) float64: + this × unit normal noise
     late_coefficients: np.ndarray  # float64: those of schedules that begin at step 1, 2, … N - 1, flat, in a row
-    renormalised: bool = False  # whether what guidance gives gets back the norm that the prompt's output has (Lumina-Image 2)
+    renormalised: bool = (
+        False  # whether what guidance gives gets back the norm that the prompt's output has (Lumina-Image 2)
+    )
 
     def is_guided(self, guidance_scale: float) -> bool:
         """Whether the model runs for the negative prompt too, as classifier-free guidance by *guidance_scale* wants it."""

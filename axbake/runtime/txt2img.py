@@ -146,8 +146,10 @@ def embed_prompts(
 ) -> list[Embedded]:
     """What the denoiser takes of each of *prompts*; all but the first are negative ones."""
     encoders = [encoder(session) for session in text_encoders]
-    how: dict[str, Any] = {"chunks": chunks, "conditioning": conditioning}
-    return [embed_prompt(encoders, tokenizer, text, **how, negative=n > 0) for n, text in enumerate(prompts)]
+    return [
+        embed_prompt(encoders, tokenizer, text, chunks=chunks, conditioning=conditioning, negative=number > 0)
+        for number, text in enumerate(prompts)
+    ]
 
 
 def draw_latent(

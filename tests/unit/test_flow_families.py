@@ -106,7 +106,9 @@ def test_the_names_of_qwen_images_autoencoder_are_those_that_diffusers_converts(
 
 
 def test_lacking_its_conditioner_a_transformer_is_cosmos(tmp_path):
-    tensors = {name: t for name, t in tiny_anima.single_file_tensors(made("anima")).items() if "llm_adapter" not in name}
+    tensors = {
+        name: t for name, t in tiny_anima.single_file_tensors(made("anima")).items() if "llm_adapter" not in name
+    }
     save_file(tensors, tmp_path / "cosmos.safetensors")
 
     with pytest.raises(UnknownFamily, match="this is a Cosmos-Predict2 checkpoint"):
@@ -292,7 +294,9 @@ def test_a_prompt_that_brings_a_system_prompt_is_taken_as_it_is():
     form = LanguageFormat("Draw! <Go> {prompt}", tokens=64, pad="<pad>", mark="<Go>", negative="{prompt}")
     tokenizer = LanguageTokenizer(tiny_lumina.tokenizer().to_str(), form)
 
-    assert tokenizer.count("a") == len("Draw! <Go> a") + 1 and tokenizer.count("Paint! <Go> a") == len("Paint! <Go> a") + 1
+    assert (
+        tokenizer.count("a") == len("Draw! <Go> a") + 1 and tokenizer.count("Paint! <Go> a") == len("Paint! <Go> a") + 1
+    )
     assert (tokenizer.arrays("a", negative=True)[1] == 1).sum() == 2
 
 
@@ -318,7 +322,9 @@ def test_a_prompt_of_anima_is_what_diffusers_own_text_stage_makes_of_it(model_of
 
         assert found.mask is None and found.tokens.shape == (1, cosmos.TOKENS, tiny_anima.TOKENS_WIDTH)
         np.testing.assert_allclose(found.tokens, wanted.numpy(), atol=2e-5)
-    assert AnimaModularPipeline.default_blocks_name and AnimaTextConditioningStep  # what the reference is put together of
+    assert (
+        AnimaModularPipeline.default_blocks_name and AnimaTextConditioningStep
+    )  # what the reference is put together of
 
 
 def test_what_of_a_prompt_does_not_count_for_either_tokenizer_is_said(model_of):
@@ -333,7 +339,9 @@ def test_what_of_a_prompt_does_not_count_for_either_tokenizer_is_said(model_of):
 
 def test_the_end_that_is_cut_off_begins_where_the_tokens_end():
     form = LanguageFormat("{prompt}", tokens=5, pad="<pad>")
-    ended, begun = (LanguageTokenizer(one.to_str(), form) for one in (tiny_anima.t5_tokenizer(), tiny_lumina.tokenizer()))
+    ended, begun = (
+        LanguageTokenizer(one.to_str(), form) for one in (tiny_anima.t5_tokenizer(), tiny_lumina.tokenizer())
+    )
 
     assert (ended.cut_off("abcd"), ended.cut_off("abcde")) == ("", "e")
     assert (begun.cut_off("abcd"), begun.cut_off("abcdef")) == ("", "ef")

@@ -376,9 +376,7 @@ def test_a_stray_tensor_does_not_decide_what_a_whole_checkpoint_is(stray, layout
 
 
 @pytest.mark.parametrize("stray", ["a LoRA's", "a ControlNet's", "an embedding's", "an IP-Adapter's"])
-@pytest.mark.parametrize(
-    "kind", ["a VAE", "a FLUX checkpoint", "a Chroma checkpoint", "a Sana checkpoint"]
-)
+@pytest.mark.parametrize("kind", ["a VAE", "a FLUX checkpoint", "a Chroma checkpoint", "a Sana checkpoint"])
 def test_a_stray_tensor_does_not_decide_what_another_network_is(stray, kind):
     name, config = DIFFUSERS[kind]
 

@@ -65,7 +65,10 @@ BAKES = {
     "sdxl": Bake(tiny_xl, tiny_xl.sdxl, XL),
     "sdxl, LoRA": Bake(tiny_xl, tiny_xl.sdxl, XL | {"loras": "checkpoints/style.safetensors:0.8"}, lora),
     "sdxl, embedding": Bake(
-        tiny_xl, tiny_xl.sdxl, XL | {"embeddings": "checkpoints/word.safetensors", "prompt": "a word in the night"}, word
+        tiny_xl,
+        tiny_xl.sdxl,
+        XL | {"embeddings": "checkpoints/word.safetensors", "prompt": "a word in the night"},
+        word,
     ),
     "sdxl, v": Bake(
         tiny_xl,
