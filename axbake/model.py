@@ -354,14 +354,14 @@ class Model:
 
 
 def _faults(looks: list[Callable[[], Any]]) -> list[str]:
-    """What *looks* raise, a line each."""
+    """What *looks* raise, a line each; two may meet the same fault."""
     faults = []
     for look in looks:
         try:
             look()
         except AxbakeError as error:
             faults.append(error_line(error))
-    return faults
+    return list(dict.fromkeys(faults))
 
 
 def parameters_of(path: Path) -> int:

@@ -72,8 +72,8 @@ def record_trajectories(
             float32. Where prompts add to the time embedding, `prompt_added` (P, 1, C), `negative_added` and `empty_added`
             (1, C) are what they add. Where the denoiser takes a mask of the prompt's tokens, `prompt_mask` (P, 1, T),
             `negative_mask` and `empty_mask` (1, T) are it. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,)
-            int64 how long the prompts are. Of a denoiser that draws on a picture, `beside` (P, 1 or B, K, h, w) float32 is what it takes beside
-            each prompt's latents (`axbake.runtime.canvas.beside_latent`).
+            int64 how long the prompts are. Of a denoiser that draws on a picture, `beside` (P, 1 or B, K, h, w) float32 is what
+            it takes beside each prompt's latents (`axbake.runtime.canvas.beside_latent`).
         image_guidance_scale: of a denoiser for instructions; None: of others.
         pictures: of a denoiser that draws on a picture, in a list: `calibration/pictures.npy`; the n-th prompt is drawn on the
             n-th of them, for inpainting with the n-th mask (`axbake.calibration.masks`).

@@ -172,7 +172,7 @@ def sliced(network: Module, begin: int, end: int, face: Interface) -> Module:
     from axbake.networks.lumina_modules import SlicedLumina
 
     _, _, height, width = face.latent
-    return SlicedLumina(network, begin, end, size=(height, width), text=TOKENS)
+    return SlicedLumina(network, begin, end, size=(height, width), words=TOKENS)
 
 
 BLOCKS = Blocks(("hidden",), weights, shapes, sliced, masked=True)
@@ -182,7 +182,7 @@ def with_rows(network: Module) -> Module:
     """The network without its time embedding and what depends on the prompt alone: (latent, tokens, row, mask) -> prediction."""
     from axbake.networks.lumina_modules import SlicedLumina
 
-    return SlicedLumina(network, 0, len(network.noise_refiner) + len(network.layers), size=None, text=None)
+    return SlicedLumina(network, 0, len(network.noise_refiner) + len(network.layers), size=None, words=None)
 
 
 def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float) -> np.ndarray:

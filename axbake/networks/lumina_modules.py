@@ -25,10 +25,10 @@ class SlicedLumina(torch.nn.Module):
         derived: parameters that the file does not have as they are here (`axbake.graphs.export`).
     """
 
-    def __init__(self, model: Any, begin: int, end: int, *, size: tuple[int, int] | None, text: int | None):
+    def __init__(self, model: Any, begin: int, end: int, *, size: tuple[int, int] | None, words: int | None):
         """
         Args:
-            size: height and width of the latent, and *text*: tokens of a prompt, for which the rotary tables are made beforehand;
+            size: height and width of the latent, and *words*: tokens of a prompt, for which the rotary tables are made beforehand;
                 None: as they come.
         """
         super().__init__()
@@ -44,8 +44,8 @@ class SlicedLumina(torch.nn.Module):
             self.patch = torch.nn.Parameter(_patch_weight(model.x_embedder.weight), requires_grad=False)
             self.derived["patch"] = "x_embedder.weight", _patch_weight
         self.tables: Tables | None = None
-        if size and text:
-            self.tables = self._tables(text, *size)
+        if size and words:
+            self.tables = self._tables(words, *size)
             self.derived |= self.tables.sources("tables")
 
     def _tables(self, text: int, height: int, width: int) -> Tables:

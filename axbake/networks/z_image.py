@@ -160,7 +160,7 @@ def sliced(network: Module, begin: int, end: int, face: Interface) -> Module:
     from axbake.networks.z_image_modules import SlicedZImage
 
     _, _, height, width = face.latent
-    return SlicedZImage(network, begin, end, size=(height, width), text=face.inputs[MASK].shape[1])
+    return SlicedZImage(network, begin, end, size=(height, width), words=face.inputs[MASK].shape[1])
 
 
 BLOCKS = Blocks(("hidden",), weights, shapes, sliced, masked=True)
@@ -170,7 +170,7 @@ def with_rows(network: Module) -> Module:
     """The network without its time embedding and what depends on the prompt alone: (latent, tokens, row, mask) -> prediction."""
     from axbake.networks.z_image_modules import SlicedZImage
 
-    return SlicedZImage(network, 0, len(network.noise_refiner) + len(network.layers), size=None, text=None)
+    return SlicedZImage(network, 0, len(network.noise_refiner) + len(network.layers), size=None, words=None)
 
 
 def time_rows(weights: Path, timesteps: np.ndarray, *, guidance_scale: float) -> np.ndarray:

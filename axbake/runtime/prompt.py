@@ -341,7 +341,8 @@ def embed_prompt(
     if len(how.encoders) != len(encoders):
         raise BundleError(f"{len(encoders)} text encoders; wanted those of {', '.join(how.encoders)}.")
     by_name = dict(zip(how.encoders, encoders))
-    clips = {name: one for name, one in by_name.items() if name not in (*tokenizer.language, how.conditioner)}
+    others = {*tokenizer.language, *filter(None, [how.conditioner])}
+    clips = {name: one for name, one in by_name.items() if name not in others}
     contexts, pooled = _of_clips(clips, tokenizer, prompt, chunks, how) if clips else ([], None)
     if not tokenizer.language:
         return Embedded(np.concatenate(contexts, axis=1), pooled)

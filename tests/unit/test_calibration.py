@@ -156,7 +156,7 @@ def fed_to_the_unet(model, directory):
     fed = set()
     arrays, schedule = np.load(directory / "trajectories.npz"), load_schedule(directory / "schedule.npz")
     denoiser = model.family.denoiser
-    denoise = _denoising(load(model.weights["unet"], denoiser.build), denoiser.with_rows)
+    denoise = _denoising(load(model.weights["unet"], denoiser.build), denoiser.with_rows)(None)
 
     def watched(latent, time, texts):
         fed.update((latent.tobytes(), time.row.tobytes(), text.tobytes()) for text in texts)

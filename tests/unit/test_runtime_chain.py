@@ -154,8 +154,7 @@ def test_of_a_large_chain_one_graph_is_in_memory_at_a_time_and_it_gives_the_same
         return session
 
     monkeypatch.setattr(sessions, "open_model", opened)
-    monkeypatch.setattr(sessions, "MOST_OPEN", sum(path.stat().st_size for path in paths) - 1)
-    chain = open_models(paths, threads=1)
+    chain = open_models(paths, threads=1, most_open=sum(path.stat().st_size for path in paths) - 1)
 
     feeds = [arrays(), {name: array + 1 for name, array in arrays().items()}]
     found = chain.run_all(feeds)
