@@ -28,8 +28,8 @@ class SlicedLumina(torch.nn.Module):
     def __init__(self, model: Any, begin: int, end: int, *, size: tuple[int, int] | None, words: int | None):
         """
         Args:
-            size: height and width of the latent, and *words*: tokens of a prompt, for which the rotary tables are made beforehand;
-                None: as they come.
+            size: height and width of the latent, and *words*: tokens of a prompt, for which the rotary tables are made
+                beforehand; None: as they come.
         """
         super().__init__()
         self.model, self.begin, self.end, self.size = model, begin, end, size
