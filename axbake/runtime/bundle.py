@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,8 +12,9 @@ from typing import Any
 from .added import FILE, AddedEmbedding, load_added
 from .card_chain import open_component
 from .errors import BundleError
-from .model import Session
+from .model import Postponed, Session
 from .reading import read_object, shown
+from .remembered import Remembered
 from .sampler import Schedule, load_schedule
 from .session import open_models
 from .tokenizer import ClipTokenizer, load_tokenizer
@@ -71,16 +73,25 @@ class Bundle:
         return found
 
     def open(self, component: str, *, runtime: str, device: int, threads: int) -> tuple[Session, float]:
-        """A component's model, and how many seconds loading it took."""
+        """A component's model, and how many seconds loading it took; one that the host runs is loaded when it is needed."""
         start = time.perf_counter()
         wanted = self.components[component]
         paths = [self.folder / file for file in wanted.files]
         if wanted.host:
-            session = open_models(paths, threads=threads, most_open=MOST_ON_HOST)
-        else:
-            session = open_component(paths, runtime=runtime, device=device, threads=threads)
+            opener = functools.partial(open_models, paths, threads=threads, most_open=MOST_ON_HOST)
+            return Postponed(component, opener), 0.0
+        session = open_component(paths, runtime=runtime, device=device, threads=threads)
         session.component = component
         return session, time.perf_counter() - start
+
+    def remembered(self) -> Remembered | None:
+        """The prompts that its text encoders have read; None where the card runs one of them, which is loaded anyway."""
+        texts = [self.components[name] for name in self.conditioning.encoders]
+        if not all(component.host for component in texts):
+            return None
+        files = self.manifest["files"]
+        models = [files[file]["sha256"] for component in texts for file in component.files]
+        return Remembered(self.folder, made_by=[models, files["embeddings.json"]["sha256"]])
 
     def tokenizer(self) -> ClipTokenizer:
         """CLIP's tokenizer, with the names of the model's embeddings."""

@@ -159,7 +159,7 @@ def _load(program: str, bundle: Bundle, given: argparse.Namespace) -> tuple[Mode
             sessions[role].append(session)
     (denoiser,), (decoder,) = sessions["denoiser"], sessions["decoder"]
     (encoder,) = sessions.get("encoder", [None])
-    return Models(tuple(sessions["text"]), denoiser, decoder, encoder, bundle.added()), seconds
+    return Models(tuple(sessions["text"]), denoiser, decoder, encoder, bundle.added(), bundle.remembered()), seconds
 
 
 def _drawing(bundle: Bundle, asked: Picture, given: argparse.Namespace) -> Callable[[Models, Picture], Drawing]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -87,6 +88,41 @@ class Session:
         if problems:
             raise BundleError(f"{self.name}: {'; '.join(problems)}.")
         return feed
+
+
+class Postponed(Session):
+    """A model that is loaded when it is first asked for, and can leave memory again."""
+
+    def __init__(self, component: str, opener: Callable[[], Session]) -> None:
+        """
+        Args:
+            opener: loads it; what it gives each time must be the same.
+        """
+        self.name = self.component = component
+        self.seconds = []
+        self._opener = opener
+        self._opened: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """The model, loaded."""
+        if self._opened is None:
+            self._opened = self._opener()
+            self._opened.seconds = self.seconds
+        return self._opened
+
+    def release(self) -> None:
+        """Give its memory back."""
+        self._opened = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("inputs", "outputs", "provider"):
+            return getattr(self.session, name)
+        raise AttributeError(name)
+
+    def run_all(self, feeds: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """The outputs for each of *feeds*."""
+        return self.session.run_all(feeds)
 
 
 def only(tensors: Tensors, what: str) -> str:

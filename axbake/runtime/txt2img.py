@@ -13,9 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from .added import AddedEmbedding
 from .errors import BundleError
-from .model import Session, only
+from .model import Postponed, Session, only
 from .noise import TorchNoise
 from .prompt import Embedded, chunks_of, embed_prompt, encoder, prompt_warnings
+from .remembered import Remembered
 from .sampler import Sampled, Schedule, denoiser, initial_latent, joined, latent_of, sample
 from .tiles import decode_tiles
 from .tokenizer import ClipTokenizer
@@ -37,6 +38,7 @@ class Models:
     decoder: Session
     encoder: Session | None = None  # image to image alone needs it
     added: AddedEmbedding | None = None  # of a denoiser whose time embedding prompts add to
+    remembered: Remembered | None = None  # prompts that the text encoders have read already
 
     def __post_init__(self) -> None:
         names = [session.component for session in self.sessions]
@@ -111,7 +113,14 @@ def draw_from(
     chunks = chunks_of(models.denoiser, tokenizer, conditioning)
     runs_before = [len(session.seconds) for session in models.sessions]
     prompts = prompts_of(picture, schedule)
-    embeds = embed_prompts(models.text_encoders, tokenizer, prompts, chunks=chunks, conditioning=conditioning)
+    embeds = embed_prompts(
+        models.text_encoders,
+        tokenizer,
+        prompts,
+        chunks=chunks,
+        conditioning=conditioning,
+        remembered=models.remembered,
+    )
     text_embedded = time.perf_counter()
     drawn = draw_latent(begin, models.denoiser, schedule, picture, embeds, added=models.added, beside=beside)
     denoised = time.perf_counter()
@@ -143,13 +152,26 @@ def embed_prompts(
     *,
     chunks: int,
     conditioning: Conditioning | None,
+    remembered: Remembered | None = None,
 ) -> list[Embedded]:
-    """What the denoiser takes of each of *prompts*; all but the first are negative ones."""
-    encoders = [encoder(session) for session in text_encoders]
-    return [
-        embed_prompt(encoders, tokenizer, text, chunks=chunks, conditioning=conditioning, negative=number > 0)
-        for number, text in enumerate(prompts)
-    ]
+    """What the denoiser takes of each of *prompts*; all but the first are negative ones.
+
+    What is *remembered* already is not made anew. Text encoders that are loaded when they are needed leave memory again.
+    """
+    made = []
+    for number, text in enumerate(prompts):
+        negative = number > 0
+        known = remembered.get(text, negative=negative, chunks=chunks) if remembered else None
+        if known is None:
+            encoders = [encoder(session) for session in text_encoders]
+            known = embed_prompt(encoders, tokenizer, text, chunks=chunks, conditioning=conditioning, negative=negative)
+            if remembered:
+                remembered.keep(known, text, negative=negative, chunks=chunks)
+        made.append(known)
+    for session in text_encoders:
+        if isinstance(session, Postponed):
+            session.release()
+    return made
 
 
 def draw_latent(

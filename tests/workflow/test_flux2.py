@@ -79,3 +79,16 @@ def test_the_bundle_draws_the_simulations_picture_to_the_byte(baked, tmp_path):
     assert done.returncode == 0, done.stderr
     wanted = baked.directory / "results" / "klein" / "simulation" / "image.png"
     assert (tmp_path / "image.png").read_bytes() == wanted.read_bytes()
+
+    again = subprocess.run(
+        [sys.executable, bundle / "txt2img.py", "--timings", "times.json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "image.png").read_bytes() == wanted.read_bytes()
+    runs = json.loads((tmp_path / "times.json").read_text())["pictures"][0]["runs"]
+    assert len(runs["transformer"]) == 8 and not runs.get("text_encoder")  # both prompts are remembered
