@@ -55,7 +55,7 @@ def advise(row: dict[str, Any], family: Family, sources: Sources, configs: Confi
 
 
 def _of_lora(row: dict[str, Any], path: Path, family: Family, sources: Sources) -> Iterator[str]:
-    facts = lora_facts(path)
+    facts = lora_facts(path, family.denoiser.name)
     if facts.lcm:
         yield from lcm_advice(row, path)
     if facts.embeddings and str(path) not in row["embeddings"]:
@@ -67,6 +67,11 @@ def _of_lora(row: dict[str, Any], path: Path, family: Family, sources: Sources) 
         return
     for component in family.components:
         changed = facts.components.get(component.name, [])
+        if changed and not component.files.lora_names:
+            yield (
+                f"{path} also changes {len(changed)} modules of the {component.name}, into which axbake fuses no LoRAs, so this"
+                " part of it has no effect"
+            )
         if changed and component.files.lora_names:
             known = spellings(component.files, modules_of(Path(row[CHECKPOINT]), family, component))
             if lacking := [name for name in changed if name not in known]:

@@ -113,17 +113,19 @@ def _check_conditioning(row: dict[str, Any], family: Family, configs: Configs) -
 
 def _check_loras(row: dict[str, Any], family: Family, configs: Configs) -> None:
     """Whether a row's LoRAs were made for its family's networks."""
-    widths = {one.name: one.width(configs[one.name]) for one in family.components if one.width}
+    changed = [one for one in family.components if one.files.lora_names]
+    widths = {one.name: one.width(configs[one.name]) for one in changed if one.width}
     for path in [Path(lora.path) for lora in row["loras"]]:
-        facts = lora_facts(path)
+        facts = lora_facts(path, family.denoiser.name)
         if others := sorted(facts.components.keys() - set(family.names)):
             raise LoraError(
                 f"{path}: changes {', '.join(others)}, which {family.title} does not have. Give a LoRA that was made for the"
                 " checkpoint."
             )
         for component, width in facts.widths.items():
-            if width != widths[component]:
-                check_family(read_lora(path), component=component, width=widths[component])
+            if width != widths.get(component, width):
+                lora = read_lora(path, family.denoiser.name)
+                check_family(lora, component=component, width=widths[component])
 
 
 def _check_denoiser(row: dict[str, Any], family: Family, configs: Configs) -> None:

@@ -266,8 +266,11 @@ class Model:
         """LoRAs that change *component*, in their order; one that changes only the UNet is not listed for the text encoder."""
         loras = self.row["loras"]
         loras_sha256(self.row, loras)
+        if component.files.lora_names is None:  # of language models; `axbake.advice` tells
+            return []
         given = [lora for lora in loras if component.role in (TEXT, DENOISER) and lora.strength(component.role)]
-        return [lora for lora in given if component.name in lora_facts(Path(lora.path)).components]
+        denoiser = self.family.denoiser.name
+        return [lora for lora in given if component.name in lora_facts(Path(lora.path), denoiser).components]
 
     def strengths_of(self, component: Component) -> list[float]:
         """Of the LoRAs that change *component*."""
@@ -315,7 +318,7 @@ class Model:
             lambda: self.tokenizers,
             lambda: [
                 loras_sha256(self.row, self.row["loras"]),
-                *(lora_facts(Path(one.path)) for one in self.row["loras"]),
+                *(lora_facts(Path(one.path), self.family.denoiser.name) for one in self.row["loras"]),
             ],
         ]
 

@@ -1,7 +1,7 @@
 """Anima: Qwen3-0.6B and a conditioner on the host, Cosmos-Predict2's transformer in three graphs, Qwen-Image's VAE."""
 
 from axbake.families.family import Family, Process
-from axbake.networks import anima_text, cosmos, language, qwen_image_vae
+from axbake.networks import anima_text, cosmos, language, names, qwen_image_vae
 from axbake.networks.component import (
     DENOISER,
     GRAPH_WEIGHTS,
@@ -97,7 +97,14 @@ FAMILY = Family(
         Component(
             name="transformer",
             role=DENOISER,
-            files=Files(cosmos.NAMINGS, cosmos.config, cosmos.FOLDER, cosmos.PREFIX),
+            files=Files(
+                cosmos.NAMINGS,
+                cosmos.config,
+                cosmos.FOLDER,
+                cosmos.PREFIX,
+                lora_names=names.own_name,
+                lora_modules=cosmos.lora_modules,
+            ),
             build=cosmos.build,
             graphs=STRUCTURE.slices(GRAPH_WEIGHTS),
             columns=cosmos.COLUMNS,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from axbake.families.family import Family, Process
-from axbake.networks import flux2, flux2_vae, language
+from axbake.networks import flux2, flux2_vae, language, names
 from axbake.networks.autoencoder import VAE_DECODER, VAE_ENCODER
 from axbake.networks.component import (
     DENOISER,
@@ -97,7 +97,14 @@ FAMILY = Family(
         Component(
             name="transformer",
             role=DENOISER,
-            files=Files(flux2.NAMINGS, flux2.config, flux2.FOLDER, flux2.PREFIX),
+            files=Files(
+                flux2.NAMINGS,
+                flux2.config,
+                flux2.FOLDER,
+                flux2.PREFIX,
+                lora_names=names.own_name,
+                lora_modules=flux2.lora_modules,
+            ),
             build=flux2.build,
             graphs=STRUCTURE.slices(GRAPH_WEIGHTS),
             columns=flux2.COLUMNS,

@@ -1,7 +1,7 @@
 """Lumina-Image 2, Neta Lumina and NetaYume: Gemma 2 on the host, a transformer of 2 + 26 blocks in three graphs, FLUX.1's VAE."""
 
 from axbake.families.family import Family, Process
-from axbake.networks import flux_vae, language, lumina, lumina_text
+from axbake.networks import flux_vae, language, lumina, lumina_text, names
 from axbake.networks.component import (
     DENOISER,
     GRAPH_WEIGHTS,
@@ -102,7 +102,14 @@ FAMILY = Family(
         Component(
             name="transformer",
             role=DENOISER,
-            files=Files(lumina.NAMINGS, lumina.config, lumina.FOLDER, lumina.PREFIX),
+            files=Files(
+                lumina.NAMINGS,
+                lumina.config,
+                lumina.FOLDER,
+                lumina.PREFIX,
+                lora_names=names.own_name,
+                lora_modules=lumina.lora_modules,
+            ),
             build=lumina.build,
             graphs=STRUCTURE.slices(GRAPH_WEIGHTS),
             columns=lumina.COLUMNS,

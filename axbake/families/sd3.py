@@ -89,7 +89,14 @@ FAMILY = Family(
         Component(
             name="transformer",
             role=DENOISER,
-            files=Files(mmdit.NAMINGS, mmdit.config, mmdit.FOLDER, mmdit.PREFIX),
+            files=Files(
+                mmdit.NAMINGS,
+                mmdit.config,
+                mmdit.FOLDER,
+                mmdit.PREFIX,
+                lora_names=names.own_name,
+                lora_modules=mmdit.lora_modules,
+            ),
             build=mmdit.build,
             graphs=STRUCTURE.slices(GRAPH_WEIGHTS),
             columns=mmdit.COLUMNS,

@@ -1,7 +1,7 @@
 """Z-Image and Z-Image-Turbo: Qwen3-4B on the host, a transformer of 2 + 30 blocks in eight graphs, FLUX.1's VAE."""
 
 from axbake.families.family import Family, Process
-from axbake.networks import flux_vae, language, z_image, z_image_text
+from axbake.networks import flux_vae, language, names, z_image, z_image_text
 from axbake.networks.component import (
     DENOISER,
     GRAPH_WEIGHTS,
@@ -97,7 +97,14 @@ FAMILY = Family(
         Component(
             name="transformer",
             role=DENOISER,
-            files=Files(z_image.NAMINGS, z_image.config, z_image.FOLDER, z_image.PREFIX),
+            files=Files(
+                z_image.NAMINGS,
+                z_image.config,
+                z_image.FOLDER,
+                z_image.PREFIX,
+                lora_names=names.own_name,
+                lora_modules=z_image.lora_modules,
+            ),
             build=z_image.build,
             graphs=STRUCTURE.slices(GRAPH_WEIGHTS),
             columns=z_image.COLUMNS,

@@ -19,7 +19,8 @@ from axbake.networks.component import Shapes
 from axbake.printable import shown
 from axbake.users_files import load_json
 
-#: What stands before a module's name -> the network that it is in
+UNET = "unet"
+#: What stands before a module's name -> the network that it is in; the UNet stands for a transformer too
 PREFIXES = {
     "lora_unet_": "unet",
     "lycoris_": "unet",
@@ -33,6 +34,9 @@ PREFIXES = {
     "lora_te2_": "text_encoder_2",
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
+    "transformer.": "unet",
+    "lora_transformer_": "unet",
+    "transformer_blocks.": "unet",
     "conv_in.": "unet",
     "conv_out.": "unet",
     "time_embedding.": "unet",
@@ -49,6 +53,7 @@ BARE = (
     "time_embedding.",
     "add_embedding.",
     "text_model.",
+    "transformer_blocks.",
 )
 #: What PEFT, torch.compile and data-parallel training put around modules, at the start of their names or inside
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:base_model\.model|_orig_mod|_fsdp_wrapped_module|module)\.")
@@ -89,7 +94,7 @@ WIDTHS = {
     1280: "Stable Diffusion XL",
     2048: "Stable Diffusion XL",
 }
-#: Beginning of names that only files for another family have -> the family
+#: Beginning of names that files for transformers have -> the family
 OTHERS = {
     r".*(double_blocks|single_blocks|single_transformer_blocks)": "FLUX",
     r".*joint_blocks|transformer\.transformer_blocks\.0\.attn\.add_": "Stable Diffusion 3",
@@ -97,8 +102,8 @@ OTHERS = {
 }
 SAYS = ("ss_base_model_version", "modelspec.architecture")  # entries of the metadata that name the family
 TITLES = ("ss_output_name", "modelspec.title")
-#: Modules, dots as underscores, that take tokens as wide as they are
-TAKES_TOKENS = r"attn2_to_[kv]$|self_attn_(q_proj|to_q)$"
+#: Modules, dots as underscores, that take tokens as wide as they are: of text encoders, of all others
+TAKES_TOKENS = {True: r"self_attn_(q_proj|to_q)$", False: r"attn2_to_[kv]$|cross_attn_[kv]_proj$"}
 PEFT_CONFIG = "lora_adapter_metadata"  # entry in the metadata of what diffusers writes
 MOST_SHOWN = 12  # names in a message
 FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
@@ -133,11 +138,14 @@ class LoraFile:
         return {role: self.container.tensors[name].shape for role, name in module.tensors.items()}
 
 
-def read_lora(path: Path) -> LoraFile:
+def read_lora(path: Path, denoiser: str = UNET) -> LoraFile:
     """The LoRA in a safetensors file; its tensors are not read.
 
+    Args:
+        denoiser: the component that it is for; files do not say which.
+
     Raises:
-        LoraError: no LoRA, in another container, or made for a family that axbake does not bake.
+        LoraError: no LoRA, in another container, or made for a transformer, though the denoiser is a UNet.
     """
     try:
         form = form_of(path)
@@ -156,13 +164,15 @@ def read_lora(path: Path) -> LoraFile:
             strange.append(key)
             continue
         component, name, role = place
+        component = denoiser if component == UNET else component
         module = modules.setdefault(component, {}).setdefault(name, Module(name))
         if role in module.tensors:
             raise LoraError(f"{path}: {module.tensors[role]} and {key} are both the {role} of {name}.")
         if container.tensors[key].dtype not in FLOATS and role not in NUMBERS:
             raise LoraError(f"{path}: {key} is of type {container.tensors[key].dtype}; wanted {', '.join(FLOATS)}.")
         module.tensors[role] = key  # type: ignore[index]
-    _refuse_others(container)
+    if denoiser == UNET:
+        _refuse_others(container)
     if not modules:
         raise LoraError(
             f"{path}: not a LoRA: {listed(list(container.tensors))}.{_instead(container)} Wanted names such as "
@@ -205,8 +215,8 @@ def _refuse_others(container: Container) -> None:
     other = next((family for mark, family in OTHERS.items() if any(re.match(mark, name) for name in names)), None)
     if other:
         raise LoraError(
-            f"{container.path}: a LoRA for {other}{_said(container)}; axbake bakes Stable Diffusion 1.x, 2.x"
-            " and XL. Give one that was made for the checkpoint."
+            f"{container.path}: a LoRA for {other}{_said(container)}; the checkpoint has a UNet. Give one"
+            " that was made for it."
         )
 
 
@@ -234,20 +244,21 @@ class LoraFacts:
     ]  # component -> channels of a token that it was made for; without those where nothing takes one
 
 
-def lora_facts(path: Path) -> LoraFacts:
-    """Facts of the LoRA *path*, from its header; remembered while the file is unchanged.
+def lora_facts(path: Path, denoiser: str = UNET) -> LoraFacts:
+    """Facts of the LoRA *path* for a *denoiser*, from its header; remembered while the file is unchanged.
 
     Raises:
         LoraError: as `read_lora`.
     """
 
     def read() -> dict:
-        lora = read_lora(path)
+        lora = read_lora(path, denoiser)
         changed = {component: sorted(lora.modules[component]) for component in sorted(lora.modules)}
         return vars(LoraFacts(changed, looks_like_lcm(lora), list(lora.embeddings), context_widths(lora)))
 
     # What this code tells of a file is remembered no longer than the code is the same.
-    return LoraFacts(**remembered(path, f"lora-{code_of(f'{__name__}.read_lora')[__name__]}", read))
+    code = code_of(f"{__name__}.read_lora")[__name__]
+    return LoraFacts(**remembered(path, f"lora-{denoiser}-{code}", read))
 
 
 def looks_like_lcm(lora: LoraFile) -> bool:
@@ -263,7 +274,8 @@ def context_widths(lora: LoraFile) -> dict[str, int]:
     """Channels of a token's embedding that the LoRA was made for, by component, as far as it changes what takes one."""
     found = {}
     for component, modules in lora.modules.items():
-        taking = [module for name, module in modules.items() if re.search(TAKES_TOKENS, name)]
+        takes = TAKES_TOKENS[component.startswith("text_")]
+        taking = [module for name, module in modules.items() if re.search(takes, name)]
         if taking and (width := _taken(lora.shapes(taking[0]))):
             found[component] = width
     return found

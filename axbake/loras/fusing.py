@@ -15,8 +15,8 @@ from lycoris.functional import general, locon, loha, lokr
 
 from axbake.checkpoints.containers import all_finite
 from axbake.loras.files import LoraError, LoraFile, Module, PeftConfig, check_family, listed, peft_config, read_lora
-from axbake.loras.names import spellings
-from axbake.networks.component import Component, Shapes
+from axbake.loras.names import Target, spellings
+from axbake.networks.component import DENOISER, Component, Shapes
 
 Tensors = Mapping[str, torch.Tensor]  # role -> tensor, float32
 MOST_SHOWN = 8  # faults in a message
@@ -104,9 +104,19 @@ class Change:
     kind: Kind | None  # None: a bias
     strength: float
     config: PeftConfig  # of the whole component
+    target: Target
 
     def delta(self, weight: torch.Tensor) -> torch.Tensor:
         """What is to be added to *weight*, float32; on the meta device only its shape is computed."""
+        if self.target.parts == 1:
+            return self._whole(weight)
+        if self.kind and not {"dora_scale", "magnitude", "ia3"}.isdisjoint(self.module.tensors):
+            raise ValueError("it needs the weights of several modules together")
+        rows = weight.shape[0] // self.target.span
+        whole = self._whole(torch.empty((rows * self.target.parts, *weight.shape[1:]), device=weight.device))
+        return whole[self.target.first * rows : (self.target.first + self.target.span) * rows]
+
+    def _whole(self, weight: torch.Tensor) -> torch.Tensor:
         tensors = {role: self._read(role, weight) for role in self.module.tensors}
         if self.kind is None:
             return _shaped(tensors[BIAS], weight) * self.strength
@@ -180,7 +190,7 @@ class Fusion:
         self._changes: dict[str, list[Change]] = {}
         table = spellings(component.files, shapes)
         for path, strength in loras:
-            lora = read_lora(path)
+            lora = read_lora(path, component.name if component.role == DENOISER else "")
             check_family(lora, component=component.name, width=width)
             config = peft_config(lora, component.name)
             modules = lora.modules.get(component.name, {}).values()
@@ -203,22 +213,23 @@ class Fusion:
         lora: LoraFile,
         module: Module,
         strength: float,
-        table: Mapping[str, str],
+        table: Mapping[str, tuple[Target, ...]],
         shapes: Shapes,
         config: PeftConfig,
     ) -> list[str]:
         """Keep what *module* changes; what of it cannot be used, in words."""
         names = list(module.tensors.values())
-        target = table[module.name]
         roles = frozenset(module.tensors) - {BIAS}
         kind = next((kind for kind in KINDS if any(some <= roles <= some | kind.others for some in kind.one_of)), None)
         if roles and kind is None:
             return [f"{listed(names)}: together they are neither {', '.join(kind.title for kind in KINDS)}"]
         faults = []
-        wanted: list[tuple[str, Kind | None]] = [(f"{target}.weight", kind)] if kind else []
-        wanted += [(f"{target}.bias", None)] if BIAS in module.tensors else []
-        for name, kind_of in wanted:
-            change = Change(lora, module, kind_of, strength, config)
+        targets = table[module.name]
+        wanted: list[tuple[str, Kind | None, Target]] = []
+        wanted += [(f"{target.module}.weight", kind, target) for target in targets if kind]
+        wanted += [(f"{target.module}.bias", None, target) for target in targets if BIAS in module.tensors]
+        for name, kind_of, target in wanted:
+            change = Change(lora, module, kind_of, strength, config, target)
             if name not in shapes:
                 faults.append(f"{listed(names)}: the network has no {name}")
                 continue

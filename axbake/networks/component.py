@@ -49,6 +49,8 @@ class Files:
     ldm_name: Callable[[dict], Callable[[str], str]] | None = None  # config -> LDM's name of each tensor
     averaged: bool = False  # whether LDM's trainer keeps a moving average of it
     lora_names: Callable[[str], list[str]] | None = None  # a module -> every name that LoRA files give it
+    #: Shapes by diffusers' names -> its authors' modules, each with diffusers' that have its rows, in equal parts, as in `Rename`
+    lora_modules: Callable[[Shapes], Mapping[str, tuple[str, ...]]] | None = None
     merge_block: Callable[[str], str] | None = None  # a tensor -> the block whose share it has in a merge
     #: Tensors that stand elsewhere in such a file -> their prefix
     beside: Mapping[str, str] = field(default_factory=dict)

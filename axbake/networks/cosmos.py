@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axbake.networks import names
 from axbake.networks.component import Interface, Module, Naming, Rename, Shape, Shapes
 from axbake.networks.flux2 import check_size
 from axbake.networks.mmdit import depth_of
@@ -76,6 +77,13 @@ def diffusers_renamer(shapes: Shapes) -> Rename:
 
 
 NAMINGS = (Naming("x_embedder.proj.1.weight", renamer), Naming("patch_embed.proj.weight", diffusers_renamer))
+
+
+def lora_modules(shapes: Shapes) -> dict[str, tuple[str, ...]]:
+    """The authors' modules, as LoRAs change them."""
+    depth = depth_of(shapes, r"transformer_blocks\.(\d{1,3})\.")
+    blocks = [f"blocks.{number}.{part}" for number in range(depth) for part in BLOCK]
+    return names.renamed_modules(renamer(shapes), [*blocks, *ENDS])
 
 
 def config(shapes: Shapes) -> dict:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axbake.networks import names
 from axbake.networks.component import Interface, Module, Naming, Rename, Shape, Shapes
 from axbake.networks.mmdit import PictureSizeError, depth_of
 from axbake.networks.sampling import Sampling, SamplingError, SpacedFlow
@@ -82,8 +83,8 @@ def renamer(shapes: Shapes) -> Rename:
         if stem in ENDS:
             return f"{ENDS[stem]}.{kind}"
         m = re.fullmatch(r"(double_blocks|single_blocks)\.(\d{1,3})\.(.+)", stem)
-        place, names = KINDS[m[1]] if m else ("", {})
-        new = names.get(m[3]) if m else None
+        place, table = KINDS[m[1]] if m else ("", {})
+        new = table.get(m[3]) if m else None
         if not m or not new:
             return None
         kind = "weight" if kind == "scale" else kind
@@ -111,6 +112,18 @@ NAMINGS = (
     Naming("double_stream_modulation_img.lin.weight", renamer, exchanged=exchanged),
     Naming("double_stream_modulation_img.linear.weight", diffusers_renamer),
 )
+
+
+def lora_modules(shapes: Shapes) -> dict[str, tuple[str, ...]]:
+    """The authors' modules, as LoRAs change them; without the one whose halves they have the other way round."""
+    blocks = [
+        f"{theirs}.{number}.{part}"
+        for theirs, (ours, table) in KINDS.items()
+        for number in range(depth_of(shapes, rf"{ours}\.(\d{{1,3}})\."))
+        for part in table
+    ]
+    ends = [name for name in ENDS if name != "final_layer.adaLN_modulation.1"]
+    return names.renamed_modules(renamer(shapes), [*blocks, *ends])
 
 
 def config(shapes: Shapes) -> dict:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axbake.networks import names
 from axbake.networks.component import Interface, Module, Naming, Rename, Shape, Shapes
 from axbake.networks.flux2 import check_size
 from axbake.networks.mmdit import depth_of
@@ -80,6 +81,20 @@ NAMINGS = (
     Naming("noise_refiner.0.attention.qkv.weight", renamer),
     Naming("noise_refiner.0.attn.to_q.weight", diffusers_renamer),
 )
+
+
+def lora_modules(shapes: Shapes) -> dict[str, tuple[str, ...]]:
+    """The authors' modules, as LoRAs change them."""
+    places = ("layers", "noise_refiner", "context_refiner")
+    blocks = [
+        f"{place}.{number}.{part}"
+        for place in places
+        for number in range(depth_of(shapes, rf"{place}\.(\d{{1,3}})\."))
+        for part in ("attention.qkv", *BLOCK)
+    ]
+    queries, inner = shapes["layers.0.attn.to_q.weight"]
+    rows = queries + 2 * shapes["layers.0.attn.to_k.weight"][0]
+    return names.renamed_modules(renamer({"layers.0.attention.qkv.weight": (rows, inner)}), [*blocks, *ENDS])
 
 
 def config(shapes: Shapes) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axbake.errors import AxbakeError
-from axbake.networks import unet
+from axbake.networks import names, unet
 from axbake.networks.component import Interface, Module, Naming, Rename, Shape, Shapes
 from axbake.networks.sampling import Flow, Sampling, SamplingError
 from axbake.networks.transformer_slices import CONTEXT, ROW, SAMPLE, Blocks
@@ -110,6 +110,20 @@ NAMINGS = (
 def depth_of(shapes: Shapes, pattern: str) -> int:
     """One more than the highest number that *pattern* finds at the beginning of the names."""
     return 1 + max((int(m[1]) for name in shapes if (m := re.match(pattern, name))), default=-1)
+
+
+def lora_modules(shapes: Shapes) -> dict[str, tuple[str, ...]]:
+    """The authors' modules, as LoRAs change them; without those whose halves they have the other way round."""
+    depth = depth_of(shapes, r"transformer_blocks\.(\d{1,3})\.")
+    blocks = [
+        f"joint_blocks.{number}.{side}.{part}"
+        for number in range(depth)
+        for side, table in (("x_block", PICTURE), ("context_block", TEXT))
+        for part in table
+        if (number, side, part) != (depth - 1, "context_block", "adaLN_modulation.1")
+    ]
+    ends = [name for name in ENDS if name not in ("pos_embed", "final_layer.adaLN_modulation.1")]
+    return names.renamed_modules(renamer(shapes), [*blocks, *ends])
 
 
 def config(shapes: Shapes) -> dict:

@@ -5,6 +5,7 @@ LDM names as in CompVis' `ldm` (`openaimodel.py`, `model.py` of the autoencoder)
 """
 
 import re
+from collections.abc import Iterable
 
 from axbake.networks.component import Rename, Shapes
 
@@ -264,6 +265,21 @@ def unet_block(name: str) -> str:
     if m := re.match(r"(input|output)_blocks\.(\d+)\.", ldm):
         return f"{'IN' if m[1] == 'input' else 'OUT'}{int(m[2]):02}"
     return "M00" if ldm.startswith("middle_block.") else "OUT11"
+
+
+def own_name(module: str) -> list[str]:
+    """Names that LoRAs give a transformer's module besides its authors': diffusers'."""
+    return [module]
+
+
+def renamed_modules(rename: Rename, modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The authors' *modules* -> diffusers' modules that they become."""
+    found = {}
+    for module in modules:
+        new = rename(f"{module}.weight")
+        news = (new,) if isinstance(new, str) else new or ()
+        found[module] = tuple(name.removesuffix(".weight") for name in news)
+    return found
 
 
 def unet_lora_names(module: str) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axbake.networks import names
 from axbake.networks.component import Interface, Module, Naming, Rename, Shape, Shapes
 from axbake.networks.flux2 import check_size
 from axbake.networks.mmdit import PictureSizeError, depth_of
@@ -70,6 +71,20 @@ NAMINGS = (
     Naming("noise_refiner.0.attention.qkv.weight", renamer),
     Naming("noise_refiner.0.attention.to_q.weight", renamer),
 )
+
+
+def lora_modules(shapes: Shapes) -> dict[str, tuple[str, ...]]:
+    """The authors' modules, as LoRAs change them."""
+    parts = (*BLOCK, *(f"feed_forward.w{number}" for number in (1, 2, 3)), "adaLN_modulation.0")
+    blocks = [
+        f"{place}.{number}.{part}"
+        for place in PLACES
+        for number in range(depth_of(shapes, rf"{place}\.(\d{{1,3}})\."))
+        for part in parts
+    ]
+    return names.renamed_modules(
+        renamer(shapes), [*blocks, *ENDS, "cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2"]
+    )
 
 
 def config(shapes: Shapes) -> dict:

@@ -1,0 +1,163 @@
+"""LoRAs of transformers, under the names of their authors' files and diffusers', as trainers write them."""
+
+import functools
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from axbake.errors import AxbakeError
+from axbake.families import FAMILIES
+from axbake.loras.files import LoraError, lora_facts, read_lora
+from axbake.model import Model
+from axbake.table import check_config
+from tests import tiny_anima, tiny_flux2, tiny_lumina, tiny_sd3, tiny_z_image
+from tests.unit.conftest import SCHEMAS, import_part, row_of
+
+MODULES = {"sd35_medium": tiny_sd3, "flux2_klein": tiny_flux2, "z_image": tiny_z_image, "lumina2": tiny_lumina}
+MODULES |= {"anima": tiny_anima}
+#: Authors' modules that a LoRA of each changes, of which the first stands for several of diffusers'
+CHANGED = {
+    "sd35_medium": ("joint_blocks.0.x_block.attn.qkv", "joint_blocks.1.context_block.attn.proj"),
+    "flux2_klein": ("double_blocks.0.txt_attn.qkv", "single_blocks.1.linear1", "double_blocks.1.img_mlp.0"),
+    "z_image": ("layers.0.attention.qkv", "layers.1.feed_forward.w2", "context_refiner.0.attention.out"),
+    "lumina2": ("layers.0.attention.qkv", "noise_refiner.1.feed_forward.w1", "layers.2.adaLN_modulation.1"),
+    "anima": ("blocks.0.self_attn.q_proj", "blocks.1.cross_attn.k_proj", "blocks.2.mlp.layer1", "x_embedder.proj.1"),
+}
+STRENGTH, ALPHA, RANK = 0.8, 2.0, 4
+CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
+every_family = pytest.mark.parametrize("name", MODULES)
+
+
+@functools.cache
+def made(name):
+    """Networks, which no test changes."""
+    return MODULES[name].FAMILIES[name](torch.float32)
+
+
+def factors(shape, number):
+    """Down and up of a weight of *shape*."""
+    generator = torch.Generator().manual_seed(number)
+    rows, columns = shape
+    return (torch.randn(size, generator=generator) for size in ((RANK, columns), (rows, RANK)))
+
+
+#: What writes one -> (authors' name, down, up) -> tensors
+WRITERS = {
+    "ComfyUI and ai-toolkit": lambda name, down, up: {
+        f"diffusion_model.{name}.lora_A.weight": down,
+        f"diffusion_model.{name}.lora_B.weight": up * ALPHA / RANK,
+    },
+    "sd-scripts and musubi-tuner": lambda name, down, up: {
+        f"lora_unet_{name.replace('.', '_')}.lora_down.weight": down,
+        f"lora_unet_{name.replace('.', '_')}.lora_up.weight": up,
+        f"lora_unet_{name.replace('.', '_')}.alpha": torch.tensor(ALPHA),
+    },
+    "LyCORIS": lambda name, down, up: {
+        f"lycoris_{name.replace('.', '_')}.lora_down.weight": down,
+        f"lycoris_{name.replace('.', '_')}.lora_up.weight": up,
+        f"lycoris_{name.replace('.', '_')}.alpha": torch.tensor(ALPHA),
+    },
+}
+
+
+def imported(name, checkpoint, weights, loras=()):
+    strengths = [STRENGTH] * len(loras)
+    import_part(checkpoint, loras, component="transformer", weights=weights, family=FAMILIES[name], strengths=strengths)
+    return load_file(weights)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@every_family
+def test_under_the_authors_names_it_is_what_the_same_change_of_their_file_is(name, writer, tmp_path):
+    tensors = MODULES[name].single_file_tensors(made(name))
+    start, lora = "model.diffusion_model.", {}
+    for number, module in enumerate(CHANGED[name]):
+        weight = tensors[f"{start}{module}.weight"]
+        down, up = factors(weight.shape, number)
+        lora |= WRITERS[writer](module, down, up)
+        tensors[f"{start}{module}.weight"] = weight + STRENGTH * ALPHA / RANK * up @ down
+    plain = MODULES[name].save(made(name), tmp_path / "plain.safetensors")
+    save_file(tensors, tmp_path / "changed.safetensors")
+    save_file(lora, tmp_path / "lora.safetensors")
+
+    found = imported(name, plain, tmp_path / "found.safetensors", [tmp_path / "lora.safetensors"])
+
+    wanted = imported(name, tmp_path / "changed.safetensors", tmp_path / "wanted.safetensors")
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
+
+
+@every_family
+def test_under_diffusers_names_it_changes_these_modules(name, tmp_path):
+    network = made(name).transformer
+    module = next(one for one, _ in network.named_modules() if one.endswith((".to_q", "attn.to_qkv_mlp_proj")))
+    weight = network.get_submodule(module).weight
+    down, up = factors(weight.shape, 0)
+    lora = {f"transformer.{module}.lora_A.weight": down, f"transformer.{module}.lora_B.weight": up}
+    save_file(lora, tmp_path / "lora.safetensors")
+    plain = MODULES[name].save(made(name), tmp_path / "plain.safetensors")
+
+    found = imported(name, plain, tmp_path / "found.safetensors", [tmp_path / "lora.safetensors"])
+
+    for key, tensor in network.state_dict().items():
+        change = STRENGTH * up @ down if key == f"{module}.weight" else 0
+        torch.testing.assert_close(found[key], tensor + change, rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_a_module_of_several_takes_no_kind_that_needs_their_weights(tmp_path):
+    plain = tiny_z_image.save(made("z_image"), tmp_path / "plain.safetensors")
+    name = "diffusion_model.layers.0.attention.qkv"
+    down, up = factors((192, 64), 0)
+    lora = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, f"{name}.dora_scale": torch.ones(192, 1)}
+    save_file(lora, tmp_path / "lora.safetensors")
+
+    with pytest.raises(LoraError, match="it needs the weights of several modules together"):
+        imported("z_image", plain, tmp_path / "found.safetensors", [tmp_path / "lora.safetensors"])
+
+
+def test_a_file_is_of_the_network_that_the_checkpoint_has(tmp_path):
+    path = tmp_path / "lora.safetensors"
+    tensors = dict(WRITERS["ComfyUI and ai-toolkit"]("double_blocks.0.img_attn.qkv", *factors((8, 8), 0)))
+    save_file(tensors, path)
+
+    assert (
+        list(read_lora(path, "transformer").modules)
+        == list(lora_facts(path, "transformer").components)
+        == ["transformer"]
+    )
+    with pytest.raises(LoraError, match="a LoRA for FLUX; the checkpoint has a UNet"):
+        read_lora(path)
+
+
+def test_a_row_with_a_lora_of_another_family_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_z_image.save(made("z_image"), tmp_path / "tiny.safetensors")
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    down, up = factors((32, 768), 0)
+    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, tmp_path / "sd1.safetensors")
+
+    usual = {"scheduler": "euler", "tokenizer": ".", "width": "128", "loras": "sd1.safetensors"}
+    with pytest.raises(AxbakeError, match=r"sd1\.safetensors: made for Stable Diffusion 1\.x"):
+        Model(row_of(**usual), CONFIG).check_fit()
+
+
+def test_what_it_changes_of_a_language_model_has_no_effect_and_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_anima.save(made("anima"), tmp_path / "tiny.safetensors")
+    names = ("lora_unet_blocks_0_self_attn_q_proj", "lora_te_layers_0_self_attn_q_proj")
+    names += ("lora_unet_llm_adapter_blocks_0_self_attn_q_proj",)
+    tensors = {}
+    for number, name in enumerate(names):
+        down, up = factors((64, 64), number)
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    save_file(tensors, tmp_path / "style.safetensors")
+    model = Model(row_of(scheduler="euler", tokenizer=".", width="128", loras="style.safetensors"), CONFIG)
+
+    said = [sentence for sentence in model.advice if sentence.startswith("style.safetensors")]
+
+    assert len(said) == 2 and "modules of the text_encoder" in said[0]
+    assert "llm_adapter" in said[1] and "this part of it has no effect" in said[1]
+    assert not model.loras_of(model.family.component("text_encoder"))
+    assert model.loras_of(model.family.denoiser)
