@@ -83,12 +83,12 @@ class Model:
                 )
             return divided_family(said, self.config)
         found = family_of(checkpoint_path(self.row))
-        if said and found.name != said:
+        if said and found.name != said and not _is_without(FAMILIES[said], found):
             raise WrongFamily(
                 f"{self.name}: column family: {said}, but {self.row[CHECKPOINT]} is of {found.name} ({found.title}). Correct the"
                 " column, or leave it empty."
             )
-        return divided_family(found.name, self.config)
+        return divided_family(said or found.name, self.config)
 
     @cached_property
     def is_small(self) -> bool:
@@ -392,6 +392,11 @@ def divided_family(name: str, config: dict) -> Family:
 @cache
 def _divided(name: str, most: int) -> Family:
     return FAMILIES[name].divided(most)
+
+
+def _is_without(family: Family, found: Family) -> bool:
+    """Whether *family* is what was *found* without some of its text encoders."""
+    return family.fits is found.fits and set(family.names) < set(found.names)
 
 
 def family_of(path: Path) -> Family:

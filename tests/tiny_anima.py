@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from diffusers import AnimaTextConditioner, AutoencoderKLQwenImage, CosmosTransformer3DModel
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import Qwen3ForCausalLM
 
 from axbake.networks import cosmos
 from axbake.networks.qwen_image_vae_modules import FrameDecoder, FrameEncoder
 from tests.tiny import SEED, _unsettle
 from tests.tiny_flux2 import LANGUAGE_WIDTH, language_model, tokenizer
+from tests.tiny_sd3 import t5_tokenizer
 
 LAYERS = 28  # of the language model, all of which are run
 TOKENS_WIDTH = 32  # of what the transformer takes
@@ -40,18 +40,6 @@ class Networks:
             return self.text_encoder.model
         halves = {"vae_encoder": FrameEncoder, "vae_decoder": FrameDecoder}
         return halves[name](self.vae) if name in halves else getattr(self, name)
-
-
-def t5_tokenizer() -> Tokenizer:
-    """A tokenizer that ends each text with a token, as T5's does; every letter is a token."""
-    letters = [chr(code) for code in range(32, 127)]
-    made = Tokenizer(models.WordLevel({"<unk>": 0} | {letter: n for n, letter in enumerate(letters, 1)}, "<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<pad>", "</s>")])
-    made.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", made.token_to_id("</s>"))]
-    )
-    return made
 
 
 def qwen_image_vae() -> AutoencoderKLQwenImage:

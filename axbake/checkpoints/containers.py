@@ -36,7 +36,7 @@ CONVERTED = "axbake.source"  # entry in the metadata of what `convert_checkpoint
 #: Folder of a diffusers model -> stem of its weights' file name
 FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 #: The same of those that only some models have
-FURTHER = {"text_encoder_2": "model", "text_conditioner": "diffusion_pytorch_model"}
+FURTHER = {"text_encoder_2": "model", "text_encoder_3": "model", "text_conditioner": "diffusion_pytorch_model"}
 DENOISERS = ("unet", "transformer")  # of which a folder has one
 # In a folder of one file for each network, as ComfyUI loads them; the others are named likewise.
 SPLIT = tuple(f"{name}.safetensors" for name in DENOISERS)
@@ -320,7 +320,7 @@ def scan_folder(path: Path) -> Folder:
     index = _read_json(listing)
     configs, weights, indexes = {}, {}, []
     wanted = _with_transformer(FOLDERS) if "transformer" in index else FOLDERS
-    for folder, stem in (wanted | {name: stem for name, stem in FURTHER.items() if name in index}).items():
+    for folder, stem in (wanted | {name: stem for name, stem in FURTHER.items() if any(index.get(name) or [])}).items():
         place = path / folder
         if kind_of(place) != "a folder":
             raise UnreadableCheckpoint(

@@ -200,6 +200,7 @@ def find_family(container: Container, families: Mapping[str, Family]) -> Family:
     networks = {denoisers[name].files.namings: denoisers[name] for name in there}  # families may name theirs alike
     named = {namings: _shapes_of(container, denoiser) for namings, denoiser in networks.items()}
     fitting = [families[name] for name in there if _fits(families[name].fits, named[denoisers[name].files.namings])]
+    fitting = _most_complete(container, fitting) if len(fitting) > 1 else fitting
     if len(fitting) > 1:
         names = " and ".join(family.name for family in fitting)
         raise UnknownFamily(
@@ -212,6 +213,13 @@ def find_family(container: Container, families: Mapping[str, Family]) -> Family:
             "cross-attention does not have the width of any of them (attn2.to_k.weight, proj_in.weight)."
         )
     return fitting[0]
+
+
+def _most_complete(container: Container, families: Sequence[Family]) -> list[Family]:
+    """Those of *families*, which have one kind of denoiser, with the most text encoders that are all in *container*."""
+    whole = [one for one in families if all(has_network(container, text) for text in one.text_encoders)]
+    most = max((len(one.text_encoders) for one in whole), default=0)
+    return [one for one in whole if len(one.text_encoders) == most] or list(families)[:1]
 
 
 def is_of(container: Container, denoiser: Component, fits: Callable[[Shapes], bool]) -> bool:

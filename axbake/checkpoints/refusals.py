@@ -208,8 +208,12 @@ def check_texts(
     speaking = [conditioning.conditioner] if conditioning.conditioner else conditioning.encoders
     if conditioning.joined == "language":
         speaking = [one.name for one in components if one.language and one.name in conditioning.encoders]
-    given, heard = sum(widths[name] for name in speaking), widths[denoiser.name]
-    told = max(given, conditioning.width or 0)  # filled up to that
+    behind = [one.name for one in components if one.language and one.name in speaking]  # tokens of their own
+    if len(behind) < len(speaking):
+        speaking = [name for name in speaking if name not in behind]
+    wrong = [widths[name] for name in behind if widths[name] != widths[denoiser.name]]
+    given, heard = wrong[0] if wrong else sum(widths[name] for name in speaking), widths[denoiser.name]
+    told = given if wrong else max(given, conditioning.width or 0)  # filled up to that
     if told != heard:
         raise TensorMismatch(
             f"{path}: its text encoder gives {given} channels per token, its {denoiser.name.replace('unet', 'UNet')} takes"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ SHIFT = 3.0  # of the noise levels, in the published scheduler_config.json of al
 FACTOR = 8  # image pixels a side for one latent pixel
 HEAD_WIDTH = 64  # channels of one attention head
 EXAMPLE_TIMESTEP = 500.0
+T5_TOKENS = 256  # of a prompt, where it has T5
 TIME, POOLED = "time_text_embed.timestep_embedder.", "time_text_embed.text_embedder."
 ENDS = {
     "pos_embed": "pos_embed.pos_embed",
@@ -233,6 +235,16 @@ def sliced(network: Module, begin: int, end: int, face: Interface) -> Module:
 
 
 BLOCKS = Blocks(("hidden", "context"), weights, shapes, sliced)
+
+
+def shapes_with_t5(config: Mapping, **columns: int) -> dict[str, Shape]:
+    """The same with T5's tokens behind CLIP's."""
+    found = shapes(config, **columns)
+    more = {name: (1, found[name][1] + T5_TOKENS, found[name][2]) for name in (CONTEXT, "context")}
+    return found | more
+
+
+T5_BLOCKS = replace(BLOCKS, shapes=shapes_with_t5)
 
 
 def with_rows(network: Module) -> Module:

@@ -9,7 +9,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from safetensors.torch import save_file
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from axbake.checkpoints.containers import UnreadableCheckpoint, files_of, open_container
 from axbake.checkpoints.conversion import convert_checkpoint
@@ -20,10 +21,13 @@ from axbake.drawing.schedule import build_scheduler
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.inspect import inspect_checkpoint
-from axbake.model import Model
-from axbake.networks import mmdit
+from axbake.model import Model, WrongFamily
+from axbake.networks import mmdit, t5
 from axbake.networks.component import SliceError
 from axbake.networks.sampling import Flow, SamplingError
+from axbake.networks.t5_modules import buckets
+from axbake.runtime.prompt import language_text
+from axbake.sources import MissingTokenizer
 from axbake.table import check_config
 from axbake.weights.files import read_description, read_sampling
 from tests import tiny, tiny_sd3
@@ -57,6 +61,7 @@ def assert_same(networks, checkpoint, dtype):
         tensors = {name: read_found_tensor(container, found, name) for name in found.origins}
         wanted = networks.component(component.name).state_dict()
         wanted = {name.removeprefix("text_model."): tensor for name, tensor in wanted.items()}
+        wanted.pop("encoder.embed_tokens.weight", None)  # T5's token table once more
         assert set(tensors) == set(wanted), component.name
         assert [name for name, tensor in tensors.items() if tensor.dtype != dtype] == []
         assert [name for name, tensor in tensors.items() if not torch.equal(tensor.float(), wanted[name])] == []
@@ -202,6 +207,10 @@ def test_more_graphs_than_blocks_are_refused(name, model_of):
         denoiser.graphs[0].interface(config, **SIZE)
 
 
+class T5Words(PreTrainedTokenizerFast):
+    """The tests' tokenizer in T5's place."""
+
+
 def pipeline_of(networks, scheduler):
     tokenizers = []
     for pad in ("<|endoftext|>", "!"):
@@ -212,10 +221,12 @@ def pipeline_of(networks, scheduler):
         vae=networks.vae,
         text_encoder=networks.text_encoder,
         text_encoder_2=networks.text_encoder_2,
-        text_encoder_3=None,
+        text_encoder_3=networks.text_encoder_3,
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
-        tokenizer_3=None,
+        tokenizer_3=T5Words(tokenizer_object=tiny_sd3.t5_tokenizer(), pad_token="<pad>")
+        if networks.text_encoder_3
+        else None,
         scheduler=build_scheduler(scheduler, Flow(shift=3.0)),
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -240,6 +251,70 @@ def test_a_prompt_is_what_diffusers_own_text_stage_makes_of_it_without_the_zeros
         np.testing.assert_allclose(ours, theirs[:, :77].numpy(), atol=1e-5)
     for ours, theirs in zip([one.pooled for one in found], wanted[2:], strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+
+
+def test_with_t5_its_tokens_stand_behind_those_of_the_clips_as_in_diffusers(model_of):
+    model = model_of("sd3_t5")
+    encoders = model.family.text_encoders
+    encodes = [text_encoding(model.weights[one.name], one.build, one.states) for one in encoders]
+    tokenizer = load_tokenizer(model.embeddings)
+    embed = prompt_embedding(encodes, tokenizer, chunks=1, conditioning=model.family.conditioning)
+
+    for prompt in ("a rocket!", "a rocket " * 40):  # cut off, T5's last token kept
+        wanted, _, pooled, _ = pipeline_of(model.networks, "euler").encode_prompt(
+            prompt.strip(), None, None, do_classifier_free_guidance=False, max_sequence_length=256
+        )
+        found = embed(prompt)
+
+        assert found.tokens.shape == (1, 77 + 256, tiny_sd3.CONTEXT)
+        np.testing.assert_allclose(found.tokens[:, 77:], wanted[:, 77:].numpy(), atol=2e-4)
+        if len(prompt) < 77:  # a longer one is split at its last comma for CLIPs, as web UIs do
+            np.testing.assert_allclose(found.tokens[:, :77], wanted[:, :77].numpy(), atol=1e-5)
+            np.testing.assert_allclose(found.pooled, pooled.numpy(), atol=1e-5)
+
+
+def test_weights_in_brackets_are_for_the_clips_alone(model_of):
+    tokenizer = load_tokenizer(model_of("sd3_t5").embeddings)
+
+    assert language_text("a (red:1.3) [small] rocket <lora:x:1>", tokenizer) == "a red small rocket"
+
+
+def test_the_buckets_of_positions_are_transformers():
+    for tokens in (8, 256, 512):
+        distance = torch.arange(tokens)[None] - torch.arange(tokens)[:, None]
+        wanted = T5Attention._relative_position_bucket(distance, num_buckets=32, max_distance=128)
+        assert np.array_equal(buckets(tokens, 32, 128), wanted.numpy())
+
+
+def test_t5_of_full_size_is_spread_over_graphs_that_can_be_loaded():
+    (piece, *_) = pieces = FAMILIES["sd3_t5"].component("text_encoder_3").graphs
+    config = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    config |= {"relative_attention_num_buckets": 32, "feed_forward_proj": "gated-gelu"}
+    with torch.device("meta"):
+        network = t5.build(config)
+    sizes = t5.weights(config)
+
+    assert sum(sizes) == sum(parameter.numel() for parameter in network.parameters())
+    parts = [sum(sizes[slice(*one.bounds(config))]) for one in pieces]
+    assert sum(parts) == sum(sizes) and max(parts) < 1e9  # in two bytes, less than protobuf's limit
+    with pytest.raises(SliceError, match="a T5 of 5 blocks; wanted 6 or more"):
+        piece.interface(config | {"num_layers": 5})
+
+
+def test_t5_is_left_out_if_the_row_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_sd3.save(made("sd3_t5"), tmp_path / "tiny.safetensors")
+
+    def model(**cells):
+        return Model(row_of(scheduler="euler", **cells), CONFIG)
+
+    assert model().family.name == "sd3_t5" and model(family="sd3").family.name == "sd3"
+    model(family="sd3").check_fit()
+    model(tokenizer=".").check_fit()
+    with pytest.raises(MissingTokenizer, match=r"no tokenizer\.json of the text_encoder_3"):
+        model().check_fit()
+    with pytest.raises(WrongFamily, match="column family: sd35_medium, but"):
+        model(family="sd35_medium").check_fit()
 
 
 @pytest.mark.parametrize(
