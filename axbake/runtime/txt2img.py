@@ -156,7 +156,7 @@ def embed_prompts(
 ) -> list[Embedded]:
     """What the denoiser takes of each of *prompts*; all but the first are negative ones.
 
-    What is *remembered* already is not made anew. Text encoders that are loaded when they are needed leave memory again.
+    What is *remembered* already is not made again. Text encoders that are loaded when they are needed leave memory again.
     """
     made = []
     for number, text in enumerate(prompts):
