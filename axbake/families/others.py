@@ -90,6 +90,20 @@ NETWORKS = (
         "single_transformer_blocks.0.proj_mlp.weight",
     ),
     *(
+        _network("a FLUX.1 checkpoint for inpainting, edges or depth", mark, first=(None, channels))
+        for mark in ("img_in.weight",)
+        for channels in (128, 384)
+    ),
+    Network(
+        OURS,
+        {
+            "double_blocks.0.img_attn.qkv.weight": (),
+            "single_blocks.0.linear1.weight": (),
+            "vector_in.in_layer.weight": (),
+        },
+        absent=("controlnet_blocks.0.weight",),
+    ),
+    *(
         _network("a FLUX checkpoint", mark, absent=("controlnet_blocks.0.weight",))
         for mark in (
             "double_blocks.0.img_attn.norm.key_norm.scale",
@@ -100,11 +114,16 @@ NETWORKS = (
     ),
     _network("an AuraFlow checkpoint", "double_layers.0.attn.w1q.weight"),
     _network("an AuraFlow checkpoint", "joint_transformer_blocks.0.attn.to_q.weight"),
-    _network(
-        "a FLUX checkpoint",
-        "single_transformer_blocks.0.proj_mlp.weight",
-        "transformer_blocks.0.attn.add_q_proj.weight",
-        "norm_out.linear.weight",
+    Network(
+        OURS,
+        dict.fromkeys(
+            (
+                "single_transformer_blocks.0.proj_mlp.weight",
+                "transformer_blocks.0.attn.add_q_proj.weight",
+                "norm_out.linear.weight",
+            ),
+            (),
+        ),
     ),
     Network(OURS, {"joint_blocks.0.x_block.attn.qkv.weight": (), "joint_blocks.0.context_block.attn.qkv.weight": ()}),
     Network(OURS, dict.fromkeys(SD3_DIFFUSERS, ())),

@@ -74,6 +74,33 @@ def stable_diffusion_3(*networks: Any, **halves: Any) -> Any:
     return _pipeline(StableDiffusion3Pipeline, SD3, *networks, denoises="transformer", **halves)
 
 
+def flux_1(*networks: Any, **halves: Any) -> Any:
+    """`FluxPipeline`; it takes no pictures.
+
+    A transformer that takes the guidance scale has no other guidance; of the others it is what diffusers calls
+    `true_cfg_scale`. Its latents are tokens; the callback is given them as a picture.
+    """
+    from diffusers import FluxPipeline
+
+    from axbake.networks.flux1_modules import picture_of_packed
+
+    class WithPictures(FluxPipeline):
+        def __call__(
+            self, *, callback_on_step_end: Any, height: int, width: int, guidance_scale: float, **given: Any
+        ) -> Any:
+            def tell(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
+                picture = picture_of_packed(tensors["latents"], height // 8, width // 8)
+                callback_on_step_end(pipeline, step, timestep, {"latents": picture})
+                return tensors
+
+            embedded = self.transformer.config.guidance_embeds
+            scale = {"guidance_scale" if embedded else "true_cfg_scale": guidance_scale}
+            return super().__call__(callback_on_step_end=tell, height=height, width=width, **scale, **given)
+
+    without = ALONE | {"text_encoder_2": None, "tokenizer_2": None}
+    return _pipeline(WithPictures, without, *networks, denoises="transformer", **halves)
+
+
 def flux_2_klein(*networks: Any, **halves: Any) -> Any:
     """`Flux2KleinPipeline`; it takes no pictures, and draws with guidance if the scale is above 1.
 
@@ -221,6 +248,7 @@ def _autoencoder_of(decoder: Module, config: dict, encoder: Module | None) -> An
 STABLE_DIFFUSION = {"": stable_diffusion, "image": instruct, "image mask": inpainting}
 STABLE_DIFFUSION_XL = {"": stable_diffusion_xl, "image": instruct_xl, "image mask": inpainting_xl}
 STABLE_DIFFUSION_3 = {"": stable_diffusion_3}
+FLUX_1 = {"": flux_1}
 FLUX_2_KLEIN = {"": flux_2_klein}
 Z_IMAGE = {"": z_image}
 ANIMA = {"": anima}

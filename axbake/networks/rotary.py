@@ -85,7 +85,7 @@ def sort_pairs(tensor: torch.Tensor, *, width: int, rows: int) -> torch.Tensor:
 def sort_parameters(
     model: torch.nn.Module, names: Sequence[str], *, width: int, rows: int | None = None
 ) -> dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
-    """Sort the weights called *names* of *model*, once; what they are made of (`axbake.graphs.export`).
+    """Sort the weights and biases called *names* of *model*, once; what they are made of (`axbake.graphs.export`).
 
     Args:
         rows: of each that are sorted; None: all.
@@ -96,9 +96,10 @@ def sort_parameters(
         module = model.get_submodule(place)
         weight = getattr(module, attribute)
         change = functools.partial(sort_pairs, width=width, rows=len(weight) if rows is None else rows)
-        if not getattr(module, "sorted", False):
+        done: frozenset[str] = getattr(module, "sorted", frozenset())
+        if attribute not in done:
             setattr(module, attribute, torch.nn.Parameter(change(weight), requires_grad=False))
-            module.sorted = True  # type: ignore[assignment]
+            module.sorted = done | {attribute}  # type: ignore[assignment]
         made[f"model.{name}"] = (name, change)
     return made
 

@@ -74,8 +74,13 @@ def empirical_mu(tokens: int, steps: int) -> float:
     return slope * steps + many - 200 * slope
 
 
+def linear_mu(tokens: int, steps: int) -> float:
+    """Of FLUX.1 dev: 0.5 for 256 tokens, 1.15 for 4096 (github black-forest-labs/flux, `sampling.py`, `get_schedule`)."""
+    return 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
+
+
 #: How the shift grows with a picture's tokens -> logarithm of the shift, of tokens and steps
-DYNAMIC: dict[str, Callable[[int, int], float]] = {"flux2": empirical_mu}
+DYNAMIC: dict[str, Callable[[int, int], float]] = {"flux2": empirical_mu, "flux1": linear_mu}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Z-Image, Lumina-Image 2 and Anima: imported as they were, their rows, schedules and prompts those of diffusers."""
+"""FLUX.1, Z-Image, Lumina-Image 2 and Anima: imported as they were, their rows, schedules and prompts those of diffusers."""
 
 import functools
 import types
@@ -6,15 +6,16 @@ import types
 import numpy as np
 import pytest
 import torch
-from diffusers import AnimaModularPipeline, Lumina2Pipeline, ZImagePipeline
+from diffusers import AnimaModularPipeline, FluxPipeline, Lumina2Pipeline, ZImagePipeline
 from diffusers.loaders.single_file_utils import (
     convert_cosmos_transformer_checkpoint_to_diffusers,
     convert_wan_vae_to_diffusers,
 )
 from diffusers.modular_pipelines.anima.before_denoise import AnimaTextConditioningStep
 from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from axbake.checkpoints.containers import files_of, open_container
 from axbake.checkpoints.conversion import convert_checkpoint
@@ -26,8 +27,8 @@ from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.inspect import inspect_checkpoint
 from axbake.model import Model
-from axbake.networks import anima_text, cosmos, lumina, z_image
-from axbake.networks.sampling import RenormalisedFlow, SpacedFlow
+from axbake.networks import anima_text, cosmos, flux1, lumina, z_image
+from axbake.networks.sampling import DYNAMIC, RenormalisedFlow, SpacedFlow
 from axbake.runtime.language import LanguageFormat, LanguageTokenizer
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import prompt_warnings
@@ -35,11 +36,12 @@ from axbake.runtime.sampler import load_schedule, sample
 from axbake.sources import MissingTokenizer
 from axbake.table import check_config
 from axbake.weights.files import read_description, read_sampling
-from tests import tiny_anima, tiny_flux2, tiny_lumina, tiny_z_image
-from tests.unit.conftest import SCHEMAS, family_in, row_of
+from tests import tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_z_image
+from tests.unit.conftest import CLIP, SCHEMAS, family_in, row_of
 
 CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
 MODULES = {"z_image": tiny_z_image, "lumina2": tiny_lumina, "anima": tiny_anima, "flux2_klein_9b": tiny_flux2}
+MODULES |= {"flux1": tiny_flux1}
 every_family = pytest.mark.parametrize("name", MODULES)
 
 
@@ -56,6 +58,8 @@ def assert_same(networks, checkpoint, dtype):
         found = find_network(container, component, family.latents)
         tensors = {name: read_found_tensor(container, found, name) for name in found.origins}
         wanted = networks.component(component.name).state_dict()
+        wanted = {name.removeprefix("text_model."): tensor for name, tensor in wanted.items()}
+        wanted.pop("encoder.embed_tokens.weight", None)  # T5's token table once more
         lacking = {name for name in wanted if name not in tensors}
         last = f"layers.{found.config.get('num_hidden_layers')}."  # that no states are taken of
         assert all(component.language and name.startswith((last, "norm.")) for name in lacking), component.name
@@ -125,6 +129,7 @@ def test_the_config_is_the_networks_own(name, model_of):
         own = wanted[entry]
         assert found[entry] == (list(own) if isinstance(own, tuple) else own), entry
     kinds = {"lumina2": RenormalisedFlow(shift=6.0, sign=-1), "anima": SpacedFlow(shift=3.0)}
+    kinds |= {"flux1": SpacedFlow(guidance_embedded=True, dynamic="flux1", factor=16)}
     kinds |= {"z_image": SpacedFlow(shift=3.0, sign=-1), "flux2_klein_9b": SpacedFlow(dynamic="flux2")}
     assert read_sampling(model.weights["transformer"]) == kinds[name]
 
@@ -170,6 +175,19 @@ def test_the_weights_of_full_size_are_spread_over_graphs(name, network, graphs):
     assert len(family.denoiser.graphs) == graphs
 
 
+def test_the_weights_of_flux_1_in_full_size_are_spread_over_sixteen_graphs():
+    family = FAMILIES["flux1"]
+    config = dict(family.structure.config) | {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True}
+    with torch.device("meta"):
+        network = flux1.build(config)
+
+    wanted = [count(block) for block in [*network.transformer_blocks, *network.single_transformer_blocks]]
+    wanted[0] += count(network.x_embedder, network.context_embedder)
+    wanted[-1] += count(network.norm_out, network.proj_out)
+    assert flux1.weights(config) == wanted
+    assert len(family.denoiser.graphs) == 16
+
+
 def test_klein_9b_has_eleven_graphs_and_a_text_encoder_in_parts_that_can_be_loaded():
     family = FAMILIES["flux2_klein_9b"]
 
@@ -180,8 +198,8 @@ def test_klein_9b_has_eleven_graphs_and_a_text_encoder_in_parts_that_can_be_load
 # Schedules ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "start"), [("z_image", 1000.0), ("lumina2", 1.0), ("anima", 0.0)])
-def test_rows_are_those_of_the_networks_own_time_embedding(name, start, model_of):
+@pytest.mark.parametrize("name", ["z_image", "lumina2", "anima", "flux1"])
+def test_rows_are_those_of_the_networks_own_time_embedding(name, model_of):
     model, timesteps = model_of(name), np.array([1000.0, 752.0, 250.5], np.float32)
     network, time = made(name).transformer, torch.from_numpy(timesteps) / 1000
     silu = torch.nn.functional.silu
@@ -191,11 +209,28 @@ def test_rows_are_those_of_the_networks_own_time_embedding(name, start, model_of
     if name == "anima":
         embedded, normed = network.time_embed(torch.zeros(1), time)
         wanted = torch.cat([silu(normed), embedded], dim=1)
+    elif name == "flux1":  # with what a prompt adds
+        pooled = torch.randn((1, 32), generator=torch.Generator().manual_seed(0))
+        wanted = network.time_text_embed(time * 1000, torch.full((3,), 1000.0), pooled.expand(3, -1))
+        found = found + model.family.denoiser.added(model.weights["transformer"]).row(pooled.numpy(), ())
     elif name == "lumina2":
         wanted = silu(network.time_caption_embed(torch.zeros(1), 1 - time, torch.zeros(1, 1, 32))[0])
     else:
         wanted = network.t_embedder((1 - time) * 1000)
     np.testing.assert_allclose(found, wanted.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+def test_the_shift_of_flux_1_dev_is_diffusers(tokens):
+    assert DYNAMIC["flux1"](tokens, 20) == pytest.approx(calculate_shift(tokens))
+
+
+def test_schnell_takes_no_guidance_scale_and_has_a_constant_shift(tmp_path):
+    tiny_flux1.save(tiny_flux1.schnell(), tmp_path / "tiny.safetensors")
+    family = FAMILIES["flux1"]
+    config = find_network(open_container(tmp_path / "tiny.safetensors"), family.denoiser, family.latents).config
+
+    assert family.process.sampling(config, "flow_prediction", zero_terminal_snr=False) == SpacedFlow()
 
 
 def test_guidance_of_lumina_is_renormalised_as_in_its_pipeline(model_of, tmp_path):
@@ -288,6 +323,28 @@ def test_a_prompt_of_lumina_is_what_diffusers_own_text_stage_makes_of_it(model_o
             own = counts[0] == 1
             np.testing.assert_allclose(found.states[0], wanted[0, own].detach().numpy(), atol=2e-5)
             assert found.mask.sum() == own.sum() and found.mask[0, -int(own.sum()) :].all()
+
+
+def test_a_prompt_of_flux_1_is_what_diffusers_own_text_stage_makes_of_it(model_of):
+    embed, networks = embedding_of(model_of("flux1")), made("flux1")
+    pipeline = FluxPipeline(
+        None,
+        networks.vae,
+        networks.text_encoder,
+        CLIPTokenizer.from_pretrained(CLIP, local_files_only=True),
+        networks.text_encoder_2,
+        PreTrainedTokenizerFast(tokenizer_object=tiny_anima.t5_tokenizer(), pad_token="<pad>"),
+        networks.transformer,
+    )
+
+    for prompt in ("a rocket", "a rocket " * 80):
+        tokens, pooled, _ = pipeline.encode_prompt(prompt.strip(), None)
+        found = embed(prompt)
+
+        assert found.tokens.shape == (1, 512, tiny_flux1.CONTEXT)
+        np.testing.assert_allclose(found.tokens, tokens.numpy(), atol=2e-4)
+        if len(prompt) < 77:  # a longer one is split at a comma for CLIP, as web UIs do
+            np.testing.assert_allclose(found.pooled, pooled.numpy(), atol=1e-5)
 
 
 def test_a_prompt_that_brings_a_system_prompt_is_taken_as_it_is():

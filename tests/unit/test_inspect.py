@@ -230,6 +230,7 @@ TRANSFORMERS = {
     "sd35_large": ("SD3Transformer2DModel", SD35_LARGE),
     "flux2_klein": ("Flux2Transformer2DModel", KLEIN),
     "flux2_klein_9b": ("Flux2Transformer2DModel", KLEIN_9B),
+    "flux1": ("FluxTransformer2DModel", {"guidance_embeds": True}),
     "z_image": ("ZImageTransformer2DModel", {}),
     "lumina2": ("Lumina2Transformer2DModel", {"num_attention_heads": 24, "cap_feat_dim": 2304}),
 }
@@ -247,7 +248,6 @@ def test_a_transformer_of_full_size_is_of_its_family_alone_and_of_no_other_kind(
 
 #: Kind -> a class of diffusers', and what it is built with
 DIFFUSERS = {
-    "a FLUX checkpoint": ("FluxTransformer2DModel", {"num_layers": 2, "num_single_layers": 2}),
     "a FLUX.2 checkpoint (dev)": ("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
     "a Chroma checkpoint": ("ChromaTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
     "a Qwen-Image checkpoint": ("QwenImageTransformer2DModel", {"num_layers": 2}),
@@ -289,6 +289,12 @@ def test_a_network_of_diffusers_is_called_by_its_name_behind_any_prefix(kind):
 
 #: Marks of networks under the names of their authors' files, with the sizes that tell them apart
 ORIGINALS = {
+    "a FLUX.1 checkpoint for inpainting, edges or depth": {
+        "img_in.weight": (3072, 384),
+        "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+        "single_blocks.0.linear1.weight": (21504, 3072),
+        "vector_in.in_layer.weight": (3072, 768),
+    },
     "a FLUX.2 checkpoint (dev)": {
         "double_stream_modulation_img.lin.weight": (36864, 6144),
         "double_blocks.0.img_attn.qkv.weight": (18432, 6144),
@@ -376,7 +382,7 @@ def test_a_stray_tensor_does_not_decide_what_a_whole_checkpoint_is(stray, layout
 
 
 @pytest.mark.parametrize("stray", ["a LoRA's", "a ControlNet's", "an embedding's", "an IP-Adapter's"])
-@pytest.mark.parametrize("kind", ["a VAE", "a FLUX checkpoint", "a Chroma checkpoint", "a Sana checkpoint"])
+@pytest.mark.parametrize("kind", ["a VAE", "a Chroma checkpoint", "a Sana checkpoint"])
 def test_a_stray_tensor_does_not_decide_what_another_network_is(stray, kind):
     name, config = DIFFUSERS[kind]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tests import tiny, tiny_anima, tiny_flux2, tiny_lumina, tiny_sd3, tiny_xl, tiny_z_image
+from tests import tiny, tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_sd3, tiny_xl, tiny_z_image
 from tests.workflow.project import ROW, Project
 
 FLOW = {"width": "128", "scheduler": "euler", "negative_prompt": ""}
@@ -88,6 +88,8 @@ BAKES = {
     "sd3_t5": Bake(tiny_sd3, tiny_sd3.sd3_t5, LANGUAGE | {"guidance_scale": "5", "prompt": "a (red:1.2) rocket"}),
     "sd35_medium_t5": Bake(tiny_sd3, tiny_sd3.sd35_medium_t5, LANGUAGE),
     "sd35_large_t5": Bake(tiny_sd3, tiny_sd3.sd35_large_t5, LANGUAGE),
+    "flux1, dev": Bake(tiny_flux1, tiny_flux1.dev, LANGUAGE | {"guidance_scale": "3.5"}),
+    "flux1, schnell": Bake(tiny_flux1, tiny_flux1.schnell, LANGUAGE | {"guidance_scale": "1"}),
     "flux2_klein": Bake(tiny_flux2, tiny_flux2.klein, LANGUAGE),
     "flux2_klein_9b": Bake(tiny_flux2, tiny_flux2.klein_9b, LANGUAGE),
     "z_image": Bake(tiny_z_image, tiny_z_image.turbo, LANGUAGE | {"guidance_scale": "3"}),

@@ -291,7 +291,7 @@ def family_told(model):
 
 
 FAMILY_OF = {name: family_told(model) for name, model in MODELS.items()}
-IN_TABLE = [family for name, family in DIVIDED.items() if name in FAMILY_OF.values()] or [*DIVIDED.values()][:1]
+IN_TABLE = [family for name, family in DIVIDED.items() if name in FAMILY_OF.values()] or [DIVIDED["sd1"]]
 
 
 def models_of(families):
