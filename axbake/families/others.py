@@ -245,7 +245,7 @@ SPACES = {
 }
 A_VAE = Other("a VAE", "It decodes what a checkpoint draws; give that checkpoint, and this in the column vae.")
 A_TAESD = Other("a TAESD (AutoencoderTiny)", "It is a small VAE; give a checkpoint, and this in the column vae.")
-OTHER_FAMILY = "It belongs to checkpoints of that family, not to those of Stable Diffusion 1.x, 2.x and XL."
+OTHER_FAMILY = "It belongs to checkpoints of that family: give one of these, and this in the column vae."
 WIDE_VAES = {
     16: Other("a VAE of 16 channels (Stable Diffusion 3, FLUX, Z-Image, Lumina-Image 2)", OTHER_FAMILY),
     32: Other("a VAE of 32 channels (FLUX.2, Sana)", OTHER_FAMILY),

@@ -148,7 +148,7 @@ FAMILY = Family(
     ),
     latents=LATENTS,
     conditioning=Conditioning(("text_encoder", "text_encoder_2"), pooled="text_encoder_2"),
-    process=Process("epsilon", SCHEDULERS, unet.sampling, STABLE_DIFFUSION_XL),
+    process=Process("epsilon", SCHEDULERS, xl_unet.sampling, STABLE_DIFFUSION_XL),
     clip_skip=False,  # AUTOMATIC1111's `modules/sd_hijack_clip.py` passes it by unless an option is set (`sdxl_clip_l_skip`)
     structure=STRUCTURE,
     pixels=1024,

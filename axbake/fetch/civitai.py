@@ -24,7 +24,7 @@ MODELS = ("model", "pruned model")  # types of files; others are VAEs, configs, 
 JSON_ERRORS = {"Content-Type": "application/json"}  # else it redirects to a page that asks for a login
 LICENCE = ("allowNoCredit", "allowCommercialUse", "allowDerivatives", "allowDifferentLicense")
 #: Base models at Civitai that families of axbake have; of Pony, V7 is another network (AuraFlow)
-BAKED = re.compile(r"SD [123]|SDXL|Pony$|Illustrious|NoobAI|Other")
+BAKED = re.compile(r"SD [123]|SDXL|Pony$|Illustrious|NoobAI|Flux\.1 |Flux\.2 Klein|ZImage|Lumina|Anima|Other")
 MOST_LISTED = 12  # files or versions that an error lists
 
 
@@ -218,8 +218,8 @@ def _refuse(address: CivitaiAddress, version: Version, model: dict[str, Any]) ->
         raise NotBakeable(f"{address.text}: a {kind}; the column checkpoint takes a checkpoint")
     if version.base and not BAKED.match(version.base):
         raise NotBakeable(
-            f"{address.text}: Civitai says that its base model is {version.base}. axbake bakes Stable Diffusion 1.x, "
-            "2.x and XL. Nothing was downloaded. If Civitai is wrong, download the file yourself and give its path."
+            f"{address.text}: Civitai says that its base model is {version.base}, which axbake does not bake"
+            " (docs/families.md). Nothing was downloaded. If Civitai is wrong, download the file yourself and give its path."
         )
     if version.usage not in ("Download", ""):
         raise AccessRefused(f"{address.text}: its author does not allow downloads (usageControl {version.usage})")

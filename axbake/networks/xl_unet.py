@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from axbake.networks import names, unet
 from axbake.networks.architecture import xl_unet_architecture
 from axbake.networks.component import Interface, Shapes
+from axbake.networks.sampling import Sampling
 from axbake.runtime.added import SIZE_CHANNELS, AddedEmbedding
 
 if TYPE_CHECKING:
@@ -75,3 +76,8 @@ def example(network: Any, face: Interface, config: Mapping, generator: Any) -> t
     output = network(latent, time, context, added_cond_kwargs=added, return_dict=False)[0]
     row = torch.nn.functional.silu(embedding)
     return {unet.SAMPLE: latent, unet.CONTEXT: context, unet.TIME_INPUT: row}, output
+
+
+def sampling(config: Mapping, prediction_type: str, *, zero_terminal_snr: bool) -> Sampling:
+    """How it is run; what was distilled to few steps has the same structure, so the row says how many."""
+    return Sampling(prediction_type, zero_terminal_snr, guidance_embedded="time_cond_proj_dim" in config)

@@ -353,6 +353,14 @@ def test_a_lora_for_it_does_not_fit_stable_diffusion_1(tmp_path, monkeypatch):
         Model(row, CONFIG).check_fit()
 
 
+@pytest.mark.parametrize("name", tiny_xl.FAMILIES)
+def test_whatever_was_left_out_of_its_unet_it_draws_in_several_steps_with_guidance(name, model_of):
+    said = read_sampling(model_of(name).weights["unet"])
+
+    said.check(scheduler="euler", steps=20, guidance_scale=5)
+    assert (said.steps, said.guided) == (None, True)
+
+
 # Embeddings -----------------------------------------------------------------------------------------------------------
 
 

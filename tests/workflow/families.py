@@ -76,7 +76,7 @@ BAKES = {
         XL | {"prediction": "v_prediction", "guidance_scale": "4"},
     ),
     "sdxl, turbo": Bake(
-        tiny_xl, tiny_xl.sdxl, XL | {"scheduler": "euler_a_trailing", "steps": "2", "guidance_scale": "1"}
+        tiny_xl, tiny_xl.sdxl, XL | {"scheduler": "euler_a_trailing", "steps": "4", "guidance_scale": "1"}
     ),
     "ssd1b": Bake(tiny_xl, tiny_xl.ssd1b, XL),
     "vega": Bake(tiny_xl, tiny_xl.vega, XL),

@@ -95,9 +95,9 @@ def test_a_download_that_was_damaged_is_downloaded_anew(sites, get):
     ("about", "error", "said"),
     [
         (
-            {"baseModel": "Flux.1 D"},
+            {"baseModel": "Flux.2 D"},
             NotBakeable,
-            r"base model is Flux\.1 D\. axbake bakes Stable Diffusion 1\.x, 2\.x and XL",
+            r"base model is Flux\.2 D, which axbake does not bake",
         ),
         ({"baseModel": "Pony V7"}, NotBakeable, "base model is Pony V7"),
         ({"model": {"type": "LORA"}}, NotBakeable, "a LORA"),
