@@ -68,8 +68,10 @@ def imported(name, checkpoint, weights, loras=()):
     return load_file(weights)
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-@every_family
+@pytest.mark.parametrize(
+    ("name", "writer"),
+    [*((name, "ComfyUI and ai-toolkit") for name in MODULES), *(("z_image", writer) for writer in list(WRITERS)[1:])],
+)
 def test_under_the_authors_names_it_is_what_the_same_change_of_their_file_is(name, writer, tmp_path):
     tensors = MODULES[name].single_file_tensors(made(name))
     start, lora = "model.diffusion_model.", {}
