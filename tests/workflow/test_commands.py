@@ -58,6 +58,7 @@ NOT_RUN = {
     ".venv/bin/python -m axbake.emulator build|run|version": "three commands; tests/unit/test_emulator.py runs each",
     ".venv/bin/python -m tests.unit.depends": "tests/unit/test_code.py compares what it writes",
     ".venv/bin/python -m tests.workflow.matrix docs/rebuilds.md": "makes every edit; tests/workflow/test_content.py makes some",
+    ".venv/bin/python -m tests.workflow.families": "bakes every family; tests/workflow/ bakes some",
     ".venv/bin/python -m tests.workflow.kills 50": "takes half an hour; tests/workflow/test_kills.py runs one of each kind",
 }
 # They measure for minutes to hours.
