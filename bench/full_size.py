@@ -1,6 +1,6 @@
 """Bake a random checkpoint of a published model's size, and tell what each stage took.
 
-    python bench/full_size.py DIRECTORY [--model sd15 | sdxl | ssd-1b | vega] [--cores 2] [--to FILE]
+    python bench/full_size.py DIRECTORY [--model sd15 | sdxl | ssd-1b | vega | anima] [--cores 2] [--to FILE]
 
 Writes the checkpoint (`random_checkpoint.py`) and a project with one row into DIRECTORY, bakes all its models with the
 emulator, and prints wall time and peak resident memory of every step of every job (of its largest process, as the kernel counts;
@@ -72,7 +72,7 @@ def table(directory: Path, name: str) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("directory", type=Path)
-    arguments.add_argument("--model", choices=("sd15", "sdxl", "ssd-1b", "vega"), default="sd15")
+    arguments.add_argument("--model", choices=("sd15", "sdxl", "ssd-1b", "vega", "anima"), default="sd15")
     arguments.add_argument("--cores", type=int, default=2)
     arguments.add_argument("--to", default="report.html", help="file of the model that is made, and all before it")
     options = arguments.parse_args()

@@ -1,9 +1,10 @@
 """Write a single-file checkpoint of a published architecture with seeded random weights.
 
-    python bench/random_checkpoint.py checkpoints/random.safetensors [sd15 | sd21 | bk-sdm-tiny | sdxs | sdxl | ssd-1b | vega]
+    python bench/random_checkpoint.py checkpoints/random.safetensors [sd15 | sd21 | bk-sdm-tiny | sdxs | sdxl | ssd-1b | vega | anima]
 
 sd15: 1.06 G parameters in fp16 under LDM names, 2.1 GB, a Civitai checkpoint in all but its pictures, which are noise. sdxs has
-an AutoencoderTiny, under diffusers' names. sdxl: 3.47 G parameters, 6.9 GB.
+an AutoencoderTiny, under diffusers' names. sdxl: 3.47 G parameters, 6.9 GB. anima: 2.83 G parameters under diffusers' names,
+5.7 GB, with tokenizers beside it that make a token of every letter.
 """
 
 import argparse
@@ -22,8 +23,10 @@ from axbake.families import FAMILIES
 from axbake.networks.architecture import CONFIGS
 from axbake.networks.component import TEXT
 from axbake.weights.networks import wanted_shapes
+from tests.tiny_anima import save_tokenizers
 
-FAMILY_OF = {"sd21": "sd2", "sdxl": "sdxl", "ssd-1b": "ssd1b", "vega": "vega"}  # the others are of Stable Diffusion 1.x
+#: The others are of Stable Diffusion 1.x
+FAMILY_OF = {"sd21": "sd2", "sdxl": "sdxl", "ssd-1b": "ssd1b", "vega": "vega", "anima": "anima"}
 CROSS, PLAIN = "CrossAttn{}Block2D", "{}Block2D"
 TINY_VAE = {"_class_name": "AutoencoderTiny", "act_fn": "relu", "scaling_factor": 1.0}
 NARROW = {"block_out_channels": [320, 640, 1280], "layers_per_block": 1, "mid_block_type": None}
@@ -52,7 +55,28 @@ DISTILLED = XL | {"mid_block_type": "UNetMidBlock2D"}
 DEPTHS = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
 SSD_1B = DISTILLED | dict(zip(DEPTHS, ([1, [2, 2], [4, 4]], [[4, 4, 10], [2, 1, 1], 1]), strict=True))
 VEGA = DISTILLED | dict(zip(DEPTHS, ([1, [1, 1], [2, 2]], [[2, 2, 2], [1, 1, 1], 1]), strict=True))
-#: Name -> component -> what differs from Stable Diffusion 1.5's config
+COSMOS = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_attention_heads": 16,
+    "attention_head_dim": 128,
+    "num_layers": 28,
+    "mlp_ratio": 4.0,
+    "text_embed_dim": 1024,
+    "adaln_lora_dim": 256,
+    "patch_size": [1, 2, 2],
+    "rope_scale": [1.0, 4.0, 4.0],
+    "extra_pos_embed_type": None,
+}
+FILM_VAE = {
+    "_class_name": "AutoencoderKLQwenImage",
+    "base_dim": 96,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "temperal_downsample": [False, True, True],
+}
+#: Name -> component -> its config, or what differs of it from Stable Diffusion 1.5's
 MODELS: dict[str, dict[str, dict]] = {
     "sd15": {},
     "sd21": {
@@ -83,6 +107,31 @@ MODELS: dict[str, dict[str, dict]] = {
     "sdxl": {"text_encoder_2": OPEN_CLIP_G, "unet": XL},
     "ssd-1b": {"text_encoder_2": OPEN_CLIP_G, "unet": SSD_1B},
     "vega": {"text_encoder_2": OPEN_CLIP_G, "unet": VEGA},
+    "anima": {
+        "text_encoder": {
+            "vocab_size": 151936,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "final_norm": True,
+        },
+        "text_conditioner": {
+            "source_dim": 1024,
+            "target_dim": 1024,
+            "model_dim": 1024,
+            "num_layers": 6,
+            "num_attention_heads": 16,
+            "target_vocab_size": 32128,
+        },
+        "transformer": COSMOS,
+        "vae_encoder": FILM_VAE,
+        "vae_decoder": FILM_VAE,
+    },
 }
 
 
@@ -99,11 +148,13 @@ def write_random_checkpoint(path: Path, *, model: str = "sd15", seed: int = 0) -
     tensors: dict[str, torch.Tensor] = {}
     for component in FAMILIES[FAMILY_OF.get(model, "sd1")].components:
         folder = "text_encoder" if component.role == TEXT else component.files.folder
-        config = json.loads((CONFIGS / folder / "config.json").read_text())
-        config |= MODELS[model].get(component.name, {})
+        config = MODELS[model].get(component.name, {})
+        if component.files.ldm_name:
+            config = json.loads((CONFIGS / folder / "config.json").read_text()) | config
+            ldm_name = component.files.ldm_name(config)
+        else:
+            ldm_name = component.files.prefix.__add__
         generator = torch.Generator().manual_seed(seed + zlib.crc32(component.name.encode()))
-        assert component.files.ldm_name
-        ldm_name = component.files.ldm_name(config)
         for name, shape in sorted(wanted_shapes(component.build, config).items()):
             new = ldm_name(name)
             parts = [tensors[new]] if new in tensors else []  # open_clip's query, key and value are one
@@ -112,6 +163,8 @@ def write_random_checkpoint(path: Path, *, model: str = "sd15", seed: int = 0) -
         tensors["v_pred"] = torch.empty(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"format": "pt"})
+    if model == "anima":
+        save_tokenizers(path.parent)
 
 
 def main() -> None:
