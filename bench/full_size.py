@@ -29,6 +29,7 @@ ROW = {
 #: What differs of models that are larger: a row, and a config of its own
 LARGE = {"height": "512", "width": "512", "steps": "2", "scheduler": "euler", "guidance_scale": "5"}
 LARGE |= {"calibration_prompts": "config/prompts/two.txt", "config": "config/large.yaml"}
+TOKENIZER = {"anima": {"tokenizer": "checkpoints"}}
 CONFIG = "calibration: {samples: 8}\n"
 PROMPTS = "a lighthouse at dusk\na bowl of ramen\n"
 
@@ -39,6 +40,7 @@ def lay_out(directory: Path, model: str) -> str:
     name = f"random-{model}"
     checkpoint = f"checkpoints/{name}.safetensors"
     row = {"model": name, "checkpoint": checkpoint} | ROW | ({} if model == "sd15" else LARGE)
+    row |= TOKENIZER.get(model, {})
     cells = "\t".join(row), "\t".join(row.values())
     (directory / "config" / "models.tsv").write_text("\n".join(cells) + "\n")
     (directory / "config" / "large.yaml").write_text(CONFIG)

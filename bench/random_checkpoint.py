@@ -1,6 +1,7 @@
 """Write a single-file checkpoint of a published architecture with seeded random weights.
 
-    python bench/random_checkpoint.py checkpoints/random.safetensors [sd15 | sd21 | bk-sdm-tiny | sdxs | sdxl | ssd-1b | vega | anima]
+    python bench/random_checkpoint.py checkpoints/random.safetensors [sd15 | sd21 | bk-sdm-tiny | sdxs | sdxl | ssd-1b | vega |
+                                                                      anima]
 
 sd15: 1.06 G parameters in fp16 under LDM names, 2.1 GB, a Civitai checkpoint in all but its pictures, which are noise. sdxs has
 an AutoencoderTiny, under diffusers' names. sdxl: 3.47 G parameters, 6.9 GB. anima: 2.83 G parameters under diffusers' names,
