@@ -142,10 +142,12 @@ class Sources:
         )
         found = next((str(path) for path in places if is_file(path)), None)
         if found is None:
+            looked = f"looked for {', '.join(shown(path, 200) for path in places)}"
+            if not said and is_file(place):
+                looked = f"the checkpoint {shown(place, 200)} is a file, which has none"
             raise MissingTokenizer(
-                f"{self.row['model']}: no {TOKENIZER} of the {name}: looked for {', '.join(shown(p, 200) for p in places)}. Put"
-                f" the folder {form.folder} of the model's page on Hugging Face there, or name a {TOKENIZER}, or its folder, in"
-                " the column tokenizer."
+                f"{self.row['model']}: no {TOKENIZER} of the {name}: {looked}. Name it, or the folder that has it, in the column"
+                f" tokenizer: it is in {form.folder} on the model's page on Hugging Face."
             )
         return found
 

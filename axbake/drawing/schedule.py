@@ -46,7 +46,7 @@ from diffusers import (
 
 from axbake.drawing.coefficients import ScheduleError, beginnings, check_linear, coefficients_of, input_scale_of
 from axbake.errors import AxbakeError
-from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, RenormalisedFlow, Sampling, SpacedFlow
+from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, RenormalisedFlow, Sampling, SpacedFlow, TerminalFlow
 from axbake.npz import npz_bytes
 from axbake.weights.files import read_sampling
 
@@ -123,6 +123,9 @@ FLOWS: dict[str, tuple[type[SchedulerMixin], dict[str, Any], str]] = {
 }
 assert tuple(FLOWS) == FLOW_SCHEDULERS
 
+#: What diffusers' pipeline computes the shift with that grows with a picture, where it is not FLUX.1's
+TOKENS_OF_SHIFT = {"qwen_image": {"max_image_seq_len": 8192, "max_shift": 0.9}}
+
 PREDICTION_TYPES = ("epsilon", "v_prediction")  # what the model gives: the noise, or Salimans and Ho's velocity
 
 
@@ -166,8 +169,10 @@ def _build_flow(name: str, sampling: Flow) -> SchedulerMixin:
     kind: dict[str, Any] = {"prediction_type": sampling.prediction_type}
     if scheduler is FlowEulerScheduler:
         scheduler, kind = SpacedEulerScheduler if isinstance(sampling, SpacedFlow) else scheduler, {}
-    if isinstance(sampling, SpacedFlow) and sampling.dynamic:  # the pipeline tells it the shift
-        return scheduler(**settings, **kind, use_dynamic_shifting=True)
+    if isinstance(sampling, TerminalFlow):
+        kind["shift_terminal"] = sampling.terminal
+    if isinstance(sampling, SpacedFlow) and sampling.dynamic:  # the pipeline computes the shift
+        return scheduler(**settings, **kind, **TOKENS_OF_SHIFT.get(sampling.dynamic, {}), use_dynamic_shifting=True)
     return scheduler(**settings, **kind, **{shift: sampling.shift})
 
 
@@ -235,7 +240,7 @@ def scheduler_arrays(name: str, steps: int, sampling: Sampling | None = None) ->
             rows[:, 1 : 1 + len(rows)] *= sampling.sign
         arrays["late_coefficients"] = np.concatenate([np.empty(0), *(rows.ravel() for rows in late)])
     if isinstance(sampling, RenormalisedFlow):
-        arrays["renormalised"] = np.array(True)
+        arrays["renormalised"] = np.array(sampling.renormalised)
     return arrays
 
 

@@ -56,15 +56,11 @@ def _network(
 
 OURS = Other("", "")  # a transformer that one of the families bakes
 FLUX2 = "a FLUX.2 checkpoint"
+QWEN_IMAGE = "transformer_blocks.0.img_mod.1.weight"
 SD3_DIFFUSERS = ("pos_embed.pos_embed", "transformer_blocks.0.attn.add_q_proj.weight", "norm_out.linear.weight")
 #: The first that fits counts, so the narrower stand before the wider. Names of their authors' files, then diffusers'.
 NETWORKS = (
     _network("a FLUX.3 checkpoint", "early_stream_modulations.image.linear.weight"),
-    *(
-        _network(f"{FLUX2} ({variant})", f"double_stream_modulation_img.{name}.weight", first=(6 * width,))
-        for name in ("lin", "linear")
-        for variant, width in (("dev", 6144),)
-    ),
     Network(OURS, {"double_stream_modulation_img.lin.weight": ()}),
     Network(OURS, {"double_stream_modulation_img.linear.weight": ()}),
     _network(FLUX2, "single_stream_modulation.lin.weight"),
@@ -132,11 +128,13 @@ NETWORKS = (
     _network(
         "a Nucleus-Image checkpoint",
         "transformer_blocks.0.encoder_proj.weight",
-        "transformer_blocks.0.img_mod.1.weight",
+        QWEN_IMAGE,
     ),
     _network("a Qwen-Image 2.1 checkpoint", "txt_in.text_norm.weight"),
-    _network("a Qwen-Image checkpoint", "transformer_blocks.0.img_mod.1.weight"),
-    _network("a Qwen-Image checkpoint", "txt_norm.weight", first=(3584,)),
+    _network("a Qwen-Image-Layered checkpoint", "time_text_embed.addition_t_embedding.weight", QWEN_IMAGE),
+    _network("a Qwen-Image-Edit checkpoint", "__index_timestep_zero__", QWEN_IMAGE),
+    Network(OURS, {QWEN_IMAGE: (), "txt_norm.weight": (), "img_in.weight": ()}),
+    _network("a part of a Qwen-Image checkpoint", QWEN_IMAGE, sentence=PART),
     _network("a NewBie checkpoint", "clip_text_pooled_proj.0.weight", "cap_embedder.1.weight"),
     _network("a Ming-Image checkpoint", "__ming_image__"),
     _network("a Z-Image Omni checkpoint", "siglip_embedder.0.weight", "cap_pad_token"),

@@ -46,15 +46,15 @@ class SlicedFlux1(torch.nn.Module):
             )
             sorted_ = [f"{kind}.{own}.attn.{name}" for name in (*SORTED, *(SORTED_TEXT if double else ()))]
             self.derived |= sort_parameters(model, sorted_, width=model.config.attention_head_dim)
-        for name, change in ({"patch": _patch_weight} if begin == 0 else {}).items():
+        for name, change in ({"patch": patch_weight} if begin == 0 else {}).items():
             setattr(self, name, torch.nn.Parameter(change(model.x_embedder.weight), requires_grad=False))
             self.derived[name] = "x_embedder.weight", change
         if end == self.blocks:
             for kind in ("weight", "bias"):
                 name = f"projected_{kind}"
-                own_tensor = _pixels_first(getattr(model.proj_out, kind))
+                own_tensor = pixels_first(getattr(model.proj_out, kind))
                 setattr(self, name, torch.nn.Parameter(own_tensor, requires_grad=False))
-                self.derived[name] = f"proj_out.{kind}", _pixels_first
+                self.derived[name] = f"proj_out.{kind}", pixels_first
         self.tables: Tables | None = None
         if size:
             self.tables = self._tables(*size)
@@ -92,11 +92,11 @@ class SlicedFlux1(torch.nn.Module):
         return picture_of(torch.nn.functional.linear(normed, weight, bias), PATCH, height, width)
 
 
-def _patch_weight(weight: torch.Tensor) -> torch.Tensor:
+def patch_weight(weight: torch.Tensor) -> torch.Tensor:
     return convolution_of(weight, patch=PATCH, channels_last=False)
 
 
-def _pixels_first(tensor: torch.Tensor) -> torch.Tensor:
+def pixels_first(tensor: torch.Tensor) -> torch.Tensor:
     """Rows of what projects, which stand channel after channel, pixel after pixel."""
     return tensor.unflatten(0, (-1, PATCH**2)).transpose(0, 1).flatten(0, 1).contiguous()
 
@@ -107,7 +107,7 @@ def picture_of_packed(tokens: torch.Tensor, height: int, width: int) -> torch.Te
     return torch.nn.functional.pixel_shuffle(packed, PATCH)
 
 
-def _projected(attention: Any, normed: torch.Tensor, parts: tuple[str, ...]) -> list[torch.Tensor]:
+def projected(attention: Any, normed: torch.Tensor, parts: tuple[str, ...]) -> list[torch.Tensor]:
     """Queries, keys and values in heads, the first two normalised."""
     query, key, value = (getattr(attention, name)(normed).unflatten(-1, (attention.heads, -1)) for name in parts[:3])
     return [getattr(attention, parts[3])(query), getattr(attention, parts[4])(key), value]
@@ -122,7 +122,7 @@ def _double(block: Any, hidden: torch.Tensor, row: torch.Tensor, turned: Any) ->
     ):
         numbers = norm.linear(row)[:, None].chunk(6, dim=-1)
         normed = norm.norm(start) * (1 + numbers[1]) + numbers[0]
-        sides.append((start, numbers, _projected(block.attn, normed, parts)))
+        sides.append((start, numbers, projected(block.attn, normed, parts)))
     query, key, value = (torch.cat([of[2][number] for of in sides], dim=1) for number in range(3))
     attended = attend(rotate(query, *turned), rotate(key, *turned), value)
     ends = []
@@ -139,7 +139,7 @@ def _single(block: Any, hidden: torch.Tensor, row: torch.Tensor, turned: Any) ->
     """A block in which they are one sequence."""
     shift, scale, gate = block.norm.linear(row)[:, None].chunk(3, dim=-1)
     normed = block.norm.norm(hidden) * (1 + scale) + shift
-    query, key, value = _projected(block.attn, normed, OF_PICTURE)
+    query, key, value = projected(block.attn, normed, OF_PICTURE)
     attended = attend(rotate(query, *turned), rotate(key, *turned), value)
     fed = block.act_mlp(block.proj_mlp(normed))
     return hidden + gate * block.proj_out(torch.cat([attended, fed], dim=2))

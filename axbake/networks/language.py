@@ -34,18 +34,8 @@ def layers_renamer(shapes: Shapes, *, layers: int, norm: bool = False) -> Rename
 
 def qwen3_config(shapes: Shapes) -> dict:
     """Config of a `Qwen3Model`; `final_norm`: whether it has the last norm, which states of layers before do not take."""
-    vocabulary, width = shapes["embed_tokens.weight"]
-    layer = "layers.0."
-    head = shapes[f"{layer}self_attn.q_norm.weight"][0]
-    return {
-        "_class_name": "Qwen3Model",
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": shapes[f"{layer}mlp.gate_proj.weight"][0],
-        "num_hidden_layers": depth_of(shapes, LAYER),
-        "num_attention_heads": shapes[f"{layer}self_attn.q_proj.weight"][0] // head,
-        "num_key_value_heads": shapes[f"{layer}self_attn.k_proj.weight"][0] // head,
-        "head_dim": head,
+    head = shapes["layers.0.self_attn.q_norm.weight"][0]
+    return _decoder_config(shapes, "Qwen3Model", head) | {
         "rms_norm_eps": 1e-6,
         "rope_theta": 1e6,
         "final_norm": "norm.weight" in shapes,
@@ -57,12 +47,73 @@ def build_qwen3(config: Mapping) -> Module:
     import torch
     from transformers import Qwen3Config, Qwen3Model
 
-    options = {name: value for name, value in config.items() if name not in ("_class_name", "rope_theta", "final_norm")}
-    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    network = Qwen3Model(Qwen3Config(**options, rope_parameters=rope, attn_implementation="eager"))
+    network = Qwen3Model(_transformers_config(Qwen3Config, config, attn_implementation="eager"))
     if not config["final_norm"]:
         network.norm = torch.nn.Identity()
     return with_own_rotation(network)
+
+
+QWEN2_HEAD = 128  # channels of a head of Qwen2.5-VL 7B, which its tensors' shapes do not tell
+
+
+def qwen2_config(shapes: Shapes) -> dict:
+    """Config of a `Qwen2Model`: of the text part of Qwen2.5-VL, whose places on three axes are one where no picture is."""
+    return _decoder_config(shapes, "Qwen2Model", QWEN2_HEAD) | {"rms_norm_eps": 1e-6, "rope_theta": 1e6}
+
+
+def build_qwen2(config: Mapping) -> Module:
+    """transformers' `Qwen2Model`."""
+    from transformers import Qwen2Config, Qwen2Model
+
+    return with_own_rotation(Qwen2Model(_transformers_config(Qwen2Config, config, attn_implementation="eager")))
+
+
+MISTRAL_HEAD = 128  # channels of a head of Mistral Small 3
+
+
+def mistral_config(shapes: Shapes) -> dict:
+    """Config of a `MistralModel`, of which the last norm is left out."""
+    return _decoder_config(shapes, "MistralModel", MISTRAL_HEAD) | {
+        "sliding_window": None,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e9,
+    }
+
+
+def build_mistral(config: Mapping) -> Module:
+    """transformers' `MistralModel` without its last norm.
+
+    What stands before a prompt attends to nothing: PyTorch's own attention gives 0 there, transformers' "eager" a mean.
+    """
+    import torch
+    from transformers import MistralConfig, MistralModel
+
+    network = MistralModel(_transformers_config(MistralConfig, config, attn_implementation="sdpa"))
+    network.norm = torch.nn.Identity()
+    return with_own_rotation(network)
+
+
+def _decoder_config(shapes: Shapes, name: str, head: int) -> dict:
+    """What the shapes tell of a decoder whose heads have *head* channels."""
+    vocabulary, width = shapes["embed_tokens.weight"]
+    layer = "layers.0."
+    return {
+        "_class_name": name,
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{layer}mlp.gate_proj.weight"][0],
+        "num_hidden_layers": depth_of(shapes, LAYER),
+        "num_attention_heads": shapes[f"{layer}self_attn.q_proj.weight"][0] // head,
+        "num_key_value_heads": shapes[f"{layer}self_attn.k_proj.weight"][0] // head,
+        "head_dim": head,
+    }
+
+
+def _transformers_config(kind: Any, config: Mapping, **given: Any) -> Any:
+    """transformers' config of the class *kind*, but for the entries that only axbake has."""
+    options = {name: value for name, value in config.items() if name not in ("_class_name", "rope_theta", "final_norm")}
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    return kind(**options, rope_parameters=rope, **given)
 
 
 GEMMA_HEAD = 256  # channels of a head of Gemma 2 2B, which its tensors' shapes do not tell
@@ -70,17 +121,7 @@ GEMMA_HEAD = 256  # channels of a head of Gemma 2 2B, which its tensors' shapes 
 
 def gemma2_config(shapes: Shapes) -> dict:
     """Config of a `Gemma2Model`, of which the last norm is left out."""
-    vocabulary, width = shapes["embed_tokens.weight"]
-    layer = "layers.0."
-    return {
-        "_class_name": "Gemma2Model",
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": shapes[f"{layer}mlp.gate_proj.weight"][0],
-        "num_hidden_layers": depth_of(shapes, LAYER),
-        "num_attention_heads": shapes[f"{layer}self_attn.q_proj.weight"][0] // GEMMA_HEAD,
-        "num_key_value_heads": shapes[f"{layer}self_attn.k_proj.weight"][0] // GEMMA_HEAD,
-        "head_dim": GEMMA_HEAD,
+    return _decoder_config(shapes, "Gemma2Model", GEMMA_HEAD) | {
         "query_pre_attn_scalar": GEMMA_HEAD,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1e4,
@@ -92,9 +133,7 @@ def build_gemma2(config: Mapping) -> Module:
     import torch
     from transformers import Gemma2Config, Gemma2Model
 
-    options = {name: value for name, value in config.items() if name not in ("_class_name", "rope_theta")}
-    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    network = Gemma2Model(Gemma2Config(**options, rope_parameters=rope, attn_implementation="eager"))
+    network = Gemma2Model(_transformers_config(Gemma2Config, config, attn_implementation="eager"))
     network.norm = torch.nn.Identity()
     with torch.device("cpu"):
         network.embed_tokens.embed_scale = torch.tensor(network.embed_tokens.scalar_embed_scale)
@@ -170,7 +209,7 @@ class LanguageSlice:
         """The slice as a module."""
         from axbake.networks.language_modules import SlicedLanguageModel
 
-        return SlicedLanguageModel(network, *self.bounds(network.config.to_dict()), face, self.states, self.form.drop)
+        return SlicedLanguageModel(network, *self.bounds(network.config.to_dict()), face, self.states, self.form)
 
     def bounds(self, config: Mapping) -> tuple[int, int]:
         """Numbers of its first layer and of the first behind it."""

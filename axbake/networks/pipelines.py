@@ -102,13 +102,23 @@ def flux_1(*networks: Any, **halves: Any) -> Any:
 
 
 def flux_2_klein(*networks: Any, **halves: Any) -> Any:
-    """`Flux2KleinPipeline`; it takes no pictures, and draws with guidance if the scale is above 1.
-
-    Its latents are tokens; the callback is given them as a picture.
-    """
+    """`Flux2KleinPipeline`; it takes no pictures, and draws with guidance if the scale is above 1."""
     from diffusers import Flux2KleinPipeline
 
-    class WithPictures(Flux2KleinPipeline):
+    return _flux_2(Flux2KleinPipeline, *networks, **halves)
+
+
+def flux_2_dev(*networks: Any, **halves: Any) -> Any:
+    """`Flux2Pipeline`; it takes no pictures, and its transformer takes the guidance scale."""
+    from diffusers import Flux2Pipeline
+
+    return _flux_2(Flux2Pipeline, *networks, **halves)
+
+
+def _flux_2(kind: Any, *networks: Any, **halves: Any) -> Any:
+    """A pipeline of the class *kind*, whose latents are tokens; the callback is given them as a picture."""
+
+    class WithPictures(kind):
         def __call__(self, *, callback_on_step_end: Any, height: int, width: int, **given: Any) -> Any:
             sides = height // 16, width // 16
 
@@ -120,6 +130,40 @@ def flux_2_klein(*networks: Any, **halves: Any) -> Any:
             return super().__call__(callback_on_step_end=tell, height=height, width=width, **given)
 
     return _pipeline(WithPictures, ALONE, *networks, denoises="transformer", **halves)
+
+
+def qwen_image(*networks: Any, **halves: Any) -> Any:
+    """`QwenImagePipeline`; it takes no pictures.
+
+    It is given the tokens that count. Its latents are tokens; the callback is given them as a picture.
+    """
+    import torch
+    from diffusers import QwenImagePipeline
+
+    from axbake.networks.flux1_modules import picture_of_packed
+
+    class WithPictures(QwenImagePipeline):
+        def __call__(
+            self, *, callback_on_step_end: Any, height: int, width: int, guidance_scale: float, **given: Any
+        ) -> Any:
+            def tell(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
+                picture = picture_of_packed(tensors["latents"], height // 8, width // 8)
+                callback_on_step_end(pipeline, step, timestep, {"latents": picture})
+                return tensors
+
+            texts = {}
+            for which in ("", "negative_"):
+                if f"{which}prompt_mask" in given:
+                    counts = given.pop(f"{which}prompt_mask")[0] > 0
+                    texts[f"{which}prompt_embeds"] = given.pop(f"{which}prompt_embeds")[:, counts]
+                    texts[f"{which}prompt_embeds_mask"] = torch.ones((1, int(counts.sum())))
+            return super().__call__(
+                callback_on_step_end=tell, height=height, width=width, true_cfg_scale=guidance_scale, **texts, **given
+            )
+
+    pipeline = _pipeline(WithPictures, ALONE, *networks, denoises="transformer", **halves)
+    pipeline.vae.encoder = pipeline.vae.encoder or torch.nn.Module()
+    return pipeline
 
 
 def z_image(*networks: Any, **halves: Any) -> Any:
@@ -250,6 +294,8 @@ STABLE_DIFFUSION_XL = {"": stable_diffusion_xl, "image": instruct_xl, "image mas
 STABLE_DIFFUSION_3 = {"": stable_diffusion_3}
 FLUX_1 = {"": flux_1}
 FLUX_2_KLEIN = {"": flux_2_klein}
+FLUX_2_DEV = {"": flux_2_dev}
+QWEN_IMAGE = {"": qwen_image}
 Z_IMAGE = {"": z_image}
 ANIMA = {"": anima}
 LUMINA_2 = {"": lumina_2}

@@ -79,8 +79,17 @@ def linear_mu(tokens: int, steps: int) -> float:
     return 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
 
 
+def slower_mu(tokens: int, steps: int) -> float:
+    """Of Qwen-Image: 0.5 for 256 tokens, 0.9 for 8192 (its published scheduler_config.json)."""
+    return 0.5 + (tokens - 256) * (0.9 - 0.5) / (8192 - 256)
+
+
 #: How the shift grows with a picture's tokens -> logarithm of the shift, of tokens and steps
-DYNAMIC: dict[str, Callable[[int, int], float]] = {"flux2": empirical_mu, "flux1": linear_mu}
+DYNAMIC: dict[str, Callable[[int, int], float]] = {
+    "flux2": empirical_mu,
+    "flux1": linear_mu,
+    "qwen_image": slower_mu,
+}
 
 
 @dataclass(frozen=True)
@@ -101,12 +110,20 @@ class SpacedFlow(Flow):
 
 @dataclass(frozen=True)
 class RenormalisedFlow(SpacedFlow):
-    """The same where what guidance gives gets back the norm of the prompt's own output."""
+    """The same where what guidance gives gets back the norm of the prompt's own output: of each line of pixels, or each token."""
 
-    renormalised: bool = True
+    renormalised: str = "lines"  # of `axbake.runtime.sampler.NORMS`
+
+
+@dataclass(frozen=True)
+class TerminalFlow(RenormalisedFlow):
+    """The same where the noise levels, shifted, are stretched so that the last is *terminal*."""
+
+    renormalised: str = "patches"
+    terminal: float = 0.02
 
 
 def sampling_of(said: Mapping[str, Any]) -> Sampling:
     """The sampling whose fields are *said*."""
-    kinds = {"renormalised": RenormalisedFlow, "dynamic": SpacedFlow, "shift": Flow}
+    kinds = {"terminal": TerminalFlow, "renormalised": RenormalisedFlow, "dynamic": SpacedFlow, "shift": Flow}
     return next((kind for mark, kind in kinds.items() if mark in said), Sampling)(**said)

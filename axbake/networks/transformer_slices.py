@@ -97,6 +97,7 @@ class Structure:
 
     config: Mapping  # entries of their config that decide the number of weights
     blocks: Blocks
+    least: int = 0  # weights that a graph may have in any case, where one block has more than graphs of other families
 
     def slices(self, most: int) -> tuple[TransformerSlice, ...]:
         """As few graphs as have at most *most* weights each, and of these the ones whose largest is smallest.
@@ -104,7 +105,7 @@ class Structure:
         Raises:
             SliceError: one block alone has more.
         """
-        sizes = self.blocks.weights(self.config)
+        sizes, most = self.blocks.weights(self.config), max(most, self.least)
         if max(sizes) > most:
             raise SliceError(
                 f"config graph_weights: {most / 1e6:g} million, but block {sizes.index(max(sizes))} of the transformer alone has"

@@ -31,6 +31,7 @@ class LanguageFormat:
     chunks: int = 1  # the row's
     negative: str = ""  # template of negative prompts; empty: the same
     mark: str = ""  # with which a prompt is taken as it is, without a template; empty: none is
+    own: bool = True  # whether the tokenizer adds its special tokens; else the template has them all
 
     def of(self, chunks: int) -> LanguageFormat:
         """The same for a row with so many `prompt_chunks`."""
@@ -115,7 +116,7 @@ class LanguageTokenizer:
             self._tokenizer.enable_truncation(self.format.tokens)
         else:
             self._tokenizer.no_truncation()
-        return self._tokenizer.encode(template.replace(PLACE, prompt))
+        return self._tokenizer.encode(template.replace(PLACE, prompt), add_special_tokens=self.format.own)
 
 
 def language_tokenizers(listing: Mapping[str, Any]) -> dict[str, LanguageTokenizer]:

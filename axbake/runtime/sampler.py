@@ -14,7 +14,7 @@ from .added import silu
 from .errors import BundleError
 from .model import Session, only
 from .progress import progress
-from .reading import read_arrays
+from .reading import read_arrays, shown
 
 
 class Time(NamedTuple):
@@ -61,8 +61,8 @@ class Schedule:
     picture_scale: np.ndarray  # (N,) float64: image to image begins at step i with picture_scale × the picture's latent
     noise_scale: np.ndarray  # (N,) float64: + this × unit normal noise
     late_coefficients: np.ndarray  # float64: those of schedules that begin at step 1, 2, … N - 1, flat, in a row
-    renormalised: bool = (
-        False  # whether what guidance gives gets back the norm that the prompt's output has (Lumina-Image 2)
+    renormalised: str = (
+        ""  # of what guidance gives, the parts that get back the norm they have in the prompt's output: `NORMS`
     )
 
     def is_guided(self, guidance_scale: float) -> bool:
@@ -106,7 +106,7 @@ def _coefficients_shape(steps: int) -> tuple[int, int]:
 EACH_STEP = ("timesteps", "input_scale", "time_embedding", "draws_noise", "picture_scale", "noise_scale")
 ARRAYS = dict.fromkeys(Schedule.__dataclass_fields__, ("f", 1))
 ARRAYS |= {"scheduler": ("U", 0), "guidance_embedded": ("b", 0), "init_noise_sigma": ("f", 0)}
-ARRAYS |= {"renormalised": ("b", 0)}
+ARRAYS |= {"renormalised": ("U", 0)}
 OPTIONAL = ("renormalised",)
 ARRAYS |= {"draws_noise": ("b", 1), "time_embedding": ("f", 2), "coefficients": ("f", 2)}
 
@@ -129,7 +129,9 @@ def load_schedule(path: Path) -> Schedule:
         found = loaded["late_coefficients"].shape
         raise BundleError(f"{path}: {steps} steps, but late_coefficients of shape {found}; wanted {(late,)}.")
     plain = {"scheduler": str(loaded["scheduler"]), "guidance_embedded": bool(loaded["guidance_embedded"])}
-    plain["renormalised"] = bool(loaded.get("renormalised", False))
+    plain["renormalised"] = str(loaded.get("renormalised", ""))
+    if plain["renormalised"] and plain["renormalised"] not in NORMS:
+        raise BundleError(f"{path}: renormalised {shown(plain['renormalised'])}; wanted {' or '.join(NORMS)}.")
     return Schedule(**{**loaded, **plain})
 
 
@@ -258,7 +260,9 @@ def sample(
             scaled = (latent * schedule.input_scale[i]).astype(np.float32)
             output = denoise(scaled, schedule.time(i, added), prompts)
             made = _guided(output, guidance_scale, image_guidance_scale) if guided else output
-            terms[1 + i] = _renormalised(made, output[:1]) if guided and schedule.renormalised else made
+            if guided and schedule.renormalised:
+                made = _renormalised(made, output[:1], NORMS[schedule.renormalised])
+            terms[1 + i] = made
         if schedule.draws_noise[i]:
             terms[1 + steps + i] = noise.normal(initial.shape)
         latent = latents[i] = _weighted_sum(schedule.coefficients[i], terms)
@@ -280,10 +284,25 @@ def _guided(outputs: np.ndarray, scale: float, image_scale: float | None) -> np.
     return plain + np.float32(scale) * (prompt - negative) + np.float32(image_scale) * (negative - plain)
 
 
-def _renormalised(made: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """*made* with the norm of *wanted* in each line of pixels, both (1, C, h, w), as diffusers' `Lumina2Pipeline` has it."""
-    norms = (np.linalg.norm(one, axis=-1, keepdims=True) for one in (wanted, made))
-    return made * np.divide(*norms)
+def _renormalised(made: np.ndarray, wanted: np.ndarray, norm: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """*made* with the norms of *wanted*, both (1, C, h, w)."""
+    return made * (norm(wanted) / norm(made))
+
+
+def _norms_of_lines(output: np.ndarray) -> np.ndarray:
+    """(1, C, h, w) -> (1, C, h, 1), as diffusers' `Lumina2Pipeline` has them."""
+    return np.linalg.norm(output, axis=-1, keepdims=True)
+
+
+def _norms_of_patches(output: np.ndarray) -> np.ndarray:
+    """(1, C, h, w) -> (1, 1, h, w), of 2 × 2 pixels through all channels, as diffusers' `QwenImagePipeline` has them."""
+    _, channels, height, width = output.shape
+    parts = output.reshape(channels, height // 2, 2, width // 2, 2)
+    norms = np.sqrt(np.square(parts).sum(axis=(0, 2, 4)))
+    return norms.repeat(2, axis=0).repeat(2, axis=1)[None, None]
+
+
+NORMS = {"lines": _norms_of_lines, "patches": _norms_of_patches}
 
 
 def _weighted_sum(weights: np.ndarray, terms: np.ndarray) -> np.ndarray:

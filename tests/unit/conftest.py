@@ -28,7 +28,17 @@ from axbake.weights.embeddings import list_embeddings
 from axbake.weights.files import read_description
 from axbake.weights.importing import import_component, import_denoiser, import_text_encoder
 from axbake.weights.networks import Build
-from tests import tiny, tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_sd3, tiny_xl, tiny_z_image
+from tests import (
+    tiny,
+    tiny_anima,
+    tiny_flux1,
+    tiny_flux2,
+    tiny_lumina,
+    tiny_qwen_image,
+    tiny_sd3,
+    tiny_xl,
+    tiny_z_image,
+)
 
 CLIP = Path(__file__).parents[2] / "resources" / "clip"
 SCHEMAS = Path(__file__).parents[2] / "workflow" / "schemas"
@@ -230,7 +240,7 @@ def row_of(**cells: str) -> dict[str, Any]:
 
 
 #: Name of a family -> a function that makes tiny networks of it
-MODULES = (tiny, tiny_xl, tiny_sd3, tiny_flux2, tiny_z_image, tiny_anima, tiny_lumina, tiny_flux1)
+MODULES = (tiny, tiny_xl, tiny_sd3, tiny_flux2, tiny_z_image, tiny_anima, tiny_lumina, tiny_flux1, tiny_qwen_image)
 TINY = {name: make for module in MODULES for name, make in module.FAMILIES.items()}
 every_family = pytest.mark.parametrize("family", TINY)
 

@@ -1,4 +1,4 @@
-"""FLUX.1, Z-Image, Lumina-Image 2 and Anima: imported as they were, their rows, schedules and prompts those of diffusers."""
+"""Families of rectified flow: imported as they were, their rows, schedules and prompts those of diffusers."""
 
 import functools
 import types
@@ -6,7 +6,15 @@ import types
 import numpy as np
 import pytest
 import torch
-from diffusers import AnimaModularPipeline, FluxPipeline, Lumina2Pipeline, ZImagePipeline
+from diffusers import (
+    AnimaModularPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2Pipeline,
+    FluxPipeline,
+    Lumina2Pipeline,
+    QwenImagePipeline,
+    ZImagePipeline,
+)
 from diffusers.loaders.single_file_utils import (
     convert_cosmos_transformer_checkpoint_to_diffusers,
     convert_wan_vae_to_diffusers,
@@ -14,6 +22,7 @@ from diffusers.loaders.single_file_utils import (
 from diffusers.modular_pipelines.anima.before_denoise import AnimaTextConditioningStep
 from diffusers.modular_pipelines.anima.encoders import AnimaTextEncoderStep
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
@@ -25,10 +34,12 @@ from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encodi
 from axbake.drawing.schedule import derive_schedule, scheduler_arrays
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
+from axbake.families.flux2_dev import TEMPLATE as DEV_TEMPLATE
+from axbake.families.qwen_image import TEMPLATE
 from axbake.inspect import inspect_checkpoint
 from axbake.model import Model
-from axbake.networks import anima_text, cosmos, flux1, lumina, z_image
-from axbake.networks.sampling import DYNAMIC, RenormalisedFlow, SpacedFlow
+from axbake.networks import anima_text, cosmos, flux1, flux2, lumina, qwen_image, z_image
+from axbake.networks.sampling import DYNAMIC, RenormalisedFlow, SpacedFlow, TerminalFlow
 from axbake.runtime.language import LanguageFormat, LanguageTokenizer
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import prompt_warnings
@@ -36,12 +47,12 @@ from axbake.runtime.sampler import load_schedule, sample
 from axbake.sources import MissingTokenizer
 from axbake.table import check_config
 from axbake.weights.files import read_description, read_sampling
-from tests import tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_z_image
+from tests import tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_qwen_image, tiny_z_image
 from tests.unit.conftest import CLIP, SCHEMAS, family_in, row_of
 
 CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
 MODULES = {"z_image": tiny_z_image, "lumina2": tiny_lumina, "anima": tiny_anima, "flux2_klein_9b": tiny_flux2}
-MODULES |= {"flux1": tiny_flux1}
+MODULES |= {"flux1": tiny_flux1, "flux2_dev": tiny_flux2, "qwen_image": tiny_qwen_image}
 every_family = pytest.mark.parametrize("name", MODULES)
 
 
@@ -131,6 +142,8 @@ def test_the_config_is_the_networks_own(name, model_of):
     kinds = {"lumina2": RenormalisedFlow(shift=6.0, sign=-1), "anima": SpacedFlow(shift=3.0)}
     kinds |= {"flux1": SpacedFlow(guidance_embedded=True, dynamic="flux1", factor=16)}
     kinds |= {"z_image": SpacedFlow(shift=3.0, sign=-1), "flux2_klein_9b": SpacedFlow(dynamic="flux2")}
+    kinds |= {"flux2_dev": SpacedFlow(guidance_embedded=True, dynamic="flux2")}
+    kinds |= {"qwen_image": TerminalFlow(dynamic="qwen_image")}
     assert read_sampling(model.weights["transformer"]) == kinds[name]
 
 
@@ -195,10 +208,40 @@ def test_klein_9b_has_eleven_graphs_and_a_text_encoder_in_parts_that_can_be_load
     assert sum(family.structure.blocks.weights(family.structure.config)) == pytest.approx(8.8e9, rel=0.01)
 
 
+def test_the_weights_of_qwen_image_in_full_size_are_spread_over_thirty_graphs():
+    family = FAMILIES["qwen_image"]
+    config = dict(family.structure.config) | {"_class_name": "QwenImageTransformer2DModel", "out_channels": 16}
+    config |= {"axes_dims_rope": [16, 56, 56]}
+    with torch.device("meta"):
+        network = qwen_image.build(config)
+
+    wanted = [count(block) for block in network.transformer_blocks]
+    wanted[0] += count(network.img_in, network.txt_in, network.txt_norm)
+    wanted[-1] += count(network.norm_out, network.proj_out)
+    assert qwen_image.weights(config) == wanted
+    assert sum(wanted) == count(network) - count(network.time_text_embed)
+    assert len(family.denoiser.graphs) == 30
+
+
+def test_the_weights_of_flux_2_dev_in_full_size_are_spread_over_graphs_as_large_as_its_blocks():
+    family = FAMILIES["flux2_dev"]
+    config = dict(family.structure.config) | {"_class_name": "Flux2Transformer2DModel", "guidance_embeds": True}
+    with torch.device("meta"):
+        network = flux2.build(config)
+
+    wanted = [count(block) for block in [*network.transformer_blocks, *network.single_transformer_blocks]]
+    wanted[0] += count(network.x_embedder, network.context_embedder)
+    wanted[-1] += count(network.proj_out)
+    assert flux2.weights(config) == wanted
+    assert len(family.denoiser.graphs) == 32
+    assert family.divided(880_000_000) == family  # config's own number is less than one block
+    assert len(family.divided(2_000_000_000).denoiser.graphs) == 17
+
+
 # Schedules ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["z_image", "lumina2", "anima", "flux1"])
+@pytest.mark.parametrize("name", ["z_image", "lumina2", "anima", "flux1", "qwen_image", "flux2_dev"])
 def test_rows_are_those_of_the_networks_own_time_embedding(name, model_of):
     model, timesteps = model_of(name), np.array([1000.0, 752.0, 250.5], np.float32)
     network, time = made(name).transformer, torch.from_numpy(timesteps) / 1000
@@ -213,6 +256,11 @@ def test_rows_are_those_of_the_networks_own_time_embedding(name, model_of):
         pooled = torch.randn((1, 32), generator=torch.Generator().manual_seed(0))
         wanted = network.time_text_embed(time * 1000, torch.full((3,), 1000.0), pooled.expand(3, -1))
         found = found + model.family.denoiser.added(model.weights["transformer"]).row(pooled.numpy(), ())
+    elif name == "qwen_image":
+        wanted = silu(network.time_text_embed(time, torch.zeros(1)))
+    elif name == "flux2_dev":
+        embedded = silu(network.time_guidance_embed(time * 1000, torch.full((3,), 1000.0)))
+        wanted = torch.cat([getattr(network, part).linear(embedded) for part in flux2.MODULATIONS], dim=1)
     elif name == "lumina2":
         wanted = silu(network.time_caption_embed(torch.zeros(1), 1 - time, torch.zeros(1, 1, 32))[0])
     else:
@@ -233,10 +281,40 @@ def test_schnell_takes_no_guidance_scale_and_has_a_constant_shift(tmp_path):
     assert family.process.sampling(config, "flow_prediction", zero_terminal_snr=False) == SpacedFlow()
 
 
-def test_guidance_of_lumina_is_renormalised_as_in_its_pipeline(model_of, tmp_path):
-    model, steps, scale = model_of("lumina2"), 3, 4.0
+@pytest.mark.parametrize(("side", "steps"), [(512, 4), (1024, 4), (1664, 7)])
+def test_the_noise_levels_of_qwen_image_are_those_of_its_pipeline(side, steps):
+    published = {"base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 8192, "max_shift": 0.9}
+    published |= {"shift_terminal": 0.02, "use_dynamic_shifting": True}
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(published)
+    tokens = (side // 16) ** 2
+    mu = calculate_shift(tokens, 256, 8192, 0.5, 0.9)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+
+    sampling = TerminalFlow(dynamic="qwen_image").for_picture(height=side, width=side, steps=steps)
+
+    np.testing.assert_allclose(scheduler_arrays("euler", steps, sampling)["timesteps"], scheduler.timesteps, rtol=1e-6)
+    assert scheduler.timesteps[-1] == pytest.approx(20, rel=1e-4)
+
+
+def norms_of_lines(output):
+    """As `Lumina2Pipeline` has them."""
+    return torch.norm(output, dim=-1, keepdim=True)
+
+
+def norms_of_patches(output):
+    """As `QwenImagePipeline` has them, of packed latents."""
+    batch, channels, height, width = output.shape
+    packed = QwenImagePipeline._pack_latents(output, batch, channels, height, width)
+    spread = torch.norm(packed, dim=-1, keepdim=True).expand(-1, -1, 4 * channels)
+    return QwenImagePipeline._unpack_latents(spread, 8 * height, 8 * width, 8)[:, :, 0]
+
+
+@pytest.mark.parametrize(("name", "norms"), [("lumina2", norms_of_lines), ("qwen_image", norms_of_patches)])
+def test_guidance_is_renormalised_as_in_diffusers_pipeline(name, norms, model_of, tmp_path):
+    model, steps, scale = model_of(name), 3, 4.0
     path = tmp_path / "schedule.npz"
     how = {"guidance_scale": scale, "rows": model.family.denoiser.rows, "denoiser": model.weights["transformer"]}
+    how |= {"height": 64, "width": 64}
     derive_schedule(scheduler="euler", steps=steps, schedule=path, **how)
     schedule = load_schedule(path)
     prompts = np.stack([np.full((1, 2), 1.0), np.full((1, 2), -0.5)]).astype(np.float32)
@@ -259,13 +337,13 @@ def test_guidance_of_lumina_is_renormalised_as_in_its_pipeline(model_of, tmp_pat
     )
 
     latent = torch.from_numpy(initial)
-    sigmas = [1 - timestep for timestep in (0, 1 / 3, 2 / 3)]
-    sigmas = [6 * sigma / (1 + 5 * sigma) for sigma in sigmas] + [0]
-    for step in range(steps):  # the loop of `Lumina2Pipeline`
+    sigmas = [*(schedule.timesteps / 1000), 0]
+    sign = 1 if name == "qwen_image" else -1
+    for step in range(steps):  # the loop of the pipeline
         cond, uncond = (predict(latent, prompt) for prompt in prompts)
         made = uncond + scale * (cond - uncond)
-        made = made * (torch.norm(cond, dim=-1, keepdim=True) / torch.norm(made, dim=-1, keepdim=True))
-        latent = latent - (sigmas[step + 1] - sigmas[step]) * made
+        made = made * (norms(cond) / norms(made))
+        latent = latent + sign * (sigmas[step + 1] - sigmas[step]) * made
         np.testing.assert_allclose(found.latents[step], latent.numpy(), atol=1e-5)
     assert "renormalised" not in scheduler_arrays("euler", steps, SpacedFlow(shift=6.0))
 
@@ -305,6 +383,52 @@ def test_a_prompt_of_z_image_is_what_diffusers_own_text_stage_makes_of_it(model_
 
         np.testing.assert_allclose(found.states[0], wanted.detach().numpy(), atol=2e-5)
         assert found.tokens.shape == (1, 128, 64)
+
+
+def test_a_prompt_of_qwen_image_is_what_diffusers_own_text_stage_makes_of_it(model_of):
+    embed = embedding_of(model_of("qwen_image"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_flux2.tokenizer(), pad_token="<|endoftext|>")
+    pipeline = types.SimpleNamespace(
+        tokenizer=tokenizer,
+        text_encoder=made("qwen_image").text_encoder,
+        tokenizer_max_length=qwen_image.CHUNK,
+        prompt_template_encode=TEMPLATE.replace("{prompt}", "{}"),
+        prompt_template_encode_start_idx=34,
+        _extract_masked_hidden=functools.partial(QwenImagePipeline._extract_masked_hidden, None),
+    )
+    own = QwenImagePipeline.__init__.__code__.co_consts
+    assert TEMPLATE.replace("{prompt}", "{}") in own
+
+    for prompt in PROMPTS:
+        wanted, mask = QwenImagePipeline._get_qwen_prompt_embeds(pipeline, prompt, "cpu", torch.float32)
+        found = embed(prompt)
+
+        assert mask.all() and int(found.mask.sum()) == wanted.shape[1]
+        np.testing.assert_allclose(found.tokens[:, found.mask[0] > 0], wanted.detach().numpy(), atol=3e-5)
+        assert found.tokens.shape == (1, 256, 256)
+
+
+class Instructions(PreTrainedTokenizerFast):
+    """The tests' tokenizer with Mistral's chat for one message behind a system message."""
+
+    def apply_chat_template(self, conversations, **options):
+        (((system, user),),) = [conversations]
+        text = (
+            f"<s>[SYSTEM_PROMPT]{system['content'][0]['text']}[/SYSTEM_PROMPT][INST]{user['content'][0]['text']}[/INST]"
+        )
+        how = {name: options[name] for name in ("padding", "truncation", "max_length", "return_tensors")}
+        return self([text], add_special_tokens=False, **how)
+
+
+def test_a_prompt_of_flux_2_dev_is_what_diffusers_own_text_stage_makes_of_it(model_of):
+    embed = embedding_of(model_of("flux2_dev"))
+    tokenizer = Instructions(tokenizer_object=tiny_flux2.mistral_tokenizer(), pad_token="<pad>", padding_side="left")
+    assert SYSTEM_MESSAGE in DEV_TEMPLATE
+
+    for prompt in PROMPTS:
+        wanted = Flux2Pipeline._get_mistral_3_small_prompt_embeds(made("flux2_dev").text_encoder, tokenizer, prompt)
+
+        np.testing.assert_allclose(embed(prompt).tokens, wanted.detach().numpy(), atol=5e-5)
 
 
 def test_a_prompt_of_lumina_is_what_diffusers_own_text_stage_makes_of_it(model_of):

@@ -68,7 +68,7 @@ KINDS = {
     },
     "a Z-Image Omni checkpoint": {"siglip_embedder.0.weight": (4,), "cap_pad_token": (1, 4)},
     "a Z-Image checkpoint that draws in pixels": {"dec_net.cond_embed.weight": (4, 4), "cap_pad_token": (1, 4)},
-    "a Qwen-Image checkpoint": {"transformer_blocks.0.img_mod.1.weight": (4, 4)},
+    "a part of a Qwen-Image checkpoint": {"transformer_blocks.0.img_mod.1.weight": (4, 4)},
     "a part of an Anima checkpoint": {
         "net.llm_adapter.blocks.0.cross_attn.q_proj.weight": (4, 4),
         "net.blocks.0.mlp.layer1.weight": (4, 4),
@@ -233,6 +233,8 @@ TRANSFORMERS = {
     "flux1": ("FluxTransformer2DModel", {"guidance_embeds": True}),
     "z_image": ("ZImageTransformer2DModel", {}),
     "lumina2": ("Lumina2Transformer2DModel", {"num_attention_heads": 24, "cap_feat_dim": 2304}),
+    "flux2_dev": ("Flux2Transformer2DModel", {}),
+    "qwen_image": ("QwenImageTransformer2DModel", {}),
 }
 
 
@@ -248,9 +250,11 @@ def test_a_transformer_of_full_size_is_of_its_family_alone_and_of_no_other_kind(
 
 #: Kind -> a class of diffusers', and what it is built with
 DIFFUSERS = {
-    "a FLUX.2 checkpoint (dev)": ("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
     "a Chroma checkpoint": ("ChromaTransformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
-    "a Qwen-Image checkpoint": ("QwenImageTransformer2DModel", {"num_layers": 2}),
+    "a Qwen-Image-Layered checkpoint": (
+        "QwenImageTransformer2DModel",
+        {"num_layers": 2, "use_additional_t_cond": True, "use_layer3d_rope": True},
+    ),
     "a Qwen-Image 2.1 checkpoint": ("QwenImage21Transformer2DModel", {"num_layers": 2}),
     "a Cosmos-Predict2 checkpoint (Anima's transformer is one)": ("CosmosTransformer3DModel", {"num_layers": 2}),
     "Anima's text adapter": ("AnimaTextConditioner", {}),
@@ -295,15 +299,15 @@ ORIGINALS = {
         "single_blocks.0.linear1.weight": (21504, 3072),
         "vector_in.in_layer.weight": (3072, 768),
     },
-    "a FLUX.2 checkpoint (dev)": {
-        "double_stream_modulation_img.lin.weight": (36864, 6144),
-        "double_blocks.0.img_attn.qkv.weight": (18432, 6144),
-    },
     "an OmniGen2 checkpoint": {"time_caption_embed.caption_embedder.1.weight": (2520, 2048)},
     "a NewBie checkpoint": {"cap_embedder.1.weight": (2304, 2560), "clip_text_pooled_proj.0.weight": (1024,)},
     "a Ming-Image checkpoint": {"cap_embedder.1.weight": (3840, 2560), "layers.0.attention.qkv.weight": (11520, 3840)},
     "a Mage-Flow checkpoint": {"txt_norm.weight": (2560,), "transformer_blocks.0.img_mod.1.weight": (4, 4)},
-    "a Qwen-Image checkpoint": {"txt_norm.weight": (3584,), "transformer_blocks.0.img_mod.1.weight": (18432, 3072)},
+    "a Qwen-Image-Edit checkpoint": {
+        "__index_timestep_zero__": (1,),
+        "txt_norm.weight": (3584,),
+        "transformer_blocks.0.img_mod.1.weight": (18432, 3072),
+    },
     "a Lens checkpoint": {"txt_norm.weight": (3584,), "transformer_blocks.0.img_mlp.w1.weight": (4, 4)},
     "an Ovis-Image checkpoint": {
         "double_blocks.0.img_mlp.gate_proj.weight": (4, 4),

@@ -11,11 +11,11 @@ from axbake.families import FAMILIES
 from axbake.loras.files import LoraError, lora_facts, read_lora
 from axbake.model import Model
 from axbake.table import check_config
-from tests import tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_sd3, tiny_z_image
+from tests import tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_qwen_image, tiny_sd3, tiny_z_image
 from tests.unit.conftest import SCHEMAS, import_part, row_of
 
 MODULES = {"sd35_medium": tiny_sd3, "flux2_klein": tiny_flux2, "z_image": tiny_z_image, "lumina2": tiny_lumina}
-MODULES |= {"anima": tiny_anima, "flux1": tiny_flux1}
+MODULES |= {"anima": tiny_anima, "flux1": tiny_flux1, "qwen_image": tiny_qwen_image}
 #: Authors' modules that a LoRA of each changes, of which the first stands for several of diffusers'
 CHANGED = {
     "sd35_medium": ("joint_blocks.0.x_block.attn.qkv", "joint_blocks.1.context_block.attn.proj"),
@@ -23,6 +23,7 @@ CHANGED = {
     "flux1": ("double_blocks.0.img_attn.qkv", "single_blocks.1.linear1", "vector_in.in_layer", "txt_in"),
     "z_image": ("layers.0.attention.qkv", "layers.1.feed_forward.w2", "context_refiner.0.attention.out"),
     "lumina2": ("layers.0.attention.qkv", "noise_refiner.1.feed_forward.w1", "layers.2.adaLN_modulation.1"),
+    "qwen_image": ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.txt_mlp.net.0.proj", "img_in"),
     "anima": ("blocks.0.self_attn.q_proj", "blocks.1.cross_attn.k_proj", "blocks.2.mlp.layer1", "x_embedder.proj.1"),
 }
 STRENGTH, ALPHA, RANK = 0.8, 2.0, 4

@@ -17,7 +17,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tests import tiny, tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_sd3, tiny_xl, tiny_z_image
+from tests import (
+    tiny,
+    tiny_anima,
+    tiny_flux1,
+    tiny_flux2,
+    tiny_lumina,
+    tiny_qwen_image,
+    tiny_sd3,
+    tiny_xl,
+    tiny_z_image,
+)
 from tests.workflow.project import ROW, Project
 
 FLOW = {"width": "128", "scheduler": "euler", "negative_prompt": ""}
@@ -92,6 +102,8 @@ BAKES = {
     "flux1, schnell": Bake(tiny_flux1, tiny_flux1.schnell, LANGUAGE | {"guidance_scale": "1"}),
     "flux2_klein": Bake(tiny_flux2, tiny_flux2.klein, LANGUAGE),
     "flux2_klein_9b": Bake(tiny_flux2, tiny_flux2.klein_9b, LANGUAGE),
+    "flux2_dev": Bake(tiny_flux2, tiny_flux2.dev, LANGUAGE | {"guidance_scale": "4"}),
+    "qwen_image": Bake(tiny_qwen_image, tiny_qwen_image.whole, LANGUAGE | {"guidance_scale": "4"}),
     "z_image": Bake(tiny_z_image, tiny_z_image.turbo, LANGUAGE | {"guidance_scale": "3"}),
     "lumina2": Bake(tiny_lumina, tiny_lumina.lumina, LANGUAGE | {"guidance_scale": "4", "negative_prompt": "blurry"}),
     "anima": Bake(tiny_anima, tiny_anima.preview, LANGUAGE | {"guidance_scale": "4"}),
