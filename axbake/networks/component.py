@@ -113,6 +113,8 @@ class Component:
     build: Callable[[dict], Module]  # config -> the network, with whatever weights the surrounding device context gives
     graphs: tuple[Piece, ...]
     columns: tuple[str, ...]  # of the table, that its graphs depend on
+    #: Config -> a network of the same tensors that computes the same with less work, where there is one
+    lean: Callable[[dict], Module] | None = None
     #: Config -> channels of a token that a text encoder gives, or a denoiser takes
     width: Callable[[dict], int] | None = None
     #: Config -> channels of the pooled prompt that a text encoder gives, or a denoiser takes
@@ -157,4 +159,6 @@ def columns_of(component: Component, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_files(component: Component) -> Component:
     """*component* for who takes it out of a checkpoint: without its graphs."""
-    return replace(component, graphs=(), columns=(), with_rows=None, rows=None, added=None, states=None, example=None)
+    return replace(
+        component, graphs=(), columns=(), with_rows=None, rows=None, added=None, states=None, example=None, lean=None
+    )

@@ -116,6 +116,13 @@ def build_encoder(config: Mapping) -> Module:
     return FrameEncoder(autoencoder.autoencoder(config))
 
 
+def build_lean_encoder(config: Mapping) -> Module:
+    """The same with convolutions of two dimensions, a third of the work."""
+    from axbake.networks.qwen_image_vae_modules import LeanEncoder
+
+    return LeanEncoder(autoencoder.autoencoder(config))
+
+
 def build_decoder(config: Mapping) -> Module:
     """Its half that makes pictures."""
     from axbake.networks.qwen_image_vae_modules import FrameDecoder
@@ -158,6 +165,7 @@ ENCODER = replace(
     VAE_ENCODER,
     files=_files("encoder", encoder_renamer, encoder_config),
     build=build_encoder,
+    lean=build_lean_encoder,
     graphs=(Graph("vae_encoder", autoencoder.encoder_inputs, autoencoder.encoder_interface, folded_encoder),),
 )
 DECODER = replace(

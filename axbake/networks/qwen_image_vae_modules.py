@@ -70,6 +70,18 @@ class FoldedEncoder(_Folded):
         return _convolution(self.model.quant_conv, _ended(encoder, hidden))
 
 
+class LeanEncoder(FrameEncoder):
+    """`FrameEncoder` that folds its convolutions when it is first run."""
+
+    @functools.cached_property
+    def folded(self) -> FoldedEncoder:
+        """Of the weights that it has by then."""
+        return FoldedEncoder(self)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.folded(image)
+
+
 class FoldedDecoder(_Folded):
     """`FrameDecoder` so."""
 

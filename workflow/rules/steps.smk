@@ -235,7 +235,7 @@ def calibrate_vae_steps(model):
         step("axbake.calibration.pictures.draw_pictures", row=["height", "width"], tools=["numpy"]),
         step(
             "axbake.calibration.pictures.encode_pictures",
-            values=lambda *_: {"build": encoder.build, "channels": model.family.latents.channels},
+            values=lambda *_: {"build": encoder.lean or encoder.build, "channels": model.family.latents.channels},
             tools=["torch", "diffusers", "numpy"],
         ),
         step(
