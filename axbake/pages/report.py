@@ -10,12 +10,14 @@ import numpy as np
 
 from axbake.jobs.record import JobRecord, read_records
 from axbake.judging import POOR, judge_picture
+from axbake.networks.component import DENOISER
 from axbake.pages.gallery import difference_maps, picture_uri, read_picture, thumbnail_uri
 from axbake.pages.html import render
 from axbake.pages.plots import coverage_plot, decibel_plot
 from axbake.pages.timeline import timeline
 
 logger = logging.getLogger(__name__)
+WIDEST = 5  # residual sums that the page names
 
 
 def write_report(
@@ -38,6 +40,7 @@ def write_report(
     distance: Path,
     attribution: Path,
     calibration: Path,
+    residuals: Path,
     held_out: Path,
     preflight: Path,
     verdict: Path,
@@ -64,6 +67,7 @@ def write_report(
         distance: JSON of the simulation.
         attribution: `simulation/attribution.json`.
         calibration, held_out: what the denoiser was calibrated with, and `simulation/held_out.json`.
+        residuals: `calibration/{denoiser}.residuals.json`.
         preflight, verdict: `preflight.json`, `verdict.json`.
         parities, checks: JSONs of parity, and of the check of what was compiled, one a component.
         records: JSONs of the compiles, one a graph.
@@ -125,6 +129,8 @@ def write_report(
         timeline=timeline(by_job),
         addresses=addresses,
         calibration=covered,
+        residuals=_widest(_read_json(residuals)),
+        denoiser=next(name for name, role in roles.items() if role == DENOISER),
         first=picture_uri(read_picture(comparison[0])) if comparison else None,
         held_out=_read_json(held_out),
         coverage_plot=coverage_plot(covered["coverage_by_samples"]),
@@ -132,6 +138,13 @@ def write_report(
         findings=before["findings"],
     )
     page.write_text(html, encoding="utf-8")
+
+
+def _widest(residuals: dict) -> dict:
+    """With the sums of which U16 keeps least."""
+    known = {name: one for name, one in residuals["sums"].items() if one["u16_db"] is not None}
+    order = sorted(known, key=lambda name: known[name]["u16_db"])
+    return residuals | {"widest": {name: known[name] for name in order[:WIDEST]}}
 
 
 def _job(log: str, model: str) -> str:

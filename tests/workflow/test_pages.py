@@ -208,6 +208,15 @@ def test_what_models_say_is_text_and_never_markup(show, hostile):
     assert page.locator("table").nth(1).locator("td").first.inner_text() == HOSTILE
 
 
+def wide_sums(results, place):
+    """The residual sums of a model, one of them made wide."""
+    said = json.loads((results / "calibration/unet.residuals.json").read_text())
+    name, one = next(iter(said["sums"].items()))
+    said["sums"][name] = one | {"high": 1e5, "peak_over_median": 1e4, "u16_db": 20.7}
+    (place / "residuals.json").write_text(json.dumps(said | {"wide": [name]}))
+    return place / "residuals.json"
+
+
 def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_path, show, caplog):
     place, logs = baked.directory / "results/tiny", baked.directory / "logs/tiny"
     each = {"parities": "parity", "records": "build", "checks": "check"}
@@ -231,6 +240,7 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
         distance=place / "simulation/distance.json",
         attribution=place / "simulation/attribution.json",
         calibration=place / "calibration/unet.json",
+        residuals=wide_sums(place, tmp_path),
         held_out=place / "simulation/held_out.json",
         preflight=place / "preflight.json",
         verdict=place / "verdict.json",
@@ -241,6 +251,8 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
     )
 
     page = show(tmp_path / "report.html")
+    assert page.get_by_text("It keeps a median value of 1 of them to less than 40 dB.").is_visible()
+    assert page.get_by_text("op_type: Add").is_visible() and page.get_by_role("cell", name="20.7 dB").is_visible()
     assert page.locator("dt", has_text="LoRA").inner_text() == f"LoRA {HOSTILE}"
     assert page.locator("dd", has_text="in the UNet").inner_text() == "× 0.9 in the UNet, × 0.5 in the text encoder"
     assert page.locator("#advice + ul li").inner_text() == f"Column prompt: {HOSTILE} is not applied."

@@ -74,6 +74,7 @@ for family in IN_TABLE:
             ranges=f"results/{{model}}/calibration/{family.denoiser.name}.ranges.npz",
             archives=[f"results/{{model}}/calibration/{graph}.tar" for graph in addresses(family.denoiser)],
             record=f"results/{{model}}/calibration/{family.denoiser.name}.json",
+            residuals=f"results/{{model}}/calibration/{family.denoiser.name}.residuals.json",
         log:
             f"logs/{{model}}/calibration/{family.denoiser.name}.log",
         wildcard_constraints:

@@ -26,6 +26,7 @@ rule write_report:
                 ),
             ),
             calibration="results/{model}/calibration/{denoiser}.json",
+            residuals="results/{model}/calibration/{denoiser}.residuals.json",
             parities="results/{model}/parity/{component}.json",
             records="results/{model}/build/{graph}.json",
             checks="results/{model}/check/{component}.json",

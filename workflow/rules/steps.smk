@@ -207,7 +207,7 @@ def chain_step(model, wildcards, component, names):
 
 
 def calibrate_denoiser_steps(model, wildcards):
-    """What is observed, and what is chosen of it."""
+    """What is observed, what is chosen of it, and how wide residual sums are."""
     model.check_samples()
     denoiser = model.family.denoiser
     chosen = {name: model.entry(f"calibration/{name}") for name in ("samples", "selection")}
@@ -223,6 +223,12 @@ def calibrate_denoiser_steps(model, wildcards):
             of=denoiser.name,
             values=lambda *_: chosen | {"component": denoiser.name},
             tools=["numpy"],
+        ),
+        step(
+            "axbake.calibration.residuals.measure_residuals",
+            of=denoiser.name,
+            values=lambda *_: {"component": denoiser.name},
+            tools=["numpy", "onnx", "onnxruntime"],
         ),
     ]
 
