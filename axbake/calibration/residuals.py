@@ -78,8 +78,8 @@ def measure_residuals(
         widest = min(wide, key=lambda name: found[name]["u16_db"])
         logger.warning(
             "%d of %d residual sums of the %s are too wide for U16: the largest value of %s is %.0f times its median, which U16"
-            " keeps to %.0f dB. To keep them in float32: an entry of pulsar2/%s/quant/layer_configs in the config, with op_type Add and"
-            " data_type FP32.",
+            " keeps to %.0f dB. To keep them in float32, set op_type Add to data_type FP32 in the config's"
+            " pulsar2/%s/quant/layer_configs.",
             len(wide),
             len(found),
             component,
@@ -116,7 +116,7 @@ def _copied(name: str) -> Probe:
     return Probe(nodes=(helper.make_node("Identity", [name], [f"{name}/copy"]),), outputs=(value,))
 
 
-def _widths(values: Sequence[np.ndarray]) -> Mapping[str, float | None]:
+def _widths(values: Sequence[np.ndarray]) -> dict[str, float | None]:
     """Of one sum over the samples."""
     low, high = min(float(one.min()) for one in values), max(float(one.max()) for one in values)
     median = min(float(np.median(np.abs(one))) for one in values)
