@@ -39,6 +39,8 @@ class Remembered:
             path.touch()  # in use
         except (BundleError, OSError):
             return None
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            return None
         return Embedded(arrays["tokens"], arrays.get("pooled"), arrays.get("mask"))
 
     def keep(self, embedded: Embedded, prompt: str, *, negative: bool, chunks: int) -> None:

@@ -33,7 +33,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 
-from tests import loras, tiny, tiny_xl
+from tests import loras, tiny, tiny_anima, tiny_flux2, tiny_lumina, tiny_sd3, tiny_xl, tiny_z_image
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 20  # for one input
@@ -267,6 +267,16 @@ def yaml_bomb(draw: random.Random, top: str) -> bytes:
     return draw.choice(texts).encode("utf-8", "surrogatepass")
 
 
+#: Families of rectified flow, whose files are spoilt
+FLOW = (
+    (tiny_sd3, tiny_sd3.sd3),
+    (tiny_flux2, tiny_flux2.klein),
+    (tiny_z_image, tiny_z_image.turbo),
+    (tiny_lumina, tiny_lumina.lumina),
+    (tiny_anima, tiny_anima.preview),
+)
+
+
 @dataclass
 class Material:
     """Whole files that are spoilt, made once."""
@@ -274,6 +284,8 @@ class Material:
     checkpoint: bytes
     vae: bytes
     xl: bytes  # a checkpoint of Stable Diffusion XL
+    flow: list[bytes]  # checkpoints of families of rectified flow
+    tokenizer: bytes  # of a language model
     lora: bytes
     embedding: bytes
     folders: dict[Path, dict[str, bytes]]  # diffusers folders -> their small texts
@@ -288,6 +300,7 @@ def material(directory: Path) -> Material:
     checkpoint = tiny.save(networks, directory / "whole.safetensors", extra=tiny.leftovers())
     folder = tiny.save_folder(networks, directory / "folder", shard="1MB")
     xl = tiny_xl.save_folder(tiny_xl.sdxl(), directory / "xl")
+    flow = tiny_flux2.save_folder(tiny_flux2.klein(), directory / "flow")
     ldm = tiny.single_file_tensors(networks)
     vae = {
         name.removeprefix("first_stage_model."): t for name, t in ldm.items() if name.startswith("first_stage_model.")
@@ -301,9 +314,11 @@ def material(directory: Path) -> Material:
         checkpoint.read_bytes(),
         save(vae),
         save(tiny_xl.single_file_tensors(tiny_xl.sdxl())),
+        [save(module.single_file_tensors(made())) for module, made in FLOW],
+        tiny_flux2.tokenizer().to_str().encode(),
         save(loras.peft(pairs), metadata={"lora_adapter_metadata": '{"unet.lora_alpha": 4}'}),
         save({"emb_params": torch.ones(4, tiny.WIDTH)}),
-        {folder: small_texts(folder), xl: small_texts(xl)},
+        {one: small_texts(one) for one in (folder, xl, flow)},
         recipe,
         [path.read_bytes() for path in sorted((ROOT / "tests" / "data").glob("*.axmodel"))],
         {"schedule.npz": schedule_arrays(3), "added_embedding.npz": added_arrays(8)},
@@ -367,6 +382,22 @@ def xl_checkpoints(draw: random.Random, whole: Material, place: Path) -> Case:
     path = place / draw.choice(["model.safetensors", "model.ckpt"])
     path.write_bytes(_spoilt(draw, whole.xl))
     return Case("SDXL checkpoint", draw.choice(["inspect", "import XL"]), path, fenced=True)
+
+
+def flow_checkpoints(draw: random.Random, whole: Material, place: Path) -> Case:
+    path = place / draw.choice(["model.safetensors", "model.ckpt"])
+    path.write_bytes(_spoilt(draw, draw.choice(whole.flow)))
+    return Case("checkpoint of a flow", draw.choice(["inspect", "import flow"]), path, fenced=True)
+
+
+def tokenizers(draw: random.Random, whole: Material, place: Path) -> Case:
+    """A `tokenizer.json` with bytes or values that are odd."""
+    path = place / "tokenizer.json"
+    told = json.loads(whole.tokenizer)
+    within = draw.choice([told, told["model"], told["pre_tokenizer"], told["added_tokens"][0]])
+    within[draw.choice(sorted(within))] = draw.choice(STRANGE)
+    path.write_bytes(draw.choice([json.dumps(told).encode(), spoilt_bytes(draw, whole.tokenizer)]))
+    return Case("tokenizer", "tokenizer", path)
 
 
 def spoilt_arrays(draw: random.Random, arrays: dict[str, np.ndarray]) -> bytes:
@@ -491,6 +522,7 @@ def folders(draw: random.Random, whole: Material, place: Path) -> Case:
     texts = whole.folders[of]
     name = draw.choice(sorted(texts))
     path = folder / name
+    denoiser = "unet" if (folder / "unet").exists() else "transformer"
     kind = draw.randrange(5)
     path.unlink()
     if kind == 0:
@@ -507,13 +539,13 @@ def folders(draw: random.Random, whole: Material, place: Path) -> Case:
     elif kind == 3:
         special(draw, path)
     elif draw.random() < 0.5:
-        shutil.rmtree(folder / draw.choice(["unet", "vae", "text_encoder"]))
+        shutil.rmtree(folder / draw.choice([denoiser, "vae", "text_encoder"]))
         path.parent.mkdir(exist_ok=True)
-        (folder / "unet").exists() or (folder / "unet").symlink_to(draw.choice(["/", "..", "unet", "/dev"]))
+        (folder / denoiser).exists() or (folder / denoiser).symlink_to(draw.choice(["/", "..", denoiser, "/dev"]))
     else:
         bad = draw.choice(["../x.safetensors", "..", "", "a" * 300, "x\x00", "/etc/passwd", "\ud800"])
         index = {"weight_map": draw.choice([{"w": bad}, [bad], {"w": 3}, {str(n): f"{n}" for n in range(20_000)}])}
-        place_of_index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        place_of_index = folder / denoiser / "diffusion_pytorch_model.safetensors.index.json"
         place_of_index.unlink(missing_ok=True)
         place_of_index.write_text(json.dumps(index))
     return Case("folder", draw.choice(["inspect", "convert"]), folder, fenced=True)
@@ -691,19 +723,21 @@ def pictures(draw: random.Random, whole: Material, place: Path) -> Case:
 
 #: What makes inputs -> how many of a hundred are its
 MAKERS = {
-    checkpoints: 10,
-    xl_checkpoints: 6,
+    checkpoints: 8,
+    xl_checkpoints: 5,
+    flow_checkpoints: 7,
+    tokenizers: 4,
     bundles: 8,
-    pickles: 10,
-    embeddings: 10,
-    lora_files: 10,
-    vaes: 6,
+    pickles: 9,
+    embeddings: 9,
+    lora_files: 9,
+    vaes: 5,
     folders: 8,
-    recipes: 8,
-    sidecars: 6,
+    recipes: 7,
+    sidecars: 5,
     axmodels: 3,
-    downloads: 6,
-    pictures: 6,
+    downloads: 5,
+    pictures: 5,
     specials: 3,
 }
 

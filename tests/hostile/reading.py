@@ -22,16 +22,19 @@ from axbake.checkpoints.embeddings import read_embedding
 from axbake.checkpoints.prediction import read_sidecar
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
+from axbake.families.flux2_klein import FORMAT
 from axbake.loras.fusing import Fusion
 from axbake.runtime.added import load_added
 from axbake.runtime.bundle import read_bundle
 from axbake.runtime.canvas import read_canvas
 from axbake.runtime.errors import BundleError
+from axbake.runtime.language import language_tokenizers
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.tokenizer import load_tokenizer
+from axbake.weights.embeddings import list_embeddings
 from tests import peaks, tiny, tiny_xl
 from tests.hostile import planted
-from tests.unit.conftest import SD1, halves, import_part
+from tests.unit.conftest import SD1, family_in, halves, import_part
 
 ROOT = Path(__file__).parents[2]
 #: Events of Python's audit hooks that run something, or reach out
@@ -71,6 +74,19 @@ def imported_xl(path: Path) -> None:
         import_part(path, component=component, weights=path.parent / "weights.safetensors", family=FAMILIES["sdxl"])
 
 
+def imported_flow(path: Path) -> None:
+    for component in ("text_encoder", "transformer", "vae_decoder"):
+        import_part(path, component=component, weights=path.parent / "weights.safetensors", family=family_in(path))
+
+
+def tokenized(path: Path) -> None:
+    listing = path.with_name("embeddings.json")
+    list_embeddings([], [], [path], names=[], encoders=[], listing=listing, formats={"text_encoder": FORMAT})
+    ids, _ = language_tokenizers(json.loads(listing.read_text()))["text_encoder"].arrays("a (cat:1.2) \n" * 50)
+    if ids.shape != (1, FORMAT.tokens) or ids.min() < 0:
+        raise AssertionError(f"ids of shape {ids.shape}, the least {ids.min()}")
+
+
 def added(path: Path) -> torch.Tensor:
     row = load_added(path).row(np.ones((1, tiny_xl.POOLED), np.float32), (64, 64, 0, 0, 64, 64))
     return torch.from_numpy(row)
@@ -96,6 +112,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "inspect": inspect,
     "import": imported,
     "import XL": imported_xl,
+    "import flow": imported_flow,
+    "tokenizer": tokenized,
     "schedule": load_schedule,
     "added_embedding": added,
     "embeddings": lambda path: load_tokenizer(ROOT / "resources" / "clip", path),
