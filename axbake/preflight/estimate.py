@@ -7,7 +7,7 @@ Nothing is known of what memory the real Pulsar2 takes; what the emulator takes,
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,10 @@ from axbake.preflight.findings import Finding
 from axbake.preflight.graph import Graph, volume
 
 CARD_MIB = 7040  # CMM of an 8 GB LLM-8850: `axcl-smi` in M5Stack's documentation
+#: CMM of cards in MiB; of the larger, as a public guide to Z-Image-Turbo on an AX8850 prints it
+CARDS = {"an 8 GB card": CARD_MIB, "a 16 GB card": 15232}
+SLOTS = 2  # graphs in turn, where a card does not hold all (`axbake.runtime.card_chain`)
+PCIE_MB = 500  # a second, at most: a Raspberry Pi 5 has one lane of PCIe 2.0
 MIB_OF_MB = 1e6 / 2**20
 TILES = 64  # pixels: sides of tiles are multiples of it (column `vae_tile`)
 MUCH = 0.9  # of a card's memory, above which an estimate is a warning: the program that draws needs some too
@@ -184,10 +188,37 @@ def check_card(
             if (with_tiles := need + (of_tile - found[name].cmm_mb) * MIB_OF_MB) <= MUCH * CARD_MIB
         ]
         advice = f" {'; or '.join(['Load them one after the other, or use a smaller size', *fitting[:1]])}."
+        advice += "".join(f" {sentence}" for sentence in _streaming(found))
     yield Finding(
         "model",
         "card",
         level,
         f"about {need:.0f} of {CARD_MIB} MiB of CMM ({parts}; scaled from SD 1.5's at 512 × 512:"
         f" {', '.join(f'{card.cmm_mb:.0f}' for card in ON_CARD.values())} MB).{advice}",
+    )
+
+
+def _streaming(found: Mapping[str, Estimate]) -> Iterator[str]:
+    """Of each component that an 8 GB card does not hold, what it and a larger card do: a sentence each."""
+    parts: dict[str, list[float]] = {}
+    for name, one in found.items():
+        parts.setdefault(name.partition("/")[0], []).append(one.cmm_mb)
+    for component, graphs in parts.items():
+        if sum(graphs) * MIB_OF_MB > CARD_MIB:
+            done = "; ".join(f"on {card} {_on_card(graphs, mib)}" for card, mib in CARDS.items())
+            yield f"The {component} alone takes about {sum(graphs) * MIB_OF_MB:.0f} MiB: {done}."
+
+
+def _on_card(graphs: Sequence[float], card_mib: int) -> str:
+    """What becomes of *graphs*, in MB, on a card: those that stay, and those that are loaded in turn."""
+    most = card_mib / MIB_OF_MB
+    if sum(graphs) <= most:
+        return "all stay loaded"
+    stay = [count for count in range(len(graphs)) if sum(graphs[:count]) + SLOTS * max(graphs[count:]) <= most]
+    if not stay:
+        return "its largest graph does not fit twice, as it must: set a lower graph_weights"
+    turn = sum(graphs[stay[-1] :])
+    return (
+        f"{stay[-1]} of its {len(graphs)} graphs stay, and the others, {turn / 1000:.1f} GB, are loaded anew at every step, in"
+        f" {turn / PCIE_MB:.0f} s or more on a Raspberry Pi 5"
     )

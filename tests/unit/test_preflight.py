@@ -345,6 +345,24 @@ def test_models_that_do_not_fit_a_card_together_are_told_so():
     assert card(7300) == "warning"
 
 
+def test_what_a_component_that_no_card_holds_does_on_a_card_is_told():
+    def told(*megabytes):
+        parts = {f"transformer/blocks_{number}": one for number, one in enumerate(megabytes)} | {"vae_decoder": 400}
+        found = {name: estimates.Estimate(0, "", 0, 0, one) for name, one in parts.items()}
+        (finding,) = estimates.check_card(found)
+        return finding.text
+
+    assert "alone" not in told(*[1000] * 7)
+    eleven = told(*[900] * 11)  # 7040 MiB are 7382 MB: six stay, and two slots
+    assert (
+        "The transformer alone takes about 9441 MiB: on an 8 GB card 6 of its 11 graphs stay, and the others, 4.5 GB, are"
+        in eleven
+    )
+    assert "in 9 s or more on a Raspberry Pi 5; on a 16 GB card all stay loaded." in eleven
+    assert "on a 16 GB card 13 of its 32 graphs stay" in told(*[1000] * 32)
+    assert "its largest graph does not fit twice" in told(4000, 4000)
+
+
 def test_a_card_that_does_not_hold_the_decoder_is_said_to_hold_one_of_tiles(tmp_path):
     def card(unet_mb, side):
         sizes = {"x": [1, 4, side // 8, side // 8], "sample": [1, 3, side, side]}
