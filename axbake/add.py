@@ -14,7 +14,7 @@ from axbake.cache.locks import lock
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.fetch.errors import BadSource, NotBakeable
-from axbake.fetch.sources import Address, CivitaiAddress, parse_source
+from axbake.fetch.sources import Address, CivitaiAddress, HubFolder, parse_source
 from axbake.fetch.store import Fetched, ask_sha256, fetch
 from axbake.printable import printable, shown
 from axbake.project import CONFIG, open_project
@@ -127,7 +127,10 @@ def add_model(checkpoint: str, name: str | None) -> str:
         raise NoRow(f"--name {name!r} does not match {form}")
     if name in rows:
         raise NoRow(f"{table} already has a row {name}. Use another --name.")
-    cells = _cells_of_path(Path(checkpoint)) if source is None else _cells_of_address(source, table, rows, name)
+    if isinstance(source, HubFolder):
+        cells = _cells_of_folder(source)
+    else:
+        cells = _cells_of_path(Path(checkpoint)) if source is None else _cells_of_address(source, table, rows, name)
     called = cells.pop("called")
     cells["model"] = name = name or free_name(called, set(rows))
 
@@ -139,6 +142,16 @@ def add_model(checkpoint: str, name: str | None) -> str:
 
     edit_table(table, append)
     return name
+
+
+def _cells_of_folder(source: HubFolder) -> dict[str, str]:
+    from axbake.fetch.folder import fetch_folder  # here, since its library takes a while to be imported
+
+    cells = _cells_of_path(fetch_folder(source, Path("checkpoints")))
+    return cells | {
+        "called": source.repository.partition("/")[2],
+        "source": f"https://huggingface.co/{source.repository}",
+    }
 
 
 def _cells_of_address(source: Address, table: Path, rows: Mapping[str, dict], name: str | None) -> dict[str, str]:
@@ -311,7 +324,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         nargs="?",
-        help="a path, https://…, Civitai's page or AIR, or hf://owner/repository/file[@revision]",
+        help="a path, https://…, Civitai's page or AIR, hf://owner/repository/file[@revision], or a whole hf://owner/repository",
     )
     parser.add_argument("--name", help="name of the model (default: from the name on its page)")
     parser.add_argument("--pin", metavar="MODEL", help="write the SHA-256 of the file at a row's address into that row")

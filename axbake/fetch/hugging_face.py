@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from axbake.fetch import answers
 from axbake.fetch.errors import AccessRefused, BadSource, FetchError, NotThere, SiteUnreachable
 from axbake.fetch.offers import Offer
-from axbake.fetch.sources import PICKLES, SAFETENSORS, HubAddress
+from axbake.fetch.sources import PICKLES, SAFETENSORS, HubAddress, HubFolder
 from axbake.fetch.tokens import HUB_HOWTO, checked, hub_endpoint
 from axbake.fetch.web import Web
 
@@ -30,7 +30,7 @@ def hub_offer(web: Web, address: HubAddress) -> Offer:
     endpoint, secret = hub_endpoint(), get_token()
     token = checked(secret, "HF_TOKEN or the file of `hf auth login`", endpoint) if secret else None
     howto = f"{HUB_HOWTO}; if its author requires consent, agree at https://huggingface.co/{address.repository}"
-    info = _ask(web, address, endpoint, token, howto)
+    info = ask(web, address, endpoint, token, howto)
     siblings = answers.tables(info.get("siblings"))
     file = next((file for file in siblings if file.get("rfilename") == address.file), None)
     if file is None:
@@ -59,7 +59,7 @@ def hub_offer(web: Web, address: HubAddress) -> Offer:
     return Offer(url, answers.file_name(address.file), digest, token, howto, about=about)
 
 
-def _ask(web: Web, address: HubAddress, endpoint: str, token: Any, howto: str) -> dict[str, Any]:
+def ask(web: Web, address: HubAddress | HubFolder, endpoint: str, token: Any, howto: str) -> dict[str, Any]:
     """The API's description of the repository at the address's revision."""
     try:
         validate_repo_id(address.repository)

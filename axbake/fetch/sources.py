@@ -4,6 +4,7 @@ https://host/file.safetensors                        any web server
 https://civitai.com/models/47274?modelVersionId=102222   Civitai's page of a model or version, or its download link
 urn:air:sd1:checkpoint:civitai:47274@102222          the same as an AIR (https://developer.civitai.com/site/guide/air)
 hf://owner/repository/file[@revision]                a file of a Hugging Face repository, or its page there
+hf://owner/repository[@revision]                     the whole repository, for `axbake add` alone
 
 Quotes around an address are taken off, and `https://` may be left out of Civitai's and Hugging Face's.
 """
@@ -79,6 +80,14 @@ class HubAddress(Address):
     revision: str | None
 
 
+@dataclass(frozen=True)
+class HubFolder(Address):
+    """A whole model repository of Hugging Face, which is a diffusers folder."""
+
+    repository: str
+    revision: str | None
+
+
 def parse_source(cell: str) -> Address | None:
     """What *cell* names; None for a path on this machine.
 
@@ -123,9 +132,14 @@ def check_pin(row: dict, *, allow_unpinned: bool) -> str:
         Unpinned: there is none, and config does not allow that.
     """
     model, source = row["model"], row["checkpoint"]
+    address = parse_source(source)
+    if isinstance(address, HubFolder):
+        raise BadSource(
+            f"{model}: {_quoted(source)} is a whole repository, and a row names one file. `axbake add {_quoted(source)}`"
+            " downloads the repository, and writes a row with its folder."
+        )
     if row["sha256"]:
         return row["sha256"]
-    address = parse_source(source)
     plain = isinstance(address, WebAddress) and urlsplit(address.url).scheme == "http"
     if allow_unpinned and not plain:
         return ""
@@ -289,6 +303,8 @@ def _hub_uri(cell: str) -> Address:
     text, _, tail = cell.partition("?")
     if secrets := _secrets(cell):
         raise BadSource(f"{one_line(text)}: the parameter {', '.join(secrets)} is a secret, and people share tables.")
+    if whole := re.fullmatch(rf"(?i:hf)://([^/@]+/[^/@]+?)(?:@({REVISION}))?/?", text):
+        return _hub_folder(cell, whole[1], whole[2])
     found = re.fullmatch(rf"(?i:hf)://([^/@]+/[^/@]+)(?:@({REVISION}))?/([^@]+)(?:@(.+))?", text)
     if not found or (found[2] and found[4]):
         raise BadSource(f"{_quoted(cell)!r}: wanted hf://owner/repository/file, or hf://owner/repository/file@revision")
@@ -297,6 +313,8 @@ def _hub_uri(cell: str) -> Address:
 
 
 def _hub_page(cell: str, path: str, query: list[tuple[str, str]]) -> Address:
+    if whole := re.fullmatch(rf"/([^/]+/[^/]+?)(?:/tree/({REVISION}))?/?", path):
+        return _hub_folder(cell, unquote(whole[1]), whole[2])
     # `raw` is what the repository's history has: of a large file a pointer to it, which nobody means.
     found = re.fullmatch(rf"/([^/]+/[^/]+)/(?:blob|resolve|raw)/({REVISION})/(.+)", path)
     if not found:
@@ -307,11 +325,20 @@ def _hub_page(cell: str, path: str, query: list[tuple[str, str]]) -> Address:
     return _hub(cell, unquote(found[1]), unquote(found[3]), found[2], query)
 
 
-def _hub(cell: str, repository: str, file: str, revision: str | None, query: list[tuple[str, str]]) -> Address:
-    """Args: revision: as it stands in the address, encoded."""
+def _hub_folder(cell: str, repository: str, revision: str | None) -> Address:
+    _check_repository(cell, repository)
+    return HubFolder(cell, pickled=False, repository=repository, revision=unquote(revision) if revision else None)
+
+
+def _check_repository(cell: str, repository: str) -> None:
     kind = repository.partition("/")[0]
     if kind in ("datasets", "spaces"):
         raise BadSource(f"{_quoted(cell)!r}: of {kind}; wanted a model repository, owner/repository")
+
+
+def _hub(cell: str, repository: str, file: str, revision: str | None, query: list[tuple[str, str]]) -> Address:
+    """Args: revision: as it stands in the address, encoded."""
+    _check_repository(cell, repository)
     if any(part in ("", ".", "..") for part in file.split("/")):
         raise BadSource(f"{_quoted(cell)!r}: {one_line(file)!r} is not the name of a file in a repository")
     unused = tuple(dict.fromkeys(one_line(name, 40) for name, _ in query if name != "download"))

@@ -136,6 +136,19 @@ class Sites:
         self.downloads[f"/someone/tiny/resolve/{COMMIT}/{file}"] = file
         return digest
 
+    def publish_folder_on_hub(self, contents: dict[str, bytes], *, small: tuple[str, ...] = (".json", ".txt")) -> None:
+        """Put files into the repository someone/tiny, of which those with endings in *small* have no digest there."""
+        for name, content in contents.items():
+            self.publish_on_hub(content, file=name)
+        siblings = []
+        for name, content in contents.items():
+            key = hashlib.sha256(name.encode()).hexdigest()
+            digest = self.put(key, content)
+            lfs = {} if name.endswith(small) else {"lfs": {"sha256": digest, "size": len(content)}}
+            siblings.append({"rfilename": name, "size": len(content), **lfs})
+            self.downloads[f"/someone/tiny/resolve/{COMMIT}/{name}"] = key
+        self.api["/api/models/someone/tiny"]["siblings"] = siblings
+
 
 def civitai_version() -> dict[str, Any]:
     """What the API says of a version; its files are added."""

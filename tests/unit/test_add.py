@@ -10,12 +10,14 @@ from axbake.__main__ import main
 from axbake.add import PICTURE, SCHEMAS, edit_table, free_name, licence_note, read_table, row_cells, trained_words
 from axbake.bake import row_of
 from axbake.families import FAMILIES
-from axbake.fetch.sources import parse_source
+from axbake.fetch.errors import BadSource
+from axbake.fetch.sources import check_pin, parse_source
 from axbake.fetch.store import Fetched
 from axbake.model import Model
 from axbake.project import lay_out
 from axbake.table import check_config
-from tests.services.model_sites import model_sites
+from tests import tiny
+from tests.services.model_sites import COMMIT, model_sites
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path("config/models.tsv")
@@ -203,6 +205,72 @@ def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(site
     rows = read_table(TABLE)
     assert rows["mine"]["prompt"] == "panda" and rows["mine"]["sha256"] == ""
     assert rows["new"]["sha256"]
+
+
+def repository(networks, place):
+    """Files of a diffusers folder by name, and some that axbake has no use for."""
+    folder = tiny.save_folder(networks, place)
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    beside = [
+        "README.md",
+        "sd.ckpt",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+    ]
+    beside += ["safety_checker/model.safetensors", "unet/../../evil.json", "../evil/config.json", "/etc/config.json"]
+    return files | dict.fromkeys(beside, b"x")
+
+
+def test_a_whole_repository_of_hugging_face_becomes_a_folder_and_a_row(sites, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", sites.site)
+    files = repository(tiny.sd1(), tmp_path / "saved")
+    sites.publish_folder_on_hub(files)
+    broken = "/someone/tiny/resolve/" + COMMIT + "/vae/diffusion_pytorch_model.safetensors"
+    sites.downloads.pop(broken)
+
+    assert main(["add", "hf://someone/tiny"]) == 1
+    folder = Path("checkpoints/someone--tiny")
+    assert "HTTP 404" in capsys.readouterr().err and not (folder / "model_index.json").exists()
+
+    sites.publish_folder_on_hub(files)
+    before = len(sites.log)
+    assert main(["add", "https://huggingface.co/someone/tiny/tree/main"]) == 0
+
+    row = read_table(TABLE)["tiny"]
+    assert (row["checkpoint"], row["source"]) == (str(folder), "https://huggingface.co/someone/tiny")
+    there = {path for path in folder.rglob("[!.]*") if path.is_file()}
+    saved = {
+        path.relative_to(tmp_path / "saved") for path in (tmp_path / "saved").rglob("*.*") if path.suffix in ENDINGS
+    }
+    assert {path.relative_to(folder) for path in there} == saved
+    assert all(path.read_bytes() == files[str(path.relative_to(folder))] for path in there)
+    assert not list(tmp_path.rglob("evil*"))
+    asked = [seen for seen in sites.log[before:] if seen.host == "storage"]
+    assert 0 < len(asked) < len(there)  # what had arrived is not fetched again
+
+    assert main(["add", "hf://someone/tiny", "--name", "again"]) == 0
+    assert len([seen for seen in sites.log if seen.host == "storage"]) == len(there)
+
+
+ENDINGS = (".json", ".txt", ".safetensors")  # of the files that a diffusers folder of Stable Diffusion has
+
+
+def test_a_repository_without_an_index_is_no_folder_and_names_its_files(sites, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", sites.site)
+    sites.publish_folder_on_hub({"sd.safetensors": b"x", "unet/config.json": b"{}"})
+
+    assert main(["add", "hf://someone/tiny"]) == 1
+
+    said = capsys.readouterr().err
+    assert "has no model_index.json or modular_model_index.json" in said and "sd.safetensors" in said
+    assert not Path("checkpoints").exists()
+
+
+def test_a_row_cannot_name_a_whole_repository():
+    with pytest.raises(
+        BadSource, match=r"is a whole repository, and a row names one file\. `axbake add hf://a/b` downloads"
+    ):
+        check_pin({"model": "x", "checkpoint": "hf://a/b", "sha256": "0" * 64}, allow_unpinned=True)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_any_other_address_is_the_file_itself():
         ("https://civitai.com/user/someone", "not the page of a model"),
         ("https://civitai.com/models/xx", "not the page of a model"),
         ("https://civitai.com/models/1?modelVersionId=latest", "modelVersionId is not a number"),
-        ("https://huggingface.co/someone/tiny", "not a file of a model repository"),
+        ("https://huggingface.co/someone/tiny/commits/main", "not a file of a model repository"),
         ("hf://tiny.safetensors", "wanted hf://owner/repository/file"),
         ("hf://a/b@main/c@main", "wanted hf://owner/repository/file"),
         ("urn:air:sd1:lora:civitai:1@2", "a lora"),
