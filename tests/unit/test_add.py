@@ -208,7 +208,7 @@ def test_columns_that_the_table_lacks_are_added_and_lines_keep_their_ending(site
 
 
 def repository(networks, place):
-    """Files of a diffusers folder by name, and some that axbake has no use for."""
+    """Files of a diffusers folder by name, and some that axbake does not read."""
     folder = tiny.save_folder(networks, place)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     beside = [
