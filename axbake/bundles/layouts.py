@@ -114,7 +114,7 @@ def _euler_extras(schedule: Schedule, settings: dict[str, Any]) -> dict[str, byt
 
 LAYOUTS = {
     "axbake": Layout(
-        program="axbake's own txt2img.py and img2img.py",
+        program="axbake's own txt2img.py, img2img.py and serve.py",
         models={},
         tokenizer="tokenizer",
         call="python3 txt2img.py",

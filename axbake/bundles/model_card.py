@@ -15,6 +15,14 @@ numpy>=1.22
 pillow>=9.1
 tokenizers>=0.13.3
 """
+# Of serve.py alone: HTTP, addresses, and forms with files. Starlette and uvicorn (BSD) and python-multipart (Apache) are pure
+# Python, and the first versions without the known denials of service run on Python 3.9.
+SERVER_REQUIREMENTS = """\
+# serve.py
+starlette>=0.47.2
+uvicorn>=0.30
+python-multipart>=0.0.18
+"""
 # Emulated models are ONNX graphs of opset 18 with com.microsoft's quantisers of 16 bits.
 HOST_REQUIREMENTS = "onnxruntime>=1.18  # the models are emulated: hosts run them, boards cannot\n"
 # 8-bit blocks of weights (`MatMulNBits`), and the newer form of a tokenizer's merges.
@@ -71,4 +79,4 @@ def requirements(*, emulated: bool, on_host: bool = False) -> str:
         on_host: whether the board's host runs a text encoder.
     """
     told = REQUIREMENTS + (LANGUAGE_REQUIREMENTS if on_host else "")
-    return told + (HOST_REQUIREMENTS if emulated else CARD_REQUIREMENTS)
+    return told + SERVER_REQUIREMENTS + (HOST_REQUIREMENTS if emulated else CARD_REQUIREMENTS)

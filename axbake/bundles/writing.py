@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from axbake import __version__
+from axbake.bundles.carried import runtime_files
 from axbake.bundles.layouts import LAYOUTS, Layout
 from axbake.bundles.model_card import licence_notes, model_card, requirements
 from axbake.cache import Cache, cache_directory
@@ -182,7 +183,7 @@ def _own_files(*, emulated: bool, on_host: bool) -> dict[str, bytes]:
         "axbake/__init__.py": shipped("axbake/__init__.py"),
         "axbake/LICENSE": shipped("LICENSE"),
         **{path.name: path for path in shipped("resources/bundle").glob("*.py")},
-        **{f"axbake/runtime/{path.name}": path for path in shipped("axbake/runtime").glob("*.py")},
+        **{f"axbake/runtime/{name}": shipped("axbake/runtime") / name for name in runtime_files()},
     }
     return {name: path.read_bytes() for name, path in sources.items()} | {
         "requirements.txt": requirements(emulated=emulated, on_host=on_host).encode()

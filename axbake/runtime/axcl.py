@@ -145,6 +145,13 @@ class Card:
         self.call("axclrtGetDeviceProperties", self.device, byref(properties))
         return properties.freeCmmSize << 10
 
+    @property
+    def total(self) -> int:
+        """Bytes of the card's memory for models."""
+        properties = DeviceProperties()
+        self.call("axclrtGetDeviceProperties", self.device, byref(properties))
+        return properties.totalCmmSize << 10
+
     def usage(self, path: Path) -> int:
         """Bytes of the card's memory that the model *path* takes, without its inputs and outputs, before it is loaded."""
         system, card = c_int64(), c_int64()

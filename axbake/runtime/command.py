@@ -1,4 +1,4 @@
-"""The two programs of a bundle, `txt2img.py` and `img2img.py`."""
+"""The programs `txt2img.py` and `img2img.py` of a bundle."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from .bundle import Bundle, read_bundle
 from .canvas import paint, read_canvas
 from .card_chain import card_counts
 from .errors import BundleError
-from .img2img import read_picture, redraw
+from .img2img import read_picture, redraw, upright_picture
+from .masking import redraw_masked
 from .model import Session
 from .prompt import MOST
 from .reading import shown
+from .resizing import grey_mask
+from .resizing import over as over_part
 from .session import RUNTIMES
 from .timings import picture_timings, timings
 from .txt2img import Drawing, Models, draw, save_png
@@ -63,6 +66,7 @@ def _parse(program: str, bundle: Bundle, arguments: Sequence[str] | None) -> arg
     add = parser.add_argument
     if program == "img2img":
         add("picture", type=Path, help="input picture; its middle part is scaled to the models' size")
+        add("--mask", type=Path, help="picture of the input's size, white where to draw; the rest stays as it is")
         add("--strength", type=float, default=STRENGTH, help="share of the steps to draw, 0 to 1")
     for name, file in zip(CANVAS, bundle.canvas):
         add(f"--{name}", type=Path, default=bundle.folder / file, help=HELP[name])
@@ -186,6 +190,23 @@ def _drawing(bundle: Bundle, asked: Picture, given: argparse.Namespace) -> Calla
     if over is None:
         return lambda models, picture: draw(
             models, tokenizer, schedule, picture, latents=latents, conditioning=conditioning
+        )
+    if given.mask is not None:
+        kind = bundle.manifest["settings"]["prediction_type"]
+        mask = grey_mask(upright_picture(given.mask))
+        part = over_part(upright_picture(over), mask, height=asked.height, width=asked.width)
+        white = part.mask
+        assert white is not None
+        return lambda models, picture: redraw_masked(
+            part.pixels,
+            white,
+            models,
+            tokenizer,
+            schedule,
+            picture,
+            latents=latents,
+            conditioning=conditioning,
+            prediction_type=kind,
         )
     pixels = read_picture(over, height=asked.height, width=asked.width)
     return lambda models, picture: redraw(

@@ -1,11 +1,12 @@
 # Takes the compiled models and what goes with them. Makes bundle/{layout}/, which an on-board program loads as it is, and the same as
 # one archive. Not part of the default target. The manifest stands for the directory: it comes there last.
 
+from axbake.bundles.carried import runtime_files
 from axbake.bundles.layouts import LAYOUTS
 
 # What a bundle carries of this checkout besides the code that makes it.
 CARRIED = ["LICENSE", "axbake/__init__.py", "resources/clip", "resources/bundle"]
-CARRIED += sorted(f"axbake/runtime/{path.name}" for path in shipped("axbake/runtime").glob("*.py"))
+CARRIED += [f"axbake/runtime/{name}" for name in runtime_files()]
 
 
 wildcard_constraints:
