@@ -28,6 +28,7 @@ COLUMNS = ["model", "checkpoint", "sha256", "family", *CELLS]
 TARGETS = [
     "all",
     "results/demo/board/report.html",
+    "results/demo/board/served.json",
     "results/demo/host/report.html",
     "results/demo/single_file.safetensors",
     "results/demo/bundle/axbake.tar",

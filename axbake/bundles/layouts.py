@@ -89,7 +89,24 @@ def _axera_extras(schedule: Schedule, settings: dict[str, Any]) -> dict[str, byt
     rows = schedule.time_embedding
     late = np.zeros_like(rows)  # launcher.py reads two rows of it; published files have four
     late[:2] = rows[2:]
-    return {"models/time_input_txt2img.npy": _npy(rows), "models/time_input_img2img.npy": _npy(late)}
+    return {
+        "models/time_input_txt2img.npy": _npy(rows),
+        "models/time_input_img2img.npy": _npy(late),
+        "config.json": _axllm_config(settings),
+    }
+
+
+def _axllm_config(settings: dict[str, Any]) -> bytes:
+    """What `axllm serve` of AXERA-TECH/ax-llm reads of a folder of image models (its docs/sd15_axllm_implementation.md)."""
+    size = f"{settings['width']}x{settings['height']}"
+    variant = {
+        "id": f"{settings['model']}-{size}",
+        "dir": "models",
+        "size": size,
+        "chip": "ax650",
+        "supports_img2img": True,
+    }
+    return (json.dumps({"model_name": settings["model"], "image_variants": [variant]}, indent=2) + "\n").encode()
 
 
 def _m5stack_extras(schedule: Schedule, settings: dict[str, Any]) -> dict[str, bytes]:

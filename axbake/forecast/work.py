@@ -200,6 +200,7 @@ OF_MODEL: dict[str, Callable[[Bake], Work]] = {
     "benchmark_host": lambda bake: _sum(_fixed(2), _opened(*_all(bake)), _drawn(bake, "onnx", 10 * SLOWER)),
     "deploy_bundle": lambda bake: {"fixed": 5, "fetched": sum(one.parameters for one in _all(bake))},
     "benchmark_board": lambda bake: _fixed(120),
+    "serve_board": lambda bake: _fixed(60),
     "write_board_report": lambda bake: _fixed(1),
 }
 

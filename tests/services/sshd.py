@@ -60,7 +60,7 @@ class Sshd:
         """Start it in *directory*; sessions have *environment*."""
         self.directory, self.bin = directory, directory / "bin"
         self.config, self.known_hosts = directory / "ssh_config", directory / "known_hosts"
-        self.port = _free_port()
+        self.port = free_port()
         self.bin.mkdir(parents=True)
         directory.chmod(0o700)
         for name in ("host_key", "other_host_key", "user_key"):
@@ -140,7 +140,8 @@ SetEnv {variables}
         self._process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

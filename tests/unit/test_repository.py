@@ -30,7 +30,7 @@ SERVER_MAY_IMPORT = {"starlette", "uvicorn"}
 # Rules that are not named after one of the functions that they call
 NAMED_OTHERWISE = {"import": "import_denoiser", "calibrate_vae": "calibrate_decoder", "emulate_model": "compile_model"}
 # Inputs that no function reads; they only have to be there.
-GATES = {"simulate": {"verdict"}, "benchmark_board": {"board"}}
+GATES = {"simulate": {"verdict"}, "benchmark_board": {"board"}, "serve_board": {"board"}}
 # Modules that know Snakemake: the planner asks it for a dry run, the screen shows what its logger gives.
 KNOW_SNAKEMAKE = ("plan.py", "jobs/terminal.py")
 LONG = 120  # minutes; the profile of a cluster sends jobs that take more to another partition

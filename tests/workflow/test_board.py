@@ -1,7 +1,10 @@
 """Snakemake brings a bundle to a board that is played, measures it there, and makes a page of it."""
 
 import base64
+import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,13 @@ from PIL import Image
 
 from tests.board.played import recorded
 from tests.double.container import wrap
+from tests.services.sshd import free_port
 from tests.workflow.project import COMPONENTS, ROW
 
-PAGE = "results/tiny/board/report.html"
+PAGE, SERVED = "results/tiny/board/report.html", "results/tiny/board/served.json"
 # The models are compiled already in these tests: what is tried is what follows.
-AFTER_COMPILING = ["--allowed-rules", "write_bundle", "deploy_bundle", "benchmark_board", "write_board_report", "--"]
+RULES = ["write_bundle", "deploy_bundle", "benchmark_board", "serve_board", "write_board_report"]
+AFTER_COMPILING = ["--allowed-rules", *RULES, "--"]
 
 
 def results(project, name) -> Path:
@@ -27,7 +32,7 @@ def on_board(project, board):
     """A project with a board, whose models have the container of Pulsar2's, and the pictures that the emulator's drew."""
     path = project.directory / "config" / "config.yaml"
     config = yaml.safe_load(path.read_text())
-    path.write_text(yaml.dump(config | {"toolchain": "native", "board": board.measuring}))
+    path.write_text(yaml.dump(config | {"toolchain": "native", "board": board.measuring | {"serve_port": free_port()}}))
     for component in COMPONENTS:
         model, emulated = results(project, f"{component}.axmodel"), project.directory / f"{component}.onnx"
         model.rename(emulated)
@@ -39,8 +44,24 @@ def on_board(project, board):
     return project
 
 
-def test_a_compiled_model_is_deployed_measured_and_shown(on_board, board):
-    on_board.bake(*AFTER_COMPILING, PAGE)
+@pytest.fixture
+def ended(board):
+    """What `serve_board` starts goes on without it."""
+    yield
+    for number in board.directory.glob(".serve-*.pid"):
+        os.kill(int(number.read_text()), signal.SIGTERM)
+
+
+def test_a_compiled_model_is_deployed_measured_served_and_shown(on_board, board, ended):
+    on_board.bake(*AFTER_COMPILING, PAGE, SERVED)
+
+    served = json.loads(results(on_board, "board/served.json").read_text())
+    picture = results(on_board, "board/served.png").read_bytes()
+    assert picture == results(on_board, "board/image.png").read_bytes()
+    assert served["picture_sha256"] == hashlib.sha256(picture).hexdigest()
+    assert served["drawing"]["total_seconds"] < served["seconds_to_answer"]
+    assert served["kept_by"].startswith("nothing")  # no systemd on the board that is played
+    assert board.settings["host"] not in json.dumps(served)
 
     said = json.loads(results(on_board, "board/benchmark.json").read_text())
     assert (said["ran_on"], said["emulated"]) == ("board", False)

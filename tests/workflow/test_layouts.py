@@ -160,6 +160,10 @@ def test_launcher_draws_what_axbake_draws(lay_out, axengine, tmp_path):
     decoder = axengine.InferenceSession(str(models / "vae_decoder.axmodel"))
     picture = decoder.run(None, {decoder.get_inputs()[0].name: (latent / SCALE).astype(np.float32)})[0]
 
+    config = json.loads((bundle / "config.json").read_text())  # of `axllm serve`
+    (variant,) = config["image_variants"]
+    assert (variant["size"], variant["supports_img2img"]) == ("64x64", True)
+    assert variant["id"] == f"{config['model_name']}-64x64" and (bundle / variant["dir"]) == models
     assert rows.shape == (4, 128) and rows.dtype == np.float32
     assert psnr(drawn_by_axbake(bundle, tmp_path / "schedule.npz"), latent) > MIN_PSNR
     assert picture.shape == (1, 3, 64, 64)

@@ -1,5 +1,5 @@
-# Takes a bundle. Copies it to the board of config, measures it there, or on this host, and makes a page of it. No default target
-# asks for any of this. Nothing here goes through the build cache: a measurement is of one board and one time.
+# Takes a bundle. Copies it to the board of config, measures it there or on this host and makes a page of that, or serves it there.
+# No default target asks for any of this. Nothing here goes through the build cache: a measurement is of one board and one time.
 
 
 rule deploy_bundle:
@@ -45,6 +45,33 @@ rule benchmark_board:
         "../../envs/axbake.yaml"
     message:
         f"Measuring {{wildcards.model}} on {config['board']['host']}"
+    script:
+        "../scripts/job.py"
+
+
+rule serve_board:
+    """Start a bundle's server on the board, and ask it for one picture through ssh."""
+    input:
+        settings=settings(
+            "serve_board",
+            step(
+                "axbake.board.serving.serve_board",
+                values=of_board(*BOARD, "python", "serve_port"),
+                cached=False,
+            ),
+        ),
+        manifest=bundle_for_board,
+        board="results/{model}/board/deployment.json",
+    output:
+        served="results/{model}/board/served.json",
+        image="results/{model}/board/served.png",
+    log:
+        "logs/{model}/board/served.log",
+    localrule: True
+    conda:
+        "../../envs/axbake.yaml"
+    message:
+        f"Serving {{wildcards.model}} on {config['board']['host']}"
     script:
         "../scripts/job.py"
 

@@ -1,4 +1,4 @@
-"""What all interfaces share: orders from values, waiting for them while the client is there, and what answers say besides pictures."""
+"""What all interfaces share: checks, waiting while the client is there, and what answers say besides pictures."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from ..predictions import Predictions, predictions_of
 from ..resizing import Over
 from ..sampler import LATENT, Schedule
 from ..session import EMULATOR, producer
-from ..timings import picture_timings
+from ..timings import DIGITS, picture_timings
 from ..tokenizer import ClipTokenizer
 from ..txt2img import Drawing, Models, draw
 from ..values import Picture
@@ -136,7 +136,10 @@ class LoadedBundle:
         self.preview.learn(drawing.latents[-1], drawing.image)
         image = order.over.paste.apply(drawing.image) if order.over and order.over.paste else drawing.image
         said = replace(picture, height=image.shape[0], width=image.shape[1]).parameters()
-        return Result(png_bytes(image, said), picture, picture_timings(drawing), drawing.warnings)
+        started = time.perf_counter()
+        png = png_bytes(image, said)
+        timings = {**picture_timings(drawing), "png_seconds": round(time.perf_counter() - started, DIGITS)}
+        return Result(png, picture, timings, drawing.warnings)
 
     def _drawing(self, models: Models, schedule: Schedule, picture: Picture, over: Over | None) -> Drawing:
         bundle = self.bundle
