@@ -153,6 +153,7 @@ OF_NETWORK: dict[str, Callable[[Bake, Network], Work]] = {
     "calibrate_text_encoder": lambda bake, network: _fixed(0.3),
     "calibrate_denoiser": _calibrated,
     "observe_denoiser": lambda bake, network: _observed(bake, bake.prompts * bake.runs + bake.steps),
+    "measure_residuals": lambda bake, network: _observed(bake, 4),  # two samples, by the chain and with probes
 }
 OF_MODEL: dict[str, Callable[[Bake], Work]] = {
     "fetch_checkpoint": lambda bake: {"fetched": FETCHED},
