@@ -26,7 +26,7 @@ MADE = re.compile(r"(?s)\n(## Edited|<!-- failures -->)\n.*")
 PROGRAMS = ("snakemake", "python", "python3", "pytest", "pip", "mkdocs")  # of this checkout's environment
 #: What a toolchain starts, and what the reader's own Python does
 NOT_OURS = ("python -m axbake.emulator", "pip install .")
-ON_THE_BOARD = ("python3 -m venv .venv", "python3 txt2img.py", "python3 img2img.py")
+ON_THE_BOARD = ("python3 -m venv .venv", "python3 txt2img.py", "python3 img2img.py", "python3 serve.py")
 # Names in code spans that are of other programs and of users' files
 OTHERS = {
     *(

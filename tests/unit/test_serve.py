@@ -21,22 +21,25 @@ from pathlib import Path
 
 import httpx2 as httpx
 import numpy as np
+import onnx
 import openai
 import pytest
 import uvicorn
 import webuiapi
 from PIL import Image, ImageDraw, ImageFilter
 
-from axbake.runtime import command
+from axbake.runtime import axcl, command
 from axbake.runtime.bundle import read_bundle
 from axbake.runtime.model import Session
 from axbake.runtime.serve import engine as engine_module
 from axbake.runtime.serve import guards
+from axbake.runtime.serve import loaded as loaded_module
 from axbake.runtime.serve.app import application
 from axbake.runtime.serve.command import run as run_server
 from axbake.runtime.serve.engine import DONE, INTERRUPTED, Engine
 from axbake.runtime.serve.loaded import Order
 from axbake.runtime.serve.preview import Preview
+from tests.unit.test_card_chain import card, compute, described, standin  # noqa: F401
 from tests.unit.test_runtime_bundle import PICTURE, bundle, copy_of  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -120,8 +123,8 @@ def serving(folders, token="", **how):
     thread.start()
     assert within_deadline(lambda: server.started and engine.ready)
     gates = []
-    for card in engine.cards:
-        for loaded in card.loaded.values():
+    for one in engine.cards:
+        for loaded in one.loaded.values():
             gates.append(threading.Event())
             gates[-1].set()
             loaded.models = replace(loaded.models, denoiser=Gated(loaded.models.denoiser, gates[-1]))
@@ -553,6 +556,51 @@ def test_bundles_that_do_not_fit_beside_each_other_leave_in_turn(two, caplog):
 
     assert loads() == (1, "", ["tiny", "other"])
     assert loads(memory=1) == (2, "tiny was unloaded to make room", ["other"])
+
+
+@pytest.fixture
+def compiled(two, tmp_path):
+    """The two bundles, with models that a card runs: a stand-in for AXCL's library computes with the graph beside each."""
+    folders = []
+    for folder in two:
+        made = shutil.copytree(folder, tmp_path / folder.name)
+        manifest = json.loads((made / "manifest.json").read_text()) | {"emulated": False}
+        for path in made.rglob("*.axmodel"):
+            model = onnx.load(path)
+            onnx.save(model, path.with_suffix(".onnx"))
+            model.producer_name = "Pulsar2"
+            onnx.save(model, path)
+            described([path], graphs=[path.with_suffix(".onnx")])
+            manifest["files"][path.relative_to(made).as_posix()]["bytes"] = path.stat().st_size
+        (made / "manifest.json").write_text(json.dumps(manifest))
+        folders.append(made)
+    return folders
+
+
+def test_on_a_card_bundles_leave_that_do_not_fit_by_what_its_driver_says(two, compiled, card, standin, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(loaded_module, "find_library", lambda: "stand-in")
+    card(10 << 20)  # 7 graphs of 1 MiB each take more than half
+    axcl._cards.clear()  # the thread that draws opens it again
+    standin.reset(10 << 20, lambda path, *memory: compute(Path(path).with_suffix(".onnx"), *memory))
+    emulated, engine = (Engine([read_bundle(one) for one in folders], threads=1) for folders in (two, compiled))
+    emulated.start()
+    engine.start()
+
+    for name in ("tiny", "other", "tiny"):
+        wanted, drawn = (
+            one.submit(Order(name, replace(PICTURE, model=name))).over.result(DEADLINE) for one in (emulated, engine)
+        )
+        assert (drawn.state, drawn.error) == (DONE, "")
+        found, expected = (
+            np.asarray(Image.open(io.BytesIO(job.results[0].png))).astype(int) for job in (drawn, wanted)
+        )
+        assert np.abs(found - expected).max() <= 1
+        assert list(engine.cards[0].loaded) == [name]
+
+    assert engine.cards[0].provider == "AXCLRTExecutionProvider"
+    assert standin.counts().peak <= 10 << 20 and standin.counts().unloads == 12
+    emulated.close()
+    engine.close()
 
 
 def test_two_cards_draw_at_once_and_a_bundle_goes_to_the_card_that_has_it(two):

@@ -28,7 +28,7 @@ def commands(page: Path) -> list[str]:
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 ON_A_BOARD = (
     *("python3 -m venv .venv", ".venv/bin/pip install --requirement requirements.txt", ". .venv/bin/activate"),
-    *("python3 txt2img.py", "python3 img2img.py"),
+    *("python3 txt2img.py", "python3 img2img.py", "python3 serve.py"),
 )
 SITE = "needs Civitai; tests/unit/test_add.py runs it with a site of its own"
 BOARD = "needs models by the real Pulsar2, and a board; tests/workflow/test_board.py runs it with a board of its own"
@@ -49,6 +49,7 @@ NOT_RUN = {
     ".venv/bin/snakemake --cores 4 results/NAME/board/report.html": BOARD,
     ".venv/bin/snakemake --cores 1 results/NAME/board/deployment.json": BOARD,
     ".venv/bin/snakemake --cores 1 results/NAME/board/report.html": BOARD,
+    ".venv/bin/snakemake --cores 1 results/NAME/board/served.json": BOARD,
     ".venv/bin/snakemake --cores 1 --forcerun benchmark_board -- results/NAME/board/report.html": BOARD,
     ".venv/bin/snakemake --workflow-profile profiles/slurm": "tests/workflow/test_slurm.py runs it on a real Slurm",
     "mkdir /shared/axbake && chgrp lab /shared/axbake && chmod 3770 /shared/axbake": "needs a group of people",
