@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from axbake.fit import Configs, check_fit, check_samples, configs_of
 from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
 from axbake.loras.rows import Lora
+from axbake.networks.card_layers import files_on_card
 from axbake.networks.component import DENOISER, TEXT, Component, addresses, columns_of
 from axbake.printable import error_line
 from axbake.runtime.language import LanguageFormat
@@ -30,6 +32,7 @@ from axbake.toolchain.build_config import Build, build_config, overridden, read_
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
 
 
+HOST = "host"  # where a language model runs: of `text_encoder_place`
 #: With fewer parameters one thread is as fast as two (docs/numbers.md); published models have 500 million and more
 SMALL = 50_000_000
 #: What was made of a graph and the user's fields: a thousand rows ask for few different ones
@@ -42,6 +45,10 @@ class MissingFamily(AxbakeError):
 
 class WrongFamily(AxbakeError):
     """A checkpoint has a different family than the table says."""
+
+
+class NotOnCard(AxbakeError):
+    """A text encoder is wanted on the card, but Pulsar2 is not documented to build it."""
 
 
 class SeveralGraphs(AxbakeError):
@@ -81,14 +88,33 @@ class Model:
                     f"is not downloaded yet. `axbake add {self.row['checkpoint']}` downloads it and fills in the "
                     "column."
                 )
-            return divided_family(said, self.config)
+            return self._placed(said)
         found = family_of(checkpoint_path(self.row))
         if said and found.name != said and not _is_without(FAMILIES[said], found):
             raise WrongFamily(
                 f"{self.name}: column family: {said}, but {self.row[CHECKPOINT]} is of {found.name} ({found.title}). Correct the"
                 " column, or leave it empty."
             )
-        return divided_family(said or found.name, self.config)
+        return self._placed(said or found.name)
+
+    def _placed(self, name: str) -> Family:
+        """The family called *name*, its language model where the row, or else config, wants it.
+
+        Raises:
+            NotOnCard
+        """
+        family, told = divided_family(name, self.config), self.row["text_encoder_place"]
+        languages = [one for one in family.components if one.language]
+        place = told or self.config["text_encoder_place"]
+        if place == HOST or (not languages and not told):  # config speaks of language models alone
+            return divided_family(name, self.config, host=True)
+        if not any(one.card for one in languages):
+            raise NotOnCard(
+                f"{self.name}: text_encoder_place: card: {family.title} has {_in_words(languages)}; Pulsar2's llm_build is"
+                f" documented for language models such as Qwen3, and axbake uses it for {', '.join(_ON_CARD)}. Leave the"
+                " column empty, or write host."
+            )
+        return family
 
     @cached_property
     def is_small(self) -> bool:
@@ -130,6 +156,20 @@ class Model:
     def graphs(self) -> list[str]:
         """Addresses of all graphs, component after component."""
         return [graph for component in self.family.components for graph in addresses(component)]
+
+    @property
+    def on_card(self) -> list[Component]:
+        """Its language models that run on the card, layer by layer."""
+        return [component for component in self.family.components if component.card]
+
+    @property
+    def built(self) -> list[str]:
+        """What there is a record of how it was made, in order: addresses of graphs, and names of language models on the card."""
+        return [
+            name
+            for component in self.family.components
+            for name in ([component.name] if component.card else addresses(component))
+        ]
 
     @property
     def compiled(self) -> dict[str, str]:
@@ -175,7 +215,10 @@ class Model:
     @property
     def drawn(self) -> Drawn:
         """Which graphs it draws with."""
-        parts = tuple(Part(one.name, one.role, len(one.graphs)) for one in self.family.components)
+        parts = tuple(
+            Part(one.name, one.role, len(one.graphs), len(files_on_card(one.name, one.card)) if one.card else 0)
+            for one in self.family.components
+        )
         return Drawn(parts, self.family.conditioning)
 
     @property
@@ -380,18 +423,34 @@ def _count(container: Container) -> int:
     return sum(math.prod(shape) for shape in container.shapes.values())
 
 
-def divided_family(name: str, config: dict) -> Family:
+def divided_family(name: str, config: dict, *, host: bool = False) -> Family:
     """The family called *name* with as many graphs as the project's *config* asks for; one for all models of it.
+
+    Args:
+        host: whether its language models run on the host, and are not built for the card.
 
     Raises:
         SliceError
     """
-    return _divided(name, round(1e6 * config["graph_weights"]))
+    return _divided(name, round(1e6 * config["graph_weights"]), host)
 
 
 @cache
-def _divided(name: str, most: int) -> Family:
-    return FAMILIES[name].divided(most)
+def _divided(name: str, most: int, host: bool) -> Family:
+    if not host:
+        return FAMILIES[name].divided(most)
+    family = _divided(name, most, False)
+    kept = tuple(replace(one, card=None) if one.card else one for one in family.components)
+    return family if kept == family.components else replace(family, components=kept)
+
+
+_ON_CARD = sorted(family.title for family in FAMILIES.values() if any(one.card for one in family.components))
+
+
+def _in_words(languages: list[Component]) -> str:
+    return (
+        f"a language model that it does not take ({', '.join(one.name for one in languages)})" if languages else "none"
+    )
 
 
 def _is_without(family: Family, found: Family) -> bool:

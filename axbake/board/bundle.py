@@ -8,6 +8,7 @@ from axbake.board.errors import DamagedBundle, EmulatedModel
 from axbake.digest import file_sha256
 from axbake.networks.component import DECODER, DENOISER, TEXT
 from axbake.runtime.bundle import FORMAT
+from axbake.runtime.language_card import is_language_model
 from axbake.runtime.producer import EMULATOR, producer
 
 
@@ -50,8 +51,13 @@ class Bundle:
 
     @property
     def _files(self) -> dict[str, dict[str, str]]:
-        """Component -> address of each of its models -> file, in the order in which they run."""
+        """Component -> address of each of its models -> file, in the order in which they run.
+
+        Of a language model in layers there is none: it is on the card only while it reads a new prompt, and no tool of the
+        board's says what one of its layers takes for one.
+        """
         files = {component: entry["files"] for component, entry in self.manifest["models"].items()}
+        files = {component: names for component, names in files.items() if not is_language_model([*map(Path, names)])}
         return {
             component: {
                 f"{component}/{PurePosixPath(file).stem}" if len(names) > 1 else component: file for file in names
@@ -106,4 +112,4 @@ def refuse_emulated(bundle: Bundle) -> None:
 
 
 def _is_emulated(file: Path) -> bool:
-    return file.is_file() and producer(file) == EMULATOR
+    return file.suffix in (".axmodel", ".onnx") and file.is_file() and producer(file) == EMULATOR

@@ -30,6 +30,9 @@ LANGUAGE_REQUIREMENTS = """\
 tokenizers>=0.20
 onnxruntime>=1.22  # the text encoder runs on the board's host
 """
+# The same tokenizers; and of emulated layers inputs in bfloat16.
+LAYERS_REQUIREMENTS = "tokenizers>=0.20\n"
+LAYERS_ON_HOST = "onnxruntime>=1.22\n"
 CARD_REQUIREMENTS = """\
 # pyaxengine is not on PyPI: install the wheel of github.com/AXERA-TECH/pyaxengine/releases (0.1.3 or newer), and the
 # driver of the card, which is the vendor's.
@@ -72,11 +75,13 @@ def licence_notes(manifest: dict[str, Any], embeddings: list[str]) -> str:
     return _render("LICENSE.md.j2", embeddings=embeddings, **manifest)
 
 
-def requirements(*, emulated: bool, on_host: bool = False) -> str:
+def requirements(*, emulated: bool, on_host: bool = False, on_card: bool = False) -> str:
     """requirements.txt of the layout axbake.
 
     Args:
         on_host: whether the board's host runs a text encoder.
+        on_card: whether the card runs one that is a language model.
     """
-    told = REQUIREMENTS + (LANGUAGE_REQUIREMENTS if on_host else "")
+    told = REQUIREMENTS + (LANGUAGE_REQUIREMENTS if on_host else LAYERS_REQUIREMENTS if on_card else "")
+    told += LAYERS_ON_HOST if on_card and emulated and not on_host else ""
     return told + SERVER_REQUIREMENTS + (HOST_REQUIREMENTS if emulated else CARD_REQUIREMENTS)

@@ -19,6 +19,7 @@ from axbake.bundles.layouts import LAYOUTS, Layout
 from axbake.bundles.model_card import licence_notes, model_card, requirements
 from axbake.cache import Cache, cache_directory
 from axbake.errors import AxbakeError
+from axbake.networks.card_layers import files_on_card
 from axbake.networks.component import Component, addresses, columns_of
 from axbake.networks.sampling import SamplingError
 from axbake.npz import npz_bytes
@@ -35,6 +36,7 @@ MANIFEST = "manifest.json"
 ORIGIN = ("sha256", "autov2", "family", "title", "prediction_type")  # of a checkpoint, that a manifest tells
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "LICENSE")
 GRAPHS = "*.onnx filter=lfs diff=lfs merge=lfs -text\n"
+TOKEN_TABLES = "*.bin filter=lfs diff=lfs merge=lfs -text\n"
 ATTRIBUTES = "*.axmodel filter=lfs diff=lfs merge=lfs -text\n*.npz filter=lfs diff=lfs merge=lfs -text\n"
 
 
@@ -66,8 +68,9 @@ def write_bundle(
     Models and schedule are hard links, where the file system can. What an earlier bundle left in the directory is removed.
 
     Args:
-        models: compiled models, of all *components* and their graphs in order.
-        records: `build/{graph}.json` of them.
+        models: compiled models, of all *components* and their graphs in order; of a language model on the card the files that
+            `axbake.networks.card_layers.files_on_card` names.
+        records: `build/{graph}.json` of them; of a language model on the card `build/{component}.json`.
         checkpoint: `checkpoint.json`.
         denoiser: its `weights/{component}.safetensors`, for schedules of other numbers of steps.
         embeddings: `embeddings.json`.
@@ -87,19 +90,22 @@ def write_bundle(
     known = {name: described[name] for name in ("prediction_type", "zero_terminal_snr", "scaling_factor")}
     drawn = {name: value for name, value in asdict(picture).items() if value is not None}
     settings = drawn | {"program": program} | known
-    owners = {graph: component for component in components for graph in addresses(component)}
+    owners = {graph: component for component in components for graph in _parts(component)}
     roles = {graph: component.role for graph, component in owners.items()}
     cells = settings | {"vae_tile": vae_tile}
     on_card = {graph: role for graph, role in roles.items() if not owners[graph].host}
     plan.check(layout, cells, on_card, drawn_on=bool(canvas))
     compiled = dict(zip(roles, models, strict=True))
     files = {
-        graph: plan.models.get(role, f"{graph}.{'onnx' if owners[graph].host else 'axmodel'}")
+        graph: plan.models.get(role, f"{graph}{_suffix(owners[graph])}")
         for graph, role in roles.items()
         if _takes(plan, role)
     }
-    on_host = any(component.host for component in components)
-    made_by = dict(zip(roles, map(_read_json, records), strict=True))
+    in_layers = any(component.card for component in components)
+    on_host = any(component.host and not component.card for component in components)
+    built = [name for one in components for name in ([one.name] if one.card else addresses(one))]
+    by_name = dict(zip(built, map(_read_json, records), strict=True))
+    made_by = {graph: by_name[owners[graph].name if owners[graph].card else graph] for graph in files}
     names = list(_read_json(embeddings)["embeddings"])
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -124,13 +130,13 @@ def write_bundle(
         texts = {
             "README.md": model_card(content),
             "LICENSE.md": licence_notes(content, names),
-            ".gitattributes": ATTRIBUTES + GRAPHS * on_host,
+            ".gitattributes": ATTRIBUTES + GRAPHS * on_host + TOKEN_TABLES * in_layers,
         }
         more = {name: text.encode() for name, text in texts.items()}
         more |= plan.extras(load_schedule(schedule), settings)
         if not plan.models:
             (rows,) = (component.rows for component in components if component.rows)
-            more |= _own_files(emulated=bool(content["emulated"]), on_host=on_host)
+            more |= _own_files(emulated=bool(content["emulated"]), on_host=on_host, on_card=in_layers)
             _place(schedule, made / "schedule.npz")
             _place(embeddings, made / "embeddings.json", copy=True)
             _write_schedules(made / "schedules", denoiser, rows, picture)
@@ -147,6 +153,18 @@ def write_bundle(
     logger.info("%s files, %.0f MB", len(digests), sum(file["bytes"] for file in digests.values()) / 1e6)
 
 
+def _parts(component: Component) -> list[str]:
+    """What *component* runs from: addresses of its graphs, or the files of a language model on the card."""
+    return files_on_card(component.name, component.card) if component.card else addresses(component)
+
+
+def _suffix(component: Component) -> str:
+    """What a graph's file is called behind its address."""
+    if component.card:
+        return ""
+    return ".onnx" if component.host else ".axmodel"
+
+
 def _takes(plan: Layout, role: str) -> bool:
     """Whether the layout's program has a place for a network of *role*."""
     return not plan.models or role in plan.models
@@ -158,7 +176,7 @@ def _models(
     """What the manifest says of each component: its role, its files in order, what made them, what they take and give."""
     said = {}
     for component in components:
-        graphs = [graph for graph in addresses(component) if graph in files]
+        graphs = [graph for graph in _parts(component) if graph in files]
         if not graphs:
             continue
         config = described["components"][component.name]["config"]
@@ -173,11 +191,11 @@ def _models(
             **{name: record[name] for name in ("toolchain", "version", "emulated")},
             "inputs": {n: {"shape": list(tensor.shape), "dtype": tensor.dtype} for n, tensor in inputs.items()},
             "outputs": list(faces[-1].outputs),
-        } | ({"host": True} if component.host else {})
+        } | ({"host": True} if component.host and not component.card else {})
     return said
 
 
-def _own_files(*, emulated: bool, on_host: bool) -> dict[str, bytes]:
+def _own_files(*, emulated: bool, on_host: bool, on_card: bool) -> dict[str, bytes]:
     """What the layout axbake has that no other has: its programs."""
     sources = {
         "axbake/__init__.py": shipped("axbake/__init__.py"),
@@ -186,7 +204,7 @@ def _own_files(*, emulated: bool, on_host: bool) -> dict[str, bytes]:
         **{f"axbake/runtime/{name}": shipped("axbake/runtime") / name for name in runtime_files()},
     }
     return {name: path.read_bytes() for name, path in sources.items()} | {
-        "requirements.txt": requirements(emulated=emulated, on_host=on_host).encode()
+        "requirements.txt": requirements(emulated=emulated, on_host=on_host, on_card=on_card).encode()
     }
 
 

@@ -64,7 +64,7 @@ def attribute_error(
         float_image: PNG to write: what the float ONNX graphs draw.
     """
     scaled, added_embedding = latents_of(latents, encoder_weights), added_of(added, added_weights)
-    compiled, floating = drawn.files(models), drawn.files(graphs)
+    compiled, floating = drawn.models(models), drawn.files(graphs)
     steps, tokenizer, latent = load_schedule(schedule), load_tokenizer(embeddings), np.load(trajectory)[-1]
     decoder = drawn.of_role(DECODER)
     wanted = decode_latent(open_models(floating[decoder]), latent, latents=scaled)

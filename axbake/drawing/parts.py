@@ -10,6 +10,7 @@ from axbake.networks.component import DECODER, DENOISER, ENCODER
 from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.canvas import Canvas, beside_latent
 from axbake.runtime.img2img import encoding
+from axbake.runtime.layers import open_component_of
 from axbake.runtime.sampler import Schedule, initial_latent
 from axbake.runtime.session import open_models
 from axbake.runtime.tokenizer import ClipTokenizer
@@ -24,6 +25,7 @@ class Part:
     name: str
     role: str
     graphs: int  # how many it has
+    models: int = 0  # how many files it runs from, where not one a graph
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,16 @@ class Drawn:
 
     def files(self, paths: Sequence[Path]) -> dict[str, list[Path]]:
         """*paths* of all graphs, one component after the other, by component."""
+        return self._by_name(paths, [part.graphs for part in self.parts])
+
+    def models(self, paths: Sequence[Path]) -> dict[str, list[Path]]:
+        """The same of all models that were made of them."""
+        return self._by_name(paths, [part.models or part.graphs for part in self.parts])
+
+    def _by_name(self, paths: Sequence[Path], counts: Sequence[int]) -> dict[str, list[Path]]:
         left, found = list(paths), {}
-        for part in self.parts:
-            found[part.name], left = left[: part.graphs], left[part.graphs :]
+        for part, count in zip(self.parts, counts, strict=True):
+            found[part.name], left = left[:count], left[count:]
         return found
 
     def of_role(self, role: str) -> str:
@@ -66,7 +75,7 @@ class Drawn:
         Returns:
             The picture, (height, width, 3) uint8 RGB, and the latents after each of N steps, (N, 1, C, h, w) float32.
         """
-        texts = [open_models(files[name]) for name in self.conditioning.encoders]
+        texts = [open_component_of(files[name]) for name in self.conditioning.encoders]
         embeds = embed_prompts(
             texts,
             tokenizer,

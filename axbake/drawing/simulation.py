@@ -71,7 +71,7 @@ def simulate(
         distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM; with tiles also what these
             cost (`axbake.drawing.seams`), on the reference's latent.
     """
-    files, scaled = drawn.files(models), latents_of(latents, encoder_weights)
+    files, scaled = drawn.models(models), latents_of(latents, encoder_weights)
     drawn_image, drawn_latents = drawn.draw(
         files,
         load_tokenizer(embeddings),

@@ -2,6 +2,7 @@
 
 from axbake.families.family import Family, Process
 from axbake.networks import anima_text, cosmos, language, names, qwen_image_vae
+from axbake.networks.card_layers import CardLayers, qwen3_folder_config
 from axbake.networks.component import (
     DENOISER,
     GRAPH_WEIGHTS,
@@ -79,6 +80,7 @@ FAMILY = Family(
             states=text_states,
             language=FORMAT,
             host=True,
+            card=CardLayers(qwen3_folder_config, STATES),
             example=text_example,
         ),
         Component(

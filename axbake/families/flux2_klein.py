@@ -5,6 +5,7 @@ from dataclasses import replace
 from axbake.families.family import Family, Process
 from axbake.networks import flux2, flux2_vae, language, names
 from axbake.networks.autoencoder import VAE_DECODER, VAE_ENCODER
+from axbake.networks.card_layers import CardLayers, qwen3_folder_config
 from axbake.networks.component import (
     DENOISER,
     GRAPH_WEIGHTS,
@@ -92,6 +93,7 @@ FAMILY = Family(
             states=text_states,
             language=FORMAT,
             host=True,
+            card=CardLayers(qwen3_folder_config, STATES),
             example=text_example,
         ),
         Component(

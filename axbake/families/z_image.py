@@ -2,6 +2,7 @@
 
 from axbake.families.family import Family, Process
 from axbake.networks import flux_vae, language, names, z_image, z_image_text
+from axbake.networks.card_layers import CardLayers, qwen3_folder_config
 from axbake.networks.component import (
     DENOISER,
     GRAPH_WEIGHTS,
@@ -80,6 +81,7 @@ FAMILY = Family(
             states=text_states,
             language=FORMAT,
             host=True,
+            card=CardLayers(qwen3_folder_config, STATES),
             example=text_example,
         ),
         Component(

@@ -21,6 +21,9 @@ LARGE = 20e6  # parameters of a network that gains from threads; docs/numbers.md
 SPREAD = ("torch", "bfloat16", "onnx", "pictures")  # kinds that are done by all threads
 SLOWER = 1.8  # runs of a float graph that one run of its emulated model takes as long as
 OPENED = 20  # runs of an operator that take as long as to make it ready
+#: Seconds a parameter of Pulsar2's `llm_build`: 82 minutes are published of a Qwen2 of 1.54e9, one layer at a time; AXERA's page
+#: tells 5 of Qwen3-0.6B on a server, eight at a time
+LAYERS_SECONDS = 82 * 60 / 1.54e9
 FETCHED = 2.1e9  # bytes of a checkpoint of which only the address is known
 
 
@@ -105,6 +108,11 @@ def _compiled(bake: Bake, network: Network) -> Work:
     return _sum(_fixed(1), _opened(network), _runs("onnx", network, bake.calibrated(network)), written)
 
 
+def _built_in_layers(bake: Bake, network: Network) -> Work:
+    written = {"fixed": 3, "bytes": 5 * network.parameters}  # the folder, in half precision; the layers
+    return written if bake.emulated else _sum(written, {"vendor": LAYERS_SECONDS * network.parameters})
+
+
 def _checked(bake: Bake, network: Network) -> Work:
     runs = _runs("onnx", network, bake.compared * (1 + SLOWER))
     return _sum(_fixed(0.7), _opened(network, network), runs, {"bytes": 2 * network.parameters})
@@ -149,6 +157,8 @@ OF_NETWORK: dict[str, Callable[[Bake, Network], Work]] = {
     "check_compiled": _checked,
     "quantise_weights": lambda bake, network: {"fixed": 1, "bytes": 6 * network.parameters},
     "check_quantised": _checked,
+    "build_layers": _built_in_layers,
+    "check_layers": _checked,
     "describe_chain": lambda bake, network: _fixed(0.1),
     "calibrate_text_encoder": lambda bake, network: _fixed(0.3),
     "calibrate_denoiser": _calibrated,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from axbake.errors import AxbakeError
+from axbake.networks.card_layers import CardLayers
 from axbake.runtime.language import LanguageFormat
 
 Shape = tuple[int, ...]
@@ -132,6 +133,9 @@ class Component:
     language: LanguageFormat | None = None
     #: Whether the board's host runs it, from an ONNX graph whose weights are quantised; else it is compiled for the card
     host: bool = False
+    #: Of one of the host's that is a language model and can also run on the card, layer by layer: what is built for that. A row's
+    #: own family has it only where the row wants it there
+    card: CardLayers | None = None
     #: (network, its interface, its config, torch's generator) -> inputs by name, and what the network makes of them, in the
     #: order of its outputs where there are several; torch's
     example: Callable[..., Any] | None = None
@@ -159,6 +163,5 @@ def columns_of(component: Component, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_files(component: Component) -> Component:
     """*component* for who takes it out of a checkpoint: without its graphs."""
-    return replace(
-        component, graphs=(), columns=(), with_rows=None, rows=None, added=None, states=None, example=None, lean=None
-    )
+    bare = replace(component, graphs=(), columns=(), with_rows=None, rows=None, added=None)
+    return replace(bare, states=None, example=None, lean=None, card=None)

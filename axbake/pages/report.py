@@ -53,7 +53,7 @@ def write_report(
     """Write the page of *model*, and what it says as JSON.
 
     Args:
-        addresses: of all graphs, in the order of *records*.
+        addresses: of all graphs, or of a component whose layers were built at once its name, in the order of *records*.
         components: in the order of *parities* and *checks*.
         loras: those of its row: `name`, and the strengths for `text_encoder` and `unet`.
         advice: what of the row has no effect, or another than its writer may expect; sentences without full stops.
@@ -185,7 +185,7 @@ def _component(
         "psnr_db": parity["psnr_db"],
         "min_psnr_db": limits["min_psnr_db"][name],
         "compiled_sqnr_db": min((output["sqnr_db"] for output in check.get("outputs", {}).values()), default=None),
-        "graphs": len(own),
+        "graphs": sum(graphs[graph].get("layers", 1) for graph in own),
         "bytes": sum(graphs[graph]["bytes"] for graph in own),
         "estimated_cmm_mb": round(
             sum(before["components"][graph]["estimate"]["cmm_mb"] for graph in own if graph in before["components"]), 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import ctypes.util
+import math
 import time
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .bfloat16 import BITS
 from .errors import BundleError
 
 LIBRARY = "axcl_rt"
@@ -181,9 +183,9 @@ class Card:
         self.counts.downloaded += array.nbytes
         return array
 
-    def load(self, path: Path) -> Loaded:
-        """The model *path*, loaded."""
-        return Loaded(self, path)
+    def load(self, path: Path, *, group: int = 0, as_bits: bool = False) -> Loaded:
+        """The model *path*, loaded; *group* and *as_bits* as `Loaded` has them."""
+        return Loaded(self, path, group=group, as_bits=as_bits)
 
 
 class Loaded:
@@ -193,9 +195,15 @@ class Loaded:
         inputs, outputs: in the model's order.
     """
 
-    def __init__(self, card: Card, path: Path) -> None:
+    def __init__(self, card: Card, path: Path, *, group: int = 0, as_bits: bool = False) -> None:
+        """
+        Args:
+            group: of its shapes, where it has several.
+            as_bits: whether tensors of two bytes a number are uint16. So NumPy can hold bfloat16, for which drivers report
+                its own type or none.
+        """
         started = time.perf_counter()
-        self._card, self.path = card, path
+        self._card, self.path, self._group, self._as_bits = card, path, group, as_bits
         self._model, self._context = c_uint64(), c_uint64()
         self._info, self._io = c_void_p(), c_void_p()
         card.call("axclrtEngineLoadFromFile", str(path).encode(), byref(self._model), what=f"{path}: loading")
@@ -214,14 +222,20 @@ class Loaded:
             name = getattr(library, f"axclrtEngineGet{side}NameByIndex")(info, index).decode()
             kind, dims = c_int32(), Dims()
             self._card.call(f"axclrtEngineGet{side}DataType", info, index, byref(kind), what=f"{self.path}: {name}")
-            self._card.call(f"axclrtEngineGet{side}Dims", info, 0, index, byref(dims), what=f"{self.path}: {name}")
+            group, what = self._group, f"{self.path}: {name}"
+            self._card.call(f"axclrtEngineGet{side}Dims", info, group, index, byref(dims), what=what)
+            shape = tuple(dims.dims[: dims.dimCount])
+            size_of = getattr(library, f"axclrtEngineGet{side}SizeByIndex")
+            # As pyaxengine does: memory for any of the model's groups, whichever is run.
+            size = max(size_of(info, number, index) for number in range(group + 1))
+            if self._as_bits and size_of(info, group, index) == BITS.itemsize * math.prod(shape):
+                ports.append(Port(name, shape, BITS, size))
+                continue
             if kind.value not in TYPES:
                 raise BundleError(
                     f"{self.path}: {name} is of AXCL's type {kind.value}, which NumPy does not have; wanted one of"
                     f" {', '.join(TYPES.values())}."
                 )
-            shape = tuple(dims.dims[: dims.dimCount])
-            size = getattr(library, f"axclrtEngineGet{side}SizeByIndex")(info, 0, index)
             ports.append(Port(name, shape, np.dtype(TYPES[kind.value]), size))
         return ports
 
@@ -236,7 +250,9 @@ class Loaded:
             for index, port in enumerate(ports):
                 call = f"axclrtEngineSet{side}BufferByIndex"
                 card.call(call, self._io, index, memory(port.name), port.size, what=f"{self.path}: {port.name}")
-        card.call("axclrtEngineExecute", self._model, self._context, 0, self._io, what=f"{self.path}: running")
+        card.call(
+            "axclrtEngineExecute", self._model, self._context, self._group, self._io, what=f"{self.path}: running"
+        )
         card.counts.runs += 1
 
     def unload(self) -> None:

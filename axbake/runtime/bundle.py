@@ -12,6 +12,7 @@ from typing import Any
 from .added import FILE, AddedEmbedding, load_added
 from .card_chain import open_component
 from .errors import BundleError
+from .language_card import is_language_model
 from .model import Postponed, Session
 from .reading import read_object, shown
 from .remembered import Remembered
@@ -43,6 +44,11 @@ class Component:
     files: tuple[str, ...]  # its graphs, in the order in which they run
     host: bool = False  # whether the host runs it, whatever runs the others
 
+    @property
+    def in_layers(self) -> bool:
+        """Whether it is a language model whose layers are models of their own."""
+        return is_language_model([Path(file) for file in self.files])
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -73,21 +79,24 @@ class Bundle:
         return found
 
     def open(self, component: str, *, runtime: str, device: int, threads: int) -> tuple[Session, float]:
-        """A component's model, and how many seconds loading it took; one that the host runs is loaded when it is needed."""
+        """A component's model, and how many seconds loading it took; one that only new prompts need is loaded for them."""
         start = time.perf_counter()
         wanted = self.components[component]
         paths = [self.folder / file for file in wanted.files]
         if wanted.host:
             opener = functools.partial(open_models, paths, threads=threads, most_open=MOST_ON_HOST)
             return Postponed(component, opener), 0.0
+        if wanted.in_layers:
+            how: dict[str, Any] = {"runtime": runtime, "device": device, "threads": threads}
+            return Postponed(component, functools.partial(open_component, paths, **how)), 0.0
         session = open_component(paths, runtime=runtime, device=device, threads=threads)
         session.component = component
         return session, time.perf_counter() - start
 
     def remembered(self) -> Remembered | None:
-        """The prompts that its text encoders have read; None where the card runs one of them, which is loaded anyway."""
+        """The prompts that its text encoders have read; None where one of them is loaded anyway."""
         texts = [self.components[name] for name in self.conditioning.encoders]
-        if not all(component.host for component in texts):
+        if not all(component.host or component.in_layers for component in texts):
             return None
         files = self.manifest["files"]
         models = [files[file]["sha256"] for component in texts for file in component.files]

@@ -18,16 +18,18 @@ import numpy as np
 from .axcl import Card, Loaded, Port, find_library, open_card
 from .chain import joined
 from .errors import BundleError
+from .language_card import GROUP, is_language_model, open_language_model, tensor_name
+from .layers import open_component_of
 from .model import Session, Tensors
 from .producer import EMULATOR, producer
-from .session import CARDS, open_models
+from .session import CARDS
 
 SLOTS = 2  # of models that stream
 RUNTIMES = ("auto", "axcl")  # that a card of this machine runs
 
 
 def open_component(paths: Sequence[Path], *, runtime: str, device: int, threads: int) -> Session:
-    """The component whose graphs are in the files *paths*, as `axbake.runtime.session.open_models` opens it.
+    """The component whose graphs are in the files *paths*, as `axbake.runtime.layers.open_component_of` opens it.
 
     Compiled graphs go onto a card through AXCL itself, if its driver is there; else through pyaxengine, which copies all tensors
     to the card and back for each graph.
@@ -35,10 +37,14 @@ def open_component(paths: Sequence[Path], *, runtime: str, device: int, threads:
     Raises:
         BundleError
     """
+    if is_language_model(paths) and runtime in RUNTIMES and all(map(_is_compiled, paths[2:])) and find_library():
+        return open_language_model(
+            paths, lambda layers, states: CardLayers("layers", layers, open_card(device), CARDS["axcl"], states)
+        )
     if runtime in RUNTIMES and all(map(_is_compiled, paths)) and find_library():
         name = Path(paths[0]).parent.name if len(paths) > 1 else Path(paths[0]).name
         return CardSession(name, paths, open_card(device), CARDS["axcl"])
-    return open_models(paths, runtime=runtime, device=device, threads=threads)
+    return open_component_of(paths, runtime=runtime, device=device, threads=threads)
 
 
 def _is_compiled(path: Path) -> bool:
@@ -70,9 +76,10 @@ class CardSession(Session):
             for path, (taken, given) in zip(self._paths, ports)
         ]
         inputs = joined(name, graphs)
-        self._places, self._sizes = place_tensors(ports)
+        self._outputs = self._given([port for _, outputs in ports for port in outputs], ports[-1][1])
+        self._places, self._sizes = place_tensors(ports, [port.name for port in self._outputs])
         self._budget = budget
-        super().__init__(name, inputs, graphs[-1].outputs, None, provider)
+        super().__init__(name, inputs, _tensors(self._outputs), None, provider)
         _SESSIONS.setdefault(id(card), []).append(weakref.ref(self))
 
     @property
@@ -101,10 +108,26 @@ class CardSession(Session):
             while self._loaded and self.card.free < self._usages[number]:
                 self._unload(next(reversed(self._loaded)))
             graph = self._load(number)
-            ports.append((graph.inputs, graph.outputs))
+            inputs, outputs = (
+                [port._replace(name=self._named(number, port.name)) for port in side]
+                for side in (graph.inputs, graph.outputs)
+            )
+            ports.append((inputs, outputs))
         for number in list(self._streamed):
             self._unload(number)
         return ports
+
+    def _open(self, path: Path) -> Loaded:
+        """The graph *path*, loaded."""
+        return self.card.load(path)
+
+    def _named(self, number: int, tensor: str) -> str:
+        """What a tensor of graph *number* is called among all graphs."""
+        return tensor
+
+    def _given(self, made: list[Port], last: list[Port]) -> list[Port]:
+        """What it gives, of all that its graphs make; *last*: what the last graph gives."""
+        return last
 
     def _load(self, number: int) -> Loaded:
         """Graph *number*, loaded now if it is not."""
@@ -115,7 +138,7 @@ class CardSession(Session):
                 self._unload(self._streamed[0])
             self._streamed.append(number)
         _make_room(self.card, self._usages[number], keep=self)
-        self._loaded[number] = self.card.load(self._paths[number])
+        self._loaded[number] = self._open(self._paths[number])
         return self._loaded[number]
 
     def _unload(self, number: int) -> None:
@@ -157,11 +180,33 @@ class CardSession(Session):
         for number in range(len(self._paths)):
             graph = self._load(number)
             for _, addresses in zip(feeds, self._memory):
-                graph.run(lambda name, addresses=addresses: addresses[self._places[name]])  # type: ignore[misc]
+                graph.run(lambda name, of=addresses, number=number: of[self._places[self._named(number, name)]])  # type: ignore[misc]
         return [
-            [self.card.download(addresses[self._places[port.name]], port) for port in graph.outputs]
+            [self.card.download(addresses[self._places[port.name]], port) for port in self._outputs]
             for _, addresses in zip(feeds, self._memory)
         ]
+
+
+class CardLayers(CardSession):
+    """The layers of a language model on a card (`axbake.runtime.language_card`): their states stay in its memory, too."""
+
+    def __init__(self, name: str, paths: Sequence[Path], card: Card, provider: str, states: Sequence[str]) -> None:
+        """
+        Args:
+            states: those that it gives.
+        """
+        self._states = states
+        super().__init__(name, paths, card, provider)
+
+    def _open(self, path: Path) -> Loaded:
+        return self.card.load(path, group=GROUP, as_bits=True)
+
+    def _named(self, number: int, tensor: str) -> str:
+        return tensor_name(number, tensor)
+
+    def _given(self, made: list[Port], last: list[Port]) -> list[Port]:
+        by_name = {port.name: port for port in made}
+        return [by_name[name] for name in self._states]
 
 
 def card_counts(session: Session) -> dict[str, Any]:
@@ -196,13 +241,16 @@ def _tensors(ports: Sequence[Port]) -> Tensors:
     return {port.name: (port.shape, port.dtype) for port in ports}
 
 
-def place_tensors(ports: Sequence[tuple[list[Port], list[Port]]]) -> tuple[dict[str, int], list[int]]:
+def place_tensors(
+    ports: Sequence[tuple[list[Port], list[Port]]], kept: Sequence[str] = ()
+) -> tuple[dict[str, int], list[int]]:
     """Which piece of memory each tensor of a chain has: a piece is used again once no later graph takes its tensor.
 
-    What the chain takes is there from the beginning, what its last graph gives stays.
+    What the chain takes is there from the beginning, what it gives stays.
 
     Args:
         ports: inputs and outputs of each graph, in order.
+        kept: what the chain gives; empty: what its last graph gives.
 
     Returns:
         Name -> number of the piece, and the size of each piece in bytes.
@@ -210,7 +258,7 @@ def place_tensors(ports: Sequence[tuple[list[Port], list[Port]]]) -> tuple[dict[
     last: dict[str, int] = {}  # the number of the last graph that has to do with it
     for number, (taken, given) in enumerate(ports):
         last.update(dict.fromkeys([port.name for port in [*taken, *given]], number))
-    last.update({port.name: len(ports) for port in ports[-1][1]})
+    last.update(dict.fromkeys(kept or [port.name for port in ports[-1][1]], len(ports)))
     sizes: list[int] = []
     free: list[int] = []
     places: dict[str, int] = {}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .bundle import Bundle, read_bundle
 from .canvas import paint, read_canvas
@@ -25,7 +26,7 @@ from .resizing import grey_mask
 from .resizing import over as over_part
 from .session import RUNTIMES
 from .timings import picture_timings, timings
-from .txt2img import Drawing, Models, draw, save_png
+from .txt2img import Drawing, Models, draw, embed_prompts, prompts_of, save_png
 from .values import CANVAS, Picture
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,9 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
         image_guidance_scale=vars(given).get("image_guidance_scale"),
     )
     draw_one = _drawing(bundle, asked, given)
+    read_seconds = _read_prompts(bundle, asked, given)
     models, load_seconds = _load(program, bundle, given)
+    load_seconds = {name: seconds + read_seconds.get(name, 0.0) for name, seconds in load_seconds.items()}
     provider = models.denoiser.provider
     logger.info("%s: loaded in %.1f s, runs on %s", name, sum(load_seconds.values()), provider)
     if emulated:
@@ -148,6 +151,32 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
         )
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         _write(given.timings, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def _read_prompts(bundle: Bundle, asked: Picture, given: argparse.Namespace) -> dict[str, float]:
+    """Have a text encoder that the card runs in layers read what is new of the prompts, before other models come to the card.
+
+    Nothing is then loaded twice on a card that cannot hold the encoder beside the denoiser. Drawing finds the prompts remembered;
+    where the bundle's folder cannot be written, it has them read again.
+
+    Returns:
+        Name of the encoder -> seconds that it took, loading included; empty if there is no such encoder.
+    """
+    remembered = bundle.remembered()
+    in_layers = [name for name in bundle.of_role("text") if bundle.components[name].in_layers]
+    if not remembered or not in_layers:
+        return {}
+    started = time.perf_counter()
+    how: dict[str, Any] = {"runtime": given.runtime, "device": given.device, "threads": given.threads}
+    embed_prompts(
+        [bundle.open(name, **how)[0] for name in bundle.of_role("text")],
+        bundle.tokenizer(),
+        prompts_of(asked, bundle.schedule(asked.steps)),
+        chunks=asked.prompt_chunks,
+        conditioning=bundle.conditioning,
+        remembered=remembered,
+    )
+    return {in_layers[0]: time.perf_counter() - started}
 
 
 def _load(program: str, bundle: Bundle, given: argparse.Namespace) -> tuple[Models, dict[str, float]]:

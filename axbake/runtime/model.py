@@ -113,6 +113,9 @@ class Postponed(Session):
 
     def release(self) -> None:
         """Give its memory back."""
+        leave = getattr(self._opened, "leave", None)  # of what a card runs
+        if leave:
+            leave()
         self._opened = None
 
     def __getattr__(self, name: str) -> Any:

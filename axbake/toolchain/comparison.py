@@ -71,7 +71,7 @@ def compare_calibration(
     Raises:
         CalibrationError: fewer than *samples* were recorded.
     """
-    denoiser, files = drawn.of_role(DENOISER), drawn.files(models)
+    denoiser, files = drawn.of_role(DENOISER), drawn.models(models)
     with tempfile.TemporaryDirectory(dir=image.parent) as place:
         archives = [Path(place) / f"{graph.stem}.tar" for graph in graphs]
         files[denoiser] = [archive.with_suffix(".axmodel") for archive in archives]

@@ -93,10 +93,39 @@ FAILURES = (
 )
 
 
-def explain(component: str, *, toolchain: str, status: int, code: str, said: str, lines: Sequence[str]) -> str:
+#: Of `llm_build` alone: before those of every build
+OF_LANGUAGE_MODELS = (
+    Failure(
+        "no-llm-build",
+        r"invalid choice: '?llm_build'?",
+        "this version of Pulsar2 has no `llm_build`",
+        "AXERA's documentation has it from Pulsar2 4.1 to 5.2, and 6.0 was seen to have it: use one of these, or set"
+        " text_encoder_place: host.",
+    ),
+    Failure(
+        "heads",
+        r"^AssertionError\s*$|AssertionError: *\(?num_attention_heads",
+        "it refuses the language model and does not say why",
+        "Some versions were seen to take only models whose heads have as many channels together as a state; Qwen3-4B has 32 ×"
+        " 128, and 2560. Pulsar2 5.2 and 6.0 were seen to build Qwen3. Use one of these, or set text_encoder_place: host.",
+    ),
+)
+
+
+def explain(
+    component: str,
+    *,
+    toolchain: str,
+    status: int,
+    code: str,
+    said: str,
+    lines: Sequence[str],
+    failures: Sequence[Failure] = FAILURES,
+) -> str:
     """A failed build in words: what happened, Pulsar2's own line, what to try.
 
     Args:
+        failures: that may have happened.
         status: of the process; negative: the signal that ended it.
         code, said: of `build_context.json`; empty where it says nothing.
         lines: the last ones of the log.
@@ -104,7 +133,7 @@ def explain(component: str, *, toolchain: str, status: int, code: str, said: str
     log = "Its whole output is in this job's log."
     # Newest first: what ends a build is at the end. The context's words are the shortest, so before all lines.
     heard = [*filter(None, [said]), *(line.strip() for line in reversed(lines))]
-    for failure in FAILURES:
+    for failure in failures:
         told = next((line for line in heard if re.search(failure.mark, line)), None)
         if told is None and (said or status not in failure.statuses):
             continue

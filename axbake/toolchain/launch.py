@@ -19,6 +19,7 @@ from axbake.toolchain.process import listen
 
 logger = logging.getLogger(__name__)
 PROGRAMS = {"emulator": [sys.executable, "-m", "axbake.emulator"], "native": ["pulsar2"]}
+LLM_BUILD = "llm_build"  # command that is a program of its own of the emulator
 ENGINES = ("docker", "podman")
 VERSIONS = Path(".axbake/pulsar2")  # image id -> what `pulsar2 version` says in it; safe to delete
 PATIENCE = 300  # seconds that `pulsar2 version` may take
@@ -60,6 +61,9 @@ class Launch:
         engine, environment = self.engine, _environment()
         if engine is None:
             command = [*PROGRAMS[self.toolchain], *arguments]
+            if self.toolchain == "emulator" and arguments[0] == LLM_BUILD:
+                *python, package = PROGRAMS["emulator"]
+                command = [*python, f"{package}.{LLM_BUILD}", *arguments[1:]]
             logger.info("running: %s", " ".join(command))
             return listen(command, place, hear, environment=environment, minutes=self.minutes, end=lambda: None)
         engine.remove_orphans()

@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from axbake.errors import AxbakeError
@@ -44,7 +45,12 @@ class BuildLog:
         last: the last lines.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Sequence[tuple[re.Pattern[str], str]] = STAGES) -> None:
+        """
+        Args:
+            stages: a line of the log -> the stage that it begins.
+        """
+        self._stages = stages
         self.stage = ""
         self.cycles: int | None = None
         self.last: deque[str] = deque(maxlen=KEPT)
@@ -60,7 +66,7 @@ class BuildLog:
         if cycles := CYCLES.search(line):
             self.cycles = int(cycles[1].replace(",", ""))
         # An engine may put the bar, which is on stderr, into a line of stdout: what comes later counts.
-        stages = [name for pattern, name in STAGES if pattern.search(line)]
+        stages = [name for pattern, name in self._stages if pattern.search(line)]
         if not stages:
             return
         stage = stages[-1]

@@ -1,4 +1,4 @@
-"""`python -m tests.double build|run|version`, as `pulsar2` does them.
+"""`python -m tests.double build|llm_build|run|version`, as `pulsar2` does them.
 
 The environment steers it: PULSAR2_DOUBLE_VERSION, and PULSAR2_DOUBLE_FAILS, a failure of `tests.double.failures`; or the config
 does, by `compiler.check_tensor_black_list: ["double:{failure}"]`.
@@ -10,7 +10,7 @@ import sys
 from tests.double.arguments import BUILD, RUN, UsageError, parse
 
 VERSION, COMMIT = "4.2", "d0b1ed0b"
-USAGE = "usage: pulsar2 [-h] {version,build,run} ..."
+USAGE = "usage: pulsar2 [-h] {version,build,llm_build,run} ..."
 
 
 def main(arguments: list[str]) -> int:
@@ -25,11 +25,15 @@ def main(arguments: list[str]) -> int:
 
             version = os.environ.get("PULSAR2_DOUBLE_VERSION", VERSION)
             return build(parse(BUILD, rest), version, COMMIT)
+        if command == "llm_build":
+            from tests.double.llm_build import llm_build, parse_llm
+
+            return llm_build(parse_llm(rest), os.environ.get("PULSAR2_DOUBLE_VERSION", VERSION), COMMIT)
         if command == "run":
             from tests.double.run import run
 
             return run(parse(RUN, rest))
-        raise UsageError(f"invalid choice: {command!r} (choose from version, build, run)")
+        raise UsageError(f"invalid choice: {command!r} (choose from version, build, llm_build, run)")
     except UsageError as error:
         print(f"{USAGE}\npulsar2: error: {error}", file=sys.stderr)
         return 2

@@ -30,7 +30,8 @@ def _field(number: int, value: int | bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 
-def _extra(names: list[str], hardware: str, mode: str) -> str:
+def extra_data(names: list[str], hardware: str, mode: str) -> str:
+    """What a model was built for, as its metadata have it."""
     tensors = b"".join(_field(1, _field(1, name.encode()) + _field(2, 2)) for name in names)
     params = _field(3, _field(1, b"params") + _field(3, b"npu_params"))
     dotneu = _field(10, _field(1, GRAPH.encode()) + _field(2, 1) + params)
@@ -73,7 +74,7 @@ def wrap(runnable: Path, compiled: Path, *, version: str, commit: str, hardware:
         opset_imports=[helper.make_opsetid("", 18)],
     )
     helper.set_model_props(
-        model, {"extra_data": _extra([*names["inputs"], *names["outputs"]], hardware, mode), "double": DOUBLE}
+        model, {"extra_data": extra_data([*names["inputs"], *names["outputs"]], hardware, mode), "double": DOUBLE}
     )
     compiled.write_bytes(model.SerializeToString())
 

@@ -65,6 +65,7 @@ ROW = {
     "calibration_prompts": "prompts.txt",
 }
 DEFAULTS = {"sha256": "", "family": "", "config": "", "vae": "", "prediction": "", "source": "", "negative_prompt": ""}
+DEFAULTS |= {"text_encoder_place": ""}
 DEFAULTS |= {"original_size": "", "crop": "", "target_size": "", "image": "", "mask": ""}
 DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
 DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera", "image_guidance_scale": None}
@@ -114,6 +115,7 @@ def test_cells_have_their_columns_types():
             "prompt_chunks": 2,
             "clip_skip": 2,
             "tokenizer": "",
+            "text_encoder_place": "",
             "embeddings": ["embeddings/easynegative.safetensors", "embeddings/bad.pt"],
             "loras": [Lora("loras/film.safetensors", 0.4, 0.4)],
             "calibration_prompts": ["slice of pizza", "rocket"],

@@ -21,6 +21,7 @@ from axbake.jobs.known import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
 from axbake.jobs.inputs import as_input
 from axbake.model import Model, divided_family, family_of
+from axbake.networks.card_layers import files_on_card
 from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
 from axbake.printable import error_line
 from axbake.root import run_own_code, shipped
@@ -194,12 +195,24 @@ def models_in(place):
     def paths(model, wildcards):
         directory = place.format(model=model.name)
         return [
-            f"results/{model.name}/{graph}.onnx" if component.host else f"{directory}/{graph}.axmodel"
-            for component in model.family.components
-            for graph in addresses(component)
+            path for component in model.family.components for path in models_of_component(model, component, directory)
         ]
 
     return with_model(paths)
+
+
+def models_of_component(model, component, directory):
+    """What one component of a model runs from; *directory*: where what was compiled lies."""
+    if component.card:
+        return [f"{directory}/{file}" for file in files_on_card(component.name, component.card)]
+    if component.host:
+        return [f"results/{model.name}/{graph}.onnx" for graph in addresses(component)]
+    return [f"{directory}/{graph}.axmodel" for graph in addresses(component)]
+
+
+def records_of(model, wildcards):
+    """Paths of the records of how a model's graphs, and its language models on the card, were made."""
+    return [f"results/{model.name}/build/{name}.json" for name in model.built]
 
 
 def more_each_time(amount):
@@ -291,6 +304,7 @@ def family_told(model):
 
 
 FAMILY_OF = {name: family_told(model) for name, model in MODELS.items()}
+ON_CARD = [name for name, model in MODELS.items() if FAMILY_OF[name] and model.on_card]
 IN_TABLE = [family for name, family in DIVIDED.items() if name in FAMILY_OF.values()] or [DIVIDED["sd1"]]
 
 
@@ -302,3 +316,13 @@ def models_of(families):
     if IN_TABLE[0] in families:
         return f"(?!({names_of(others)})/)[^/]+" if others else "[^/]+"
     return names_of(mine)
+
+
+def models_on_host(family):
+    """The same of the models of *family* whose language models, if they have some, run on the host."""
+    return f"(?!({names_of(ON_CARD)})/){models_of([family])}"
+
+
+def models_on_card(family):
+    """The same of those whose language models run on the card."""
+    return names_of([name for name in ON_CARD if FAMILY_OF[name] == family.name])

@@ -1,5 +1,6 @@
 # Takes graphs, calibration archives and config. Makes {graph}.axmodel with Pulsar2 or its emulator, and build/{graph}.json, which says
-# what made it. A graph that is not the network, by parity/{component}.json, is not compiled.
+# what made it. A graph that is not the network, by parity/{component}.json, is not compiled. Of a language model that a row has on
+# the card, takes the weights, and makes one axmodel a layer.
 
 
 HOSTED = [(family, one) for family in IN_TABLE for one in family.components if one.host]
@@ -72,7 +73,7 @@ for family, component in HOSTED:
         log:
             f"logs/{{model}}/build/{component.name}.log",
         wildcard_constraints:
-            model=models_of([family]),
+            model=models_on_host(family) if component.card else models_of([family]),
         conda:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
@@ -81,6 +82,102 @@ for family, component in HOSTED:
             runtime=more_each_time(60),
         message:
             f"Quantising the weights of the {component.name} of {{wildcards.model}}"
+        script:
+            "../scripts/job.py"
+
+
+CARDED = [
+    (family, one)
+    for family in IN_TABLE
+    if models_on_card(family) != names_of([])
+    for one in family.components
+    if one.card
+]
+
+for family, component in CARDED:
+    LANGUAGE, TABLE, *LAYERS = files_on_card(component.name, component.card)
+
+    rule:
+        """Build the layers of a language model that the card runs."""
+        name:
+            f"build_{component.name}_of_{family.name}"
+        input:
+            settings=settings(f"build_{component.name}", card_step(component, compiler, launch)),
+            weights=f"results/{{model}}/weights/{component.name}.safetensors",
+            embeddings="results/{model}/embeddings.json",
+        output:
+            described=f"results/{{model}}/{LANGUAGE}",
+            table=f"results/{{model}}/{TABLE}",
+            axmodels=[f"results/{{model}}/{layer}" for layer in LAYERS],
+            record=f"results/{{model}}/build/{component.name}.json",
+        log:
+            f"logs/{{model}}/build/{component.name}.log",
+        wildcard_constraints:
+            model=models_on_card(family),
+        conda:
+            "../../envs/axbake.yaml"
+        threads: threads_of(4)
+        resources:
+            mem_mb=more_each_time(12000),
+            runtime=more_each_time(60 if EMULATES else 480),
+            pulsar2=int(not EMULATES),
+        message:
+            f"Building the layers of the {component.name} of {{wildcards.model}} (toolchain: {config['toolchain']})"
+        script:
+            "../scripts/job.py"
+
+    rule:
+        """The same by the emulator, whatever the toolchain of config."""
+        name:
+            f"emulate_{component.name}_of_{family.name}"
+        input:
+            settings=settings(f"emulate_{component.name}", card_step(component, emulator, launch_emulator)),
+            weights=f"results/{{model}}/weights/{component.name}.safetensors",
+            embeddings="results/{model}/embeddings.json",
+        output:
+            described=f"results/{{model}}/emulated/{LANGUAGE}",
+            table=f"results/{{model}}/emulated/{TABLE}",
+            axmodels=[f"results/{{model}}/emulated/{layer}" for layer in LAYERS],
+            record=f"results/{{model}}/emulated/{component.name}.json",
+        log:
+            f"logs/{{model}}/emulated/{component.name}.log",
+        wildcard_constraints:
+            model=models_on_card(family),
+        conda:
+            "../../envs/axbake.yaml"
+        threads: threads_of(4)
+        resources:
+            mem_mb=more_each_time(12000),
+            runtime=more_each_time(60),
+        message:
+            f"Emulating the build of the layers of the {component.name} of {{wildcards.model}}"
+        script:
+            "../scripts/job.py"
+
+    rule:
+        """Compare the emulated layers of a language model with its float graphs."""
+        name:
+            f"check_{component.name}_of_{family.name}"
+        input:
+            settings=settings(f"check_{component.name}", check_card_step(component)),
+            graphs=[f"results/{{model}}/onnx/{graph}.onnx" for graph in addresses(component)],
+            tensors=[f"results/{{model}}/onnx/{graph}.onnx.data" for graph in addresses(component)],
+            models=[f"{EMULATED}/{file}" for file in (LANGUAGE, TABLE, *LAYERS)],
+            embeddings="results/{model}/embeddings.json",
+        output:
+            check=f"results/{{model}}/check/{component.name}.json",
+        log:
+            f"logs/{{model}}/check/{component.name}.log",
+        wildcard_constraints:
+            model=models_on_card(family),
+        conda:
+            "../../envs/axbake.yaml"
+        threads: threads_of(4)
+        resources:
+            mem_mb=more_each_time(12000),
+            runtime=more_each_time(60),
+        message:
+            f"Running the layers of the {component.name} of {{wildcards.model}} against its float graphs"
         script:
             "../scripts/job.py"
 

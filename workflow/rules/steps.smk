@@ -371,6 +371,39 @@ def host_steps(model, wildcards, component):
     return [holds_parity(component), *steps, compared]
 
 
+def card_step(component, compiler, launch):
+    """The step that builds the layers of the language model *component*, by what *compiler* and *launch* give for a model."""
+    return step(
+        "axbake.toolchain.llm_build.build_layers",
+        of=component.name,
+        values=lambda model, _: {
+            "component": component.name,
+            "card": component.card,
+            "format": model.formats[component.name],
+            "chip": config["target_hardware"],
+            "compiler": of_layers(compiler(model)),
+        },
+        means=lambda model: launch(model) | {"parallel": 1 if model.is_small else 4},
+        tools=["safetensors", "torch"],
+        own_code=False,  # as of `compile_steps`
+    )
+
+
+def check_card_step(component):
+    """The step that compares its emulated layers with its float graphs."""
+    return step(
+        "axbake.graphs.card.check_layers",
+        of=component.name,
+        values=lambda model, _: {
+            "component": component.name,
+            "prompts": TEXT_PROMPTS[model.entry("calibration/text_prompts")],
+            "samples": model.entry("compiled/samples"),
+        },
+        tools=["numpy", "onnxruntime", "tokenizers"],
+        data=["resources/clip"],
+    )
+
+
 def simulate_steps(model, wildcards):
     """The drawing, what each model costs, and the ranges of the reference's drawing."""
     family = model.family
@@ -424,6 +457,7 @@ def logs_of(model):
     named += [f"calibration/{one.name}" for one in [*family.text_encoders, family.denoiser] if not one.host]
     named += [f"build/{graph}" for graph in model.compiled]
     named += [f"build/{one.name}" for one in family.components if one.host]
+    named += [f"check/{one.name}" for one in model.on_card]
     return [f"logs/{model.name}/{job}.log" for job in [*ONCE, *named, *LAST]]
 
 

@@ -19,6 +19,17 @@ def emulator(model):
     return {"emulator": EMULATOR_CODE} | {tool: tool_version(tool) for tool in EMULATOR_TOOLS}
 
 
+FOLDER_CODE = "".join(
+    code_of("axbake.weights.language_folder.write_folder", "axbake.weights.language_folder.write_table").values()
+)
+LAYERS_CODE = "".join(code_of("axbake.emulator.llm_build.main").values())
+
+
+def of_layers(given):
+    """What decides the layers of a language model, of what decides builds: also the folder, and the emulator's own code for layers."""
+    return given | {"folder": FOLDER_CODE} | ({"emulator": LAYERS_CODE} if "emulator" in given else {})
+
+
 def launch(model):
     """How the compiler is started (`axbake.toolchain.launch.Launch`)."""
     how = {"toolchain": config["toolchain"], "minutes": config["time_limit"]}

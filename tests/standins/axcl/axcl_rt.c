@@ -6,6 +6,7 @@
        input hidden_1 15 17694720 1 1152 3840        name, axclrtEngineDataType, bytes, shape
        output hidden_2 15 17694720 1 1152 3840
 
+   Where it has a second group of shapes, its lines follow `group 1`, with the same names and types in the same order.
    Memory of the card is memory of the host, given out up to a limit. What a model computes is done by a function that a test gives. */
 #include <stdint.h>
 #include <stdio.h>
@@ -16,10 +17,11 @@
 #define MODELS 128
 #define PORTS 64
 #define AXES 32
+#define GROUPS 2
 enum { NOT_INITIALISED = 0x80300101, TWICE, BAD_ARGUMENT, NO_MEMORY, NOT_ALLOCATED, NOT_LOADED, NOT_BOUND, BAD_FILE };
 
-typedef struct { char name[256]; int32_t type; uint64_t size; int32_t axes; int32_t shape[AXES]; } port;
-typedef struct { int used; char path[4096]; int64_t usage; uint32_t count[2]; port ports[2][PORTS]; } model;
+typedef struct { char name[256]; int32_t type; uint64_t size[GROUPS]; int32_t axes[GROUPS]; int32_t shape[GROUPS][AXES]; } port;
+typedef struct { int used; char path[4096]; int64_t usage; uint32_t groups, count[2]; port ports[2][PORTS]; } model;
 typedef struct { int used; uint64_t model; void *buffers[2][PORTS]; uint64_t sizes[2][PORTS]; } io;
 typedef struct { uint32_t num; int32_t devices[256]; } device_list;
 typedef struct { int32_t count; int32_t dims[AXES]; } dims_t;
@@ -63,19 +65,28 @@ static int read_ports(const char *path, model *to) {
     snprintf(name, sizeof name, "%s.ports", path);
     FILE *file = fopen(name, "r");
     if (!file) return 0;
+    uint32_t seen[2] = {0, 0}, group = 0;
+    to->groups = 1;
     while (fgets(line, sizeof line, file)) {
         int at = 0;
         if (sscanf(line, "usage %ld", (long *)&to->usage) == 1) continue;
+        if (sscanf(line, "group %u", &group) == 1) {
+            if (group != to->groups || group >= GROUPS) { fclose(file); return 0; }
+            to->groups++; seen[0] = seen[1] = 0;
+            continue;
+        }
         if (sscanf(line, "%15s%n", kind, &at) != 1) continue;
         int side = strcmp(kind, "output") == 0, next = 0;
-        port *one = &to->ports[side][to->count[side]++];
+        port *one = &to->ports[side][seen[side]++], was = *one;
+        if (!group) to->count[side]++;
         unsigned long size;
         if (sscanf(line + at, "%255s %d %lu%n", one->name, &one->type, &size, &next) != 3) { fclose(file); return 0; }
-        one->size = size;
+        if (group && (seen[side] > to->count[side] || strcmp(was.name, one->name) || was.type != one->type)) { fclose(file); return 0; }
+        one->size[group] = size;
         for (char *rest = line + at + next, *end; ; rest = end) {
             long side_length = strtol(rest, &end, 10);
             if (end == rest) break;
-            one->shape[one->axes++] = (int32_t)side_length;
+            one->shape[group][one->axes[group]++] = (int32_t)side_length;
         }
     }
     fclose(file);
@@ -185,12 +196,12 @@ static port *port_of(void *info, int side, uint32_t index) {
     }                                                                                                                                  \
     uint64_t axclrtEngineGet##Name##SizeByIndex(void *info, uint32_t group, uint32_t index) {                                          \
         port *one = port_of(info, side, index);                                                                                        \
-        return one && !group ? one->size : 0;                                                                                          \
+        return one && group < models[(uintptr_t)info].groups ? one->size[group] : 0;                                                   \
     }                                                                                                                                  \
     int32_t axclrtEngineGet##Name##Dims(void *info, uint32_t group, uint32_t index, dims_t *dims) {                                    \
         port *one = port_of(info, side, index);                                                                                        \
-        if (!one || group) return BAD_ARGUMENT;                                                                                        \
-        dims->count = one->axes; memcpy(dims->dims, one->shape, sizeof dims->dims);                                                    \
+        if (!one || group >= models[(uintptr_t)info].groups) return BAD_ARGUMENT;                                                      \
+        dims->count = one->axes[group]; memcpy(dims->dims, one->shape[group], sizeof dims->dims);                                      \
         return 0;                                                                                                                      \
     }                                                                                                                                  \
     int32_t axclrtEngineGet##Name##DataType(void *info, uint32_t index, int32_t *type) {                                               \
@@ -221,9 +232,10 @@ int32_t axclrtEngineDestroyIO(void *given) { ((io *)given)->used = 0; return 0; 
 int32_t axclrtEngineExecute(uint64_t id, uint64_t context, uint32_t group, void *given) {
     model *one = loaded(id);
     io *of = given;
-    if (!one || context != id + MOST || group || !of->used || of->model != id) return NOT_LOADED;
+    if (!one || context != id + MOST || group >= one->groups || !of->used || of->model != id) return NOT_LOADED;
     for (int side = 0; side < 2; side++) for (uint32_t i = 0; i < one->count[side]; i++)
-        if (of->sizes[side][i] < one->ports[side][i].size || !on_card(of->buffers[side][i], one->ports[side][i].size)) return NOT_BOUND;
+        if (of->sizes[side][i] < one->ports[side][i].size[group] || !on_card(of->buffers[side][i], one->ports[side][i].size[group]))
+            return NOT_BOUND;
     for (uint32_t i = 0; i < one->count[0]; i++) for (uint32_t k = 0; k < one->count[1]; k++)
         if (of->buffers[0][i] == of->buffers[1][k]) return BAD_ARGUMENT; /* what it takes and gives must not overlap */
     counted.runs++;

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 SOURCE = Path(__file__).with_name("axcl_rt.c")
-NUMBERS = {"int32": 7, "int64": 9, "float32": 15}  # NumPy's type -> axclrtEngineDataType
+NUMBERS = {"int32": 7, "uint32": 8, "int64": 9, "float32": 15}  # NumPy's type -> axclrtEngineDataType
 BF16 = 14
 COMPUTE = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p)
@@ -35,14 +35,18 @@ def compile_library(path: Path) -> Path:
     return path
 
 
-def write_ports(model: Path, usage: int, inputs: Ports, outputs: Ports) -> None:
-    """Say what *model* takes, gives, and needs of the card's memory."""
+def write_ports(
+    model: Path, usage: int, inputs: Ports, outputs: Ports, *, second: tuple[Ports, Ports] | None = None
+) -> None:
+    """Say what *model* takes, gives, and needs of the card's memory; *second*: a second group of its shapes."""
     lines = [f"usage {usage}"]
-    for side, ports in (("input", inputs), ("output", outputs)):
-        for name, shape, dtype in ports:
-            number = BF16 if dtype == "bfloat16" else NUMBERS[dtype]
-            size = math.prod(shape) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
-            lines.append(" ".join(map(str, (side, name, number, size, *shape))))
+    for group, sides in enumerate([(inputs, outputs), *([second] if second else [])]):
+        lines += [f"group {group}"] if group else []
+        for side, ports in zip(("input", "output"), sides, strict=True):
+            for name, shape, dtype in ports:
+                number = BF16 if dtype == "bfloat16" else NUMBERS[dtype]
+                size = math.prod(shape) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
+                lines.append(" ".join(map(str, (side, name, number, size, *shape))))
     model.with_name(f"{model.name}.ports").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -4,13 +4,19 @@ What is strict, and what is odd, is taken from github AXERA-TECH/pyaxengine: `ax
 `_base_session.py` (missing inputs, unknown outputs), `_axclrt.py` and `_axe.py` (paths, shapes and types, memory order).
 """
 
+import ctypes
 import math
 import os
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
 
-DTYPES = {"float": "float32"}  # ONNX Runtime's name -> NumPy's, where they differ
+DTYPES = {"float": "float32", "bfloat16": ml_dtypes.bfloat16}  # ONNX Runtime's name -> NumPy's, where they differ
+GROUP = (
+    "shape_group"  # of a model's metadata: which group of shapes its ONNX graph is; others are there and are not played
+)
+BFLOAT16 = 16
 PROVIDERS = ["AXCLRTExecutionProvider", "AxEngineExecutionProvider"]
 
 
@@ -41,29 +47,53 @@ class InferenceSession:
             self._session = onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise RuntimeError("axclrtEngineLoadFromFile failed.") from error
+        self._group = int(self._session.get_modelmeta().custom_metadata_map.get(GROUP, 0))
+
+    def _check(self, shape_group):
+        if shape_group != self._group:
+            raise ValueError(f"Invalid shape group: {shape_group}")
 
     def get_inputs(self, shape_group=0):
+        self._check(shape_group)
         return [NodeArg(node) for node in self._session.get_inputs()]
 
     def get_outputs(self, shape_group=0):
+        self._check(shape_group)
         return [NodeArg(node) for node in self._session.get_outputs()]
 
     def run(self, output_names, input_feed, run_options=None, shape_group=0):
-        names = [node.name for node in self.get_outputs()]
-        missing = [node.name for node in self.get_inputs() if node.name not in input_feed]
+        names = [node.name for node in self.get_outputs(shape_group)]
+        missing = [node.name for node in self.get_inputs(shape_group) if node.name not in input_feed]
         if missing:
             raise ValueError(f"Required inputs ({missing}) are missing from input feed.")
         if output_names is not None and output_names != names:
             raise ValueError(f"Output names {output_names} are not those of the model.")
         feed = {}
-        for node in self.get_inputs():
+        for node in self.get_inputs(shape_group):
             array = input_feed[node.name]
             assert node.shape == list(array.shape) and node.dtype == array.dtype, (
                 f"model inputs({node.name}) expect shape {node.shape} and dtype {node.dtype}, howerver gets input with"
                 f" shape {array.shape} and dtype {array.dtype}"
             )
             feed[node.name] = as_in_memory(array)
+        if any(array.dtype == ml_dtypes.bfloat16 for array in feed.values()):
+            values = self._session.run_with_ort_values(names, {name: as_value(array) for name, array in feed.items()})
+            return [as_array(value) for value in values]
         return self._session.run(names, feed)
+
+
+def as_value(array):
+    if array.dtype != ml_dtypes.bfloat16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), BFLOAT16)
+
+
+def as_array(value):
+    if value.element_type() != BFLOAT16:
+        return value.numpy()
+    shape = value.shape()
+    bits = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
+    return np.frombuffer(bits, np.uint16).reshape(shape).copy().view(ml_dtypes.bfloat16)
 
 
 def as_in_memory(array):
