@@ -164,7 +164,7 @@ def _said(entry: Entry) -> Facts:
             facts[what] = _number(settings[name])
     if entry.key.step == "record_trajectories":
         facts["precision"] = settings.get("precision")
-    if entry.key.step == "compile_model" and isinstance(settings.get("compiler"), Mapping):
+    if entry.key.step in ("compile_model", "build_layers") and isinstance(settings.get("compiler"), Mapping):
         facts["compiler"] = settings["compiler"]
     return facts
 

@@ -3,12 +3,14 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from axbake.errors import AxbakeError
+from axbake.networks.card_layers import CardLayers
 from axbake.networks.component import DECODER
 from axbake.preflight.estimate import (
     Estimate,
@@ -22,6 +24,7 @@ from axbake.preflight.estimate import (
 )
 from axbake.preflight.findings import Finding, show
 from axbake.preflight.graph import Graph, UnreadableGraph, read_graph
+from axbake.preflight.language import language_findings
 from axbake.preflight.operators import check_operators
 from axbake.preflight.samples import check_samples
 from axbake.preflight.structure import check_structure
@@ -42,6 +45,8 @@ def preflight(
     graphs: list[Path],
     tensors: list[Path],
     verdict: Path,
+    language_weights: Sequence[Path] = (),
+    layers: Mapping[str, CardLayers] = MappingProxyType({}),
 ) -> None:
     """Check the graphs of *model*, and write what was found to *verdict*, as JSON; the log and the screen get a table.
 
@@ -51,6 +56,8 @@ def preflight(
         toolchain: by which the estimates go: `emulator`, or a real one.
         addresses: of *graphs*; *roles*: of their components, by address.
         tensors: of the graphs, beside them.
+        language_weights, layers: of its language models on the card the `weights/{component}.safetensors`, and by component what
+            is built of them.
 
     Raises:
         PreflightError: the table, if an error is in it. Nothing is written then.
@@ -68,6 +75,8 @@ def preflight(
     findings += check_card(
         estimates, {name: tile_estimates(graph) for name, graph in read.items() if roles[name] == DECODER}
     )
+    for (name, card), weights in zip(layers.items(), language_weights, strict=True):
+        findings += language_findings(name, weights, card)
     decide(findings)
     logger.info("%s: %s", model, show(findings))
     content = {

@@ -17,6 +17,7 @@ from axbake.emulator.llm_build import _parser, main, quantise_rows
 from axbake.families import FAMILIES
 from axbake.model import Model, NotOnCard
 from axbake.networks import language
+from axbake.preflight.language import language_findings
 from axbake.runtime.layers import open_component_of
 from axbake.table import check_config
 from axbake.toolchain.axmodel import read_axmodel
@@ -174,6 +175,21 @@ def test_a_version_without_the_command_another_version_and_another_chip_are_erro
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(WrongToolchain, match="does not run"):
         build(klein, tmp_path / "none", toolchain="native")
+
+
+def test_preflight_tells_what_the_layers_take_of_card_and_host(klein):
+    card = klein.family.component("text_encoder").card
+
+    card_finding, heads = language_findings("text_encoder", klein.weights["text_encoder"], card)
+
+    weights = sum(
+        t.numel() for name, t in load_file(klein.weights["text_encoder"]).items() if name.startswith("layers.")
+    )
+    assert (card_finding.check, card_finding.level) == ("card", "note")
+    assert card_finding.text.startswith(
+        f"27 layers, about {weights * 120 / 101 / 2**20:.0f} of 7040 MiB of CMM while they read"
+    )
+    assert "its heads have 64 channels together, a state 32: Pulsar2 5.2 and 6.0" in heads.text
 
 
 # The command line -----------------------------------------------------------------------------------------------------

@@ -210,6 +210,11 @@ def models_of_component(model, component, directory):
     return [f"{directory}/{graph}.axmodel" for graph in addresses(component)]
 
 
+def language_weights_of(model, wildcards):
+    """Paths of the weights of a model's language models on the card."""
+    return [f"results/{model.name}/weights/{one.name}.safetensors" for one in model.on_card]
+
+
 def records_of(model, wildcards):
     """Paths of the records of how a model's graphs, and its language models on the card, were made."""
     return [f"results/{model.name}/build/{name}.json" for name in model.built]

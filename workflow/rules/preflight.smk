@@ -15,7 +15,8 @@ rule preflight:
                         "toolchain": config["toolchain"],
                         "addresses": list(model.compiled),
                         "roles": model.compiled,
-                    },
+                    }
+                    | ({"layers": {one.name: one.card for one in model.on_card}} if model.on_card else {}),
                     tools=["onnx"],
                     data=["resources/ax650"],
                     cached=False,  # it looks at this host
@@ -24,6 +25,7 @@ rule preflight:
             graphs="results/{model}/onnx/{compiled_graph}.onnx",
             tensors="results/{model}/onnx/{compiled_graph}.onnx.data",
         ),
+        language_weights=with_model(language_weights_of),
     output:
         verdict="results/{model}/preflight.json",
     log:

@@ -48,7 +48,8 @@ def check_compiler():
 
     So a missing image shows now, and not after an hour of calibration. On a cluster the jobs' own nodes are asked, by the jobs.
     """
-    compiles = any(job.rule.name == "compile_model" for job in workflow.dag.needrun_jobs())
+    compilers = {"compile_model", *(f"build_{one.name}_of_{family.name}" for family, one in CARDED)}
+    compiles = any(job.rule.name in compilers for job in workflow.dag.needrun_jobs())
     if not compiles or EMULATES or not workflow.is_main_process or not workflow.local_exec:
         return
     told(lambda: Launch(**launch(None)["launch"]).check())
