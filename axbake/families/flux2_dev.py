@@ -80,6 +80,7 @@ FAMILY = replace(
             width=text_width,
             states=text_states,
             language=FORMAT,
+            card=None,
             example=text_example,
         ),
         replace(DENOISER, graphs=STRUCTURE.slices(MOST_WEIGHTS)),
