@@ -40,9 +40,19 @@ def unpacked(project, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory) -> Path:
     """A directory of nothing but the required packages; a virtual environment of them takes pip half a minute."""
-    directory = tmp_path_factory.mktemp("packages")
+    return linked(tmp_path_factory.mktemp("packages"), REQUIRED)
+
+
+@pytest.fixture(scope="module")
+def pyaxengine(tmp_path_factory) -> list[Path]:
+    """What its users install besides: the stand-in for it, and the package that it needs."""
+    return [Path(__file__).parents[1] / "standins", linked(tmp_path_factory.mktemp("pyaxengine"), ["ml_dtypes"])]
+
+
+def linked(directory, names):
+    """*directory* with links to the installed packages called *names*."""
     for path in map(Path, sys.path):
-        for name in REQUIRED:
+        for name in names:
             if path.name == "site-packages" and (path / name).is_dir() and not (directory / name).exists():
                 (directory / name).symlink_to(path / name)
     return directory
@@ -118,13 +128,12 @@ def for_the_card(unpacked, tmp_path_factory) -> Path:
     return directory
 
 
-def test_through_pyaxengine_it_draws_the_same_picture(project, for_the_card, packages, tmp_path):
-    standins = Path(__file__).parents[1] / "standins"
+def test_through_pyaxengine_it_draws_the_same_picture(project, for_the_card, packages, pyaxengine, tmp_path):
     done = program(
         *(for_the_card / "txt2img.py", "--timings", "t.json"),
         packages=packages,
         place=tmp_path / "run",
-        more=[standins],
+        more=pyaxengine,
     )
 
     assert done.returncode == 0, done.stderr
@@ -153,10 +162,11 @@ def test_through_pyaxengine_it_draws_the_same_picture(project, for_the_card, pac
         ("unpacked", ["--output", "nowhere/image.png"], "No such file or directory: 'nowhere"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line_and_nothing_is_left(which, arguments, words, request, packages, tmp_path):
-    standins = Path(__file__).parents[1] / "standins"
+def test_what_cannot_be_is_said_in_a_line_and_nothing_is_left(
+    which, arguments, words, request, packages, pyaxengine, tmp_path
+):
     bundle = request.getfixturevalue(which)
-    done = program(bundle / "txt2img.py", *arguments, packages=packages, place=tmp_path / "run", more=[standins])
+    done = program(bundle / "txt2img.py", *arguments, packages=packages, place=tmp_path / "run", more=pyaxengine)
 
     assert done.returncode == 1
     assert words in done.stderr.splitlines()[-1]
