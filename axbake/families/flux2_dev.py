@@ -80,7 +80,7 @@ FAMILY = replace(
             width=text_width,
             states=text_states,
             language=FORMAT,
-            card=None,
+            card=None,  # Pulsar2's list of language models has no Mistral
             example=text_example,
         ),
         replace(DENOISER, graphs=STRUCTURE.slices(MOST_WEIGHTS)),
