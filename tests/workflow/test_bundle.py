@@ -68,6 +68,17 @@ def program(script, *arguments, packages, place, more=()):
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
 
 
+def test_the_server_says_what_it_lacks_and_its_unit_needs_nothing(unpacked, packages, tmp_path):
+    unit = program(unpacked / "serve.py", "--unit", packages=packages, place=tmp_path / "unit")
+    lacking = program(unpacked / "serve.py", packages=packages, place=tmp_path / "lacking")
+
+    assert unit.returncode == 0 and f'"{unpacked}/serve.py"' in unit.stdout and unit.stdout.count("EMULATED") == 0
+    assert (
+        lacking.returncode == 1 and "No module named 'uvicorn'" in lacking.stderr and "Traceback" not in lacking.stderr
+    )
+    assert (unpacked / "axbake" / "runtime" / "serve" / "page" / "page.js").is_file()
+
+
 def test_the_bundles_own_program_draws_the_simulations_picture_to_the_byte(project, unpacked, packages, tmp_path):
     done = program(unpacked / "txt2img.py", "--timings", "t.json", packages=packages, place=tmp_path / "run")
 

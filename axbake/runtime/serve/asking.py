@@ -52,7 +52,7 @@ async def drawn(engine: Engine, order: Order, request: Request) -> Job:
     try:
         await asyncio.wait([watching, over], return_when=asyncio.FIRST_COMPLETED)
         if not over.done():
-            raise asyncio.CancelledError  # nobody reads an answer
+            raise Refused(499, "the client closed the connection.", code="client_gone")  # which nobody reads
     finally:
         watching.cancel()
         if not job.over.done():

@@ -40,10 +40,6 @@ Restart=always
 RestartSec=2
 TimeoutStopSec=30
 NoNewPrivileges=yes
-ProtectSystem=full
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-LockPersonality=yes
-RestrictSUIDSGID=yes
 
 [Install]
 WantedBy=default.target

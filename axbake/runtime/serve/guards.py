@@ -10,7 +10,6 @@ import ipaddress
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from .errors import Refused
 
@@ -92,7 +91,7 @@ class Guard:
                 code="wrong_host",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
             raise Refused(
                 403, f"the request comes from a page of {origin!r}, which may not draw here.", code="wrong_origin"
             )

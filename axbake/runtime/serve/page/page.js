@@ -150,7 +150,7 @@ async function follow(told) {
   let seen = 0, lost = 0; // pictures; requests without an answer
   busy(true);
   for (;;) {
-    if (!told.over) show(told);
+    if (!told.over && !lost) show(told);
     for (; seen < told.pictures.length; seen += 1) await keep(told, told.pictures[seen]);
     if (told.over) break;
     await new Promise((resolve) => setTimeout(resolve, POLL));
