@@ -22,7 +22,7 @@ from ..card_chain import CardSession
 from ..errors import BundleError
 from ..img2img import redraw
 from ..masking import redraw_masked
-from ..model import Session
+from ..model import Postponed, Session
 from ..predictions import Predictions, predictions_of
 from ..resizing import Over
 from ..sampler import LATENT, Schedule
@@ -112,7 +112,9 @@ class LoadedBundle:
     def leave(self) -> None:
         """Give the memory of all its models back."""
         for session in self.models.sessions:
-            if isinstance(session, CardSession):
+            if isinstance(session, Postponed):
+                session.release()
+            elif isinstance(session, CardSession):
                 session.leave()
         del self.models
         gc.collect()
@@ -188,9 +190,11 @@ def png_bytes(image: np.ndarray, parameters: str) -> bytes:
 def needed_bytes(bundle: Bundle, *, runtime: str, device: int) -> tuple[int, int | None]:
     """What a bundle's models take of the memory that they go into, and how much of it there is; None: it is not known.
 
-    Of a card, its own memory; of models that this host runs, its own, of which they may have half.
+    Text encoders that are loaded for a new prompt alone do not count. Of a card, its own memory; of models that this host runs, its
+    own, of which they may have half.
     """
-    files = [bundle.folder / file for one in bundle.components.values() if not one.host for file in one.files]
+    stay = [one for one in bundle.components.values() if not one.host and not one.in_layers]
+    files = [bundle.folder / file for one in stay for file in one.files]
     emulated = any(producer(file) == EMULATOR or file.suffix != ".axmodel" for file in files)
     if not emulated and runtime in ("auto", "axcl") and find_library():
         card = open_card(device)
