@@ -190,8 +190,8 @@ def png_bytes(image: np.ndarray, parameters: str) -> bytes:
 def needed_bytes(bundle: Bundle, *, runtime: str, device: int) -> tuple[int, int | None]:
     """What a bundle's models take of the memory that they go into, and how much of it there is; None: it is not known.
 
-    Text encoders that are loaded for a new prompt alone do not count. Of a card, its own memory; of models that the host runs, its
-    own, of which they may have half.
+    Text encoders that are loaded for a new prompt alone do not count. Of a card, this is its own memory; of models that the host
+    runs, its own, of which they may have half.
     """
     stay = [one for one in bundle.components.values() if not one.host and not one.in_layers]
     files = [bundle.folder / file for one in stay for file in one.files]
