@@ -30,6 +30,7 @@ from axbake.runtime.prompt import language_text
 from axbake.sources import MissingTokenizer
 from axbake.table import check_config
 from axbake.weights.files import read_description, read_sampling
+from resources.demo_flow.to_single_file import original_tensors
 from tests import tiny, tiny_sd3
 from tests.unit.conftest import CLIP, SCHEMAS, describe, family_in, import_part, import_tiny, row_of
 
@@ -89,10 +90,10 @@ def test_a_folder_gives_the_original(name, save, tmp_path):
 
 
 @every_family
-def test_the_names_of_the_tests_are_those_that_diffusers_converts(name):
+def test_the_authors_names_are_those_that_diffusers_converts(name):
     networks = made(name)
 
-    found = convert_sd3_transformer_checkpoint_to_diffusers(tiny_sd3.original_tensors(networks.transformer))
+    found = convert_sd3_transformer_checkpoint_to_diffusers(original_tensors(networks.transformer))
 
     wanted = networks.transformer.state_dict()
     assert found.keys() == wanted.keys()
