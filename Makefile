@@ -52,6 +52,7 @@ demo: .venv/installed
 	@echo "  models    results/demo/{text_encoder,unet,vae_encoder,vae_decoder}.axmodel"
 	@echo "  report    results/demo/report.html             open it in a browser"
 	@echo
+	@echo "A second demo, a rectified flow of Stable Diffusion 3's structure: .venv/bin/axbake bake demo_flow"
 	@echo "Next: give your own checkpoint a row in config/models.tsv (README.md, “Bake your checkpoint”)."
 
 # One page for all models that have a report; a run makes each model's own.

@@ -84,7 +84,8 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
             continue
         try:
             found = read_network(container, component)
-            stored = [container.tensors[origin.name] for origin in found.origins.values()]
+            names = {origin.name for origin in found.origins.values()}  # one tensor may hold several: attn.qkv
+            stored = [container.tensors[name] for name in sorted(names)]
             said["components"][component.name] = {
                 "names": f"{found.prefix}…",
                 "parameters": sum(math.prod(shape) for shape in found.shapes.values()),

@@ -8,7 +8,7 @@ from axbake.root import ROOT
 
 CONFIG = Path("config/config.yaml")
 #: What a project has of its own, to be edited, besides the Snakefile
-OWN = ("config", "profiles", "resources/demo")
+OWN = ("config", "profiles", "resources/demo", "resources/demo_flow")
 SNAKEFILE = '''"""The workflow of the axbake that is installed beside this Snakemake."""
 
 from axbake.root import ROOT

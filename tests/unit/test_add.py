@@ -356,7 +356,7 @@ def test_bake_finds_the_row_of_a_file_an_address_or_a_name(sites, model):
     assert row_of(str(place), None) == row_of(str(place.resolve()), None) == row_of("mine", None) == "mine"
     assert row_of(str(place), "again") == "again"
     assert row_of(PAGE, None) == row_of(PAGE, None)
-    assert len(read_table(TABLE)) == 4  # with the demo's
+    assert len(read_table(TABLE)) == 5  # with those of the demos
 
 
 def test_an_installed_axbake_makes_a_project_once(tmp_path, monkeypatch):

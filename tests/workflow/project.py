@@ -86,7 +86,7 @@ class Project:
 
     def copy_checkout(self, directory: Path) -> "Project":
         """The same project, run by a copy of the checkout in *directory*; files keep their times."""
-        unneeded = shutil.ignore_patterns("__pycache__", "demo")
+        unneeded = shutil.ignore_patterns("__pycache__", "demo", "demo_flow")
         for name in ("axbake", "envs", "profiles", "resources", "workflow"):
             shutil.copytree(self.checkout / name, directory / name, ignore=unneeded)
         for name in ("Snakefile", "LICENSE", "requirements.lock"):

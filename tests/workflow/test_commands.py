@@ -38,6 +38,7 @@ IMAGE = (
 # Command -> why it is not run here
 NOT_RUN = {
     "make demo": "installs from the network and bakes for minutes; the rules are those that bake the tiny model",
+    ".venv/bin/axbake bake demo_flow": "bakes for minutes; tests/workflow/test_sd3.py bakes a model of that kind",
     "make demo TORCH=auto": "the same, and brings 3 GB",
     "make test": "is what runs this test",
     "make site": "tests/conftest.py builds the site",
