@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import export_unet, full_size, median, run, unet_config
+from measure import denoiser_configs, export_unet, full_size, median, run
 
 WAYS = ("forwards", "emulator")
 
@@ -29,12 +29,15 @@ def lay_out(directory: Path, height: int, width: int, samples: int) -> Path:
     """A directory with the graph, Pulsar2's config and *samples* of random inputs, as the emulator takes them."""
     import numpy as np
 
+    from axbake.families import FAMILIES
+
     place = directory / f"compile-{height}x{width}"
     place.mkdir(exist_ok=True)
     graph = place / "unet.onnx"
     if not graph.is_file():
         export_unet(full_size(directory)["unet"], graph, height=height, width=width)
-    (place / "config.json").write_text(json.dumps(unet_config()))
+    (config,) = denoiser_configs(FAMILIES["sd1"])
+    (place / "config.json").write_text(json.dumps(config))
     with tarfile.open(place / "unet.tar", "w") as archive:
         for number, values in enumerate(inputs(graph, samples)):
             packed = io.BytesIO()

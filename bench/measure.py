@@ -1,5 +1,7 @@
 """What the benchmarks share: a model of full size to measure on, and a process's time and peak memory."""
 
+from __future__ import annotations
+
 import os
 import statistics
 import subprocess
@@ -8,10 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # run as a file, from anywhere
+
+if TYPE_CHECKING:
+    from axbake.families.family import Family
 
 
 @dataclass(frozen=True)
@@ -102,15 +107,18 @@ def export_unet(weights: Path, graph: Path, *, height: int, width: int) -> None:
     export_onnx(weights, **of, graph=graph, tensors=graph.with_name(f"{graph.name}.data"))
 
 
-def unet_config() -> dict[str, Any]:
-    """Pulsar2's config of it, activations U16, to which the user adds nothing."""
-    from axbake.families import FAMILIES
+def denoiser_configs(family: Family) -> list[dict[str, Any]]:
+    """Pulsar2's config of each graph of a family's denoiser, activations U16, to which the user adds nothing."""
+    from axbake.networks.component import columns_of
     from axbake.toolchain.build_config import Build, build_config
 
-    denoiser = FAMILIES["sd1"].denoiser
-    (piece,) = denoiser.graphs
-    taken = piece.inputs(**_unet_columns(64, 64))
-    return build_config(Build("unet", denoiser.name, denoiser.role, taken, "U16", "AX650", "NPU3"), {})
+    denoiser = family.denoiser
+    columns = columns_of(denoiser, _unet_columns(64, 64))
+    builds = [
+        Build(piece.name, denoiser.name, denoiser.role, piece.inputs(**columns), "U16", "AX650", "NPU3")
+        for piece in denoiser.graphs
+    ]
+    return [build_config(build, {}) for build in builds]
 
 
 def diffusers_folder(directory: Path) -> Path:
