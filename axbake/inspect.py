@@ -84,8 +84,8 @@ def inspect_checkpoint(path: Path, *, hashing: bool = False) -> dict[str, Any]:
             continue
         try:
             found = read_network(container, component)
-            names = {origin.name for origin in found.origins.values()}  # one tensor may hold several: attn.qkv
-            stored = [container.tensors[name] for name in sorted(names)]
+            held = {origin.name for origin in found.origins.values()}  # one tensor may hold several: attn.qkv
+            stored = [container.tensors[name] for name in sorted(held)]
             said["components"][component.name] = {
                 "names": f"{found.prefix}…",
                 "parameters": sum(math.prod(shape) for shape in found.shapes.values()),
