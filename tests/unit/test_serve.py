@@ -534,6 +534,44 @@ def test_many_clients_get_each_their_own_picture(served, http, program):
     assert len(set(drawn)) == 16
 
 
+def test_an_inpainting_model_draws_what_txt2img_draws_and_wants_a_mask(tiny, photo, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "inpainting")
+    first = folder / "transformer" / "part_00.axmodel"
+    model = onnx.load(first)
+    (kernel,) = (one for one in model.graph.initializer if one.name == "k0")
+    wider = (
+        np.random.default_rng(0).normal(size=(6, 13, 1, 1)).astype(np.float32)
+    )  # the latent, mask, and picture's latent
+    kernel.CopyFrom(onnx.numpy_helper.from_array(wider, "k0"))
+    (sample,) = (one for one in model.graph.input if one.name == "sample")
+    sample.type.tensor_type.shape.dim[1].dim_value = 13
+    onnx.save(model, first)
+    (folder / "canvas").mkdir()
+    shutil.copy(photo, folder / "canvas" / "image.png")
+    mask_of((40, 48)).save(folder / "canvas" / "mask.png")
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"canvas": ["canvas/image.png", "canvas/mask.png"]}
+    for path in (first, *(folder / "canvas").iterdir()):
+        manifest["files"][path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    clear = Image.new("RGBA", (40, 48))
+    clear.putalpha(mask_of((40, 48)).point(lambda value: 255 - value))
+    options = ["--prompt", "a dog", "--seed", "5", "--threads", "1", "--output", str(tmp_path / "drawn.png")]
+    assert command.run("txt2img", folder, options) == 0
+
+    with serving([folder]) as served:
+        client = openai.OpenAI(api_key="any", base_url=f"{served.url}/v1", max_retries=0)
+        asked = {"prompt": "a dog", "extra_body": {"seed": 5}}
+        drawn = client.images.edit(image=photo.open("rb"), mask=encoded(clear), **asked)
+        for refused in (
+            lambda: client.images.edit(image=photo.open("rb"), **asked),
+            lambda: client.images.generate(**asked),
+        ):
+            with pytest.raises(openai.BadRequestError, match="tiny draws on a picture: wanted a picture and a mask"):
+                refused()
+
+    assert png(drawn.data[0]) == (tmp_path / "drawn.png").read_bytes()
+
+
 @pytest.fixture(scope="module")
 def two(tiny, tmp_path_factory):
     """Folders of two bundles that differ in their names."""

@@ -22,7 +22,7 @@ from ..bundle import Bundle
 from ..errors import BundleError
 from ..resizing import MODES, Over, grey_mask, over, resized
 from ..values import SAMPLERS
-from .asking import check_drawable, drawn, seeds, strength_of, told
+from .asking import check_drawable, drawn, image_scale_of, seeds, strength_of, told
 from .engine import Engine, Job
 from .errors import Refused
 from .loaded import Order
@@ -229,6 +229,7 @@ class A1111:
             guidance_scale=scale,
             seed=given.seed(),
             strength=strength,
+            image_guidance_scale=image_scale_of(bundle, given, "image_cfg_scale"),
         )
         check_drawable(bundle, picture, drawn_over)
         given.get("send_images")

@@ -14,7 +14,7 @@ from ..values import Picture
 from .engine import DONE, FAILED, Engine, Job, QueueFull
 from .errors import Refused
 from .loaded import Order, Result, drawn_steps
-from .values import Words, wrong
+from .values import MOST_SCALE, Given, Words, wrong
 
 
 def check_drawable(bundle: Bundle, picture: Picture, over: Over | None) -> None:
@@ -38,6 +38,12 @@ def strength_of(bundle: Bundle, over: Over | None) -> float | None:
     if over is None or len(bundle.canvas) == 1:
         return None
     return 1.0 if bundle.canvas else STRENGTH
+
+
+def image_scale_of(bundle: Bundle, given: Given, name: str) -> float | None:
+    """How closely to follow the picture, as the value called *name* says; None where the model has no such scale."""
+    own = bundle.picture.image_guidance_scale
+    return None if own is None else given.number(name, own, least=1, most=MOST_SCALE)
 
 
 async def drawn(engine: Engine, order: Order, request: Request) -> Job:

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from ..bundle import Bundle
 from ..errors import BundleError
 from ..resizing import Over, over
-from .asking import check_drawable, drawn, seeds, size_of, strength_of, told
+from .asking import check_drawable, drawn, image_scale_of, seeds, size_of, strength_of, told
 from .engine import DONE, Engine
 from .errors import Refused
 from .guards import PICTURES
@@ -130,6 +130,7 @@ class OpenAI:
             guidance_scale=scale,
             seed=given.seed(),
             strength=strength,
+            image_guidance_scale=image_scale_of(bundle, given, "image_guidance_scale"),
         )
         check_drawable(bundle, asked, drawn_over)
         return Order(name, asked, given.whole("n", 1, least=1, most=MOST_COUNT), drawn_over)
