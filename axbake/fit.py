@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from axbake.calibration.counting import check_count, count_branches
+from axbake.calibration.counting import CalibrationError, check_count, count_branches
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.embeddings import EmbeddingError, check_vectors, embedding_sizes
 from axbake.checkpoints.finding import averaged_namings, read_network, use_average
@@ -20,7 +20,7 @@ from axbake.jobs.values import encode
 from axbake.loras.files import LoraError, check_family, lora_facts, read_lora
 from axbake.networks.clip_skip import layers_left
 from axbake.networks.component import Component, Shapes, columns_of
-from axbake.networks.sampling import SamplingError
+from axbake.networks.sampling import SamplingError, steps_run
 from axbake.runtime.values import CANVAS
 from axbake.sources import COLUMNS, Sources, read_header
 
@@ -142,13 +142,31 @@ def _check_denoiser(row: dict[str, Any], family: Family, configs: Configs) -> No
         )
 
 
-def check_samples(row: dict[str, Any], calibration: Mapping[str, Any]) -> None:
-    """Whether the denoiser will see as many samples as are to be chosen.
+def check_samples(row: dict[str, Any], calibration: Mapping[str, Any], family: Family, configs: Configs) -> None:
+    """Whether the denoiser will see as many samples as are to be chosen, and as `compare_first` wants.
+
+    `axbake.calibration.denoiser_samples.DenoiserSamples.recorded` lists what will be there.
 
     Raises:
         CalibrationError: prompts × steps × branches give fewer.
     """
-    sizes = {"prompts": len(row["calibration_prompts"]), "steps": row["steps"]}
-    empty = row["steps"] if calibration["selection"] == "coverage" else 0
-    branches = count_branches(row["guidance_scale"], row["image_guidance_scale"])
-    check_count(calibration["samples"], **sizes, branches=branches, empty=empty)
+    guidance = 1.0 if _embeds_guidance(family, configs) else row["guidance_scale"]
+    branches = count_branches(guidance, row["image_guidance_scale"])
+    steps = steps_run(row["scheduler"], row["steps"])
+    prompts = len(row["calibration_prompts"])
+    # Samples of the empty prompt are added where no branch has it anyway.
+    is_added = calibration["selection"] == "coverage" and (branches == 1 or bool(row["negative_prompt"].strip()))
+    sizes = {"prompts": prompts, "steps": steps, "branches": branches}
+    check_count(calibration["samples"], **sizes, empty=steps if is_added else 0)
+    if calibration["compare_first"] > prompts * steps * branches:
+        raise CalibrationError(
+            f"calibration/compare_first: {calibration['compare_first']}, but {prompts} prompts × {steps} steps that run the model"
+            f" × {branches} branches give {prompts * steps * branches}. Give more calibration prompts, or a lower number."
+        )
+
+
+def _embeds_guidance(family: Family, configs: Configs) -> bool:
+    """Whether the denoiser takes the guidance scale as an input, and so has one branch; no, while its file is not here."""
+    name = family.denoiser.name
+    kind = family.process.prediction_type or EPSILON
+    return name in configs and family.process.sampling(configs[name], kind, zero_terminal_snr=False).guidance_embedded

@@ -386,7 +386,7 @@ class Model:
     def check_samples(self) -> None:
         """Raise CalibrationError if its prompts will not give as many calibration samples as are wanted."""
         with self._named():
-            check_samples(self.row, self.config["calibration"])
+            check_samples(self.row, self.config["calibration"], self.family, self.configs)
 
     @contextmanager
     def _named(self) -> Iterator[None]:

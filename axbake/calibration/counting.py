@@ -16,12 +16,13 @@ def check_count(count: int, *, prompts: int, steps: int, branches: int, empty: i
     """Raise CalibrationError unless there are *count* samples.
 
     Args:
+        steps: those that run the denoiser.
         branches: of guidance, as `count_branches` gives them.
         empty: samples of the empty prompt that there are besides.
     """
     if count > prompts * steps * branches + empty:
         more = f", the empty prompt {empty}" if empty else ""
         raise CalibrationError(
-            f"calibration/samples: {count}, but {prompts} prompts × {steps} steps × {branches} branches give"
+            f"calibration/samples: {count}, but {prompts} prompts × {steps} steps that run the model × {branches} branches give"
             f" {prompts * steps * branches}{more}. Give more calibration prompts, or a lower number."
         )

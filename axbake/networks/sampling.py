@@ -10,6 +10,8 @@ from typing import Any
 from axbake.errors import AxbakeError
 
 FLOW = "flow_prediction"  # of rectified flow: the noise less the picture
+#: Schedulers that end at the smallest noise level, where their last step of several changes nothing and runs no denoiser
+ENDS_AT_NOISE = ("dpmpp_2m_karras",)
 
 
 class SamplingError(AxbakeError):
@@ -43,6 +45,11 @@ class Sampling:
         )
         if faults:
             raise SamplingError(f"{'; '.join(faults)}. This UNet was distilled to draw only in this way.")
+
+
+def steps_run(scheduler: str, steps: int) -> int:
+    """How many of *steps* of *scheduler* run the denoiser (`axbake.runtime.sampler.Schedule.runs_model` tells which)."""
+    return steps - 1 if scheduler in ENDS_AT_NOISE and steps > 1 else steps
 
 
 FLOW_SCHEDULERS = ("euler", "dpmpp_2m", "unipc")  # that diffusers has for rectified flow

@@ -84,7 +84,9 @@ def test_more_samples_than_there_are_is_an_error_that_counts_them():
     with pytest.raises(CalibrationError) as caught:
         stratified(49, prompts=3, steps=8, branches=2)
 
-    assert "calibration/samples: 49, but 3 prompts × 8 steps × 2 branches give 48" in str(caught.value)
+    assert "calibration/samples: 49, but 3 prompts × 8 steps that run the model × 2 branches give 48" in str(
+        caught.value
+    )
 
 
 def record(model, graph, directory, *, scheduler, negative_prompt=NEGATIVE):
@@ -200,7 +202,9 @@ def test_an_empty_negative_prompt_is_the_empty_prompt_and_nothing_is_added(pack_
     pack_unet(tmp_path, tmp_path / "unet.tar", samples=24)
 
     assert said_of(tmp_path / "unet.tar")["recorded"] == 24
-    with pytest.raises(CalibrationError, match=r"3 prompts × 4 steps × 2 branches give 24\. Give more"):
+    with pytest.raises(
+        CalibrationError, match=r"3 prompts × 4 steps that run the model × 2 branches give 24\. Give more"
+    ):
         pack_unet(tmp_path, tmp_path / "more.tar", samples=25)
 
 
@@ -219,7 +223,7 @@ def test_without_guidance_no_sample_is_of_the_negative_prompt(pack_unet, recorde
 
 @pytest.mark.parametrize(("selection", "most"), [("coverage", 28), ("stratified", 24), ("first", 24)])
 def test_more_unet_samples_than_were_recorded_is_an_error_and_no_file(pack_unet, recorded, selection, most, tmp_path):
-    with pytest.raises(CalibrationError, match="3 prompts × 4 steps × 2 branches give 24") as caught:
+    with pytest.raises(CalibrationError, match="3 prompts × 4 steps that run the model × 2 branches give 24") as caught:
         pack_unet(recorded, tmp_path / "unet.tar", samples=most + 1, selection=selection)
 
     assert ("the empty prompt 4" in str(caught.value)) == (selection == "coverage")

@@ -141,7 +141,8 @@ CASES = {
     "more samples than are recorded": (
         saved,
         {"steps": "4", "guidance_scale": "1"},
-        "CalibrationError: tiny: calibration/samples: 32, but 1 prompts × 4 steps × 1 branches give 4, the empty prompt 4.",
+        "CalibrationError: tiny: calibration/samples: 32, but 1 prompts × 3 steps that run the model × 1 branches give 3, the"
+        " empty prompt 3.",
     ),
 }
 
@@ -165,15 +166,37 @@ def test_what_fits_has_no_fault(tensors):
     assert model_of(**cells).fault() == ""
 
 
-def test_as_many_samples_as_there_are_can_be_chosen(tensors):
+@pytest.mark.parametrize(
+    ("cells", "drawn", "empty"),
+    [
+        ({"scheduler": "euler"}, 8, 0),  # without a negative prompt that branch is the empty prompt's
+        ({"scheduler": "euler", "negative_prompt": "bad"}, 8, 4),
+        ({"scheduler": "euler", "guidance_scale": "1"}, 4, 4),
+        ({"negative_prompt": "bad"}, 6, 3),  # the last step of dpmpp_2m_karras does not run the UNet
+        ({"negative_prompt": "bad", "steps": "1"}, 2, 1),  # but the only one does
+    ],
+)
+def test_as_many_samples_as_will_be_recorded_can_be_chosen(tensors, cells, drawn, empty):
     saved(tensors)
-    cells = {"steps": "4", "guidance_scale": "5"}
+    cells = {"steps": "4", "guidance_scale": "5"} | cells
 
-    def fault(samples, selection):
-        calibration = {"samples": samples, "selection": selection}
+    def fault(samples, selection, first=0):
+        calibration = {"samples": samples, "selection": selection, "compare_first": first}
         return model_of(project={"calibration": calibration}, **cells).fault()
 
     assert check_config({}, source="config.yaml", **OF_CONFIG)["calibration"]["samples"] == 32
-    assert fault(12, "coverage") == fault(8, "first") == fault(8, "stratified") == ""
-    for samples, selection in ((13, "coverage"), (9, "first"), (9, "stratified")):
+    assert fault(drawn + empty, "coverage", drawn) == fault(drawn, "first") == fault(drawn, "stratified") == ""
+    for samples, selection in ((drawn + empty + 1, "coverage"), (drawn + 1, "first"), (drawn + 1, "stratified")):
         assert "Give more calibration prompts, or a lower number." in fault(samples, selection)
+    assert f"calibration/compare_first: {drawn + 1}, but" in fault(1, "coverage", drawn + 1)
+
+
+def test_a_unet_that_takes_the_guidance_scale_has_one_branch(tensors):
+    of(tiny.lcm)(tensors)
+    cells = {"scheduler": "lcm", "steps": "4", "guidance_scale": "5"}
+
+    assert model_of(project={"calibration": {"samples": 8}}, **cells).fault() == ""
+    assert (
+        "× 4 steps that run the model × 1 branches give 4, the empty prompt 4."
+        in model_of(project={"calibration": {"samples": 9}}, **cells).fault()
+    )

@@ -26,7 +26,7 @@ from axbake.drawing.schedule import (
     derive_schedule,
     scheduler_arrays,
 )
-from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, Sampling, SamplingError
+from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, Sampling, SamplingError, steps_run
 from axbake.networks.unet import TimeEmbeddingError, time_rows
 from axbake.npz import npz_bytes
 from axbake.runtime.errors import BundleError
@@ -284,6 +284,15 @@ def test_the_model_is_run_only_where_its_output_is_used(steps):
     assert relative_error(ours, diffusers_latents(build_scheduler("dpmpp_2m_karras"), steps, curved)) < MAX_ERROR
     for name in {*SCHEDULERS} - {"dpmpp_2m_karras"}:
         assert schedule_of(name, steps).coefficients[-1, 1 : 1 + steps].all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20])
+def test_the_steps_that_run_the_model_are_known_without_a_schedule(steps):
+    schedules = [schedule_of(name, steps) for name in SCHEDULERS]
+    schedules += [schedule_of(name, steps, Flow(shift=3.0)) for name in FLOW_SCHEDULERS]
+
+    for one in schedules:
+        assert sum(one.runs_model(step) for step in range(steps)) == steps_run(one.scheduler, steps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
