@@ -32,6 +32,7 @@ TARGETS = [
     "results/demo/host/report.html",
     "results/demo/single_file.safetensors",
     "results/demo/bundle/axbake.tar",
+    "results/demo/calibration/unet.sensitivity.json",
 ]
 
 

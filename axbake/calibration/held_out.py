@@ -7,21 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from axbake.calibration.denoiser_samples import BRANCHES, GUIDANCE, TEXTS, beside_of
+from axbake.calibration.denoiser_samples import BRANCHES
 from axbake.calibration.observation import observe_chain, read_observed
-from axbake.drawing.canvas import canvas_of, torch_encoding
-from axbake.drawing.parts import Drawn, added_of
-from axbake.drawing.prompts import load_tokenizer, prompt_embedding
-from axbake.drawing.simulation import latents_of
+from axbake.calibration.reference_samples import reference_samples
+from axbake.drawing.parts import Drawn
 from axbake.emulator.ranges import Ranges
 from axbake.networks.component import DENOISER
 from axbake.runtime.added import AddedEmbedding
-from axbake.runtime.canvas import beside_latent
-from axbake.runtime.noise import TorchNoise
-from axbake.runtime.prompt import encoder
 from axbake.runtime.sampler import load_schedule
-from axbake.runtime.session import open_models
-from axbake.runtime.txt2img import added_rows, prompts_of
 from axbake.runtime.values import Latents, Picture
 from axbake.weights.networks import Build
 
@@ -69,35 +62,27 @@ def check_calibration(
             values of a tensor are clipped is not counted.
     """
     steps = load_schedule(schedule)
-    drawn_latents = np.load(trajectory)
-    noise = TorchNoise(picture.seed)
-    before = [noise.normal(drawn_latents.shape[1:]) * np.float32(steps.init_noise_sigma), *drawn_latents]
-    beside = None
-    if over := canvas_of(canvas, height=picture.height, width=picture.width):
-        (weights,) = encoder_weights
-        assert encoder_build and latents
-        encode = torch_encoding(weights, encoder_build)
-        beside = beside_latent(over, encode, noise, latents=latents_of(latents, weights))
     files, denoiser = drawn.files(graphs), drawn.of_role(DENOISER)
-    encodes = [encoder(open_models(files[name])) for name in drawn.conditioning.encoders]
-    tokenizer = load_tokenizer(embeddings)
-    embed = prompt_embedding(encodes, tokenizer, chunks=picture.prompt_chunks, conditioning=drawn.conditioning)
-    embeds = [embed(text, negative=number > 0) for number, text in enumerate(prompts_of(picture, steps))]
-    del encodes, embed  # the text encoders leave memory before the denoiser comes
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
-    # With guidance by the picture too, the negative prompt comes twice.
-    branches = GUIDANCE[: len(embeds) + (len(embeds) > 1 and picture.image_guidance_scale is not None)]
     observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
-    rows = added_rows(added_of(added, added_weights), embeds, picture.size_conditioning)
-    samples = []
-    for step in seen:
-        latent = (before[step] * steps.input_scale[step]).astype(np.float32)
-        for branch in branches:
-            text = TEXTS[branch]
-            taken = latent if beside is None else np.concatenate([latent, beside_of(beside, branch)], axis=1)
-            time = steps.time(step, None if rows is None else rows[text : text + 1])
-            samples.append(observed.taken.feed(taken, embeds[text].tokens, time, embeds[text].mask))
+    feeds = reference_samples(
+        graphs=graphs,
+        schedule=steps,
+        embeddings=embeddings,
+        trajectory=trajectory,
+        picture=picture,
+        drawn=drawn,
+        taken=observed.taken,
+        steps=seen,
+        added_weights=added_weights,
+        added=added,
+        canvas=canvas,
+        encoder_weights=encoder_weights,
+        encoder_build=encoder_build,
+        latents=latents,
+    )
+    samples, branches = list(feeds.values()), sorted({branch for _, branch in feeds})
     found = observe_chain(
         files[denoiser], lambda: iter(samples), len(samples), beside=held_out.parent, what="checking:"
     )

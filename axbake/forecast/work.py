@@ -162,6 +162,10 @@ OF_NETWORK: dict[str, Callable[[Bake, Network], Work]] = {
     "describe_chain": lambda bake, network: _fixed(0.1),
     "calibrate_text_encoder": lambda bake, network: _fixed(0.3),
     "calibrate_denoiser": _calibrated,
+    # Runs forwards and backwards, as `axbake.quality.measuring` counts them.
+    "measure_sensitivity": lambda bake, network: _sum(
+        _fixed(8), _runs("torch", network, 6 * bake.runs + 7 * bake.branches * min(HELD_OUT, bake.steps))
+    ),
     "observe_denoiser": lambda bake, network: _observed(bake, bake.prompts * bake.runs + bake.steps),
     "measure_residuals": lambda bake, network: _observed(bake, 4),  # two samples, by the chain and with probes
 }

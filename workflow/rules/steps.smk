@@ -233,6 +233,30 @@ def calibrate_denoiser_steps(model, wildcards):
     ]
 
 
+def sensitivity_steps(model, wildcards):
+    """What each layer's rounding costs the reference's last latent."""
+    family = model.family
+    encoder, _ = family.autoencoder
+    parts = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
+    return [
+        step(
+            "axbake.quality.measuring.measure_sensitivity",
+            of=family.denoiser.name,
+            values=lambda *_: {
+                "picture": replace(model.picture, model=""),
+                "drawn": replace(model.drawn, parts=parts),
+                "prompts": model.row["calibration_prompts"],
+                "addresses": list(addresses(family.denoiser)),
+                "added": family.denoiser.added,
+            }
+            | ({"encoder_build": encoder.build, "latents": family.latents} if model.canvas else {}),
+            tools=["numpy", "onnx", "onnxruntime", "tokenizers", "torch"] + ["diffusers"] * bool(model.canvas),
+            data=["resources/clip"],
+            sources=canvas_sources,
+        )
+    ]
+
+
 def calibrate_vae_steps(model):
     """Pictures, their latents, and both as archives."""
     encoder, decoder = model.family.autoencoder
