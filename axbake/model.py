@@ -23,12 +23,16 @@ from axbake.loras.rows import Lora
 from axbake.networks.card_layers import files_on_card
 from axbake.networks.component import DENOISER, TEXT, Component, addresses, columns_of
 from axbake.printable import error_line
+from axbake.quality.assignment import WIDE
+from axbake.quality.recipe import RecipeError, read_recipe, recipe_path
 from axbake.runtime.language import LanguageFormat
 from axbake.runtime.values import CANVAS, Picture
 from axbake.sources import CHECKPOINT, VAE, Sources, read_header
 from axbake.table import checkpoint_path, loras_sha256
 from axbake.toolchain.build_config import Build, build_config, overridden, read_own_fields
 
+RECIPE, RECIPE_FILES = "recipe", (".yaml", ".yml")  # what `precision` says where a component has a recipe
+QUALITY = 1.0  # dB, of a recipe where the row says none
 PICTURE = tuple(name for name in Picture.__dataclass_fields__ if name != "strength")  # columns
 
 
@@ -273,10 +277,41 @@ class Model:
             component=self.entry_name("pulsar2", component),
             role=component.role,
             inputs=piece.inputs(**self.columns(component)),
-            precision=self.entry_of("precision", component),
+            precision=WIDE if self.has_recipe(component) else self.entry_of("precision", component),
             target_hardware=self.config["target_hardware"],
             npu_mode=self.config["npu_mode"],
         )
+
+    def has_recipe(self, component: Component) -> bool:
+        """Whether the precision of *component* is found layer by layer, or read from a file that says it so.
+
+        Raises:
+            RecipeError: config wants one for a component that is no denoiser.
+        """
+        said = self.entry_of("precision", component)
+        if said != RECIPE and not said.endswith(RECIPE_FILES):
+            return component.role == DENOISER and bool(self.row["quality"])
+        if component.role != DENOISER:
+            raise RecipeError(
+                f"{self.name}: precision/{self.entry_name('precision', component)}: {said}, but only denoisers have recipes;"
+                " wanted U8, U16 or S16."
+            )
+        return True
+
+    def recipe_file(self, component: Component) -> str:
+        """Path of the recipe that the user brings for *component*; empty if axbake finds it, or it has none."""
+        said = self.entry_of("precision", component)
+        return said if said.endswith(RECIPE_FILES) and self.has_recipe(component) else ""
+
+    def wide_config(self, component: Component, number: int) -> dict[str, Any]:
+        """The same as `pulsar2_config` gives, with all layers in 16 bits, from which a recipe departs."""
+        build = replace(self.build(component, number), precision=WIDE)
+        return build_config(build, read_own_fields(build, self.entry_of("pulsar2", component)))
+
+    @property
+    def quality(self) -> float:
+        """How much a recipe may cost, in dB."""
+        return self.row["quality"] or QUALITY
 
     def pulsar2_config(self, component: Component, number: int) -> dict[str, Any]:
         """Pulsar2's config of a graph.
@@ -348,7 +383,7 @@ class Model:
         Of each kind of source the first fault, as far as headers tell; if there is none, what does not fit together.
         """
         with_names = [self._named()(look) for look in self._looks]
-        return "\n".join(_faults(with_names) or _faults([self.check_fit, self.check_samples]))
+        return "\n".join(_faults(with_names) or _faults([self.check_fit, self.check_samples, self.check_recipes]))
 
     @property
     def _looks(self) -> list[Callable[[], Any]]:
@@ -387,6 +422,13 @@ class Model:
         """Raise CalibrationError if its prompts will not give as many calibration samples as are wanted."""
         with self._named():
             check_samples(self.row, self.config["calibration"], self.family, self.configs)
+
+    def check_recipes(self) -> None:
+        """Raise RecipeError if config wants a recipe where there is none, or one that cannot be read."""
+        with self._named():
+            for component in self.family.components:
+                if self.has_recipe(component) and (path := self.recipe_file(component)):
+                    read_recipe(recipe_path(path))
 
     @contextmanager
     def _named(self) -> Iterator[None]:

@@ -32,7 +32,8 @@ TARGETS = [
     "results/demo/host/report.html",
     "results/demo/single_file.safetensors",
     "results/demo/bundle/axbake.tar",
-    "results/demo/calibration/unet.sensitivity.json",
+    "results/demo/recipe/unet.yaml",
+    "results/demo/simulation/nodes.json",
 ]
 
 

@@ -166,6 +166,13 @@ OF_NETWORK: dict[str, Callable[[Bake, Network], Work]] = {
     "measure_sensitivity": lambda bake, network: _sum(
         _fixed(8), _runs("torch", network, 6 * bake.runs + 7 * bake.branches * min(HELD_OUT, bake.steps))
     ),
+    "compare_nodes": lambda bake, network: _sum(
+        _fixed(3), _opened(network, network), _runs("onnx", network, 1 + SLOWER)
+    ),
+    # Three drawings or more, each by a build of its own.
+    "find_recipe": lambda bake, network: _sum(
+        _fixed(5), _drawn(bake, "onnx", 4 * SLOWER), *[_compiled(bake, network)] * 4
+    ),
     "observe_denoiser": lambda bake, network: _observed(bake, bake.prompts * bake.runs + bake.steps),
     "measure_residuals": lambda bake, network: _observed(bake, 4),  # two samples, by the chain and with probes
 }

@@ -17,25 +17,30 @@ KEY = re.compile(r"\b[a-z_]+(?:/[a-z_0-9]+)+\b")  # of config: `precision/vae_de
 
 def render(template: str, **content: Any) -> str:
     """The page of `pages/`*template*; whatever *content* holds comes out as text, never as markup."""
-    environment = jinja2.Environment(
+    script = (PAGES / "page.js").read_text(encoding="utf-8")
+    # The browser runs a script of this digest and no other: https://www.w3.org/TR/CSP3/#script-src
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = (PAGES / "page.css").read_text(encoding="utf-8")
+    return environment().get_template(template).render(script=script, script_digest=digest, style=style, **content)
+
+
+def environment() -> jinja2.Environment:
+    """All templates of `pages/`, and what they may call."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "coded": coded,
         "duration": duration,
         "megabytes": megabytes,
         "sentence": sentence,
         "words": in_words,
     }
-    script = (PAGES / "page.js").read_text(encoding="utf-8")
-    # The browser runs a script of this digest and no other: https://www.w3.org/TR/CSP3/#script-src
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = (PAGES / "page.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(script=script, script_digest=digest, style=style, **content)
+    return made
 
 
 def coded(text: str) -> Markup:

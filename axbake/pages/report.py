@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from axbake.networks.component import DENOISER
 from axbake.pages.gallery import difference_maps, picture_uri, read_picture, thumbnail_uri
 from axbake.pages.html import render
 from axbake.pages.plots import coverage_plot, decibel_plot
+from axbake.pages.precision import read_along, read_trade
 from axbake.pages.timeline import timeline
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ def write_report(
     checks: list[Path],
     page: Path,
     facts: Path,
+    trade: Sequence[Path] = (),
+    nodes: Sequence[Path] = (),
 ) -> None:
     """Write the page of *model*, and what it says as JSON.
 
@@ -73,6 +77,8 @@ def write_report(
         records: JSONs of the compiles, one a graph.
         logs: of the jobs that made all this; one that is gone is skipped. No inputs of the rule, which would cost a dry run
             more than all other inputs of a model together: what writes them makes some other input too.
+        trade, nodes: of a denoiser with a recipe: its JSON and pictures, and the comparison layer by layer
+            (`axbake.pages.precision`); else empty.
         page: HTML to write.
         facts: JSON to write, which `axbake.pages.overview` reads of all models.
     """
@@ -136,6 +142,8 @@ def write_report(
         coverage_plot=coverage_plot(covered["coverage_by_samples"]),
         latent_plot=decibel_plot(said["distance"]["latent_psnr_db_by_step"]),
         findings=before["findings"],
+        trade=read_trade(trade),
+        along=read_along(nodes),
     )
     page.write_text(html, encoding="utf-8")
 

@@ -31,7 +31,7 @@ def compute(node: NodeProto, inputs: Sequence[Value], types: Mapping[str, int], 
         types: element types of the graph's tensors.
 
     Raises:
-        NoGradient: the operator has float outputs, and is none of `OPERATORS`.
+        NoGradient: the operator has float outputs, and is not one of `OPERATORS`.
     """
     attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
     if all(types.get(name) != TensorProto.FLOAT for name in node.output if name):

@@ -81,7 +81,7 @@ def write_model(path: Path, model: Model, facts: Mapping[str, Any]) -> None:
         "layers": layers,
         "tensors": tensors,
     }
-    # A line a layer and a tensor: readable, and files of a thousand layers stay small.
+    # One line for each layer and each tensor: readable, and files of a thousand layers stay small.
     lines = [f" {json.dumps(name)}: {_lines(value)}" for name, value in content.items()]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 

@@ -6,11 +6,13 @@ Command line and outputs are those of AXERA-TECH/pulsar2-docs-en (`user_guides_a
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from axbake.errors import AxbakeError
 from axbake.preflight.verdict import check_build
+from axbake.quality.recipe import read_recipe, with_recipe
 from axbake.runtime.producer import EMULATOR
 from axbake.toolchain.axmodel import CHIPS, PULSAR2, Axmodel, AxmodelError, read_axmodel
 from axbake.toolchain.build_config import doubts
@@ -39,6 +41,7 @@ def compile_model(
     launch: dict[str, Any],
     axmodel: Path,
     record: Path,
+    recipe: Sequence[Path] = (),
 ) -> None:
     """Compile *graph* into *axmodel*, in a directory of copies of what Pulsar2 needs and nothing else.
 
@@ -48,14 +51,18 @@ def compile_model(
         config: Pulsar2's, whole (`axbake.toolchain.build_config`).
         compiler: what decides the build besides the inputs: Pulsar2's version, or the emulator's code and tools.
         launch: how it is started (`axbake.toolchain.launch.Launch`), which does not decide what it makes.
+        recipe: of the component, if it has one (`axbake.quality.recipe`): its layers are added to the config.
         record: JSON to write: by what the model was made, whether it is emulated, and Pulsar2's own figures.
 
     Raises:
         PreflightError: what is known of Pulsar2 says that it would fail.
+        RecipeError: the recipe does not fit the graph.
         WrongToolchain, EngineError: no such program, or another version.
         CompileError: Pulsar2 failed: what of, its own words and what to try; or its model is not what was asked for.
     """
     how = Launch(**launch)
+    for path in recipe:
+        config = with_recipe(config, read_recipe(path), component, graph)
     for doubt in doubts(config):
         logger.warning("%s: %s", component, doubt)
     check_build(component, role, graph, archive, config, toolchain=how.toolchain, place=axmodel.parent)

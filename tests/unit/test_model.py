@@ -17,6 +17,7 @@ from axbake.emulator.config import Pulsar2ConfigError
 from axbake.families import FAMILIES
 from axbake.model import MissingFamily, Model, NoComponent, SeveralGraphs, WrongFamily, family_of, parameters_of
 from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
+from axbake.quality.recipe import RecipeError
 from axbake.table import check_config, read_row_config
 from tests import loras, tiny
 from tests.unit.conftest import SCHEMAS, SD1, halves, row_of
@@ -396,3 +397,44 @@ def test_a_model_whose_size_nobody_knows_yet_is_not_small(model):
 
     assert not model().is_small  # to be fetched
     assert not model_of(checkpoint="broken.safetensors").is_small
+
+
+@pytest.mark.parametrize(
+    ("precision", "cells", "brought"),
+    [
+        ({"denoiser": "recipe"}, {}, ""),
+        ({"denoiser": "U8"}, {"quality": "1.5"}, ""),
+        ({"unet": "config/mine.yaml"}, {"quality": "1.5"}, "config/mine.yaml"),
+    ],
+)
+def test_a_denoiser_with_a_recipe_departs_from_16_bits(model, precision, cells, brought):
+    found = model(project={"precision": precision}, **cells)
+    unet = found.component("unet")
+
+    assert found.has_recipe(unet) and not found.has_recipe(found.component("vae_decoder"))
+    assert found.recipe_file(unet) == brought and found.quality == float(cells.get("quality", 1))
+    assert found.pulsar2_config(unet, 0) == found.wide_config(unet, 0)
+    assert found.pulsar2_config(unet, 0)["quant"]["layer_configs"][0]["data_type"] == "U16"
+
+
+def test_without_a_recipe_the_precision_is_what_config_says(model):
+    found = model(project={"precision": {"denoiser": "U8"}})
+    unet = found.component("unet")
+
+    assert not found.has_recipe(unet) and found.recipe_file(unet) == ""
+    assert found.pulsar2_config(unet, 0)["quant"]["layer_configs"][0]["data_type"] == "U8"
+    assert found.wide_config(unet, 0)["quant"]["layer_configs"][0]["data_type"] == "U16"
+
+
+def test_only_a_denoiser_has_a_recipe(model):
+    with pytest.raises(
+        RecipeError, match="precision/vae_decoder: recipe, but only denoisers have recipes; wanted U8, U16"
+    ):
+        model(project={"precision": {"vae_decoder": "recipe"}}).check_recipes()
+
+
+def test_a_recipe_that_is_not_there_is_told_with_the_table(model):
+    with pytest.raises(RecipeError, match=r"tiny: mine\.yaml: no such file; config/precision names it as a recipe"):
+        model(project={"precision": {"unet": "mine.yaml"}}).check_recipes()
+    Path("mine.yaml").write_text("layers: {unet: {U8: [a]}}", encoding="utf-8")
+    model(project={"precision": {"unet": "mine.yaml"}}).check_recipes()

@@ -57,6 +57,7 @@ ROW = {
     "image": "",
     "mask": "",
     "image_guidance_scale": "",
+    "quality": "1.5",
     "prompt_chunks": "2",
     "clip_skip": "2",
     "embeddings": "embeddings/easynegative.safetensors, embeddings/bad.pt",
@@ -69,7 +70,7 @@ DEFAULTS |= {"text_encoder_place": ""}
 DEFAULTS |= {"original_size": "", "crop": "", "target_size": "", "image": "", "mask": ""}
 DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
 DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera", "image_guidance_scale": None}
-DEFAULTS |= {"vae_tile": 0}
+DEFAULTS |= {"vae_tile": 0, "quality": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +113,7 @@ def test_cells_have_their_columns_types():
             "steps": 4,
             "guidance_scale": 7.5,
             "seed": 3,
+            "quality": 1.5,
             "prompt_chunks": 2,
             "clip_skip": 2,
             "tokenizer": "",
@@ -443,7 +445,7 @@ def test_what_a_config_leaves_out_has_its_default_at_every_depth():
         ({"pulsar2": {"unet": "fast"}}, "pulsar2/unet: 'fast' is not of type object"),
         ({"zzz": 1}, "zzz: unknown; known: models, toolchain"),
         ({"toolchain": "singularity"}, "toolchain: 'singularity' is not one of emulator, native, docker, podman"),
-        ({"precision": {"unet": "U4"}}, "precision/unet: 'U4' is not one of U8, U16, S16"),
+        ({"precision": {"unet": "U4"}}, "precision/unet: 'U4' does not match ^(U8|U16|S16|recipe|"),
         ({"precision": "U16"}, "precision: 'U16' is not of type object"),
         ({"calibration": None}, "calibration: None is not of type object"),
         ({"calibration": {"samples": "32"}}, "calibration/samples: '32' is not of type integer"),
@@ -501,7 +503,7 @@ def test_a_rows_own_entries_go_over_the_projects_and_those_beside_them_stay():
         ("npu_mode: NPU1\n", "A row can set pulsar2, host_weights, precision, calibration, compiled, picture, parity."),
         ("precisoin: {unet: U8}\n", "precisoin: unknown; did you mean precision?"),
         ("precision: {unet_: U8}\n", "precision/unet_: unknown; did you mean unet?"),
-        ("precision: {unet: U4}\n", "precision/unet: 'U4' is not one of U8, U16, S16"),
+        ("precision: {unet: U4}\n", "precision/unet: 'U4' does not match ^(U8|U16|S16|recipe|"),
         ("precision: U8\n", "precision: 'U8' is not of type object"),
         ("1: 2\n", "1: unknown"),
         ("", "no entries; wanted entries of config.yaml"),

@@ -357,7 +357,7 @@ def settings_of(project: Project) -> dict[str, str]:
     [
         (
             "precision: {unet: S8}\n",
-            "config/tiny.yaml: these entries cannot be used:\n  precision/unet: 'S8' is not one of U8",
+            "config/tiny.yaml: these entries cannot be used:\n  precision/unet: 'S8' does not match ^(U8",
         ),
         ("precision: {unte: S16}\n", "precision/unte: unknown; did you mean unet?"),
         ("toolchain: native\n", "config/tiny.yaml: toolchain: cannot be set for one row; set it in config/config.yaml"),

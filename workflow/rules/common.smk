@@ -14,6 +14,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from axbake.checkpoints.recipes import is_recipe
+from axbake.digest import file_sha256
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
 from axbake.host import chosen_precision
@@ -24,6 +25,7 @@ from axbake.model import Model, divided_family, family_of
 from axbake.networks.card_layers import files_on_card
 from axbake.networks.component import DECODER, DENOISER, ENCODER, ROLES, TEXT, addresses
 from axbake.printable import error_line
+from axbake.quality.recipe import recipe_path
 from axbake.root import run_own_code, shipped
 from axbake.sources import COLUMNS
 from axbake.table import check_config, commented_line, read_models, read_prompts, read_row_config

@@ -16,6 +16,7 @@ rule compile_model:
     input:
         settings=settings("compile_model", more=compile_steps(compiler, launch), part="graph"),
         parity=with_model(parity_of),
+        recipe=brought(recipe_of),
         graph="results/{model}/onnx/{graph}.onnx",
         tensors="results/{model}/onnx/{graph}.onnx.data",
         archive="results/{model}/calibration/{graph}.tar",
@@ -188,6 +189,7 @@ use rule compile_model as emulate_model with:
     input:
         settings=settings("emulate_model", more=compile_steps(emulator, launch_emulator), part="graph"),
         parity=with_model(parity_of),
+        recipe=brought(recipe_of),
         graph="results/{model}/onnx/{graph}.onnx",
         tensors="results/{model}/onnx/{graph}.onnx.data",
         archive="results/{model}/calibration/{graph}.tar",

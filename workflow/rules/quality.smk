@@ -1,5 +1,7 @@
 # Takes the denoiser's graphs, its calibration and the reference's drawing. Makes calibration/{denoiser}.sensitivity.json: what the
-# rounding of each layer costs the last latent. Not part of the default target, unless a row has a recipe.
+# rounding of each layer costs the last latent; and recipe/{denoiser}.yaml, the type of each layer within a budget. No default target
+# asks for either, unless a row has a recipe. And simulation/nodes.json: how far the emulated denoiser is from its float graph after
+# each layer.
 
 
 for family in IN_TABLE:
@@ -38,3 +40,75 @@ for family in IN_TABLE:
             f"Measuring what each layer of the {family.denoiser.name} of {{wildcards.model}} costs"
         script:
             "../scripts/job.py"
+
+    rule:
+        """Find the precision of each layer of the denoiser, and draw with it, with 16 bits and with 8."""
+        name:
+            f"find_recipe_of_{family.name}"
+        input:
+            files(
+                settings=settings("find_recipe", more=recipe_steps),
+                latent_graphs="results/{model}/onnx/{latent_graph}.onnx",
+                latent_tensors="results/{model}/onnx/{latent_graph}.onnx.data",
+                picture_graphs="results/{model}/onnx/{picture_graph}.onnx",
+                picture_tensors="results/{model}/onnx/{picture_graph}.onnx.data",
+                archives="results/{model}/calibration/{denoiser_graph}.tar",
+                encoder_weights="results/{model}/weights/{encoder}.safetensors",
+                added_weights="results/{model}/weights/{added}.safetensors",
+            ),
+            sensitivity=f"results/{{model}}/calibration/{family.denoiser.name}.sensitivity.json",
+            canvas=brought(canvas_of),
+            schedule="results/{model}/schedule.npz",
+            embeddings="results/{model}/embeddings.json",
+            trajectory="results/{model}/reference/trajectory.npy",
+        output:
+            recipe=f"results/{{model}}/recipe/{family.denoiser.name}.yaml",
+            trade=f"results/{{model}}/recipe/{family.denoiser.name}.json",
+            wide_image="results/{model}/recipe/U16.png",
+            recipe_image="results/{model}/recipe/recipe.png",
+            narrow_image="results/{model}/recipe/U8.png",
+        log:
+            f"logs/{{model}}/recipe/{family.denoiser.name}.log",
+        wildcard_constraints:
+            model=models_of([family]),
+        conda:
+            "../../envs/axbake.yaml"
+        threads: threads_of(4)
+        resources:
+            mem_mb=more_each_time(12000),
+            runtime=more_each_time(120),
+        message:
+            f"Finding a recipe of precision for the {family.denoiser.name} of {{wildcards.model}}"
+        script:
+            "../scripts/job.py"
+
+
+rule compare_nodes:
+    """Compare the emulated denoiser with its float graph, layer by layer."""
+    input:
+        files(
+            settings=settings("compare_nodes", more=nodes_steps),
+            graphs="results/{model}/onnx/{latent_graph}.onnx",
+            tensors="results/{model}/onnx/{latent_graph}.onnx.data",
+            added_weights="results/{model}/weights/{added}.safetensors",
+        ),
+        models=models_in(EMULATED),
+        canvas=brought(canvas_of),
+        encoder_weights=with_canvas("results/{model}/weights/{encoder}.safetensors"),
+        schedule="results/{model}/schedule.npz",
+        embeddings="results/{model}/embeddings.json",
+        trajectory="results/{model}/reference/trajectory.npy",
+    output:
+        nodes="results/{model}/simulation/nodes.json",
+    log:
+        "logs/{model}/nodes.log",
+    conda:
+        "../../envs/axbake.yaml"
+    threads: threads_of(4)
+    resources:
+        mem_mb=more_each_time(12000),
+        runtime=more_each_time(60),
+    message:
+        "Comparing the emulated denoiser of {wildcards.model} with its float graph, layer by layer"
+    script:
+        "../scripts/job.py"

@@ -32,6 +32,8 @@ rule write_report:
         ),
         records=with_model(records_of),
         comparison=with_model(comparison_of),
+        trade=with_model(trade_of),
+        nodes=with_model(nodes_of),
         checkpoint="results/{model}/checkpoint.json",
         drawn="results/{model}/reference/settings.json",
         activations="results/{model}/reference/activations.json",

@@ -257,6 +257,85 @@ def sensitivity_steps(model, wildcards):
     ]
 
 
+def recipe_steps(model, wildcards):
+    """The search, or what the user brings."""
+    family, denoiser = model.family, model.family.denoiser
+    if path := model.recipe_file(denoiser):
+        raise SystemExit(f"{model.name}: its recipe is {path}, so there is none to find; set precision to recipe.")
+    return [
+        step(
+            "axbake.quality.finding.find_recipe",
+            of=denoiser.name,
+            values=lambda *_: {
+                "picture": model.picture,
+                "drawn": model.drawn,
+                "latents": family.latents,
+                "added": denoiser.added,
+                "addresses": list(addresses(denoiser)),
+                "configs": [model.wide_config(denoiser, number) for number in range(len(denoiser.graphs))],
+                "quality": model.quality,
+            },
+            tools=[*EMULATOR_TOOLS, "tokenizers", "scikit-image"],
+            data=["resources/clip"],
+            sources=canvas_sources,
+            names={what: [f"latent_{what}", f"picture_{what}"] for what in ("graphs", "tensors")},
+        )
+    ]
+
+
+def trade_of(model, wildcards):
+    """Paths of what was found with a recipe: its figures, and its three pictures."""
+    denoiser = model.family.denoiser
+    if not model.has_recipe(denoiser) or model.recipe_file(denoiser):
+        return []
+    return [
+        f"results/{model.name}/recipe/{name}" for name in (f"{denoiser.name}.json", "U16.png", "recipe.png", "U8.png")
+    ]
+
+
+def nodes_of(model, wildcards):
+    """Path of the comparison layer by layer, of models with a recipe."""
+    return [f"results/{model.name}/simulation/nodes.json"] * model.has_recipe(model.family.denoiser)
+
+
+def nodes_steps(model, wildcards):
+    """The emulated denoiser against its float graph, after each layer."""
+    family = model.family
+    encoder, _ = family.autoencoder
+    parts = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
+    return [
+        step(
+            "axbake.quality.nodes.compare_nodes",
+            of=family.denoiser.name,
+            values=lambda *_: {
+                "picture": replace(model.picture, model=""),
+                "drawn": replace(model.drawn, parts=parts),
+                "whole": model.drawn,
+                "addresses": list(addresses(family.denoiser)),
+                "added": family.denoiser.added,
+            }
+            | ({"encoder_build": encoder.build, "latents": family.latents} if model.canvas else {}),
+            tools=["numpy", "onnx", "onnxruntime", "tokenizers"] + ["torch", "diffusers"] * bool(model.canvas),
+            data=["resources/clip"],
+            sources=canvas_sources,
+        )
+    ]
+
+
+def recipe_of(model, wildcards):
+    """Path of the recipe that a job's graph is compiled by, if it has one: what axbake finds, or what the user brings."""
+    component, _ = model.of_address(wildcards.graph)
+    if not model.has_recipe(component):
+        return []
+    return [model.recipe_file(component) or f"results/{model.name}/recipe/{component.name}.yaml"]
+
+
+def recipe_sources(model, wildcards):
+    """SHA-256 of a recipe that the user brings."""
+    path = model.recipe_file(model.of_address(wildcards.graph)[0])
+    return {"recipe": file_sha256(recipe_path(path))} if path else {}
+
+
 def calibrate_vae_steps(model):
     """Pictures, their latents, and both as archives."""
     encoder, decoder = model.family.autoencoder
@@ -314,6 +393,7 @@ def compile_steps(compiler, launch):
                     "compiler": compiler(model),
                 },
                 means=launch,
+                sources=recipe_sources,
                 own_code=False,  # a better message of axbake's must not cost 68 minutes; `compiler` is what decides
             ),
         ]
