@@ -81,11 +81,12 @@ def simulate(
         added=added_of(added, added_weights),
         canvas=canvas_of(canvas, height=picture.height, width=picture.width),
     )
-    save_png(image, drawn_image, picture.parameters())
+    emulated = producer(files[drawn.of_role(DENOISER)][0]) == EMULATOR
+    save_png(image, drawn_image, picture.parameters(), emulated=emulated)
     wanted, before = np.asarray(Image.open(reference).convert("RGB")), np.load(trajectory)
     encoder = open_models(files[drawn.of_role(ENCODER)])
     result: dict[str, Any] = {
-        "emulated": producer(files[drawn.of_role(DENOISER)][0]) == EMULATOR,
+        "emulated": emulated,
         "compared": "compiled models through ONNX Runtime on the host, against diffusers in float32",
         "latent_psnr_db": round(psnr(before[-1], drawn_latents[-1]), 2),
         "latent_psnr_db_by_step": [round(psnr(a, b), 2) for a, b in zip(before, drawn_latents, strict=True)],

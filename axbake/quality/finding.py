@@ -94,7 +94,7 @@ def find_recipe(
                 added=added_embedding,
                 canvas=canvas_of(canvas, height=picture.height, width=picture.width),
             )
-        save_png(image, made, picture.parameters())
+        save_png(image, made, picture.parameters(), emulated=True)
         found = {
             "latent_psnr_db": round(psnr(last, latent[-1]), 2),
             "image_psnr_db": round(psnr(wanted, made, peak=255), 2),

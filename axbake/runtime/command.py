@@ -126,7 +126,7 @@ def _draw_all(program: str, bundle: Bundle, given: argparse.Namespace, started: 
         picture = replace(asked, seed=seed)
         drawing = draw_one(models, picture)
         path = given.output if given.count == 1 else given.output.with_name(f"{given.output.stem}-{seed}.png")
-        _save(path, drawing, picture)
+        _save(path, drawing, picture, emulated=emulated)
         times = picture_timings(drawing)
         pictures.append({"seed": seed, "file": path.name, **times})
         for said in drawing.warnings if seed == given.seed else ():
@@ -243,8 +243,8 @@ def _drawing(bundle: Bundle, asked: Picture, given: argparse.Namespace) -> Calla
     )
 
 
-def _save(path: Path, drawing: Drawing, picture: Picture) -> None:
-    _write(path, lambda beside: save_png(beside, drawing.image, picture.parameters()))
+def _save(path: Path, drawing: Drawing, picture: Picture, *, emulated: bool) -> None:
+    _write(path, lambda beside: save_png(beside, drawing.image, picture.parameters(), emulated=emulated))
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

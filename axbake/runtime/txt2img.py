@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,8 @@ from .tokenizer import ClipTokenizer
 from .values import SAMPLERS as SAMPLERS  # imported from here too
 from .values import Conditioning, Latents, Picture
 
+#: What a picture says of itself that emulated models drew
+EMULATED = "EMULATED: drawn on a host by models of axbake's emulator; no board drew it."
 #: The latent that a drawing begins with, of a noise
 Begin = Callable[[TorchNoise], np.ndarray]
 #: What the denoiser takes beside the latent, (1 or B, K, h, w), of the noise that follows the latent's
@@ -245,11 +248,17 @@ def tile_of(decoder: Session, latent: tuple[int, ...]) -> int | None:
     return side if shape != latent and shape == (*latent[:2], side, side) and side in sides else None
 
 
-def save_png(path: Path, image: np.ndarray, parameters: str) -> None:
-    """Write *image*, (height, width, 3) uint8, with *parameters* as its text. The file holds no time."""
+def save_png(file: Path | BinaryIO, image: np.ndarray, parameters: str, *, emulated: bool = False) -> None:
+    """Write *image*, (height, width, 3) uint8, with *parameters* as its text. The file holds no time.
+
+    Args:
+        emulated: whether emulated models drew it, which the file says too.
+    """
     text = PngInfo()
     text.add_text("parameters", parameters)
-    Image.fromarray(image).save(path, format="PNG", pnginfo=text)
+    if emulated:
+        text.add_text("axbake", EMULATED)
+    Image.fromarray(image).save(file, format="PNG", pnginfo=text)
 
 
 def latent_shape(

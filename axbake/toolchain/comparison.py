@@ -105,7 +105,7 @@ def compare_calibration(
             canvas=canvas_of(canvas, height=picture.height, width=picture.width),
         )
         covered = json.loads(record.read_text(encoding="utf-8"))["coverage"]
-    save_png(image, drawn_image, picture.parameters())
+    save_png(image, drawn_image, picture.parameters(), emulated=True)
     wanted = np.asarray(Image.open(reference).convert("RGB"))
     result = {
         "emulated": True,

@@ -148,8 +148,11 @@ def test_through_pyaxengine_it_draws_the_same_picture(project, for_the_card, pac
     )
 
     assert done.returncode == 0, done.stderr
-    simulated = project.directory / "results" / "tiny" / "simulation" / "image.png"
-    assert (tmp_path / "run" / "image.png").read_bytes() == simulated.read_bytes()
+    simulated = Image.open(project.directory / "results" / "tiny" / "simulation" / "image.png")
+    drawn = Image.open(tmp_path / "run" / "image.png")
+    assert drawn.tobytes() == simulated.tobytes()
+    assert simulated.text["axbake"].startswith("EMULATED") and "axbake" not in drawn.text
+    assert drawn.text["parameters"] == simulated.text["parameters"]
     said = json.loads((tmp_path / "run" / "t.json").read_text())
     assert (said["emulated"], said["runtime"], said["provider"]) == (False, "axcl", "AXCLRTExecutionProvider")
 

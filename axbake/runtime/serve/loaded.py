@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ..axcl import find_library, open_card
 from ..bundle import Bundle
@@ -29,7 +27,7 @@ from ..sampler import LATENT, Schedule
 from ..session import EMULATOR, producer
 from ..timings import DIGITS, picture_timings
 from ..tokenizer import ClipTokenizer
-from ..txt2img import Drawing, Models, draw
+from ..txt2img import Drawing, Models, draw, save_png
 from ..values import Picture
 from .preview import Preview
 
@@ -139,7 +137,9 @@ class LoadedBundle:
         image = order.over.paste.apply(drawing.image) if order.over and order.over.paste else drawing.image
         said = replace(picture, height=image.shape[0], width=image.shape[1]).parameters()
         started = time.perf_counter()
-        png = png_bytes(image, said)
+        file = io.BytesIO()
+        save_png(file, image, said, emulated=self.bundle.manifest["emulated"])
+        png = file.getvalue()
         timings = {**picture_timings(drawing), "png_seconds": round(time.perf_counter() - started, DIGITS)}
         return Result(png, picture, timings, drawing.warnings)
 
@@ -176,15 +176,6 @@ def _late(schedule: Schedule, picture: Picture) -> Schedule:
 def drawn_steps(steps: int, strength: float | None) -> int:
     """How many of *steps* steps image to image of that strength draws, as `beginning_late` counts them; all without one."""
     return steps if strength is None else min(int(steps * strength), steps)
-
-
-def png_bytes(image: np.ndarray, parameters: str) -> bytes:
-    """A PNG with the bytes that `txt2img.save_png` writes."""
-    text = PngInfo()
-    text.add_text("parameters", parameters)
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG", pnginfo=text)
-    return file.getvalue()
 
 
 def needed_bytes(bundle: Bundle, *, runtime: str, device: int) -> tuple[int, int | None]:
