@@ -11,8 +11,11 @@ what further samples keep.
 
 import argparse
 import resource
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
 
 import numpy as np
 import torch
