@@ -56,7 +56,11 @@ def main() -> None:
         measure(network, ranges, Samples(feeds[:count], directions[:count], range(count), count))
         spent.append(time.process_time() - begun)
     kept = sum(one.numel() * 4 for one in passes.forward(feeds[0])[0].values() if isinstance(one, torch.Tensor))
-    drawn, seen, recorded = 2 * steps, 2 * min(STEPS, steps), len(observed.samples)
+    drawn, seen, recorded = (
+        2 * (steps - 1),
+        2 * min(STEPS, steps),
+        len(observed.samples),
+    )  # not back through the first step
     each = spent[1] - spent[0]
     whole = drawn * back + spent[0] + (seen - 1) * each
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB

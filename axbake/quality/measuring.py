@@ -118,7 +118,7 @@ def measure_sensitivity(
         "directions": DIRECTIONS,
         # In runs of the network, whose backward passes take about as long; with the number of layers none of them grows.
         "runs": {
-            "through_the_drawing": len(feeds) * (2 + DIRECTIONS),
+            "through_the_drawing": (len(feeds) - len(branches)) * (2 + DIRECTIONS),  # not through its first step
             "of_layers": len(which) * (3 + DIRECTIONS),
         },
         "db": whole | {"weights": round(model.sqnr(model.least), 2)},
