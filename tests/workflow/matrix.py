@@ -26,7 +26,7 @@ SHARED = {
         *("import_text_encoder", "import_denoiser", "import_component", "list_embeddings", "describe_checkpoint"),
     ],
     "export_onnx": ["export_onnx", "measure_parity"],
-    "calibrate_denoiser_of_sd1": ["observe_denoiser", "calibrate_denoiser"],
+    "calibrate_denoiser_of_sd1": ["observe_denoiser", "calibrate_denoiser", "measure_residuals"],
     "calibrate_vae_of_sd1": ["draw_pictures", "encode_pictures", "calibrate_encoder", "calibrate_decoder"],
     "record_trajectories": ["derive_schedule", "record_trajectories"],
     "check_compiled_of_sd1": ["check_compiled"],
@@ -249,7 +249,7 @@ def _edit(what: str, carry_out: Callable, *work: str | set[str], of_code: bool =
 COMPILED = {"simulate", "attribute_error"}
 PICTURES = {"draw_reference", "check_calibration", *COMPILED}
 CHOSEN = {"calibrate_denoiser/unet", "check_calibration", *compiled("unet"), *COMPILED}
-UNET = {"record_trajectories", "observe_denoiser/unet", *CHOSEN}
+UNET = {"record_trajectories", "observe_denoiser/unet", "measure_residuals/unet", *CHOSEN}
 VAE = ("vae_encoder", "vae_decoder")
 PROMPTS = "calibrate_text_encoder/text_encoder"
 TEXT_ENCODER = {"import_text_encoder/text_encoder", *exported("text_encoder"), *compiled("text_encoder")}
