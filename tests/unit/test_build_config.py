@@ -255,7 +255,7 @@ def test_a_file_for_another_chip_is_refused(tmp_path):
 def model_with(**pulsar2):
     """A model of Stable Diffusion 1.x whose config says so of Pulsar2's fields."""
     row = {"model": "tiny", "checkpoint": "https://huggingface.co/a/b/resolve/main/c.safetensors", "family": "sd1"}
-    row |= {"vae_tile": 0, "text_encoder_place": ""}
+    row |= {"vae_tile": 0, "text_encoder_place": "", "quality": ""}
     config = CHIP | {"fetch": {"allow_unpinned": True}, "precision": dict.fromkeys(ROLES, "U16")}
     config |= {"graph_weights": 880, "text_encoder_place": "host"}
     return Model(row | COLUMNS, config | {"pulsar2": {role: {} for role in ROLES} | pulsar2})
