@@ -9,7 +9,7 @@ import yaml
 from axbake.table import ProjectConfigError, check_config
 
 SCHEMAS = Path(__file__).parents[2] / "workflow" / "schemas"
-TAKEN = ["4.2", "demo", "0123456789", "0" * 64, "", "axbake", "/usr/bin/python3"]  # each pattern takes one
+TAKEN = ["4.2", "U16", "demo", "0123456789", "0" * 64, "", "axbake", "/usr/bin/python3"]  # each pattern takes one
 
 
 def patterns(entry, place=""):
