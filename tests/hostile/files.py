@@ -813,8 +813,8 @@ def attack(inputs: int, seed: int, directory: Path, *, tell: Callable[[str], Non
     counts: Counter = Counter()
     mark = directory / "ran"
     try:
-        for number in range(inputs):
-            maker = draw.choices([*MAKERS], [*MAKERS.values()])[0]
+        drawn = draw.choices([*MAKERS], [*MAKERS.values()], k=max(0, inputs - len(MAKERS)))
+        for number, maker in enumerate([*MAKERS, *drawn][:inputs]):  # of each kind one, however few there are
             place = directory / f"{number:05}"
             place.mkdir()
             case = maker(draw, whole, place)
