@@ -129,7 +129,8 @@ def test_a_build_that_hangs_is_ended_at_its_time_limit_with_all_that_it_started(
     with pytest.raises(CompileError) as caught:
         compile_decoder(tmp_path, inputs, "native", fields=fields, minutes=0.05)
 
-    assert str(caught.value) in PAGE
+    # How far it comes in three seconds depends on the machine.
+    assert re.sub(r"(?<=, while )[a-z ]+", "calibrating", str(caught.value)) in PAGE
     mark = f"BUILD_OF_THIS_TEST={tmp_path}".encode()
     assert not [one.parent.name for one in Path("/proc").glob("[0-9]*/environ") if mark in environment(one)]
 
