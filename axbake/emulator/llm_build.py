@@ -1,7 +1,7 @@
 """`llm_build`: a folder of Hugging Face's with a language model in, an emulated `.axmodel` a layer out, in Pulsar2's layout.
 
 Source: AXERA-TECH/pulsar2-docs-en, `source/appendix/build_llm.md` (Pulsar2 5.2). A real model has several groups of shapes; an
-emulated one has that which reads a prompt at once, and no other. Weights are S8, symmetric, one scale a row (an output channel);
+emulated one has only the group for a whole prompt. Weights are S8, symmetric, with one scale for each row (an output channel);
 what a layer takes, gives and multiplies is rounded to bfloat16, sums are float32. Of real ones only the types of weights and of
 states are documented (`--weight_type`, `--hidden_state_type`).
 """

@@ -18,7 +18,7 @@ KEY = re.compile(r"\b[a-z_]+(?:/[a-z_0-9]+)+\b")  # of config: `precision/vae_de
 def render(template: str, **content: Any) -> str:
     """The page of `pages/`*template*; whatever *content* holds comes out as text, never as markup."""
     script = (PAGES / "page.js").read_text(encoding="utf-8")
-    # The browser runs a script of this digest and no other: https://www.w3.org/TR/CSP3/#script-src
+    # The browser runs only a script with this digest: https://www.w3.org/TR/CSP3/#script-src
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = (PAGES / "page.css").read_text(encoding="utf-8")
     return environment().get_template(template).render(script=script, script_digest=digest, style=style, **content)
