@@ -491,7 +491,9 @@ _ON_CARD = sorted(family.title for family in FAMILIES.values() if any(one.card f
 
 def _in_words(languages: list[Component]) -> str:
     return (
-        f"a language model that it does not take ({', '.join(one.name for one in languages)})" if languages else "none"
+        f"a language model that it does not take ({', '.join(one.name for one in languages)})"
+        if languages
+        else "no language model"
     )
 
 
