@@ -38,7 +38,7 @@ CUT = "…"  # stands for what is left out
 BAR = 10  # columns of a job's bar
 ECHO = 3  # columns on the right that stay free: a terminal shows `^C` behind the last line
 TIME = 11  # columns of a time: `59 min 59 s`
-SAID = re.compile(r"^\S+ \S+ INFO (.*)$", re.MULTILINE)  # as `axbake.jobs.running.job_log` writes it
+SAID = re.compile(r"^\S+ \S+ INFO (.*)\n", re.MULTILINE)  # as `axbake.jobs.running.job_log` writes it
 PART = re.compile(r"(?<![\d.,])(\d+) of (\d+)(?![\d.,]*\d)")
 
 
@@ -170,23 +170,23 @@ class Display:
         """
         jobs = list(self._running.items())
         shown, left_out = jobs[: max(rows - 3, 1)], jobs[max(rows - 3, 1) :]
-        says = {number: (job.said(), part_of(job.said())) for number, job in shown}
+        says = {number: job.said() for number, job in shown}  # once: a job may write at any time
         room = columns - TIME - BAR - 7
         message = min(
             max((len(job.message) for _, job in shown), default=0),
-            room - max((len(part) for _, part in says.values()), default=0),
+            room - max((len(part_of(said)) for said in says.values()), default=0),
         )
         table = Table.grid(padding=(0, 2, 0, 0))
         for width in (TIME, max(message, 1), BAR, room - message):
             table.add_column(width=width, no_wrap=True)
         table.columns[0].justify = "right"
         for number, job in shown:
-            said, part = says[number]
-            what = shorten(said, room - message)
+            part = part_of(says[number])
+            what = shorten(says[number], room - message)
             table.add_row(
                 duration(job.elapsed),
                 Text(shorten(job.message, message)),
-                bar_of(job),
+                bar_of(job, says[number]),
                 Text(part if part not in what or what == CUT else what, "dim"),
             )
         more = [Text(f"{'':{TIME}}  and {len(left_out)} more")] if left_out else []
@@ -298,9 +298,9 @@ def part_of(said: str) -> str:
     return part[0] if part else ""
 
 
-def bar_of(job: Running) -> ProgressBar:
-    """A job's bar: by what its log says, else by the time that it may take; else one that moves."""
-    part = PART.search(job.said())
+def bar_of(job: Running, said: str) -> ProgressBar:
+    """The bar of a job that *said* this last: by how much is done, else by the time that it may take; else one that moves."""
+    part = PART.search(said)
     if part and int(part[1]) < int(part[2]):  # what is all done says nothing of what the job does now
         return ProgressBar(total=int(part[2]), completed=int(part[1]), width=BAR)
     if job.seconds and job.elapsed < job.seconds:

@@ -183,14 +183,16 @@ def test_a_bar_is_of_what_the_log_says(said, seconds, bar, tmp_path):
     job = Running("Exporting", tmp_path / "log", seconds)
     job.log.write_text(f"2026-01-01 00:00:00,000 INFO {said}\n")
 
-    assert (bar_of(job).completed, bar_of(job).total) == bar
+    drawn_bar = bar_of(job, job.said())
+    assert (drawn_bar.completed, drawn_bar.total) == bar
 
 
 def test_where_the_log_does_not_say_a_bar_is_of_the_time_that_the_job_may_take(tmp_path):
     job = Running("Exporting", None, 1000.0, begun=time.monotonic() - 500)
 
-    assert bar_of(job).total == 1000 and 500 <= bar_of(job).completed < 1000
-    assert bar_of(Running("Exporting", None, 10.0, begun=time.monotonic() - 500)).total is None
+    drawn_bar = bar_of(job, job.said())
+    assert drawn_bar.total == 1000 and 500 <= drawn_bar.completed < 1000
+    assert bar_of(Running("Exporting", None, 10.0, begun=time.monotonic() - 500), "").total is None
 
 
 def test_what_goes_on_stands_below_the_message():
