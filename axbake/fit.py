@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from axbake.calibration.counting import CalibrationError, check_count, count_branches
+from axbake.calibration.counting import Recorded, count_branches
 from axbake.checkpoints.containers import Container
 from axbake.checkpoints.embeddings import EmbeddingError, check_vectors, embedding_sizes
 from axbake.checkpoints.finding import averaged_namings, read_network, use_average
@@ -20,7 +20,7 @@ from axbake.jobs.values import encode
 from axbake.loras.files import LoraError, check_family, lora_facts, read_lora
 from axbake.networks.clip_skip import layers_left
 from axbake.networks.component import Component, Shapes, columns_of
-from axbake.networks.sampling import SamplingError, steps_run
+from axbake.networks.sampling import SamplingError, guided_steps, steps_run
 from axbake.runtime.values import CANVAS
 from axbake.sources import COLUMNS, Sources, read_header
 
@@ -135,6 +135,11 @@ def _check_denoiser(row: dict[str, Any], family: Family, configs: Configs) -> No
     kind = family.process.prediction_type or EPSILON
     sampling = family.process.sampling(configs[family.denoiser.name], kind, zero_terminal_snr=False)
     sampling.check(**{name: row[name] for name in ("scheduler", "steps", "guidance_scale")})
+    if row["cfg_trunc_ratio"] is not None and not family.process.truncated:
+        raise SamplingError(
+            f"column cfg_trunc_ratio: {row['cfg_trunc_ratio']:g}, wanted an empty cell or 1: {family.title} is guided in all"
+            " steps."
+        )
     if row["scheduler"] not in family.process.schedulers:
         raise SamplingError(
             f"column scheduler: {row['scheduler']}, wanted {' or '.join(family.process.schedulers)}, which {family.title} is"
@@ -153,16 +158,14 @@ def check_samples(row: dict[str, Any], calibration: Mapping[str, Any], family: F
     guidance = 1.0 if _embeds_guidance(family, configs) else row["guidance_scale"]
     branches = count_branches(guidance, row["image_guidance_scale"])
     steps = steps_run(row["scheduler"], row["steps"])
+    guided = min(guided_steps(row["steps"], row["cfg_trunc_ratio"]), steps)
+    branches = branches if guided else 1
     prompts = len(row["calibration_prompts"])
     # Samples of the empty prompt are added where no branch has it anyway.
     is_added = calibration["selection"] == "coverage" and (branches == 1 or bool(row["negative_prompt"].strip()))
-    sizes = {"prompts": prompts, "steps": steps, "branches": branches}
-    check_count(calibration["samples"], **sizes, empty=steps if is_added else 0)
-    if calibration["compare_first"] > prompts * steps * branches:
-        raise CalibrationError(
-            f"calibration/compare_first: {calibration['compare_first']}, but {prompts} prompts × {steps} steps that run the model"
-            f" × {branches} branches give {prompts * steps * branches}. Give more calibration prompts, or a lower number."
-        )
+    recorded = Recorded(prompts, steps, branches, alone=steps - guided)
+    recorded.check("samples", calibration["samples"], empty=steps if is_added else 0)
+    recorded.check("compare_first", calibration["compare_first"])
 
 
 def _embeds_guidance(family: Family, configs: Configs) -> bool:

@@ -241,6 +241,12 @@ class Model:
         return {name: self.row[name] for name in ("sizes", "image_guidance_scale") if self.row[name]}
 
     @property
+    def truncation(self) -> dict[str, float]:
+        """Which share of the steps guidance is for, if its row says so."""
+        ratio = self.row["cfg_trunc_ratio"]
+        return {} if ratio is None else {"cfg_trunc_ratio": ratio}
+
+    @property
     def tile(self) -> dict[str, int]:
         """Side of its VAE decoder's tiles, in latent pixels, if the decoder draws tiles."""
         tile = self.row["vae_tile"]

@@ -232,7 +232,7 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
     """Rows of the table *path* by model, typed, defaults filled in.
 
     `calibration_prompts` is a list of prompts, `embeddings` of paths, `loras` of `axbake.loras.rows.Lora`; `sizes` is added, and
-    both it and `image_guidance_scale` are what `axbake.runtime.values.Picture` has by these names.
+    it, `image_guidance_scale` and `cfg_trunc_ratio` are what `axbake.runtime.values.Picture` has by these names.
 
     Args:
         families: that the column `family` may name.
@@ -280,6 +280,7 @@ def read_models(path: Path, *, schema: Path, families: Collection[str]) -> dict[
             "loras": row_loras(row["loras"], [row["prompt"], row["negative_prompt"]]),
             "sizes": _sizes(row),
             "image_guidance_scale": row["image_guidance_scale"] if _is_for_instructions(row) else None,
+            "cfg_trunc_ratio": row["cfg_trunc_ratio"] if row["cfg_trunc_ratio"] < 1 else None,
         }
         for row in filled
     }

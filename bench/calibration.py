@@ -227,7 +227,7 @@ def variants(results: Path, measured: Measured, observed: Observed) -> dict[str,
     recorded = load_samples(archive, results / "schedule.npz", observed.taken)
     drawn = [which for which in observed.samples if which[2] != EMPTY]
     prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
-    spread = stratified(32, prompts=len(prompts), steps=len(steps), branches=len(branches))
+    spread = stratified(32, prompts=len(prompts), branches=[len(branches)] * len(steps))
     required = [list(group.values()) for group in required_samples(recorded, observed.samples)]
     greedy = choose(shares(observed.ranges, observed.outputs), 32, required)
     unweighted = choose(shares(observed.ranges, frozenset()), 32, required)[:32]

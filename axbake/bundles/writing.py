@@ -228,6 +228,7 @@ def _write_schedules(directory: Path, denoiser: Path, rows: Callable[..., Any], 
                 denoiser=denoiser,
                 height=picture.height,
                 width=picture.width,
+                cfg_trunc_ratio=1.0 if picture.cfg_trunc_ratio is None else picture.cfg_trunc_ratio,
                 schedule=directory / f"{picture.scheduler}-{steps}.npz",
             )
         except (ScheduleError, SamplingError) as error:

@@ -84,7 +84,12 @@ class DenoiserSamples:
         """
         count = 3 if self.beside is not None and self.beside.shape[1] == len(GUIDANCE) else 2
         branches = GUIDANCE[: count if self.schedule.is_guided(guidance_scale) else 1]
-        drawn = [(p, step, branch) for p in range(len(self.prompts)) for step in self.steps for branch in branches]
+        drawn = [
+            (prompt, step, branch)
+            for prompt in range(len(self.prompts))
+            for step in self.steps
+            for branch in branches[: self.schedule.branches(step, len(branches))]
+        ]
         if any(self.is_empty(which) for which in drawn):
             return drawn
         return [*drawn, *((number % len(self.prompts), step, EMPTY) for number, step in enumerate(self.steps))]

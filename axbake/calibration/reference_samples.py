@@ -72,7 +72,7 @@ def reference_samples(
     feeds: Feeds = {}
     for step in steps:
         latent = (before[step] * schedule.input_scale[step]).astype(np.float32)
-        for branch in branches:
+        for branch in branches[: schedule.branches(step, len(branches))]:
             text = TEXTS[branch]
             given = latent if beside is None else np.concatenate([latent, beside_of(beside, branch)], axis=1)
             time = schedule.time(step, None if rows is None else rows[text : text + 1])

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from axbake.calibration.counting import check_count
+from axbake.calibration.counting import Recorded
 from axbake.calibration.coverage import Shares, choose, shares
 from axbake.calibration.denoiser_samples import EMPTY, PROMPT, DenoiserSamples, Which, load_samples
 from axbake.calibration.observation import read_observed, run_chain
@@ -33,21 +33,22 @@ WORST = 10  # tensors that a record names
 ENOUGH = (0.99, 1.0)  # shares of the ranges for which a record says how many samples they take
 
 
-def stratified(count: int, *, prompts: int, steps: int, branches: int) -> list[Which]:
-    """*count* different (prompt, step, branch), spread evenly over each of the three.
+def stratified(count: int, *, prompts: int, branches: Sequence[int]) -> list[Which]:
+    """*count* different (prompt, step, branch), spread evenly over each of the three; there are as many or more.
 
     In the order of steps, from the first (all noise) to the last.
 
-    Raises:
-        CalibrationError: there are fewer than *count*.
+    Args:
+        branches: of each step, how many run.
     """
-    check_count(count, prompts=prompts, steps=steps, branches=branches)
+    ends = np.cumsum(branches)
     # Numbers of one step follow one another, so they are of different prompts, and of the other branch when a prompt
     # comes round again.
-    return [
-        (number % prompts, number * steps // count, (number // prompts + number % prompts) % branches)
-        for number in range(count)
-    ]
+    found = []
+    for number in range(count):
+        step = int(np.searchsorted(ends, number * ends[-1] // count, side="right"))
+        found.append((number % prompts, step, (number // prompts + number % prompts) % branches[step]))
+    return found
 
 
 def calibrate_denoiser(
@@ -85,8 +86,9 @@ def calibrate_denoiser(
     recorded = load_samples(trajectories, schedule, observed.taken)
     drawn = [which for which in observed.samples if which[2] != EMPTY]
     prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
-    sizes = {"prompts": len(prompts), "steps": len(steps), "branches": len(branches)}
-    check_count(samples, **sizes, empty=len(observed.samples) - len(drawn) if selection == "coverage" else 0)
+    run = [len({branch for _, one, branch in drawn if one == step}) for step in steps]
+    there = Recorded(len(prompts), len(steps), len(branches), sum(count < len(branches) for count in run))
+    there.check("samples", samples, empty=len(observed.samples) - len(drawn) if selection == "coverage" else 0)
     required = required_samples(recorded, observed.samples)
     covered = shares(observed.ranges, observed.outputs)
     by_coverage = choose(covered, samples, [list(group.values()) for group in required])
@@ -94,7 +96,7 @@ def calibrate_denoiser(
     if selection == "first":
         chosen = list(range(samples))
     elif selection == "stratified":
-        spread = stratified(samples, **sizes)
+        spread = stratified(samples, prompts=len(prompts), branches=run)
         chosen = [
             observed.samples.index((prompt, steps[number], branches[branch])) for prompt, number, branch in spread
         ]

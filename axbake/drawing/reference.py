@@ -100,6 +100,8 @@ def draw_reference(
     given: dict[str, Any] = _given(embed(picture.prompt), "")
     if picture.guidance_scale > 1:
         given |= _given(embed(picture.negative_prompt, negative=True), "negative_")
+    if picture.cfg_trunc_ratio is not None:
+        given["cfg_trunc_ratio"] = picture.cfg_trunc_ratio
     if picture.sizes:
         given |= dict(zip(SIZES, zip(picture.sizes[::2], picture.sizes[1::2], strict=True), strict=True))
     if over:

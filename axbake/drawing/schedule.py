@@ -46,7 +46,15 @@ from diffusers import (
 
 from axbake.drawing.coefficients import ScheduleError, beginnings, check_linear, coefficients_of, input_scale_of
 from axbake.errors import AxbakeError
-from axbake.networks.sampling import FLOW_SCHEDULERS, Flow, RenormalisedFlow, Sampling, SpacedFlow, TerminalFlow
+from axbake.networks.sampling import (
+    FLOW_SCHEDULERS,
+    Flow,
+    RenormalisedFlow,
+    Sampling,
+    SpacedFlow,
+    TerminalFlow,
+    guided_steps,
+)
 from axbake.npz import npz_bytes
 from axbake.weights.files import read_sampling
 
@@ -186,12 +194,14 @@ def derive_schedule(
     schedule: Path,
     height: int = 0,
     width: int = 0,
+    cfg_trunc_ratio: float = 1.0,
 ) -> None:
     """Write the arrays that run *scheduler* for *steps* steps into the file *schedule* (see this module's docstring).
 
     Args:
         height, width: of the picture in pixels, for a flow whose shift depends on them; others do not take them.
         guidance_scale: what a UNet distilled for LCM takes in its time embedding; others do not take it.
+        cfg_trunc_ratio: share of the steps, from the first on, that guidance is for.
         rows: the denoiser's: (weights, timesteps, guidance_scale=) -> (N, C) float32.
         denoiser: its `weights/{component}.safetensors`.
 
@@ -205,6 +215,8 @@ def derive_schedule(
         sampling = sampling.for_picture(height=height, width=width, steps=steps)
     arrays = scheduler_arrays(scheduler, steps, sampling)
     arrays["time_embedding"] = rows(denoiser, arrays["timesteps"], guidance_scale=guidance_scale)
+    if cfg_trunc_ratio < 1:
+        arrays["guided"] = np.arange(steps) < guided_steps(steps, cfg_trunc_ratio)
     schedule.write_bytes(npz_bytes(arrays))
 
 

@@ -28,6 +28,7 @@ class Process:
     #: the reference
     pipelines: Mapping[str, Callable[..., Any]]
     sized: bool = False  # whether its schedules depend on the picture's size
+    truncated: bool = False  # whether guidance may be left out from some step on (column cfg_trunc_ratio)
 
 
 @dataclass(frozen=True)

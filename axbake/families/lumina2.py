@@ -123,7 +123,7 @@ FAMILY = Family(
     ),
     latents=flux_vae.LATENTS,
     conditioning=Conditioning(("text_encoder", "text_conditioner"), conditioner="text_conditioner"),
-    process=Process(lumina.PREDICTION_TYPE, FLOW_SCHEDULERS[:1], lumina.sampling, LUMINA_2),
+    process=Process(lumina.PREDICTION_TYPE, FLOW_SCHEDULERS[:1], lumina.sampling, LUMINA_2, truncated=True),
     structure=STRUCTURE,
     pixels=1024,
     cells={"scheduler": "euler", "steps": "30", "guidance_scale": "4"},

@@ -120,7 +120,7 @@ FAMILY = Family(
     ),
     latents=flux_vae.LATENTS,
     conditioning=Conditioning(("text_encoder", "text_conditioner"), conditioner="text_conditioner"),
-    process=Process(z_image.PREDICTION_TYPE, FLOW_SCHEDULERS[:1], z_image.sampling, Z_IMAGE),
+    process=Process(z_image.PREDICTION_TYPE, FLOW_SCHEDULERS[:1], z_image.sampling, Z_IMAGE, truncated=True),
     structure=STRUCTURE,
     pixels=1024,
     cells={"scheduler": "euler", "steps": "9", "guidance_scale": "1"},

@@ -16,6 +16,7 @@ from axbake.forecast.work import Bake, threads_of
 from axbake.host import chosen_precision
 from axbake.model import Model
 from axbake.networks.component import Component
+from axbake.networks.sampling import guided_steps
 from axbake.runtime.tiles import starts
 from axbake.table import read_prompts
 
@@ -37,7 +38,7 @@ def bake_of(model: Model, *, cores: int) -> Bake:
     return Bake(
         networks=networks,
         steps=row["steps"],
-        branches=count_branches(row["guidance_scale"], row["image_guidance_scale"]),
+        branches=_branches(row),
         prompts=len(row["calibration_prompts"]),
         samples=model.entry("calibration/samples"),
         first=model.entry("calibration/compare_first"),
@@ -48,6 +49,12 @@ def bake_of(model: Model, *, cores: int) -> Bake:
         threads=threads_of(networks.values(), cores),
         tiles=_tiles(row) if row["vae_tile"] else 1,
     )
+
+
+def _branches(row: Mapping[str, Any]) -> float:
+    """Runs of the denoiser in a step, on an average."""
+    more = count_branches(row["guidance_scale"], row["image_guidance_scale"]) - 1
+    return 1 + more * guided_steps(row["steps"], row["cfg_trunc_ratio"]) / row["steps"]
 
 
 def _tiles(row: Mapping[str, Any]) -> int:

@@ -7,11 +7,13 @@ autoencoder that the decoder is half of, and as `encoder` its other half, if the
 from typing import Any
 
 from axbake.networks.component import Module
+from axbake.networks.sampling import guided_steps
 
 #: What the pipelines do without
 ALONE = {"text_encoder": None, "tokenizer": None}
 SD = ALONE | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 SD3 = ALONE | {f"{part}_{number}": None for part in ("text_encoder", "tokenizer") for number in (2, 3)}
+NO_GUIDANCE = -1.0  # `ZImagePipeline`'s truncation that is before all times
 XL = ALONE | {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
 
 
@@ -170,19 +172,42 @@ def z_image(*networks: Any, **halves: Any) -> Any:
     """`ZImagePipeline`; it takes no pictures.
 
     It is given the language model's states. Its guidance adds to what the prompt gives, where
-    others add to what the negative prompt does, so its scale is one less.
+    others add to what the negative prompt does, so its scale is one less. Its own `cfg_truncation` is a time; guidance is left
+    out from the step on that a share of the steps says.
     """
     from diffusers import ZImagePipeline
 
     class WithStates(ZImagePipeline):
-        def __call__(self, *, guidance_scale: float, **given: Any) -> Any:
+        def __call__(
+            self,
+            *,
+            guidance_scale: float,
+            num_inference_steps: int,
+            callback_on_step_end: Any,
+            cfg_trunc_ratio: float = 1.0,
+            **given: Any,
+        ) -> Any:
+            guided = guided_steps(num_inference_steps, cfg_trunc_ratio)
+
+            def tell(pipeline: Any, step: int, timestep: Any, tensors: dict) -> dict:
+                if step + 1 >= guided:
+                    pipeline._cfg_truncation = NO_GUIDANCE
+                return callback_on_step_end(pipeline, step, timestep, tensors)
+
             texts = {
                 f"{which}prompt_embeds": [given[f"{which}prompt_states"][0]]
                 for which in ("", "negative_")
                 if f"{which}prompt_states" in given
             }
             kept = {name: value for name, value in given.items() if "prompt_" not in name}
-            return super().__call__(guidance_scale=guidance_scale - 1, **texts, **kept)
+            return super().__call__(
+                guidance_scale=guidance_scale - 1,
+                num_inference_steps=num_inference_steps,
+                callback_on_step_end=tell,
+                cfg_truncation=1.0 if guided else NO_GUIDANCE,
+                **texts,
+                **kept,
+            )
 
     return _pipeline(WithStates, ALONE, *networks, denoises="transformer", **halves)
 

@@ -52,6 +52,15 @@ def steps_run(scheduler: str, steps: int) -> int:
     return steps - 1 if scheduler in ENDS_AT_NOISE and steps > 1 else steps
 
 
+def guided_steps(steps: int, ratio: float | None) -> int:
+    """How many of *steps* guidance is for, from the first on, as diffusers' `Lumina2Pipeline` counts by `cfg_trunc_ratio`.
+
+    Args:
+        ratio: 0 to 1; None: 1.
+    """
+    return sum((step + 1) / steps <= (1.0 if ratio is None else ratio) for step in range(steps))
+
+
 FLOW_SCHEDULERS = ("euler", "dpmpp_2m", "unipc")  # that diffusers has for rectified flow
 
 

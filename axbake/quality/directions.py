@@ -27,7 +27,7 @@ def drawing_directions(
     passes: Passes,
     feeds: Mapping[tuple[int, int], Mapping[str, np.ndarray]],
     schedule: Schedule,
-    weights: Mapping[int, float],
+    weights: Mapping[tuple[int, int], float],
     *,
     latent: str,
     shape: tuple[int, ...],
@@ -39,7 +39,7 @@ def drawing_directions(
 
     Args:
         feeds: all samples of the drawing, by step and branch.
-        weights: by branch, as `guidance_weights` gives them.
+        weights: of the same, as `guidance_weights` gives them.
         latent: name of the input that has the latent, in its first channels.
         shape: of the latent, (1, C, h, w).
     """
@@ -51,8 +51,8 @@ def drawing_directions(
     found: dict[tuple[int, int], np.ndarray] = {}
     for step in steps:
         made = np.einsum("i,ikchw->kchw", schedule.coefficients[step:, 1 + step], by_latent[step:])
-        for branch, weight in weights.items():
-            found[step, branch] = (weight * made).reshape(count, -1).astype(np.float32)
+        for branch in sorted(branch for one, branch in feeds if one == step):
+            found[step, branch] = (weights[step, branch] * made).reshape(count, -1).astype(np.float32)
             if step:
                 gradients = passes.pull_back(feeds[step, branch], found[step, branch])
                 taken = np.stack([one[latent].numpy()[0, : shape[1]] for one in gradients])

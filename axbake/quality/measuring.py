@@ -84,14 +84,17 @@ def measure_sensitivity(
         latents=latents,
     )
     network = Network.load(drawn.files(graphs)[component])
-    branches = sorted({branch for _, branch in feeds})
-    weights = guidance_weights(len(branches), picture.guidance_scale, picture.image_guidance_scale)
+    weights: dict[tuple[int, int], float] = {}
+    for step in run:
+        branches = sorted(branch for one, branch in feeds if one == step)
+        scales = guidance_weights(len(branches), picture.guidance_scale, picture.image_guidance_scale)
+        weights |= {(step, branch): scale for branch, scale in zip(branches, scales, strict=True)}
     last = np.load(trajectory)[-1].astype(np.float64)
     directions = drawing_directions(
         Passes(network),
         feeds,
         steps,
-        dict(zip(branches, weights, strict=True)),
+        weights,
         latent=LATENT,
         shape=last.shape,
         count=DIRECTIONS,
@@ -99,7 +102,7 @@ def measure_sensitivity(
         tell=progress("going back through the drawing: sample"),
     )
     seen = [run[place] for place in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
-    which = [(step, branch) for step in seen for branch in branches]
+    which = [one for one in weights if one[0] in seen]
     samples = Samples(
         [feeds[one] for one in which],
         np.stack([directions[one] for one in which]),
@@ -118,7 +121,8 @@ def measure_sensitivity(
         "directions": DIRECTIONS,
         # In runs of the network, whose backward passes take about as long; with the number of layers none of them grows.
         "runs": {
-            "through_the_drawing": (len(feeds) - len(branches)) * (2 + DIRECTIONS),  # not through its first step
+            "through_the_drawing": sum(step != run[0] for step, _ in feeds)
+            * (2 + DIRECTIONS),  # not through its first step
             "of_layers": len(which) * (3 + DIRECTIONS),
         },
         "db": whole | {"weights": round(model.sqnr(model.least), 2)},

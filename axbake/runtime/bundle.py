@@ -176,7 +176,8 @@ def _bundle(folder: Path, manifest: dict[str, Any]) -> Bundle:
         raise ValueError(
             f"models of role text: {texts}, conditioning of {list(conditioning.encoders)}; wanted the same"
         )
-    settings = {"image_guidance_scale": None, **manifest["settings"]}  # only models that follow instructions have it
+    only_some = dict.fromkeys(("image_guidance_scale", "cfg_trunc_ratio"))  # models have these
+    settings = {**only_some, **manifest["settings"]}
     drawn = [
         field.name for field in fields(Picture) if field.name not in ("model", "strength")
     ]  # strength is the command line's

@@ -64,10 +64,15 @@ class Schedule:
     renormalised: str = (
         ""  # of what guidance gives, the parts that get back the norm they have in the prompt's output: `NORMS`
     )
+    guided: np.ndarray | None = None  # (N,) bool: the steps that guidance is for, where it is not for all of them
 
     def is_guided(self, guidance_scale: float) -> bool:
         """Whether the model runs for the negative prompt too, as classifier-free guidance by *guidance_scale* wants it."""
         return guidance_scale > 1 and not self.guidance_embedded
+
+    def branches(self, step: int, count: int) -> int:
+        """How many of the *count* branches of guidance run at *step*: all, or the prompt's alone."""
+        return count if self.guided is None or self.guided[step] else 1
 
     def runs_model(self, step: int) -> bool:
         """Whether the model's output of *step* enters any latent; that of a last step from sigma_min to itself does not."""
@@ -94,6 +99,7 @@ class Schedule:
         return replace(
             self,
             **{name: getattr(self, name)[step:] for name in EACH_STEP},
+            guided=None if self.guided is None else self.guided[step:],
             coefficients=self.late_coefficients[end - rows * columns : end].reshape(rows, columns),
             late_coefficients=np.empty(0),
         )
@@ -106,8 +112,8 @@ def _coefficients_shape(steps: int) -> tuple[int, int]:
 EACH_STEP = ("timesteps", "input_scale", "time_embedding", "draws_noise", "picture_scale", "noise_scale")
 ARRAYS = dict.fromkeys(Schedule.__dataclass_fields__, ("f", 1))
 ARRAYS |= {"scheduler": ("U", 0), "guidance_embedded": ("b", 0), "init_noise_sigma": ("f", 0)}
-ARRAYS |= {"renormalised": ("U", 0)}
-OPTIONAL = ("renormalised",)
+ARRAYS |= {"renormalised": ("U", 0), "guided": ("b", 1)}
+OPTIONAL = ("renormalised", "guided")
 ARRAYS |= {"draws_noise": ("b", 1), "time_embedding": ("f", 2), "coefficients": ("f", 2)}
 
 
@@ -119,7 +125,8 @@ def load_schedule(path: Path) -> Schedule:
     """
     loaded: dict[str, Any] = read_arrays(path, ARRAYS, OPTIONAL)
     steps = len(loaded["timesteps"])
-    if short := [name for name in EACH_STEP if len(loaded[name]) != steps]:
+    each = [*EACH_STEP, *({"guided"} & loaded.keys())]
+    if short := [name for name in each if len(loaded[name]) != steps]:
         raise BundleError(f"{path}: {steps} steps, but {', '.join(short)} of another number. Copy the bundle again.")
     found, wanted = loaded["coefficients"].shape, _coefficients_shape(steps)
     if found != wanted:
@@ -258,9 +265,10 @@ def sample(
         start = time.perf_counter()
         if schedule.runs_model(i):
             scaled = (latent * schedule.input_scale[i]).astype(np.float32)
-            output = denoise(scaled, schedule.time(i, added), prompts)
-            made = _guided(output, guidance_scale, image_guidance_scale) if guided else output
-            if guided and schedule.renormalised:
+            count = schedule.branches(i, len(prompts))
+            output = denoise(scaled, schedule.time(i, None if added is None else added[:count]), prompts[:count])
+            made = _guided(output, guidance_scale, image_guidance_scale) if count > 1 else output
+            if count > 1 and schedule.renormalised:
                 made = _renormalised(made, output[:1], NORMS[schedule.renormalised])
             terms[1 + i] = made
         if schedule.draws_noise[i]:

@@ -138,6 +138,7 @@ class Picture:
     image_guidance_scale: float | None = (
         None  # of a denoiser that follows instructions (InstructPix2Pix); None: of others
     )
+    cfg_trunc_ratio: float | None = None  # share of the steps, from the first on, that guidance is for; None: all
 
     @property
     def size_conditioning(self) -> tuple[int, ...]:
@@ -157,6 +158,7 @@ class Picture:
             + f", Seed: {self.seed}, Size: {self.width}x{self.height}, Model: {model}"
             + (f", Denoising strength: {self.strength:g}" if self.strength is not None else "")
             + (f", Clip skip: {self.clip_skip}" if self.clip_skip > 1 else "")
+            + (f", CFG trunc ratio: {self.cfg_trunc_ratio:g}" if self.cfg_trunc_ratio is not None else "")
         )
         return "\n".join(lines)
 

@@ -92,7 +92,9 @@ class TinyModel:
         usual |= {"scheduler": "euler", "steps": 4, "guidance_scale": 5, "seed": 9}
         return Picture(**usual | changed)
 
-    def schedule(self, path: Path, *, scheduler: str = "euler", steps: int = 4, guidance_scale: float = 5) -> Path:
+    def schedule(
+        self, path: Path, *, scheduler: str = "euler", steps: int = 4, guidance_scale: float = 5, **truncation: float
+    ) -> Path:
         """A schedule for its denoiser, written to *path*."""
         denoiser = self.family.denoiser
         assert denoiser.rows
@@ -105,6 +107,7 @@ class TinyModel:
             height=COLUMNS["height"],
             width=COLUMNS["width"],
             schedule=path,
+            **truncation,
         )
         return path
 

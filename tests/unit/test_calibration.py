@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from axbake.calibration.counting import CalibrationError
+from axbake.calibration.counting import CalibrationError, Recorded
 from axbake.calibration.denoiser_samples import load_samples
 from axbake.calibration.observation import read_observed
 from axbake.calibration.tars import calibrate_encoder, calibrate_text_encoder, stratified
@@ -51,7 +51,7 @@ def counts(numbers):
     [(32, 7, 20, 2), (32, 8, 20, 2), (8, 3, 4, 2), (24, 3, 4, 2), (12, 3, 4, 1), (5, 7, 4, 2), (64, 6, 20, 2), (1, 1, 1, 1)],
 )  # fmt: skip
 def test_samples_are_different_and_spread_over_prompts_steps_and_branches(count, prompts, steps, branches):
-    chosen = stratified(count, prompts=prompts, steps=steps, branches=branches)
+    chosen = stratified(count, prompts=prompts, branches=[branches] * steps)
 
     assert len(chosen) == len(set(chosen)) == count
     for axis, size in enumerate((prompts, steps, branches)):
@@ -66,12 +66,12 @@ def test_samples_are_different_and_spread_over_prompts_steps_and_branches(count,
 def test_every_number_of_samples_that_there_are_can_be_had_without_a_double():
     for prompts, steps, branches in itertools.product(range(1, 7), range(1, 7), (1, 2)):
         for count in range(1, prompts * steps * branches + 1):
-            chosen = stratified(count, prompts=prompts, steps=steps, branches=branches)
+            chosen = stratified(count, prompts=prompts, branches=[branches] * steps)
             assert len(set(chosen)) == count, (count, prompts, steps, branches)
 
 
 def test_every_prompt_is_seen_early_and_late_and_in_both_branches():
-    chosen = stratified(64, prompts=8, steps=20, branches=2)
+    chosen = stratified(64, prompts=8, branches=[2] * 20)
 
     for prompt in range(8):
         own = [(step, branch) for p, step, branch in chosen if p == prompt]
@@ -82,11 +82,23 @@ def test_every_prompt_is_seen_early_and_late_and_in_both_branches():
 
 def test_more_samples_than_there_are_is_an_error_that_counts_them():
     with pytest.raises(CalibrationError) as caught:
-        stratified(49, prompts=3, steps=8, branches=2)
+        Recorded(prompts=3, steps=8, branches=2).check("samples", 49)
 
     assert "calibration/samples: 49, but 3 prompts × 8 steps that run the model × 2 branches give 48" in str(
         caught.value
     )
+
+
+def test_steps_without_guidance_give_samples_of_the_prompt_alone():
+    for prompts, guided, alone in itertools.product(range(1, 5), range(4), range(1, 4)):
+        recorded, branches = Recorded(prompts, guided + alone, 2, alone), [2] * guided + [1] * alone
+        assert recorded.samples == prompts * sum(branches)
+        for count in range(1, recorded.samples + 1):
+            chosen = stratified(count, prompts=prompts, branches=branches)
+            assert len(set(chosen)) == count, (count, prompts, branches)
+            assert all(branch < branches[step] for _, step, branch in chosen)
+    with pytest.raises(CalibrationError, match=r"2 branches \(without guidance in 3 of these steps\) give 10\."):
+        Recorded(2, 4, 2, 3).check("compare_first", 11)
 
 
 def record(model, graph, directory, *, scheduler, negative_prompt=NEGATIVE):

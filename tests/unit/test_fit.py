@@ -128,6 +128,11 @@ CASES = {
         {"clip_skip": "2", "prediction": "v_prediction"},
         "ClipSkipError: tiny: clip_skip: 2, wanted 1: the text encoder of Stable Diffusion 2.x always ends before its last layer",
     ),
+    "guidance left out of some steps, of a family that never does": (
+        saved,
+        {"cfg_trunc_ratio": "0.25"},
+        "SamplingError: tiny: column cfg_trunc_ratio: 0.25, wanted an empty cell or 1: Stable Diffusion 1.x is guided in all steps.",
+    ),
     "steps that a UNet was not distilled for": (
         of(tiny.sdxs),
         {"steps": "4", "guidance_scale": "5"},

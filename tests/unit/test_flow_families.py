@@ -39,7 +39,7 @@ from axbake.families.qwen_image import TEMPLATE
 from axbake.inspect import inspect_checkpoint
 from axbake.model import Model
 from axbake.networks import anima_text, cosmos, flux1, flux2, lumina, qwen_image, z_image
-from axbake.networks.sampling import DYNAMIC, RenormalisedFlow, SpacedFlow, TerminalFlow
+from axbake.networks.sampling import DYNAMIC, RenormalisedFlow, SpacedFlow, TerminalFlow, guided_steps
 from axbake.runtime.language import LanguageFormat, LanguageTokenizer
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import prompt_warnings
@@ -49,6 +49,7 @@ from axbake.table import check_config
 from axbake.weights.files import read_description, read_sampling
 from tests import tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_qwen_image, tiny_z_image
 from tests.unit.conftest import CLIP, SCHEMAS, family_in, row_of
+from tests.unit.jobs import draw_picture, record
 
 CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
 MODULES = {"z_image": tiny_z_image, "lumina2": tiny_lumina, "anima": tiny_anima, "flux2_klein_9b": tiny_flux2}
@@ -346,6 +347,29 @@ def test_guidance_is_renormalised_as_in_diffusers_pipeline(name, norms, model_of
         latent = latent + sign * (sigmas[step + 1] - sigmas[step]) * made
         np.testing.assert_allclose(found.latents[step], latent.numpy(), atol=1e-5)
     assert "renormalised" not in scheduler_arrays("euler", steps, SpacedFlow(shift=6.0))
+
+
+@pytest.mark.parametrize("name", ["lumina2", "z_image"])
+def test_guidance_is_left_out_from_the_step_on_from_which_diffusers_pipeline_leaves_it_out(name, model_of, tmp_path):
+    model = model_of(name)
+    drawn = {}
+    for ratio in (1.0, 0.5, 0.0):
+        directory = tmp_path / str(ratio)
+        directory.mkdir()
+        schedule = model.schedule(directory / "schedule.npz", cfg_trunc_ratio=ratio)
+        recorded = np.load(record(model, schedule, directory / "trajectories.npz", prompts=["a rocket"], width=128))
+        picture = model.picture(cfg_trunc_ratio=ratio if ratio < 1 else None, width=128)
+        draw_picture(model, picture, directory)
+        drawn[ratio] = np.load(directory / "trajectory.npy")
+        np.testing.assert_allclose(recorded["latents"][0, 1:], drawn[ratio], atol=2e-3)
+    assert np.array_equal(drawn[0.5][:2], drawn[1.0][:2])
+    assert np.abs(drawn[0.5][2] - drawn[1.0][2]).max() > 0.02
+    assert np.abs(drawn[0.5][0] - drawn[0.0][0]).max() > 0.02
+
+    schedule = load_schedule(tmp_path / "0.5" / "schedule.npz")
+    assert [schedule.branches(step, 2) for step in range(4)] == [2, 2, 1, 1]
+    assert [schedule.beginning_at(1).branches(step, 2) for step in range(3)] == [2, 1, 1]
+    assert guided_steps(20, 0.25) == 5 and guided_steps(3, 0.3) == 0 and guided_steps(3, None) == 3
 
 
 # Prompts --------------------------------------------------------------------------------------------------------------

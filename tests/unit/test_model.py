@@ -302,7 +302,12 @@ def test_a_picture_is_drawn_as_the_row_says(model):
 
     wanted = {"model": "tiny", "prompt": "a rocket", "negative_prompt": "blurry", "height": 64, "width": 96}
     wanted |= {"scheduler": "ddim", "steps": 7, "guidance_scale": 3.5, "seed": 5, "prompt_chunks": 2, "clip_skip": 2}
-    assert dataclasses.asdict(found.picture) == wanted | {"strength": None, "sizes": (), "image_guidance_scale": None}
+    assert dataclasses.asdict(found.picture) == wanted | {
+        "strength": None,
+        "sizes": (),
+        "image_guidance_scale": None,
+        "cfg_trunc_ratio": None,
+    }
 
 
 def test_a_component_is_given_the_columns_that_its_graphs_depend_on(model):

@@ -253,7 +253,8 @@ def test_directions_go_back_through_guidance_sampler_and_later_steps(tmp_path, r
         return latents[-1], feeds
 
     last, feeds = draw()
-    weights = dict(enumerate(guidance_weights(2, scale, None)))
+    scales = guidance_weights(2, scale, None)
+    weights = {(step, branch): scales[branch] for step, branch in feeds}
     found = drawing_directions(passes, feeds, schedule, weights, latent="sample", shape=tuple(shape), count=2, seed=5)
     taken = np.random.default_rng(5).standard_normal((2, *shape[1:]))
     for place, direction in found.items():

@@ -57,6 +57,7 @@ ROW = {
     "image": "",
     "mask": "",
     "image_guidance_scale": "",
+    "cfg_trunc_ratio": "0.5",
     "quality": "1.5",
     "prompt_chunks": "2",
     "clip_skip": "2",
@@ -70,7 +71,7 @@ DEFAULTS |= {"text_encoder_place": ""}
 DEFAULTS |= {"original_size": "", "crop": "", "target_size": "", "image": "", "mask": ""}
 DEFAULTS |= {"scheduler": "dpmpp_2m_karras", "steps": 20, "guidance_scale": 7, "seed": 42, "prompt_chunks": 1}
 DEFAULTS |= {"clip_skip": 1, "embeddings": [], "loras": [], "program": "axera", "image_guidance_scale": None}
-DEFAULTS |= {"vae_tile": 0, "quality": 0}
+DEFAULTS |= {"vae_tile": 0, "quality": 0, "cfg_trunc_ratio": None}
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +124,7 @@ def test_cells_have_their_columns_types():
             "calibration_prompts": ["slice of pizza", "rocket"],
             "sizes": (832, 1216, 0, 0, 640, 384),
             "image_guidance_scale": None,
+            "cfg_trunc_ratio": 0.5,
         }
     }
 

@@ -11,7 +11,9 @@ rule record_trajectories:
                 "record_trajectories",
                 step(
                     "axbake.drawing.schedule.derive_schedule",
-                    values=lambda model, _: {"rows": model.family.denoiser.rows} | size_of_schedule(model),
+                    values=lambda model, _: {"rows": model.family.denoiser.rows}
+                    | size_of_schedule(model)
+                    | model.truncation,
                     row=["scheduler", "steps", "guidance_scale"],
                     tools=["torch", "diffusers", "numpy"],
                 ),
