@@ -131,7 +131,8 @@ CASES = {
     "guidance left out of some steps, of a family that never does": (
         saved,
         {"cfg_trunc_ratio": "0.25"},
-        "SamplingError: tiny: column cfg_trunc_ratio: 0.25, wanted an empty cell or 1: Stable Diffusion 1.x is guided in all steps.",
+        "SamplingError: tiny: column cfg_trunc_ratio: 0.25, wanted an empty cell or 1: Stable Diffusion 1.x is guided in all"
+        " steps.",
     ),
     "steps that a UNet was not distilled for": (
         of(tiny.sdxs),
