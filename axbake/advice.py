@@ -13,7 +13,7 @@ from axbake.drawing.prompts import CLIP
 from axbake.families.family import Family
 from axbake.fit import Configs, modules_of
 from axbake.loras.files import listed, lora_facts
-from axbake.loras.names import spellings
+from axbake.loras.names import own_names, spellings
 from axbake.loras.rows import lcm_advice, unknown_marks
 from axbake.printable import shown
 from axbake.runtime.prompt import embeddings_in, prompt_warnings, without_lora_marks
@@ -66,7 +66,7 @@ def _of_lora(row: dict[str, Any], path: Path, family: Family, sources: Sources) 
     if sources.is_remote(CHECKPOINT):
         return
     for component in family.components:
-        changed = facts.components.get(component.name, [])
+        changed = own_names(component.files, component.name, facts.components)
         if changed and not component.files.lora_names:
             yield (
                 f"{path} also changes {len(changed)} modules of the {component.name}, into which axbake fuses no LoRAs, so this"

@@ -19,6 +19,7 @@ from axbake.families.family import Family
 from axbake.fit import Configs, check_fit, check_samples, configs_of
 from axbake.jobs.values import encode
 from axbake.loras.files import lora_facts
+from axbake.loras.names import own_names
 from axbake.loras.rows import Lora
 from axbake.networks.card_layers import files_on_card
 from axbake.networks.component import DENOISER, TEXT, Component, addresses, columns_of
@@ -352,13 +353,16 @@ class Model:
         loras_sha256(self.row, loras)
         if component.files.lora_names is None:  # of language models; `axbake.advice` tells
             return []
-        given = [lora for lora in loras if component.role in (TEXT, DENOISER) and lora.strength(component.role)]
-        denoiser = self.family.denoiser.name
-        return [lora for lora in given if component.name in lora_facts(Path(lora.path), denoiser).components]
+        role = _lora_role(component)
+        given = [lora for lora in loras if role in (TEXT, DENOISER) and lora.strength(role)]
+        files, denoiser = component.files, self.family.denoiser.name
+        return [
+            lora for lora in given if own_names(files, component.name, lora_facts(Path(lora.path), denoiser).components)
+        ]
 
     def strengths_of(self, component: Component) -> list[float]:
         """Of the LoRAs that change *component*."""
-        return [lora.strength(component.role) for lora in self.loras_of(component)]
+        return [lora.strength(_lora_role(component)) for lora in self.loras_of(component)]
 
     def loras_digest(self, component: Component) -> str:
         """SHA-256 of the LoRAs that change *component*."""
@@ -490,6 +494,11 @@ def _divided(name: str, most: int, host: bool) -> Family:
     family = _divided(name, most, False)
     kept = tuple(replace(one, card=None) if one.card else one for one in family.components)
     return family if kept == family.components else replace(family, components=kept)
+
+
+def _lora_role(component: Component) -> str:
+    """Whose strength LoRAs change *component* with: what they count among the denoiser's modules has the denoiser's."""
+    return DENOISER if component.files.lora_within else component.role
 
 
 _ON_CARD = sorted(family.title for family in FAMILIES.values() if any(one.card for one in family.components))

@@ -86,7 +86,14 @@ FAMILY = Family(
         Component(
             name="text_conditioner",
             role=TEXT,
-            files=Files(anima_text.NAMINGS, anima_text.config, anima_text.FOLDER, anima_text.PREFIX),
+            files=Files(
+                anima_text.NAMINGS,
+                anima_text.config,
+                anima_text.FOLDER,
+                anima_text.PREFIX,
+                lora_names=anima_text.lora_names,
+                lora_within=("transformer", ("llm_adapter_",)),
+            ),
             build=anima_text.build,
             graphs=(Graph("text_conditioner", anima_text.inputs, anima_text.interface, anima_text.cut),),
             columns=(),
@@ -106,6 +113,7 @@ FAMILY = Family(
                 cosmos.PREFIX,
                 lora_names=names.own_name,
                 lora_modules=cosmos.lora_modules,
+                lora_apart=("llm_adapter_",),
             ),
             build=cosmos.build,
             graphs=STRUCTURE.slices(GRAPH_WEIGHTS),

@@ -90,7 +90,15 @@ FAMILY = Family(
         Component(
             name="text_conditioner",
             role=TEXT,
-            files=Files(lumina_text.NAMINGS, lumina_text.config, lumina.FOLDER, lumina.PREFIX),
+            files=Files(
+                lumina_text.NAMINGS,
+                lumina_text.config,
+                lumina.FOLDER,
+                lumina.PREFIX,
+                lora_names=lumina_text.lora_names,
+                lora_modules=lumina_text.lora_modules,
+                lora_within=("transformer", ("cap_embedder_", "time_caption_embed_caption_", "context_refiner_")),
+            ),
             build=lumina_text.build,
             graphs=(Graph("text_conditioner", lumina_text.inputs, lumina_text.interface, lumina_text.cut),),
             columns=(),

@@ -87,7 +87,15 @@ FAMILY = Family(
         Component(
             name="text_conditioner",
             role=TEXT,
-            files=Files(z_image_text.NAMINGS, z_image_text.config, z_image.FOLDER, z_image.PREFIX),
+            files=Files(
+                z_image_text.NAMINGS,
+                z_image_text.config,
+                z_image.FOLDER,
+                z_image.PREFIX,
+                lora_names=names.own_name,
+                lora_modules=z_image.lora_modules,
+                lora_within=("transformer", ("cap_embedder_", "context_refiner_")),
+            ),
             build=z_image_text.build,
             graphs=(Graph("text_conditioner", z_image_text.inputs, z_image_text.interface, z_image_text.cut),),
             columns=("prompt_chunks",),

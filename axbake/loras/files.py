@@ -42,7 +42,10 @@ PREFIXES = {
     "time_embedding.": "unet",
     "add_embedding.": "unet",
     "text_model.": "text_encoder",
+    "text_conditioner.": "unet",
 }
+#: diffusers' name of a part that others count among the transformer's modules -> theirs
+PARTS = {"text_conditioner.": "llm_adapter."}
 #: Parts of the module's name, in files of the oldest diffusers and in those that PEFT wrote of one network
 BARE = (
     "down_blocks.",
@@ -206,7 +209,7 @@ def _place(key: str) -> tuple[str, str, str] | None:
     if prefix is None or ending is None:
         return None
     name = key.removesuffix(ending)
-    name = name if prefix in BARE else name.removeprefix(prefix)
+    name = name if prefix in BARE else PARTS.get(prefix, "") + name.removeprefix(prefix)
     return PREFIXES[prefix], name.replace(".processor.", ".").replace(".", "_"), ROLES[ending]
 
 

@@ -15,7 +15,7 @@ from lycoris.functional import general, locon, loha, lokr
 
 from axbake.checkpoints.containers import all_finite
 from axbake.loras.files import LoraError, LoraFile, Module, PeftConfig, check_family, listed, peft_config, read_lora
-from axbake.loras.names import Target, spellings
+from axbake.loras.names import Target, own_names, spellings
 from axbake.networks.component import DENOISER, Component, Shapes
 
 Tensors = Mapping[str, torch.Tensor]  # role -> tensor, float32
@@ -190,10 +190,12 @@ class Fusion:
         self._changes: dict[str, list[Change]] = {}
         table = spellings(component.files, shapes)
         for path, strength in loras:
-            lora = read_lora(path, component.name if component.role == DENOISER else "")
+            within, _ = component.files.lora_within or ("", ())
+            lora = read_lora(path, within or (component.name if component.role == DENOISER else ""))
             check_family(lora, component=component.name, width=width)
             config = peft_config(lora, component.name)
-            modules = lora.modules.get(component.name, {}).values()
+            found = lora.modules.get(within or component.name, {})
+            modules = [found[name] for name in own_names(component.files, component.name, lora.modules)]
             # As web UIs do with a network that was made smaller; `axbake.advice` tells which these are.
             there = [module for module in modules if module.name in table]
             faults = [fault for module in there for fault in self._take(lora, module, strength, table, shapes, config)]

@@ -1,5 +1,6 @@
 """Names that LoRAs call a network's modules by."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from axbake.networks.component import Files, Shapes
@@ -13,6 +14,16 @@ class Target:
     first: int = 0  # number of the first of *parts* equal parts of the LoRA's rows that are the module's
     span: int = 1  # how many parts
     parts: int = 1
+
+
+def own_names(files: Files, component: str, names: Mapping[str, Iterable[str]]) -> list[str]:
+    """Of the *names* of modules in a LoRA file, by component, a component's own.
+
+    Args:
+        files: of the *component*.
+    """
+    around, starts = files.lora_within or (component, ("",))
+    return [name for name in names.get(around, ()) if name.startswith(starts) and not name.startswith(files.lora_apart)]
 
 
 def spellings(files: Files, shapes: Shapes) -> dict[str, tuple[Target, ...]]:

@@ -22,6 +22,11 @@ def renamer(shapes: Shapes) -> Rename:
     return lambda name: name if name.startswith(STARTS) else None
 
 
+def lora_names(module: str) -> list[str]:
+    """The name that LoRAs give a module: its authors'."""
+    return [f"llm_adapter.{module}"]
+
+
 NAMINGS = (Naming("embed.weight", renamer),)
 
 

@@ -52,6 +52,11 @@ class Files:
     lora_names: Callable[[str], list[str]] | None = None  # a module -> every name that LoRA files give it
     #: Shapes by diffusers' names -> its authors' modules, each with diffusers' that have its rows, in equal parts, as in `Rename`
     lora_modules: Callable[[Shapes], Mapping[str, tuple[str, ...]]] | None = None
+    #: Of a part that LoRA files count among another network's modules: that component, and what its modules' names begin with
+    lora_within: tuple[str, tuple[str, ...]] | None = None
+    lora_apart: tuple[
+        str, ...
+    ] = ()  # what names begin with that LoRA files count among its modules, and that are such a part's
     merge_block: Callable[[str], str] | None = None  # a tensor -> the block whose share it has in a merge
     #: Tensors that stand elsewhere in such a file -> their prefix
     beside: Mapping[str, str] = field(default_factory=dict)

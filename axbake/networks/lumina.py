@@ -92,8 +92,8 @@ def lora_modules(shapes: Shapes) -> dict[str, tuple[str, ...]]:
         for number in range(depth_of(shapes, rf"{place}\.(\d{{1,3}})\."))
         for part in ("attention.qkv", *BLOCK)
     ]
-    queries, inner = shapes["layers.0.attn.to_q.weight"]
-    rows = queries + 2 * shapes["layers.0.attn.to_k.weight"][0]
+    queries, inner = shapes["context_refiner.0.attn.to_q.weight"]
+    rows = queries + 2 * shapes["context_refiner.0.attn.to_k.weight"][0]
     return names.renamed_modules(renamer({"layers.0.attention.qkv.weight": (rows, inner)}), [*blocks, *ENDS])
 
 

@@ -43,6 +43,17 @@ NAMINGS = tuple(
 )
 
 
+def lora_names(module: str) -> list[str]:
+    """The name that LoRAs give a module besides its authors': diffusers'."""
+    return [f"{lumina.TIME}{module}" if module.startswith(EMBEDDER) else module]
+
+
+def lora_modules(shapes: Shapes) -> dict[str, tuple[str, ...]]:
+    """The authors' modules, as LoRAs change them."""
+    whole = lumina.lora_modules(shapes)
+    return {name: tuple(one.removeprefix(lumina.TIME) for one in several) for name, several in whole.items()}
+
+
 def config(shapes: Shapes) -> dict:
     """What decides its shapes."""
     inner, states = shapes[f"{EMBEDDER}1.weight"]

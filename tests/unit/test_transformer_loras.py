@@ -21,10 +21,21 @@ CHANGED = {
     "sd35_medium": ("joint_blocks.0.x_block.attn.qkv", "joint_blocks.1.context_block.attn.proj"),
     "flux2_klein": ("double_blocks.0.txt_attn.qkv", "single_blocks.1.linear1", "double_blocks.1.img_mlp.0"),
     "flux1": ("double_blocks.0.img_attn.qkv", "single_blocks.1.linear1", "vector_in.in_layer", "txt_in"),
-    "z_image": ("layers.0.attention.qkv", "layers.1.feed_forward.w2", "context_refiner.0.attention.out"),
-    "lumina2": ("layers.0.attention.qkv", "noise_refiner.1.feed_forward.w1", "layers.2.adaLN_modulation.1"),
+    "z_image": (
+        "layers.0.attention.qkv",
+        "layers.1.feed_forward.w2",
+        "context_refiner.0.attention.qkv",
+        "cap_embedder.1",
+    ),
+    "lumina2": (
+        *("layers.0.attention.qkv", "noise_refiner.1.feed_forward.w1", "layers.2.adaLN_modulation.1"),
+        *("context_refiner.0.attention.qkv", "context_refiner.1.feed_forward.w2", "cap_embedder.1"),
+    ),
     "qwen_image": ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.txt_mlp.net.0.proj", "img_in"),
-    "anima": ("blocks.0.self_attn.q_proj", "blocks.1.cross_attn.k_proj", "blocks.2.mlp.layer1", "x_embedder.proj.1"),
+    "anima": (
+        *("blocks.0.self_attn.q_proj", "blocks.1.cross_attn.k_proj", "blocks.2.mlp.layer1", "x_embedder.proj.1"),
+        *("llm_adapter.blocks.0.self_attn.q_proj", "llm_adapter.blocks.1.cross_attn.k_proj", "llm_adapter.out_proj"),
+    ),
 }
 STRENGTH, ALPHA, RANK = 0.8, 2.0, 4
 CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
@@ -63,9 +74,9 @@ WRITERS = {
 }
 
 
-def imported(name, checkpoint, weights, loras=()):
+def imported(name, checkpoint, weights, loras=(), component="transformer"):
     strengths = [STRENGTH] * len(loras)
-    import_part(checkpoint, loras, component="transformer", weights=weights, family=FAMILIES[name], strengths=strengths)
+    import_part(checkpoint, loras, component=component, weights=weights, family=FAMILIES[name], strengths=strengths)
     return load_file(weights)
 
 
@@ -85,12 +96,17 @@ def test_under_the_authors_names_it_is_what_the_same_change_of_their_file_is(nam
     save_file(tensors, tmp_path / "changed.safetensors")
     save_file(lora, tmp_path / "lora.safetensors")
 
-    found = imported(name, plain, tmp_path / "found.safetensors", [tmp_path / "lora.safetensors"])
-
-    wanted = imported(name, tmp_path / "changed.safetensors", tmp_path / "wanted.safetensors")
-    assert found.keys() == wanted.keys()
-    for key, tensor in wanted.items():
-        torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
+    parts = [one.name for one in FAMILIES[name].components if one.files.lora_within]
+    assert len(parts) == (name in ("z_image", "lumina2", "anima"))
+    for component in ("transformer", *parts):
+        how = {"component": component}
+        found = imported(name, plain, tmp_path / "found.safetensors", [tmp_path / "lora.safetensors"], **how)
+        wanted = imported(name, tmp_path / "changed.safetensors", tmp_path / "wanted.safetensors", **how)
+        before = imported(name, plain, tmp_path / "before.safetensors", **how)
+        assert found.keys() == wanted.keys()
+        assert any(not torch.equal(before[key], tensor) for key, tensor in found.items())
+        for key, tensor in wanted.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
 
 
 @every_family
@@ -108,6 +124,31 @@ def test_under_diffusers_names_it_changes_these_modules(name, tmp_path):
     for key, tensor in network.state_dict().items():
         change = STRENGTH * up @ down if key == f"{module}.weight" else 0
         torch.testing.assert_close(found[key], tensor + change, rtol=1e-5, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "stored"),
+    [
+        ("anima", "blocks.0.cross_attn.v_proj", "text_conditioner.blocks.0.cross_attn.v_proj"),
+        ("z_image", "context_refiner.0.attention.to_v", "transformer.context_refiner.0.attention.to_v"),
+        ("lumina2", "caption_embedder.1", "transformer.time_caption_embed.caption_embedder.1"),
+    ],
+)
+def test_under_diffusers_names_it_changes_the_part_for_prompts(name, module, stored, tmp_path):
+    plain = MODULES[name].save(made(name), tmp_path / "plain.safetensors")
+    how = {"component": "text_conditioner"}
+    before = imported(name, plain, tmp_path / "before.safetensors", **how)
+    down, up = factors(before[f"{module}.weight"].shape, 0)
+    path = tmp_path / "lora.safetensors"
+    save_file({f"{stored}.lora_A.weight": down, f"{stored}.lora_B.weight": up}, path)
+
+    found = imported(name, plain, tmp_path / "found.safetensors", [path], **how)
+
+    for key, tensor in before.items():
+        change = STRENGTH * up @ down if key == f"{module}.weight" else 0
+        torch.testing.assert_close(found[key], tensor + change, rtol=1e-5, atol=1e-5, msg=key)
+    if name == "anima":  # whose transformer has no such module, which is no fault of the file
+        imported(name, plain, tmp_path / "transformer.safetensors", [path])
 
 
 def test_a_module_of_several_takes_no_kind_that_needs_their_weights(tmp_path):
@@ -157,11 +198,13 @@ def test_what_it_changes_of_a_language_model_has_no_effect_and_that_is_said(tmp_
         down, up = factors((64, 64), number)
         tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
     save_file(tensors, tmp_path / "style.safetensors")
-    model = Model(row_of(scheduler="euler", tokenizer=".", width="128", loras="style.safetensors"), CONFIG)
+    loras = "style.safetensors:te=0.2:unet=0.5"
+    model = Model(row_of(scheduler="euler", tokenizer=".", width="128", loras=loras), CONFIG)
 
     said = [sentence for sentence in model.advice if sentence.startswith("style.safetensors")]
 
-    assert len(said) == 2 and "modules of the text_encoder" in said[0]
-    assert "llm_adapter" in said[1] and "this part of it has no effect" in said[1]
+    assert len(said) == 1 and "modules of the text_encoder" in said[0]
     assert not model.loras_of(model.family.component("text_encoder"))
+    assert model.loras_of(model.family.component("text_conditioner"))
+    assert model.strengths_of(model.family.component("text_conditioner")) == [0.5]
     assert model.loras_of(model.family.denoiser)
