@@ -53,7 +53,7 @@ def main() -> None:
     spent = []
     for count in (1, 2):
         begun = time.process_time()
-        measure(network, ranges, Samples(feeds[:count], directions[:count], range(count), count))
+        measure(network, ranges, Samples(feeds[:count], directions[:count], range(count)))
         spent.append(time.process_time() - begun)
     kept = sum(one.numel() * 4 for one in passes.forward(feeds[0])[0].values() if isinstance(one, torch.Tensor))
     drawn, seen, recorded = (

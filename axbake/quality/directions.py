@@ -23,6 +23,32 @@ def guidance_weights(branches: int, scale: float, image_scale: float | None) -> 
     return [scale, image_scale - scale, 1.0 - image_scale]
 
 
+def important_steps(power: Mapping[int, float], count: int) -> dict[int, float]:
+    """At most *count* steps of a drawing, by which to tell the whole -> how many steps each stands for.
+
+    A step whose share is large is taken for itself; of the others each stands for an equal share, so that the more a step
+    matters, the likelier it is one of them, and the less it is multiplied by (a systematic sample with probabilities proportional
+    to size; Cochran, Sampling Techniques, 3rd edition, 9A.9).
+
+    Args:
+        power: by step, what an error in it does to the last latent.
+    """
+    rest = {step: max(value, 1e-300) for step, value in sorted(power.items())}
+    found: dict[int, float] = {}
+    while len(found) < count and rest:
+        share = sum(rest.values()) / (count - len(found))
+        large = [step for step, value in rest.items() if value >= share]
+        if not large:
+            ends = np.cumsum(list(rest.values()))
+            places = np.searchsorted(ends, share * (np.arange(count - len(found)) + 0.5))
+            steps = list(rest)
+            return dict(sorted((found | {steps[place]: share / rest[steps[place]] for place in places}).items()))
+        for step in large[: count - len(found)]:
+            found[step] = 1.0
+            del rest[step]
+    return dict(sorted(found.items()))
+
+
 def drawing_directions(
     passes: Passes,
     feeds: Mapping[tuple[int, int], Mapping[str, np.ndarray]],

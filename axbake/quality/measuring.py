@@ -12,7 +12,7 @@ from axbake.calibration.reference_samples import reference_samples
 from axbake.drawing.parts import Drawn
 from axbake.networks.component import DENOISER
 from axbake.quality.assignment import NARROW, WIDE
-from axbake.quality.directions import drawing_directions, guidance_weights
+from axbake.quality.directions import drawing_directions, guidance_weights, important_steps
 from axbake.quality.network import Network
 from axbake.quality.passes import Passes
 from axbake.quality.records import model_of, write_model
@@ -101,13 +101,17 @@ def measure_sensitivity(
         seed=picture.seed,
         tell=progress("going back through the drawing: sample"),
     )
-    seen = [run[place] for place in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
+    power = {
+        step: sum(float(np.square(one, dtype=np.float64).sum()) for (at, _), one in directions.items() if at == step)
+        for step in run
+    }
+    seen = important_steps(power, STEPS)
     which = [one for one in weights if one[0] in seen]
     samples = Samples(
         [feeds[one] for one in which],
         np.stack([directions[one] for one in which]),
         [step for step, _ in which],
-        len(run),
+        seen,
     )
     spans = chosen_spans(ranges, calibration)
     found = measure(network, spans, samples, progress("measuring layers: part"))
@@ -117,7 +121,7 @@ def measure_sensitivity(
         "component": component,
         "prompt": picture.prompt,
         "held_out": picture.prompt not in prompts,
-        "steps": [step + 1 for step in seen],
+        "steps": {str(step + 1): round(stands_for, 3) for step, stands_for in seen.items()},
         "directions": DIRECTIONS,
         # In runs of the network, whose backward passes take about as long; with the number of layers none of them grows.
         "runs": {

@@ -14,6 +14,7 @@ from axbake.quality.sensitivity import Sensitivity
 DIGITS = 4  # of a noise
 
 MEANINGS = {
+    "steps": "steps of the drawing that were measured, by what an error in them does to the last latent; each stands for so many",
     "db": "PSNR of the reference's last latent, in dB: this layer alone computes in the type, its weights S8, all else in float",
     "noise": "expected sum of squares of the last latent's error; of a tensor for its readers, one row and column each",
     "clipped": "share of a tensor's values on the reference's drawing that leave the calibrated range; no noise includes them",

@@ -59,13 +59,13 @@ class Samples:
         feeds: N inputs, by name.
         directions: (N, K, E): of each, K directions over the E elements of all outputs.
         steps: (N,): errors of samples of one step, which are its branches of guidance, are summed before they are squared.
-        whole: the number of steps that these stand for.
+        weights: by step, how many steps of the drawing it stands for; one that is not named, for itself.
     """
 
     feeds: Sequence[Feed]
     directions: np.ndarray
     steps: Sequence[int]
-    whole: int
+    weights: Mapping[int, float] = field(default_factory=dict)
 
 
 def measure(
@@ -132,27 +132,54 @@ class _Measurement:
                         found[kind][sample] = _products(derivatives, error)
                 done += 1
                 tell(done, total)
+        still = self._still()
         for name, entry in self.tensors.items():
-            entry.noise = {kind: self._noise(one) for kind, one in self.products[name].items()}
+            entry.noise = {kind: self._noise(one, same=name in still) for kind, one in self.products[name].items()}
         weights: dict[int, dict[str, float]] = {}
         for index, by_type in self.of_weights.items():
-            weights[self.network.layer_of[index]] = {kind: self._weight_noise(one) for kind, one in by_type.items()}
+            weights[self.network.layer_of[index]] = {
+                kind: float(self._noise(one[None], same=True)[0, 0]) for kind, one in by_type.items()
+            }
         return Sensitivity(list(self.tensors.values()), weights)
 
-    def _noise(self, products: np.ndarray) -> np.ndarray:
-        """(R, R) of R readers' (R, N, K) products: of as many steps as these stand for, whose errors are independent."""
-        summed = self._by_step(products)
-        return np.einsum("rsk,tsk->rt", summed, summed) / self.shape[1] * self.samples.whole / summed.shape[1]
+    def _noise(self, products: np.ndarray, *, same: bool) -> np.ndarray:
+        """(R, R) of R readers' (R, N, K) products.
 
-    def _weight_noise(self, products: np.ndarray) -> float:
-        """The same of (N, K) products of weights' errors, which are the same in each step.
-
-        So the products of different steps count too, by the number of pairs that theirs stand for.
+        Args:
+            same: whether the error is the same in each step, so that those of different steps add up before they are squared.
         """
-        summed, whole = self._by_step(products[None])[0], self.samples.whole
-        alike, every, steps = np.mean(np.sum(summed**2, axis=0)), np.mean(np.sum(summed, axis=0) ** 2), len(summed)
-        pairs = whole * (whole - 1) / (steps * (steps - 1)) if steps > 1 else 0.0
-        return float(alike * whole / steps + (every - alike) * pairs)
+        steps = sorted(set(self.samples.steps))
+        weights = np.array([self.samples.weights.get(step, 1.0) for step in steps])
+        summed = self._by_step(products)
+        power = np.einsum("s,rsk,tsk->rt", weights, summed, summed)
+        if same:
+            weighted = summed * weights[:, None]
+            every = weighted.sum(axis=1)
+            added = power + every @ every.T - np.einsum("rsk,tsk->rt", weighted, weighted)
+            power = added if added.diagonal().min() >= 0 else power  # few steps can seem to cancel more than there is
+        return power / self.shape[1]
+
+    def _still(self) -> set[str]:
+        """Tensors that are the same in each step: what comes of the prompt alone."""
+        samples, network = self.samples, self.network
+        of_step = [
+            [feed for feed, one in zip(samples.feeds, samples.steps, strict=True) if one == step]
+            for step in sorted(set(samples.steps))
+        ]
+        still = {
+            name
+            for name in network.inputs
+            if all(
+                np.array_equal(one[name], of_step[0][branch][name])
+                for feeds in of_step
+                for branch, one in enumerate(feeds[: len(of_step[0])])
+            )
+        }
+        for node in network.nodes:
+            read = [name for name in node.inputs if name and name not in network.constants]
+            if read and still.issuperset(read):
+                still.update(node.outputs)
+        return still
 
     def _by_step(self, products: np.ndarray) -> np.ndarray:
         """(R, S, K): sums of the (R, N, K) *products* of each step's samples."""

@@ -90,7 +90,7 @@ def peaked(tmp_path_factory):
     spans = record_ranges(network.graphs[0], samples).overall()
     directions = rng.standard_normal((3, 64, 16 * 32)).astype(np.float32)
     wanted = session(network.graphs[0].model, network.graphs[0].constants).run(["y"], samples[0])[0]
-    found = measure(network, spans, Samples(samples[:3], directions, range(3), 3))
+    found = measure(network, spans, Samples(samples[:3], directions, range(3)))
     return directory, samples[0], wanted, model_of(network, ["net"], found, 3 * float(np.sum(wanted**2.0)))
 
 

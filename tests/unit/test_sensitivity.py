@@ -11,7 +11,7 @@ from onnx import helper
 from axbake.emulator.graph import load_graph, session
 from axbake.emulator.ranges import record_ranges
 from axbake.quality.assignment import FLOAT, NARROW, OUTPUT, WIDE
-from axbake.quality.directions import drawing_directions, guidance_weights
+from axbake.quality.directions import drawing_directions, guidance_weights, important_steps
 from axbake.quality.network import Network
 from axbake.quality.operators import OPERATORS, NoGradient, compute
 from axbake.quality.passes import Passes
@@ -52,7 +52,7 @@ def measured(path, feeds, rng):
     spans = record_ranges(network.graphs[0], feeds).overall()
     outputs = sum(network.sizes[name] for name in network.outputs)
     directions = rng.standard_normal((len(feeds), DIRECTIONS, outputs)).astype(np.float32)
-    samples = Samples(feeds, directions, range(len(feeds)), len(feeds))
+    samples = Samples(feeds, directions, range(len(feeds)))
     return network, spans, model_of(network, ["net"], measure(network, spans, samples), signal=1.0)
 
 
@@ -269,3 +269,16 @@ def test_guidance_weighs_branches_as_the_sampler_does():
     assert guidance_weights(1, 7.0, None) == [1.0]
     assert guidance_weights(2, 7.0, None) == [7.0, -6.0]
     assert guidance_weights(3, 7.0, 1.5) == [7.0, -5.5, -0.5]
+
+
+def test_steps_that_matter_are_looked_at_and_stand_for_all():
+    power = dict.fromkeys(range(20), 1.0) | {18: 30.0, 19: 200.0}
+
+    found = important_steps(power, 8)
+
+    assert len(found) == 8 and found[18] == found[19] == 1.0
+    assert sum(power[step] * weight for step, weight in found.items()) == pytest.approx(sum(power.values()))
+    small = [step for step in found if step < 18]
+    assert np.diff(small).tolist() == [3] * 5  # spread evenly where all matter alike
+    assert important_steps({0: 1.0, 1: 2.0}, 8) == {0: 1.0, 1: 1.0}
+    assert sum(important_steps(dict.fromkeys(range(28), 0.0), 8).values()) == pytest.approx(28)
