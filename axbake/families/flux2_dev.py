@@ -58,7 +58,7 @@ def text_states(network: Module, ids: object, mask: object) -> tuple:
 
 def text_example(network: Module, face: Interface, config: dict, generator: object) -> tuple:
     """Random token ids, and those states."""
-    return language.example_of(network, face, config, generator, states=STATES)
+    return language.example_of(network, face, config, generator, states=STATES, side=FORMAT.side)
 
 
 FAMILY = replace(

@@ -233,14 +233,22 @@ def slices(name: str, count: int, *, form: LanguageFormat, states: Sequence[int]
 
 
 def example_of(
-    network: Any, face: Interface, config: Mapping, generator: Any, *, states: Sequence[int], drop: int = 0
+    network: Any,
+    face: Interface,
+    config: Mapping,
+    generator: Any,
+    *,
+    states: Sequence[int],
+    drop: int = 0,
+    side: str = "right",
 ) -> tuple[dict[str, Any], Any]:
-    """Random token ids, of which the last quarter is filled up, and the states that the network itself gives."""
+    """Random token ids, of which a quarter is filled up on the *side*, and the states that the network itself gives."""
     import torch
 
     ids = torch.randint(0, config["vocab_size"], face.inputs[IDS].shape, generator=generator)
     mask = torch.ones_like(ids)
-    mask[:, -(ids.shape[1] // 4) :] = 0
+    quarter = ids.shape[1] // 4
+    mask[:, slice(quarter) if side == "left" else slice(-quarter, None)] = 0
     return {IDS: ids, MASK: mask}, states_of(network, ids, mask, states=states, drop=drop)[0]
 
 

@@ -111,10 +111,14 @@ def flux_2_klein(*networks: Any, **halves: Any) -> Any:
 
 
 def flux_2_dev(*networks: Any, **halves: Any) -> Any:
-    """`Flux2Pipeline`; it takes no pictures, and its transformer takes the guidance scale."""
+    """`Flux2Pipeline`; it takes no pictures and no negative prompts, and its transformer takes the guidance scale."""
     from diffusers import Flux2Pipeline
 
-    return _flux_2(Flux2Pipeline, *networks, **halves)
+    class WithoutNegative(Flux2Pipeline):
+        def __call__(self, *, negative_prompt_embeds: Any = None, **given: Any) -> Any:
+            return super().__call__(**given)
+
+    return _flux_2(WithoutNegative, *networks, **halves)
 
 
 def _flux_2(kind: Any, *networks: Any, **halves: Any) -> Any:

@@ -30,6 +30,7 @@ from axbake.checkpoints.containers import files_of, open_container
 from axbake.checkpoints.conversion import convert_checkpoint
 from axbake.checkpoints.finding import find_network, read_found_tensor
 from axbake.checkpoints.refusals import UnknownFamily
+from axbake.distance import psnr
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.schedule import derive_schedule, scheduler_arrays
 from axbake.errors import AxbakeError
@@ -39,6 +40,7 @@ from axbake.families.qwen_image import TEMPLATE
 from axbake.inspect import inspect_checkpoint
 from axbake.model import Model
 from axbake.networks import anima_text, cosmos, flux1, flux2, lumina, qwen_image, z_image
+from axbake.networks.component import Interface
 from axbake.networks.sampling import DYNAMIC, RenormalisedFlow, SpacedFlow, TerminalFlow, guided_steps
 from axbake.runtime.language import LanguageFormat, LanguageTokenizer
 from axbake.runtime.noise import TorchNoise
@@ -47,8 +49,9 @@ from axbake.runtime.sampler import load_schedule, sample
 from axbake.sources import MissingTokenizer
 from axbake.table import check_config
 from axbake.weights.files import read_description, read_sampling
+from axbake.weights.networks import load
 from tests import tiny_anima, tiny_flux1, tiny_flux2, tiny_lumina, tiny_qwen_image, tiny_z_image
-from tests.unit.conftest import CLIP, SCHEMAS, family_in, row_of
+from tests.unit.conftest import CLIP, COLUMNS, SCHEMAS, family_in, row_of
 from tests.unit.jobs import draw_picture, record
 
 CONFIG = check_config({}, schema=SCHEMAS / "config.schema.yaml", source="config.yaml", components=[])
@@ -347,6 +350,27 @@ def test_guidance_is_renormalised_as_in_diffusers_pipeline(name, norms, model_of
         latent = latent + sign * (sigmas[step + 1] - sigmas[step]) * made
         np.testing.assert_allclose(found.latents[step], latent.numpy(), atol=1e-5)
     assert "renormalised" not in scheduler_arrays("euler", steps, SpacedFlow(shift=6.0))
+
+
+@every_family
+def test_the_slices_of_each_network_give_together_what_the_whole_gives(name, model_of):
+    model, columns = model_of(name), COLUMNS | {"width": 128}
+    for component in model.family.components:
+        config = read_description(model.weights[component.name]).config
+        given = {column: value for column, value in columns.items() if column in component.columns}
+        faces = [piece.interface(config, **given) for piece in component.graphs]
+        made = {output for face in faces for output in face.outputs}
+        inputs = {key: tensor for face in faces for key, tensor in face.inputs.items() if key not in made}
+        network = load(model.weights[component.name], component.build)
+        with torch.inference_mode():
+            whole = Interface(inputs, faces[-1].outputs)
+            known, wanted = component.example(network, whole, config, torch.Generator().manual_seed(3))
+            for piece, face in zip(component.graphs, faces, strict=True):
+                found = piece.cut(network, face)(*(known[key] for key in face.inputs))
+                found = found if isinstance(found, tuple) else (found,)
+                known |= dict(zip(face.outputs, found, strict=True))
+        for one, other in zip(found, wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
+            assert psnr(other.numpy(), one.numpy()) > 100, component.name
 
 
 @pytest.mark.parametrize("name", ["lumina2", "z_image"])
