@@ -26,7 +26,9 @@ from unittest import mock
 from snakemake.api import DAGApi
 from snakemake.cli import args_to_api, parse_args
 
-from axbake.cache import Cache, cache_directory, explain
+from axbake.cache import Cache, Entry, cache_directory, explain
+from axbake.cache.remote.index import size_of_outputs
+from axbake.cache.remote.remote import Remote
 from axbake.errors import AxbakeError
 from axbake.forecast.history import builds_in
 from axbake.forecast.left import run_time
@@ -37,9 +39,10 @@ from axbake.jobs.identity import Files, Step, files_of, read_steps
 from axbake.jobs.record import last_made
 from axbake.jobs.running import key_of, made_here, name_of, named_files
 from axbake.model import Model
-from axbake.units import duration
+from axbake.units import duration, size_of
 
 FETCH = "axbake.fetch.job.fetch_checkpoint"
+REMOTE = "(remote)"  # behind *stored*
 KINDS = ("fetch", "stored", "build", "unknown", "run")
 
 
@@ -165,6 +168,7 @@ class Planner:
         self.maker = {output: job for job in run.jobs for files in job.outputs.values() for output in files}
         self.digests: dict[Path, str] = {}  # of files that stored results would place
         self.verdicts: dict[Job, Verdict] = {}
+        self.stored: list[Entry] = []  # that the local cache has
         for job in run.jobs:
             self.judge(job)
 
@@ -205,7 +209,8 @@ class Planner:
         kind = next(kind for kind in ("build", "unknown", "stored", "run") if kind in kinds)
         texts = dict.fromkeys(text for one, text in found if one == kind)
         if kind == "stored":
-            texts = dict.fromkeys([max(texts)])  # when the last of them was built
+            fetched = [text for text in texts if text.startswith(REMOTE)]
+            texts = dict.fromkeys(fetched or [max(texts)])  # when the last of them was built
         least, most = (self._seconds(job, steps, kinds, of) for of in (("build", "run"), ("build", "run", "unknown")))
         return Verdict(job, kind, job.name, "; ".join(texts), least, most)
 
@@ -225,9 +230,15 @@ class Planner:
         digests = {path: self.digests.get(path) or self.cache.sha256(path) for path in made_here(step, reads)}
         key = key_of(step, digests, outputs)
         if entry := self.cache.find(key):
+            self.stored.append(entry)
             for output in outputs:
                 self.digests[output] = entry.outputs[output.name].sha256
             return "stored", f"built {entry.created}"
+        brought = self.cache.remote.outputs(key) if self.cache.remote else None
+        if brought and {output.name for output in outputs} == brought.keys():
+            for output in outputs:
+                self.digests[output] = brought[output.name].sha256
+            return "stored", f"{REMOTE} {size_of(size_of_outputs(brought))} to fetch"
         return "build", explain(key, self.entries, last=last.get((key.step, key.component), ""))
 
     def _fetch(self, job: Job, step: Step) -> Verdict:
@@ -286,5 +297,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         PlanError
     """
-    print(show(Planner(dry_run(options.given), Cache(cache_directory(None)))))
+    run = dry_run(options.given)  # which sets what the config says of the caches
+    cache = Cache(cache_directory(None), Remote.from_environment)
+    said = cache.remote.refresh() if cache.remote else ""
+    print(show(Planner(run, cache)))
+    if said:
+        print(f"{said[0].upper()}{said[1:]}.")
     return 0

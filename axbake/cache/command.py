@@ -1,4 +1,8 @@
-"""Show what the build cache holds (usage), and remove what nothing needs (remove --yes)."""
+"""Show what the build cache holds (usage), and remove what nothing needs (remove --yes).
+
+Of a remote build cache (docs/remote-cache.md): push to it what it lacks (push [TARGET …] --yes), show what it holds (remote),
+look at all its entries and content (verify), and remove what is old (prune --yes).
+"""
 
 import argparse
 import sys
@@ -6,6 +10,7 @@ from pathlib import Path
 
 from axbake.cache.errors import KeepUnreadable
 from axbake.cache.garbage import DAYS, Usage, remove_garbage, usage
+from axbake.cache.remote.actions import REMOTE_ACTIONS, PushError
 from axbake.cache.store import Cache, cache_directory
 from axbake.digest import is_sha256
 from axbake.printable import shown
@@ -22,8 +27,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", type=Path, metavar="FILE", help="file of keys that results need, one per line; - is standard input"
     )
-    parser.add_argument("--yes", action="store_true", help="really remove the files")
-    parser.add_argument("action", nargs="?", choices=["usage", "remove"], default="usage")
+    parser.add_argument("--yes", action="store_true", help="really remove, or push")
+    parser.add_argument(
+        "--remote",
+        metavar="ADDRESS",
+        help="the remote build cache (default: AXBAKE_CACHE_REMOTE, or cache_remote in the config)",
+    )
+    parser.add_argument(
+        "--unsigned",
+        action="store_true",
+        help="push without a signature; otherwise AXBAKE_SIGNING_KEY names the SSH key",
+    )
+    parser.add_argument("action", nargs="?", choices=["usage", "remove", *REMOTE_ACTIONS], default="usage")
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="of push: files whose builds are pushed; without: all"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,6 +50,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         AxbakeError
     """
+    if options.targets and options.action != "push":
+        raise PushError(f"{options.action} {' '.join(options.targets)}: only push takes targets.")
+    if options.action in REMOTE_ACTIONS:
+        return REMOTE_ACTIONS[options.action](options)
     cache = Cache(Path(options.directory) if options.directory else cache_directory(None))
     if not cache.directory.is_dir():
         print(f"{cache.directory}: there is no build cache yet")

@@ -34,6 +34,7 @@ from axbake.cache.key import Key
 from axbake.cache.locks import lock, now
 from axbake.cache.reasons import explain, made_any
 from axbake.cache.records import LONGEST
+from axbake.cache.remote.remote import Remote
 from axbake.cache.tree import ABSENT, Tree, names_in
 from axbake.units import size_of
 
@@ -65,9 +66,14 @@ class Cache:
     Others may write there too: what is damaged in it is set aside with a warning, and counts as not there.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, remote: Callable[[Tree], Remote | None] | None = None) -> None:
+        """
+        Args:
+            remote: gives the remote cache that is asked for what is not here, for the tree of this one.
+        """
         self.directory = directory.absolute()
         self.tree = Tree(self.directory)
+        self.remote = remote(self.tree) if remote else None
         self.blobs = Blobs(self.tree)
         self.sha256 = self.blobs.sha256
 
@@ -100,7 +106,7 @@ class Cache:
     def _files(self, step: str, component: str | None) -> Iterator[tuple[Path, int]]:
         """Files that should be entries, each with the open directory it is in: all, or those of a step and component."""
         for above in self._directories(self.directory / "entries", step):
-            for directory in self._directories(above, component or "-"):
+            for directory in self._directories(above, _folder(component)):
                 with contextlib.ExitStack() as held:
                     try:
                         opened = held.enter_context(self.tree.opened(directory))
@@ -162,7 +168,7 @@ class Cache:
 
     def entry_path(self, key: Key) -> Path:
         """The file of *key*'s entry."""
-        return self.directory / "entries" / key.step / (key.component or "-") / f"{key.digest}.json"
+        return self.directory / "entries" / key.step / _folder(key.component) / f"{key.digest}.json"
 
     def fetch_or_build(
         self,
@@ -205,6 +211,9 @@ class Cache:
                 self.tree.refresh(self.entry_path(key).parent)
                 with self.unswept(key.name):
                     if outcome := self._fetch(key, places, repair=True):
+                        return outcome
+                    brought = self.remote and self.remote.bring(key, self.blobs, self.entry_path(key))
+                    if brought and (outcome := self._fetch(key, places, repair=True)):
                         return outcome
                 private.remove_leftovers(self.tree)
             return self._build(key, places, build, inputs=inputs or {}, stores=stores, last=last)
@@ -314,6 +323,8 @@ class Cache:
                     _publish(made, places, before)
                 if entry:
                     self.blobs.note_places(entry.outputs, places)
+                    if self.remote:
+                        self.remote.push_built(entry, self.blobs)
         return Outcome(False, entry, reason)
 
     def _store(self, key: Key, made: Paths, seconds: float) -> Entry | None:
@@ -356,6 +367,11 @@ class Cache:
         """Paths of the outputs in a new directory beside the first place."""
         with private.private_directory(self.tree, next(iter(places.values())), about=key.name) as directory:
             yield {name: directory / place.name for name, place in places.items()}
+
+
+def _folder(component: str | None) -> str:
+    """The directory that entries of a component are in: one level, also of a graph of several."""
+    return (component or "-").replace("/", ".")
 
 
 def _run(key: Key, build: Callable[[Paths], None], made: Paths) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from axbake.cache import Cache, Key, Outcome, cache_directory
 from axbake.cache.errors import disks
 from axbake.cache.locks import now
+from axbake.cache.remote.remote import Remote
 from axbake.errors import AxbakeError
 from axbake.jobs.identity import Step, files_of, read_steps
 from axbake.jobs.inputs import meant
@@ -139,7 +140,7 @@ def made_here(step: Step, reads: Files) -> list[Path]:
 
 def build_cached(step: Step, reads: Files, makes: Files, work: Work, last: str) -> Outcome:
     """Place the step's result from the build cache, or do *work* and keep the result there; *last* as `do_step` has it."""
-    cache = Cache(cache_directory(None))
+    cache = Cache(cache_directory(None), Remote.from_environment)
     read = made_here(step, reads)
     places = [place for files in makes.values() for place in files]
     key = key_of(step, {path: cache.sha256(path) for path in read}, places)

@@ -825,13 +825,20 @@ def test_a_list_of_keys_to_keep_that_is_none_stops_the_command(cache, results, t
 
 def test_no_module_of_the_cache_needs_one_that_needs_it():
     room = Path(axbake.cache.__file__).parent
-    names = {path.stem for path in room.glob("*.py")} - {"__init__"}
+    paths = {
+        ".".join(path.relative_to(room).with_suffix("").parts): path
+        for path in room.rglob("*.py")
+        if path.stem != "__init__"
+    }
     needs = {}
-    for name in names:
-        tree = ast.parse((room / f"{name}.py").read_text(encoding="utf-8"))
+    for name, path in paths.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-        needs[name] = {node.module.rpartition(".")[2] for node in found if node.module.startswith("axbake.cache.")}
-        needs[name] |= {alias.name for node in found if node.module == "axbake.cache" for alias in node.names} & names
+        needs[name] = {
+            full.removeprefix("axbake.cache.")
+            for node in found
+            for full in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        } & paths.keys()
     while needs:
         leaves = {name for name, others in needs.items() if not others & needs.keys()}
         assert leaves, needs

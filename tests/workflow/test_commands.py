@@ -57,6 +57,16 @@ NOT_RUN = {
     "docker build --tag axbake --file envs/Containerfile .": IMAGE,
     'docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/project" axbake demo': IMAGE,
     "hf upload OWNER/REPOSITORY results/NAME/bundle/axbake": "needs Hugging Face",
+    **{
+        f".venv/bin/axbake cache {what}": "needs a remote; tests/workflow/test_remote.py has one"
+        for what in (
+            "push results/NAME/report.html",
+            "push results/NAME/report.html --yes",
+            "push results/NAME/bundle/axbake/manifest.json --remote results/NAME/bundle/axbake/builds --yes",
+            *("remote", "verify", "prune --days 90"),
+        )
+    },
+    "export AXBAKE_SIGNING_KEY=~/.ssh/id_ed25519": "sets a variable",
     ".venv/bin/python -m axbake.emulator build|run|version": "three commands; tests/unit/test_emulator.py runs each",
     ".venv/bin/python -m tests.unit.depends": "tests/unit/test_code.py compares what it writes",
     ".venv/bin/python -m tests.workflow.matrix docs/rebuilds.md": "makes every edit; tests/workflow/test_content.py makes some",

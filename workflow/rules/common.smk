@@ -13,6 +13,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
+from axbake.cache.remote.remote import remote_settings
 from axbake.checkpoints.recipes import is_recipe
 from axbake.digest import file_sha256
 from axbake.errors import AxbakeError
@@ -66,6 +67,8 @@ except AxbakeError as error:
 
 if config["cache"]:
     os.environ.setdefault("AXBAKE_CACHE", config["cache"])
+for name, value in remote_settings(config).items():
+    os.environ.setdefault(name, value)
 
 
 def told(function, *arguments):

@@ -17,6 +17,7 @@ from snakemake.settings.enums import Quietness
 
 from axbake.cache import Cache, cache_directory
 from axbake.cache.errors import check_temporary_room
+from axbake.cache.remote.remote import Remote
 from axbake.forecast.rows import bake_of
 from axbake.jobs.identity import read_steps
 from axbake.jobs.running import name_of
@@ -55,6 +56,8 @@ onstart:
     counts = Counter(job.wildcards_dict["model"] for job in jobs)
     cache = cache_directory(None)
     logger.info(header(counts, cores=run_cores(), cache=cache, log=next(map(Path, log), None)))
+    if remote := Cache(cache, Remote.from_environment).remote:
+        logger.info(f"  {told(remote.refresh)}")
     if SCREEN:
         pending = pending_jobs(jobs)
         seconds = forecasts(Cache(cache), pending, cores=run_cores())
