@@ -11,12 +11,14 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhere
 
-from calibration import HELD_OUT, HeldOut
+from calibration import DEMO, HELD_OUT, HeldOut
 
+from axbake.calibration.observation import read_observed
 from axbake.emulator.build import build
 
 QUANT = {
@@ -33,7 +35,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("results", type=Path)
     results = arguments.parse_args().results
-    held_out = HeldOut(results, HELD_OUT[:1], 1)
+    taken = read_observed(results / "calibration" / "unet.ranges.npz").taken
+    held_out = HeldOut(results, replace(DEMO, held_out=HELD_OUT[:1]), taken)
     config = json.loads((results / "build" / "unet.json").read_text(encoding="utf-8"))["pulsar2_config"]
     archive = str((results / "calibration" / "unet.tar").resolve())
     print("| activations | | SQNR of the output, dB | PSNR of the last latent, dB |\n|---|---|---:|---:|")
@@ -47,7 +50,7 @@ def main() -> None:
                 settings.write_text(json.dumps({**config, "quant": quant}), encoding="utf-8")
                 graph = str(results / "onnx" / "unet.onnx")
                 build(settings, {"input": graph, "output_dir": place, "output_name": "unet.axmodel"})
-                found = held_out.measure(Path(place) / "unet.axmodel")
+                found = held_out.measure([Path(place) / "unet.axmodel"])
             print(f"| {kind} | {name} | {found[0]:.1f} | {found[1]:.1f} |", flush=True)
 
 

@@ -84,7 +84,7 @@ def find_recipe(
 
     def draw(chosen: Recipe, image: Path) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=trade.parent) as place:
-            compiled = _emulated(Path(place), files[denoiser], archives, configs, addresses, chosen)
+            compiled = emulate_recipe(Path(place), files[denoiser], archives, configs, addresses, chosen)
             made, latent = drawn.draw(
                 {**files, denoiser: compiled},
                 load_tokenizer(embeddings),
@@ -154,7 +154,7 @@ def find_recipe(
     write_recipe(recipe, recipe_of(model.layers, found.types), comment)
 
 
-def _emulated(
+def emulate_recipe(
     place: Path,
     graphs: Sequence[Path],
     archives: Sequence[Path],
@@ -162,7 +162,11 @@ def _emulated(
     addresses: Sequence[str],
     recipe: Recipe,
 ) -> list[Path]:
-    """The denoiser's graphs, compiled by the emulator in *place* with the layers' types of *recipe*."""
+    """The denoiser's graphs, compiled by the emulator in *place* with the layers' types of *recipe*.
+
+    Args:
+        graphs, archives, configs, addresses: by graph: the ONNX file, its calibration, Pulsar2's config, its address.
+    """
     made = []
     for graph, archive, config, address in zip(graphs, archives, configs, addresses, strict=True):
         given = [entry | {"calibration_dataset": str(archive)} for entry in config["quant"]["input_configs"]]

@@ -163,8 +163,8 @@ class Remote:
     def bring(self, key: Key, blobs: Blobs, entry_path: Path) -> bool:
         """Bring the build of *key* into the local cache, if the remote has it; whether it is there now.
 
-        What is no entry of the key, damaged, or not signed by those whom the project takes entries of, is not brought, and the log
-        says so. The first trouble of a run turns the remote off for it.
+        What is no entry of the key, damaged, or not signed by those whom the project takes entries of, is not brought, and the
+        log says so. The first trouble of a run turns the remote off for it.
         """
         if self.outputs(key) is None:
             return False
