@@ -6,7 +6,7 @@ PYTHON ?= python3
 # Which build of PyTorch: cpu (0.2 GB), or another one that uv's --torch-backend knows, such as auto or cu130 (about 3 GB).
 TORCH ?= cpu
 # Of tests: more than cores, since tests wait for services, and for Snakemake's jobs.
-WORKERS = 3
+WORKERS = 4
 
 # Snakemake writes the path of Python into shell commands as it is.
 ifneq ($(words [$(CURDIR)]$(if $(findstring ',$(CURDIR))$(findstring ",$(CURDIR))$(findstring \,$(CURDIR)), quoted)),1)
