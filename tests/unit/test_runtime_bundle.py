@@ -134,6 +134,11 @@ def schedule():
     )  # fmt: skip
 
 
+def arrays_of_schedule():
+    """Its arrays, as a file has them: without `guided`, which only schedules have that leave guidance out of some steps."""
+    return {name: value for name, value in asdict(schedule()).items() if value is not None}
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """A bundle of the layout `axbake` whose denoiser is three graphs."""
@@ -146,7 +151,7 @@ def bundle(tmp_path_factory):
             files = [folder / f"{name}.axmodel"]
             onnx.save(model, files[0])
         models[name] = {"role": ROLES[name], "files": [path.relative_to(folder).as_posix() for path in files]}
-    np.savez(folder / "schedule.npz", **asdict(schedule()))
+    np.savez(folder / "schedule.npz", **arrays_of_schedule())
     (folder / "embeddings.json").write_text(json.dumps({"embeddings": {}, "pad_token_id": 49407}))
     (folder / "tokenizer").mkdir()
     for name in ("vocab.json", "merges.txt"):
@@ -308,6 +313,7 @@ def test_a_manifest_that_is_not_of_this_format_is_refused(bundle, tmp_path, what
             {"timesteps": np.ones(2, np.float32)},
             "2 steps, but input_scale, time_embedding, draws_noise",
         ),
+        ("schedule.npz", {"guided": np.ones(2, bool)}, "3 steps, but guided of another number"),
         ("schedule.npz", {"scheduler": np.array(["a"], object)}, "allow_pickle"),
         ("schedule.npz", {"x": np.zeros(600_000_000, np.uint8)}, "wanted 500000000 at most"),
         ("embeddings.json", b"[" * 10**5, "RecursionError"),
@@ -321,7 +327,7 @@ def test_a_manifest_that_is_not_of_this_format_is_refused(bundle, tmp_path, what
 def test_a_damaged_file_of_a_bundle_is_named(bundle, tmp_path, name, content, said):
     folder = copy_of(bundle, tmp_path / "bundle", files={})
     if isinstance(content, dict):
-        np.savez_compressed(folder / name, **{**asdict(schedule()), **content})
+        np.savez_compressed(folder / name, **{**arrays_of_schedule(), **content})
     else:
         (folder / name).write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
