@@ -265,8 +265,11 @@ def sample(
         start = time.perf_counter()
         if schedule.runs_model(i):
             scaled = (latent * schedule.input_scale[i]).astype(np.float32)
-            count = schedule.branches(i, len(prompts))
-            output = denoise(scaled, schedule.time(i, None if added is None else added[:count]), prompts[:count])
+            count = schedule.branches(i, len(prompts)) if guided else 1
+            texts, of_texts = (
+                (prompts[:count], added if added is None else added[:count]) if guided else (prompts, added)
+            )
+            output = denoise(scaled, schedule.time(i, of_texts), texts)
             made = _guided(output, guidance_scale, image_guidance_scale) if count > 1 else output
             if count > 1 and schedule.renormalised:
                 made = _renormalised(made, output[:1], NORMS[schedule.renormalised])
