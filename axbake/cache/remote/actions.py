@@ -164,12 +164,13 @@ def _builds(options: argparse.Namespace) -> tuple[Cache, list[Entry]]:
 def _reveals(entries: list[Entry]) -> list[str]:
     """What others can read in these entries, in lines."""
     texts: dict[str, None] = {}
-    for entry in entries:
-        for (_, name), value in entry.key.parts.items():
-            if name.split("/")[-1] in ("prompt", "negative_prompt", "prompts"):
-                for one in value if isinstance(value, list) else [value]:
-                    if isinstance(one, str) and one.strip():
-                        texts[one] = None
+    for kind in ("prompt", "negative_prompt", "prompts"):  # the pictures' own first
+        values = [
+            value for entry in entries for (_, name), value in entry.key.parts.items() if name.split("/")[-1] == kind
+        ]
+        for value in values:
+            several = value if isinstance(value, list) else [value]
+            texts |= {one: None for one in several if isinstance(one, str) and one.strip()}
     lines = [
         "Others can read in these: settings, SHA-256 of checkpoints, LoRAs and inputs, versions of tools; and the results."
     ]
