@@ -1182,7 +1182,7 @@ def may_only_speak(statement, errors):
             parts += [*node.args, *node.keywords]
         elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation:
             parts.append(node.annotation)
-        elif isinstance(node, ast.FunctionDef) and node.returns:
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.returns:
             parts.append(node.returns)
         elif isinstance(node, ast.Assert) and node.msg:
             parts.append(node.msg)
