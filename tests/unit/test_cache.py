@@ -699,17 +699,16 @@ def test_who_waits_for_a_lock_that_is_removed_waits_for_the_new_one(tmp_path):
 
 def test_workers_that_outlive_a_killed_job_do_not_hold_its_lock(cache, results, tmp_path):
     def build(made):
-        worker = started(lambda: time.sleep(60))
+        worker = started(lambda: time.sleep(3600))
         (tmp_path / "worker").write_text(str(worker))
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert ended(started(lambda: cache.fetch_or_build(KEY, places_in(results), build))) == -signal.SIGKILL
-    begun = time.monotonic()
     cache.fetch_or_build(KEY, places_in(results), Builder())
-    seconds = time.monotonic() - begun
 
-    os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
-    assert seconds < 10
+    os.kill(
+        int((tmp_path / "worker").read_text()), signal.SIGKILL
+    )  # which ends the test if the worker had ended before
     assert hidden_files(results) == []
 
 

@@ -655,7 +655,7 @@ def test_a_file_just_built_is_not_replaced_by_another_users(cache, results):
     assert (place.stat().st_uid, place.stat().st_nlink) == (NOBODY, 1)
 
 
-def test_a_huge_file_of_nothing_is_not_read(cache, results):
+def test_a_huge_file_of_nothing_is_not_read(cache, results, monkeypatch):
     fetch(cache, results / "a")
     entry = json.loads(cache.entry_path(KEY).read_text())
     entry["outputs"]["axmodel"]["size"] = 1 << 39
@@ -664,9 +664,14 @@ def test_a_huge_file_of_nothing_is_not_read(cache, results):
     os.truncate(path, 1 << 39)
     shutil.rmtree(results)
 
-    begun = time.monotonic()
+    small = blobs.content_sha256
+
+    def read(opened: int) -> str:
+        assert os.fstat(opened).st_size < 1 << 39
+        return small(opened)
+
+    monkeypatch.setattr(blobs, "content_sha256", read)
     assert fetch(cache, results / "b") is False
-    assert time.monotonic() - begun < 5
 
 
 # What others see
@@ -783,10 +788,9 @@ def test_reasons_of_reasons_end(width):
         for side in (0, 1)
     ]
     old, new = (dataclasses.replace(job(side, 0), outputs={"x": "x"}) for side in (0, 1))
-    begun = time.monotonic()
 
+    # If each of the ways through the chain were gone, this would not end.
     assert explain(new, [*entries, entry(old, ["f" * 64])]).startswith("step0: ")
-    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("place", ["a directory", "a name too long", "below a file"])

@@ -251,10 +251,10 @@ def test_after_an_error_the_older_result_is_whole(directory):
 
 
 def test_while_the_job_works_nothing_is_in_place_and_a_kill_leaves_it_so(directory):
-    block = WRITE + "open('ready', 'w').close(); time.sleep(60)"
+    block = WRITE + "open('ready', 'w').close(); time.sleep(3600)"
     process = subprocess.Popen(COMMAND, cwd=directory, env=environment(block))
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not (directory / "ready").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)

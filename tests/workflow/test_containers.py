@@ -231,7 +231,7 @@ def test_an_interrupted_run_leaves_no_container(engine, containers, project):
 
     os.killpg(run.pid, signal.SIGINT)  # a Ctrl-C, which reaches all processes of the terminal
 
-    run.communicate(timeout=60)
+    run.communicate(timeout=600)
     assert run.returncode != 0
     assert soon(lambda: containers() == [])
     assert not (project.directory / "results" / "tiny" / "vae_decoder.axmodel").exists()

@@ -185,7 +185,7 @@ def start(*arguments: str, **how) -> subprocess.Popen:
 
 def wait_for_part(digest: str, size: int) -> None:
     part = DOWNLOADS / f"{digest}.part"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while not part.is_file() or part.stat().st_size < size:
         assert time.monotonic() < until
         time.sleep(0.005)
