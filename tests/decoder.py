@@ -40,9 +40,16 @@ def write_inputs(directory: Path) -> dict[str, Path]:
 
 
 def pack_latents(latents: Path, archive: Path) -> None:
-    """Pack *latents* as the decoder's calibration samples."""
+    """Pack all of *latents* as the decoder's calibration samples."""
     (piece,) = VAE_DECODER.graphs
-    calibrate_decoder(latents, piece=piece, columns=COLUMNS, archive=archive)
+    calibrate_decoder(latents, all_of(latents), piece=piece, columns=COLUMNS, archive=archive)
+
+
+def all_of(arrays: Path) -> Path:
+    """A record that chooses each of *arrays*, an .npy; beside it."""
+    chosen = arrays.with_suffix(".json")
+    chosen.write_text(json.dumps({"samples": list(range(len(np.load(arrays))))}))
+    return chosen
 
 
 def compile_decoder(

@@ -19,6 +19,7 @@ one from above, so that few have to be computed anew (Minoux's lazy greedy, 1978
 import heapq
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from axbake.emulator.encoding import is_extreme
 from axbake.emulator.ranges import Ranges
 from axbake.errors import AxbakeError
 
+WORST = 10  # tensors that a record names
+ENOUGH = (0.99, 1.0)  # shares of the ranges for which a record says how many samples they take
 WHOLE = 2**32  # stands for a tensor's whole span: in integers sums are exact, and ties are ties on every CPU
 
 
@@ -129,3 +132,18 @@ def choose(shares: Shares, count: int, required: Sequence[Sequence[Set[int]]] = 
         covered = np.maximum(covered, sides[sample])
         unmet = [[wish for wish in group if sample not in wish] for group in unmet]
     return order
+
+
+def described(covered: Shares, chosen: list[int], by_coverage: list[int]) -> dict[str, Any]:
+    """What *chosen* cover, and how many samples it takes to cover enough, of *by_coverage*, which cover all."""
+    curve, tensors = covered.curve(chosen), covered.by_tensor(chosen)
+    whole = covered.curve(by_coverage)
+    worst = sorted(tensors, key=lambda name: tensors[name])[:WORST]
+    return {
+        "coverage": round(curve[-1], 6),
+        "tensors": len(tensors),
+        "worst_covered": {name: round(tensors[name], 4) for name in worst},
+        "samples_for": {f"{share:.0%}": 1 + next(i for i, at in enumerate(whole) if at >= share) for share in ENOUGH},
+        # With «coverage» on to the sample that completes it.
+        "coverage_by_samples": [round(at, 6) for at in (whole if chosen == by_coverage[: len(chosen)] else curve)],
+    }

@@ -59,7 +59,7 @@ class DenoiserSamples:
 
     prompts: tuple[str, ...]
     tokens: np.ndarray  # (P,) int64: of each prompt
-    texts: tuple[np.ndarray, np.ndarray, np.ndarray]  # of prompt, negative and empty prompt: (P or 1, 1, T, W) float32
+    texts: tuple[np.ndarray, ...]  # of prompt, negative and empty prompt: (P or 1, 1, T, W) float32
     latents: np.ndarray  # (P, N + 1, 1, 4, h, w) float32
     added: tuple[
         np.ndarray, ...
@@ -137,19 +137,26 @@ def beside_of(beside: np.ndarray, branch: int) -> np.ndarray:
 def load_samples(trajectories: Path, schedule: Path, taken: TakenInputs) -> DenoiserSamples:
     """The samples in `calibration/trajectories.npz` and `schedule.npz`, for graphs that take *taken*."""
     with np.load(trajectories, allow_pickle=False) as arrays:
-        return DenoiserSamples(
-            prompts=tuple(map(str, arrays["prompts"])),
-            tokens=arrays["tokens"],
-            texts=(arrays["prompt_embeds"], arrays["negative_embeds"][None], arrays["empty_embeds"][None]),
-            latents=arrays["latents"],
-            added=(arrays["prompt_added"], arrays["negative_added"][None], arrays["empty_added"][None])
-            if "prompt_added" in arrays.files
-            else (),
-            negative_prompt=str(arrays["negative_prompt"]),
-            schedule=load_schedule(schedule),
-            inputs_taken=taken,
-            beside=arrays["beside"] if "beside" in arrays.files else None,
-            masks=(arrays["prompt_mask"], arrays["negative_mask"][None], arrays["empty_mask"][None])
-            if "prompt_mask" in arrays.files
-            else (),
-        )
+        return samples_in(arrays, load_schedule(schedule), taken)
+
+
+def samples_in(arrays: Mapping[str, np.ndarray], schedule: Schedule, taken: TakenInputs) -> DenoiserSamples:
+    """The samples in what `axbake.calibration.trajectories.record_trajectories` writes."""
+
+    def of_texts(what: str) -> tuple[np.ndarray, ...]:
+        if f"prompt_{what}" not in arrays:
+            return ()
+        return arrays[f"prompt_{what}"], arrays[f"negative_{what}"][None], arrays[f"empty_{what}"][None]
+
+    return DenoiserSamples(
+        prompts=tuple(map(str, arrays["prompts"])),
+        tokens=arrays["tokens"],
+        texts=of_texts("embeds"),
+        latents=arrays["latents"],
+        added=of_texts("added"),
+        negative_prompt=str(arrays["negative_prompt"]),
+        schedule=schedule,
+        inputs_taken=taken,
+        beside=arrays.get("beside"),
+        masks=of_texts("mask"),
+    )

@@ -30,7 +30,6 @@ def check_calibration(
     embeddings: Path,
     trajectory: Path,
     ranges: Path,
-    calibration: Path,
     picture: Picture,
     prompts: list[str],
     drawn: Drawn,
@@ -55,7 +54,6 @@ def check_calibration(
         encoder_weights, encoder_build, latents: with a canvas: of the VAE encoder, in a list, what builds it, and the family's.
         trajectory: `reference/trajectory.npy`.
         ranges: `calibration/{component}.ranges.npz` of the denoiser.
-        calibration: `calibration/{component}.json`, which names the samples chosen.
         prompts: that were calibrated with. If the picture's is one of them, it is not held out, and the record says so.
         held_out: JSON to write. A clip rate in it is the share of pairs of a held-out sample and a tensor in which the sample's
             range leaves the calibrated one; an excess is how far it does, as a share of the calibrated range's width. How many
@@ -65,7 +63,7 @@ def check_calibration(
     files, denoiser = drawn.files(graphs), drawn.of_role(DENOISER)
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
-    observed, chosen = read_observed(ranges), [entry["row"] for entry in _read_json(calibration)["samples"]]
+    observed = read_observed(ranges)
     feeds = reference_samples(
         graphs=graphs,
         schedule=steps,
@@ -94,33 +92,27 @@ def check_calibration(
         "texts": [BRANCHES[branch] for branch in branches],
         "clip_rate_is": "share of (held-out sample, tensor) pairs whose range leaves the calibrated one",
         "excess_is": "how far a range leaves the calibrated one, as a share of that one's width",
-        "chosen": compare(found, observed.ranges, chosen),
-        "all_recorded": compare(found, observed.ranges, range(len(observed.samples))),
+        "chosen": compare(found, observed.ranges),
     }
     held_out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def compare(found: Ranges, calibrated: Ranges, rows: Sequence[int]) -> dict[str, Any]:
-    """How the ranges *found* on held-out samples leave those that *rows* of *calibrated* span, both extended to 0.
+def compare(found: Ranges, calibrated: Ranges) -> dict[str, Any]:
+    """How the ranges *found* on held-out samples leave those that the rows of *calibrated* span, both extended to 0.
 
     Tensors that are 0 in all these rows are skipped if they are 0 in what was found, and else have an excess of their
     own whole range, 1.
     """
     assert found.names == calibrated.names
-    chosen = list(rows)
-    bottom, top = np.minimum(calibrated.low[chosen].min(axis=0), 0), np.maximum(calibrated.high[chosen].max(axis=0), 0)
+    bottom, top = np.minimum(calibrated.low.min(axis=0), 0), np.maximum(calibrated.high.max(axis=0), 0)
     beyond = np.maximum(bottom - found.low, 0).astype(np.float64) + np.maximum(found.high - top, 0)  # (N, T)
     width = (top - bottom).astype(np.float64)
     excess = np.divide(beyond, width, out=(beyond > 0).astype(np.float64), where=width > 0)
     largest = excess.max(axis=0)
     worst = np.argsort(-largest, kind="stable")[:WORST]
     return {
-        "samples": len(chosen),
+        "samples": len(calibrated.low),
         "clip_rate": round(float((excess > 0).mean()), 4),
         "mean_excess_of_the_clipped": round(float(excess[excess > 0].mean()), 4) if (excess > 0).any() else 0.0,
         "largest_excess": {found.names[i]: round(float(largest[i]), 4) for i in worst if largest[i] > 0},
     }
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

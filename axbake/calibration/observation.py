@@ -1,4 +1,4 @@
-"""Ranges of every activation of a denoiser on all that was recorded of it, by the emulator's own observer.
+"""Ranges of every activation of a denoiser on samples of what it sees, by the emulator's own observer.
 
 Where it is a chain of graphs, all samples go through one graph, then through the next: the disk holds what graphs pass on that is
 still to be taken, and memory one graph.
@@ -6,13 +6,13 @@ still to be taken, and memory one graph.
 
 import functools
 import tempfile
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from axbake.calibration.denoiser_samples import TakenInputs, Which, load_samples
+from axbake.calibration.denoiser_samples import TakenInputs, Which
 from axbake.emulator.graph import Graph, load_graph
 from axbake.emulator.ranges import Ranges, record_ranges
 from axbake.npz import npz_bytes
@@ -31,43 +31,6 @@ class Observed:
     outputs: frozenset[str]  # of the network, among the tensors
 
 
-def observe_denoiser(
-    graphs: Sequence[Path],
-    tensors: Sequence[Path],
-    trajectories: Path,
-    schedule: Path,
-    *,
-    guidance_scale: float,
-    ranges: Path,
-) -> None:
-    """Run the float denoiser on every recorded sample, and keep the range of each of its activations.
-
-    Args:
-        graphs, tensors: its graphs in order, and the files of their weights beside them.
-        trajectories: `calibration/trajectories.npz`.
-        guidance_scale: at 1 the negative branch does not run, and gives no samples.
-        ranges: `.npz` to write, for N samples and T tensors: `samples` (N, 3) int64: prompt, step, branch; `names` (T,),
-            as `observe_chain` gives them; `low` and `high` (N, T) float32; `time_input` and `time_shape`: the input for the time;
-            `outputs`: the last graph's.
-    """
-    taken = TakenInputs.of(chain_inputs(graphs))
-    recorded = load_samples(trajectories, schedule, taken)
-    samples = recorded.recorded(guidance_scale)
-    observed = observe_chain(
-        graphs, lambda: recorded.all_inputs(samples), len(samples), beside=ranges.parent, what="observing:"
-    )
-    content = {
-        "samples": np.array(samples),
-        "names": np.array(observed.names),
-        "low": observed.low,
-        "high": observed.high,
-        "time_input": np.array(taken.time),
-        "time_shape": np.array(taken.shape),
-        "outputs": np.array([output.name for output in load_graph(graphs[-1]).outputs]),
-    }
-    ranges.write_bytes(npz_bytes(content))
-
-
 def chain_inputs(graphs: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """Shapes of what a chain of graphs takes, by name: all inputs that no graph before makes."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -79,7 +42,13 @@ def chain_inputs(graphs: Sequence[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def observe_chain(
-    graphs: Sequence[Path], samples: Callable[[], Iterator[Sample]], count: int, *, beside: Path, what: str
+    graphs: Sequence[Path],
+    samples: Callable[[], Iterator[Sample]],
+    count: int,
+    *,
+    beside: Path,
+    what: str,
+    on_feed: Callable[[int, int, Sample], None] = lambda graph, row, feed: None,
 ) -> Ranges:
     """Ranges of all activations of a chain of graphs on *count* samples.
 
@@ -90,6 +59,7 @@ def observe_chain(
         samples: gives the chain's inputs, sample by sample, each time that it is called.
         beside: directory in whose file system there is room for what the graphs pass on.
         what: the lines of progress begin with it.
+        on_feed: gets a graph's number, a sample's, and what the graph takes of it, before it runs.
     """
     tell = progress(what)
     found: list[Ranges] = []
@@ -98,10 +68,9 @@ def observe_chain(
         passed = Passed(Path(place))
         for number, path in enumerate(graphs):
             graph, later = load_graph(path), _later(taken, number)
-            feeds = (passed.feed(graph, sample, row) for row, sample in enumerate(samples()))
             ranges = record_ranges(
                 graph,
-                feeds,
+                _told(functools.partial(on_feed, number), passed.feeds(graph, samples())),
                 on_sample=lambda done, before=number * count: tell(before + done, count * len(graphs)),  # type: ignore[misc]
                 on_outputs=functools.partial(passed.keep, later=later) if later else None,
             )
@@ -110,6 +79,12 @@ def observe_chain(
             names = tuple(name if name in outer else f"{path.stem}/{name}" for name in ranges.names)
             found.append(replace(ranges, names=names) if len(graphs) > 1 else ranges)
     return _joined(found)
+
+
+def _told(tell: Callable[[int, Sample], None], feeds: Iterable[Sample]) -> Iterator[Sample]:
+    for row, feed in enumerate(feeds):
+        tell(row, feed)
+        yield feed
 
 
 def _taken(graphs: Sequence[Path]) -> list[list[str]]:
@@ -133,10 +108,11 @@ class Passed:
         self.directory = directory
         self._row = 0
 
-    def feed(self, graph: Graph, sample: Sample, row: int) -> dict[str, np.ndarray]:
-        """What *graph* takes of the chain's inputs, and of what the graphs before made of them."""
-        known = dict(sample) | self._kept(row)
-        return {spec.name: known[spec.name] for spec in graph.inputs}
+    def feeds(self, graph: Graph, samples: Iterable[Sample]) -> Iterator[dict[str, np.ndarray]]:
+        """What *graph* takes of the chain's inputs, and of what the graphs before made of them, sample by sample."""
+        for row, sample in enumerate(samples):
+            known = dict(sample) | self._kept(row)
+            yield {spec.name: known[spec.name] for spec in graph.inputs}
 
     def keep(self, outputs: Sample, *, later: Container[str]) -> None:
         """Keep what *later* graphs take: of what a graph made of the next sample, and of what those before it made."""
@@ -158,18 +134,23 @@ class Passed:
             return {name: arrays[name] for name in arrays.files}
 
 
-def run_chain(graphs: Sequence[Path], samples: Sequence[Sample]) -> Iterator[list[dict[str, np.ndarray]]]:
-    """What each graph of a chain takes of each of *samples*, graph by graph; for few samples, since they stay in memory."""
-    from axbake.runtime.session import open_model
+def run_chain(
+    graphs: Sequence[Path],
+    samples: Sequence[Sample],
+    run: Callable[[int, list[dict[str, np.ndarray]], list[str]], list[dict[str, np.ndarray]]],
+) -> None:
+    """Take *samples* through a chain of graphs, graph by graph; few of them, since they stay in memory.
 
+    Args:
+        run: gets a graph's number, what it takes of each sample, and names of its outputs that later graphs take; gives these.
+    """
     taken = _taken(graphs)
     known = [dict(sample) for sample in samples]
     for number, path in enumerate(graphs):
         feeds = [{name: one[name] for name in taken[number]} for one in known]
-        yield feeds
-        if later := _later(taken, number):
-            session = open_model(path)
-            known = [_those(one | session.run(feed), later) for one, feed in zip(known, feeds, strict=True)]
+        later = _later(taken, number)
+        made = run(number, feeds, [spec.name for spec in load_graph(path).outputs if spec.name in later])
+        known = [_those(one | more, later) for one, more in zip(known, made, strict=True)]
 
 
 def _joined(found: Sequence[Ranges]) -> Ranges:
@@ -185,8 +166,26 @@ def _joined(found: Sequence[Ranges]) -> Ranges:
     return Ranges(names, low, high)
 
 
+def write_observed(path: Path, observed: Observed) -> None:
+    """Write *observed* to an `.npz`, for N samples and T tensors.
+
+    `samples` (N, 3) int64: prompt, step, branch; `names` (T,), as `observe_chain` gives them; `low` and `high` (N, T) float32;
+    `time_input` and `time_shape`: the input for the time; `outputs`: the network's.
+    """
+    content = {
+        "samples": np.array(observed.samples),
+        "names": np.array(observed.ranges.names),
+        "low": observed.ranges.low,
+        "high": observed.ranges.high,
+        "time_input": np.array(observed.taken.time),
+        "time_shape": np.array(observed.taken.shape),
+        "outputs": np.array(sorted(observed.outputs)),
+    }
+    path.write_bytes(npz_bytes(content))
+
+
 def read_observed(path: Path) -> Observed:
-    """What `observe_denoiser` wrote."""
+    """What `write_observed` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         samples = [(int(prompt), int(step), int(branch)) for prompt, step, branch in arrays["samples"]]
         ranges = Ranges(tuple(map(str, arrays["names"])), arrays["low"], arrays["high"])

@@ -9,18 +9,32 @@ r⁻³, which have the edges, flat parts and 1/f spectrum of photographs; here w
 ground, in all colours or in saturated ones. The others are extremes that bound the ranges: flat black, white and pure colours,
 checks of one pixel and of eight, ramps, white noise.
 
+Each half is calibrated with the fewest that cover its ranges (`axbake.calibration.coverage`), of which it has seen all: small
+versions of them, or what the other half needs, do not tell (docs/numbers.md).
+
 What that costs: docs/numbers.md compares it with calibration by what the model draws.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from axbake.calibration.coverage import choose, described, shares
 from axbake.runtime.progress import progress
+from axbake.runtime.tiles import tiles_of
 from axbake.weights.files import read_description
 
+if TYPE_CHECKING:
+    from axbake.weights.networks import Build
+
+logger = logging.getLogger(__name__)
+ENOUGH = 0.999  # share of the ranges of a half of the VAE that its samples cover
 LEAVES = 24  # pictures of dead leaves
 COLOURS = (
     (0, 0, 0),
@@ -77,22 +91,20 @@ def _dead_leaves(random: np.random.RandomState, height: int, width: int) -> np.n
 
 
 def encode_pictures(
-    pictures: Path, encoder: Path, *, build: Callable[[dict], Any], channels: int, latents: Path
+    pictures: Path, encoder: Path, *, build: Build, channels: int, precision: str, latents: Path, chosen: Path
 ) -> None:
     """Write the latents' means that a VAE's own encoder gives for *pictures*, and some noise of a UNet's latents' size.
 
     Args:
         encoder: `weights/{component}.safetensors` of the encoder half; *build*: the component's.
         channels: C of a latent.
+        precision: float32 or bfloat16: of the encoder's weights and activations.
         latents: .npy to write: (N, 1, C, h, w) float32, not scaled, as the decoder's graph takes them.
+        chosen: JSON to write: the fewest pictures that cover the encoder's ranges (`ENOUGH`), by number, and what they cover.
     """
-    encode = _encoding(encoder, build, channels)
-    drawn = np.load(pictures)
-    means: list[np.ndarray] = []
-    tell = progress("encoding: picture")
-    for number, picture in enumerate(drawn):
-        means.append(encode(picture))
-        tell(number + 1, len(drawn))
+    scaled = np.load(pictures).transpose(0, 3, 1, 2)[:, None] / np.float32(127.5) - 1  # (N, 1, 3, H, W)
+    made = _run(encoder, build, scaled, precision=precision, what="encoding: picture", chosen=chosen)
+    means = [one[:, :channels] for one in made]
     # What a UNet makes has a standard deviation of about 1 after scaling: that is what the factor is for.
     unit = np.random.RandomState(0).standard_normal((len(NOISE), *means[0].shape))
     scaling_factor = read_description(encoder).config.get("scaling_factor", 1.0)
@@ -100,16 +112,67 @@ def encode_pictures(
     np.save(latents, np.stack([*means, *noise]).astype(np.float32))
 
 
-def _encoding(encoder: Path, build: Callable[[dict], Any], channels: int) -> Callable[[np.ndarray], np.ndarray]:
+def decode_latents(
+    latents: Path, decoder: Path, *, build: Build, precision: str, chosen: Path, tile: int | None = None
+) -> None:
+    """Choose the fewest of *latents* that cover a VAE decoder's ranges.
+
+    Args:
+        latents: of `encode_pictures`.
+        decoder: `weights/{component}.safetensors` of the decoder half; *build*: the component's.
+        precision: float32 or bfloat16: of the decoder's weights and activations.
+        chosen: JSON to write, as `encode_pictures` does.
+        tile: as `axbake.calibration.tars.calibrate_decoder` has it.
+    """
+    _run(
+        decoder,
+        build,
+        decoded_of(np.load(latents), tile),
+        precision=precision,
+        what="decoding: latent",
+        chosen=chosen,
+    )
+
+
+def decoded_of(latents: np.ndarray, tile: int | None) -> Sequence[np.ndarray]:
+    """What the decoder is given of each of *latents*, as `axbake.calibration.tars.calibrate_decoder` says."""
+    if not tile:
+        return list(latents)
+    return [(tiles := tiles_of(latent, tile))[number % len(tiles)] for number, latent in enumerate(latents)]
+
+
+def read_chosen(chosen: Path) -> list[int]:
+    """Numbers of the samples that are chosen."""
+    return json.loads(chosen.read_text(encoding="utf-8"))["samples"]
+
+
+def _run(
+    weights: Path, build: Build, samples: Sequence[np.ndarray], *, precision: str, what: str, chosen: Path
+) -> list[np.ndarray]:
+    """What a half of a VAE gives for each of *samples*; *chosen* is written."""
     import torch  # here, so that drawing the pictures does not wait for it
 
+    from axbake.calibration.modules import OUTPUT, ModuleRanges
     from axbake.weights import networks
 
-    network = networks.channels_last(networks.load(encoder, build))
-
-    def encode(picture: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
+    dtype = networks.PRECISIONS[precision]
+    network = networks.channels_last(networks.load(weights, build, dtype=dtype))
+    ranges, tell = ModuleRanges(network), progress(what)
+    made: list[np.ndarray] = []
+    for sample in samples:
         with torch.inference_mode():
-            return network(pixels)[:, :channels].contiguous().numpy()
-
-    return encode
+            made.append(network(torch.from_numpy(sample).to(dtype)).float().contiguous().numpy())
+        ranges.end_of_run()
+        tell(len(made), len(samples))
+    covered = shares(ranges.found(), {OUTPUT})
+    order = choose(covered, 1)
+    count = 1 + next(number for number, reached in enumerate(covered.curve(order)) if reached >= ENOUGH)
+    content = {
+        "component": read_description(weights).component,
+        "recorded": len(samples),
+        **described(covered, order[:count], order),
+        "samples": order[:count],
+    }
+    logger.info("%d of %d cover %.2f %% of the ranges", count, len(samples), 100 * content["coverage"])
+    chosen.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return made

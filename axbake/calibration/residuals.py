@@ -95,13 +95,18 @@ def measure_residuals(
 def widths_of_sums(graphs: Sequence[Path], samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
     """How wide each residual sum of a chain of *graphs* is on *samples*, by graph and tensor, as `measure_residuals` keeps it."""
     found: dict[str, dict[str, Any]] = {}
-    for path, feeds in zip(graphs, run_chain(graphs, samples), strict=True):
-        graph = load_graph(path)
+
+    def measure(number: int, feeds: list[dict[str, np.ndarray]], outputs: list[str]) -> list[dict[str, np.ndarray]]:
+        graph = load_graph(graphs[number])
         layers = residual_sums(graph)
-        probes = {name: _copied(name) for name in layers}
-        values = [dict(zip(layers, arrays, strict=True)) for arrays in measured(graph, feeds, probes)] if probes else []
-        for name, layer in layers.items():
-            found[f"{path.stem}/{name}"] = {"layer": layer} | _widths([one[name] for one in values])
+        if not layers and not outputs:
+            return [{}] * len(feeds)
+        given = list(measured(graph, feeds, {name: _copied(name) for name in layers}, outputs))
+        for place, (name, layer) in enumerate(layers.items()):
+            found[f"{graphs[number].stem}/{name}"] = {"layer": layer} | _widths([arrays[place] for arrays in given])
+        return [dict(zip(outputs, arrays[len(layers) :], strict=True)) for arrays in given]
+
+    run_chain(graphs, samples, measure)
     return found
 
 

@@ -7,12 +7,13 @@ The formats are Pulsar2's (AXERA-TECH/pulsar2-docs-en, `user_guides_config/confi
 for the UNet and the VAE decoder, a `Numpy` archive for the text encoder, an `Image` archive for the VAE encoder.
 """
 
+import contextlib
 import io
 import json
 import logging
 import pickle
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,17 @@ import numpy as np
 from PIL import Image
 
 from axbake.calibration.counting import Recorded
-from axbake.calibration.coverage import Shares, choose, shares
-from axbake.calibration.denoiser_samples import EMPTY, PROMPT, DenoiserSamples, Which, load_samples
-from axbake.calibration.observation import read_observed, run_chain
+from axbake.calibration.coverage import choose, described, shares
+from axbake.calibration.denoiser_samples import EMPTY, PROMPT, DenoiserSamples, TakenInputs, Which, load_samples
+from axbake.calibration.modules import OUTPUT, read_module_ranges
+from axbake.calibration.observation import Observed, chain_inputs, observe_chain, write_observed
+from axbake.calibration.pictures import decoded_of, read_chosen
 from axbake.drawing.prompts import load_tokenizer
+from axbake.emulator.graph import load_graph
 from axbake.networks.component import Piece
 from axbake.runtime.prompt import chunk_prompt, ids_for
-from axbake.runtime.tiles import tiles_of
 
 logger = logging.getLogger(__name__)
-WORST = 10  # tensors that a record names
-ENOUGH = (0.99, 1.0)  # shares of the ranges for which a record says how many samples they take
 
 
 def stratified(count: int, *, prompts: int, branches: Sequence[int]) -> list[Which]:
@@ -56,67 +57,95 @@ def calibrate_denoiser(
     tensors: Sequence[Path],
     trajectories: Path,
     schedule: Path,
-    ranges: Path,
     *,
     component: str,
+    guidance_scale: float,
     samples: int,
     selection: str,
     archives: Sequence[Path],
+    ranges: Path,
     record: Path,
 ) -> None:
-    """Pack *samples* of what each of the denoiser's graphs takes into a `NumpyObject` archive, by the names of the graph.
+    """Choose *samples* of what was recorded; pack what each graph takes of them into a `NumpyObject` archive, and observe it.
 
-    They are in it in the order in which they were chosen; with `coverage` the first n are the best n that greed finds.
+    They are in it in the order in which they were chosen; with `coverage` the first n are the best n that greed finds. Names in
+    an archive are its graph's.
 
     Args:
-        graphs, tensors: its graphs in order, and the files of their weights beside them; only a chain's are run, to have what
-            its later graphs take.
-        trajectories: `calibration/trajectories.npz`.
-        ranges: `calibration/{component}.ranges.npz`; its samples are those that there are.
+        graphs, tensors: its graphs in order, and the files of their weights beside them.
+        trajectories: `calibration/trajectories.npz`, whose ranges of modules the samples are chosen by.
+        guidance_scale: at 1 the negative branch does not run, and gives no samples.
         selection: `coverage`, with an empty prompt, a longest prompt and every step that runs the model, if
             *samples* are enough for them; `stratified`, evenly over prompts, steps and branches; `first`, as recorded: by prompt,
             step, branch.
         archives: tars to write, one a graph.
-        record: JSON to write: the samples chosen, and what of the activations' ranges they cover.
+        ranges: `.npz` to write: the range of each activation of the graphs on each chosen sample (`write_observed`).
+        record: JSON to write: the samples chosen, and what of the modules' ranges they cover.
 
     Raises:
         CalibrationError: there are fewer than *samples*.
     """
-    observed = read_observed(ranges)
-    recorded = load_samples(trajectories, schedule, observed.taken)
-    drawn = [which for which in observed.samples if which[2] != EMPTY]
-    prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
-    run = [len({branch for _, one, branch in drawn if one == step}) for step in steps]
-    there = Recorded(len(prompts), len(steps), len(branches), sum(count < len(branches) for count in run))
-    there.check("samples", samples, empty=len(observed.samples) - len(drawn) if selection == "coverage" else 0)
-    required = required_samples(recorded, observed.samples)
-    covered = shares(observed.ranges, observed.outputs)
+    taken = TakenInputs.of(chain_inputs(graphs))
+    recorded = load_samples(trajectories, schedule, taken)
+    there = recorded.recorded(guidance_scale)
+    _check_count(there, samples, selection)
+    required = required_samples(recorded, there)
+    covered = shares(read_module_ranges(trajectories), {OUTPUT})
+    assert len(covered.low) == len(there), "the trajectories were recorded with another guidance"
     by_coverage = choose(covered, samples, [list(group.values()) for group in required])
-    chosen = by_coverage[:samples]
+    rows = by_coverage[:samples]
     if selection == "first":
-        chosen = list(range(samples))
+        rows = list(range(samples))
     elif selection == "stratified":
-        spread = stratified(samples, prompts=len(prompts), branches=run)
-        chosen = [
-            observed.samples.index((prompt, steps[number], branches[branch])) for prompt, number, branch in spread
-        ]
-    inputs = [recorded.inputs(observed.samples[row]) for row in chosen]
-    taken = run_chain(graphs, inputs) if len(graphs) > 1 else [inputs]
-    for archive, feeds in zip(archives, taken, strict=True):
-        members = ((f"{archive.stem}_{number:04d}.npy", _npy_object(feed)) for number, feed in enumerate(feeds))
-        _write_archive(archive, members)
+        rows = _stratified_rows(there, samples)
+    chosen = [there[row] for row in rows]
+    with contextlib.ExitStack() as packing:
+        adds = [packing.enter_context(_archive(path)) for path in archives]
+
+        def pack(graph: int, number: int, feed: Mapping[str, np.ndarray]) -> None:
+            adds[graph](f"{archives[graph].stem}_{number:04d}.npy", _npy_object(dict(feed)))
+
+        found = observe_chain(
+            graphs,
+            lambda: recorded.all_inputs(chosen),
+            samples,
+            beside=ranges.parent,
+            what="observing:",
+            on_feed=pack,
+        )
+    outputs = frozenset(output.name for output in load_graph(graphs[-1]).outputs)
+    write_observed(ranges, Observed(chosen, found, taken, outputs))
     content = {
         "component": component,
         "selection": selection,
-        "recorded": len(observed.samples),
-        **_coverage(covered, chosen, by_coverage),
-        "required": {name: not rows.isdisjoint(chosen) for group in required for name, rows in group.items()},
-        "samples": [{"row": row, **recorded.describe(observed.samples[row])} for row in chosen],
+        "recorded": len(there),
+        **described(covered, rows, by_coverage),
+        "required": {name: not those.isdisjoint(rows) for group in required for name, those in group.items()},
+        "samples": [{"row": row, **recorded.describe(there[row])} for row in rows],
     }
-    logger.info(
-        "%d of %d samples cover %.2f %% of the ranges", samples, len(observed.samples), 100 * content["coverage"]
-    )
+    logger.info("%d of %d samples cover %.2f %% of the ranges", samples, len(there), 100 * content["coverage"])
     record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check_count(there: list[Which], samples: int, selection: str) -> None:
+    """Raise CalibrationError if there are fewer than *samples*; those of an added empty prompt are for `coverage` alone."""
+    drawn = [which for which in there if which[2] != EMPTY]
+    prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
+    alone = sum(count < len(branches) for count in _branches_by_step(drawn))
+    counted = Recorded(len(prompts), len(steps), len(branches), alone)
+    counted.check("samples", samples, empty=len(there) - len(drawn) if selection == "coverage" else 0)
+
+
+def _branches_by_step(drawn: list[Which]) -> list[int]:
+    steps = sorted({step for _, step, _ in drawn})
+    return [len({branch for _, one, branch in drawn if one == step}) for step in steps]
+
+
+def _stratified_rows(there: list[Which], samples: int) -> list[int]:
+    drawn = [which for which in there if which[2] != EMPTY]
+    prompts, steps, branches = (sorted({which[axis] for which in drawn}) for axis in range(3))
+    spread = stratified(samples, prompts=len(prompts), branches=_branches_by_step(drawn))
+    return [there.index((prompt, steps[number], branches[branch])) for prompt, number, branch in spread]
 
 
 def required_samples(recorded: DenoiserSamples, samples: list[Which]) -> list[dict[str, set[int]]]:
@@ -131,36 +160,26 @@ def required_samples(recorded: DenoiserSamples, samples: list[Which]) -> list[di
     return [texts, times]
 
 
-def _coverage(covered: Shares, chosen: list[int], by_coverage: list[int]) -> dict[str, Any]:
-    """What *chosen* cover, and how many samples it takes to cover enough, of *by_coverage*, which cover all."""
-    curve, tensors = covered.curve(chosen), covered.by_tensor(chosen)
-    whole = covered.curve(by_coverage)
-    worst = sorted(tensors, key=lambda name: tensors[name])[:WORST]
-    return {
-        "coverage": round(curve[-1], 6),
-        "tensors": len(tensors),
-        "worst_covered": {name: round(tensors[name], 4) for name in worst},
-        "samples_for": {f"{share:.0%}": 1 + next(i for i, at in enumerate(whole) if at >= share) for share in ENOUGH},
-        # With «coverage» on to the sample that completes it.
-        "coverage_by_samples": [round(at, 6) for at in (whole if chosen == by_coverage[: len(chosen)] else curve)],
-    }
-
-
 def calibrate_decoder(
-    latents: Path, *, piece: Piece, columns: Mapping[str, Any], archive: Path, tile: int | None = None
+    latents: Path,
+    chosen: Path,
+    *,
+    piece: Piece,
+    columns: Mapping[str, Any],
+    archive: Path,
+    tile: int | None = None,
 ) -> None:
     """Pack *latents*, an .npy of (N, 1, C, h, w) float32 (`pictures.encode_pictures`), into a `NumpyObject` archive.
 
     Args:
+        chosen: which of them (`pictures.decode_latents`).
         piece, columns: the decoder's graph, and the columns that its interface asks for: they say what its input is called.
         tile: side of a tile in latent pixels, of a decoder of tiles. Then there is one tile of each latent: of the n-th the n-th
             that a drawing decodes, and from the last on the first again. So there are as many samples as of a whole decoder.
     """
     (name,) = piece.inputs(**columns)
-    loaded = np.load(latents)
-    if tile:
-        loaded = [(tiles := tiles_of(latent, tile))[number % len(tiles)] for number, latent in enumerate(loaded)]
-    arrays = enumerate(loaded)
+    decoded = decoded_of(np.load(latents), tile)
+    arrays = enumerate(decoded[row] for row in read_chosen(chosen))
     _write_archive(archive, ((f"{archive.stem}_{n:04d}.npy", _npy_object({name: latent})) for n, latent in arrays))
 
 
@@ -180,25 +199,42 @@ def calibrate_text_encoder(embeddings: Path, *, component: str, prompts: list[st
     _write_archive(archive, ((f"{archive.stem}_{n:04d}.npy", _npy(ids)) for n, ids in enumerate(samples.values())))
 
 
-def calibrate_encoder(pictures: Path, *, archive: Path) -> None:
-    """Pack *pictures*, an .npy of (P, H, W, 3) uint8, as PNGs into an `Image` archive."""
+def calibrate_encoder(pictures: Path, chosen: Path, *, archive: Path) -> None:
+    """Pack those of *pictures* that are *chosen* into an `Image` archive, as PNGs.
+
+    Args:
+        pictures: .npy of (P, H, W, 3) uint8.
+        chosen: which of them (`pictures.encode_pictures`).
+    """
 
     def png(picture: np.ndarray) -> bytes:
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "PNG")
         return file.getvalue()
 
-    drawn = enumerate(np.load(pictures))
-    _write_archive(archive, ((f"{archive.stem}_{number:04d}.png", png(picture)) for number, picture in drawn))
+    drawn = np.load(pictures)
+    shown = enumerate(drawn[row] for row in read_chosen(chosen))
+    _write_archive(archive, ((f"{archive.stem}_{number:04d}.png", png(picture)) for number, picture in shown))
 
 
 def _write_archive(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """A tar of *members* in their order; the same members give the same bytes (no times, no owners)."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+    """A tar of *members* in their order."""
+    with _archive(path) as add:
         for name, content in members:
+            add(name, content)
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """A function that adds a member to the tar *path*; the same members give the same bytes (no times, no owners)."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+
+        def add(name: str, content: bytes) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+
+        yield add
 
 
 def _npy(array: np.ndarray) -> bytes:

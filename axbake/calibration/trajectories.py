@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from axbake.calibration.denoiser_samples import EMPTY, SAMPLE, TEXT, TakenInputs, samples_in
 from axbake.calibration.masks import draw_mask
+from axbake.calibration.modules import ModuleRanges
 from axbake.checkpoints.refusals import check_canvas
 from axbake.drawing.canvas import torch_encoding
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
@@ -18,7 +20,7 @@ from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.canvas import Canvas, beside_latent
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
-from axbake.runtime.sampler import Denoiser, Time, initial_latent, joined, load_schedule, sample
+from axbake.runtime.sampler import MASK, Denoiser, Time, initial_latent, joined, load_schedule, sample
 from axbake.runtime.txt2img import added_rows, masks_of
 from axbake.runtime.values import CANVAS, Conditioning, Latents, web_ui_sizes
 from axbake.weights import networks
@@ -26,7 +28,6 @@ from axbake.weights.files import read_description
 from axbake.weights.networks import Build
 
 logger = logging.getLogger(__name__)
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def record_trajectories(
@@ -55,7 +56,7 @@ def record_trajectories(
     pictures: Sequence[Path] = (),
     encoder: Sequence[Path] = (),
 ) -> None:
-    """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the UNet saw.
+    """Draw every calibration prompt's latent in torch, with guidance as at run time, and keep what the denoiser saw.
 
     Args:
         text_encoders, denoiser: `weights/{component}.safetensors`; the text encoders in the order of *conditioning*.
@@ -72,8 +73,10 @@ def record_trajectories(
             float32. Where prompts add to the time embedding, `prompt_added` (P, 1, C), `negative_added` and `empty_added`
             (1, C) are what they add. Where the denoiser takes a mask of the prompt's tokens, `prompt_mask` (P, 1, T),
             `negative_mask` and `empty_mask` (1, T) are it. `prompts` (P,) and `negative_prompt` () are the texts; `tokens` (P,)
-            int64 how long the prompts are. Of a denoiser that draws on a picture, `beside` (P, 1 or B, K, h, w) float32 is what
-            it takes beside each prompt's latents (`axbake.runtime.canvas.beside_latent`).
+            int64 how long the prompts are. `module_names` (M,), `module_low` and `module_high` (S, M): the range of what each of
+            the denoiser's modules gives, for the S samples of `DenoiserSamples.recorded`. Of a denoiser that draws on a picture,
+            `beside` (P, 1 or B, K, h, w) float32 is what it takes beside each prompt's latents
+            (`axbake.runtime.canvas.beside_latent`).
         image_guidance_scale: of a denoiser for instructions; None: of others.
         pictures: of a denoiser that draws on a picture, in a list: `calibration/pictures.npy`; the n-th prompt is drawn on the
             n-th of them, for inpainting with the n-th mask (`axbake.calibration.masks`).
@@ -94,8 +97,10 @@ def record_trajectories(
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     add = added(denoiser) if added else None
     sizes = sizes or web_ui_sizes(height, width)
-    network = networks.load(denoiser, builds[described.component], dtype=PRECISIONS[precision])
-    denoising = _denoising(network, with_rows)
+    network = networks.load(denoiser, builds[described.component], dtype=networks.PRECISIONS[precision])
+    watched = with_rows(networks.channels_last(network))
+    ranges = ModuleRanges(watched)
+    denoising = _denoising(watched, ranges)
     drawn_latents = []
     beside: list[np.ndarray] = []
     drawing_on = _beside(*pictures, *encoder, builds=builds, latents=latents, masked=masked) if pictures else None
@@ -138,7 +143,13 @@ def record_trajectories(
     if masks:
         *of_prompts, of_negative, of_empty = masks
         arrays |= {"prompt_mask": np.stack(of_prompts), "negative_mask": of_negative, "empty_mask": of_empty}
-    trajectories.write_bytes(npz_bytes(arrays))
+    # The empty prompt has not been drawn with, but is put to what was.
+    recorded = samples_in(arrays, steps, TakenInputs("time", (1, steps.time_embedding.shape[1])))
+    for which in recorded.recorded(guidance_scale):
+        if which[2] == EMPTY:
+            feed = recorded.inputs(which)
+            denoising(feed.get(MASK))(feed[SAMPLE], Time(0, feed["time"]), feed[TEXT])
+    trajectories.write_bytes(npz_bytes(arrays | ranges.arrays()))
 
 
 def _beside(
@@ -156,13 +167,15 @@ def _beside(
     return beside
 
 
-def _denoising(network: torch.nn.Module, with_rows: Callable[[Any], Any]) -> Callable[[np.ndarray | None], Denoiser]:
+def _denoising(network: torch.nn.Module, ranges: ModuleRanges) -> Callable[[np.ndarray | None], Denoiser]:
     """A function that gives the denoiser as the sampler calls it, for masks of the branches' tokens.
 
     Rows come from outside as in the exported graphs; all is in the network's own type.
+
+    Args:
+        network: as the family's `with_rows` gives it; *ranges* watch it.
     """
     (dtype,) = {parameter.dtype for parameter in network.parameters()}
-    cut = with_rows(networks.channels_last(network))
 
     def denoising(masks: np.ndarray | None) -> Denoiser:
         def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
@@ -170,7 +183,9 @@ def _denoising(network: torch.nn.Module, with_rows: Callable[[Any], Any]) -> Cal
             arrays = [np.repeat(latent, branches // len(latent), axis=0), prompts, time.rows(branches)[:, 0]]
             arrays += [] if masks is None else [masks[:branches]]
             with torch.inference_mode():
-                return cut(*(torch.from_numpy(array).to(dtype) for array in arrays)).float().contiguous().numpy()
+                made = network(*(torch.from_numpy(array).to(dtype) for array in arrays))
+            ranges.end_of_run()
+            return made.float().contiguous().numpy()
 
         return denoise
 

@@ -13,7 +13,8 @@ from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT
 #: `vendor`: seconds that the real Pulsar2 takes by what is published of it.
 Work = Mapping[str, float]
 
-PICTURES, LATENTS = 37, 41  # that the autoencoder is calibrated with (`axbake.calibration.pictures`)
+PICTURES, LATENTS = 37, 41  # of which the autoencoder's samples are chosen (`axbake.calibration.pictures`)
+CHOSEN = 10  # of them, about
 HELD_OUT = 8  # steps that are observed again, of each branch (`axbake.calibration.held_out`)
 MEASURED_THREADS = 2  # with which costs were measured; small networks take as long with one
 MOST_THREADS = 4  # that a rule asks for
@@ -55,7 +56,7 @@ class Bake:
 
     def calibrated(self, network: Network) -> float:
         """Samples that *network* is calibrated with."""
-        return {TEXT: self.texts, DENOISER: self.samples, ENCODER: PICTURES, DECODER: LATENTS}[network.role]
+        return {TEXT: self.texts, DENOISER: self.samples, ENCODER: CHOSEN, DECODER: CHOSEN}[network.role]
 
 
 def _fixed(seconds: float) -> Work:
@@ -127,7 +128,8 @@ def _drawn(bake: Bake, kind: str, drawings: float = 1) -> Work:
 
 def _recorded(bake: Bake) -> Work:
     kind = "bfloat16" if bake.precision == "bfloat16" else "torch"
-    works = [_runs(kind, network, bake.prompts * bake.runs) for network in bake.of_role(DENOISER)]
+    # And the empty prompt, at each step
+    works = [_runs(kind, network, bake.prompts * bake.runs + bake.steps) for network in bake.of_role(DENOISER)]
     return _sum(_fixed(0.5), _loaded(*bake.of_role(DENOISER, TEXT)), *works)
 
 
@@ -137,10 +139,8 @@ def _observed(bake: Bake, count: float) -> Work:
 
 
 def _calibrated(bake: Bake, network: Network) -> Work:
-    """Samples chosen; and run through each graph but the last, to make those of the next."""
-    chosen = {"fixed": 0.5, "operators": bake.prompts * bake.runs * network.tensors / 10}
-    before = [network.graph] * (network.graphs - 1)
-    return _sum(chosen, _opened(*before), *(_runs("onnx", one, bake.samples) for one in before))
+    """Samples chosen, and observed."""
+    return _sum({"operators": bake.prompts * bake.runs * network.tensors / 10}, _observed(bake, bake.samples))
 
 
 def _all(bake: Bake) -> list[Network]:
@@ -173,8 +173,7 @@ OF_NETWORK: dict[str, Callable[[Bake, Network], Work]] = {
     "find_recipe": lambda bake, network: _sum(
         _fixed(5), _drawn(bake, "onnx", 4 * SLOWER), *[_compiled(bake, network)] * 4
     ),
-    "observe_denoiser": lambda bake, network: _observed(bake, bake.prompts * bake.runs + bake.steps),
-    "measure_residuals": lambda bake, network: _observed(bake, 4),  # two samples, by the chain and with probes
+    "measure_residuals": lambda bake, network: _observed(bake, 2),
 }
 OF_MODEL: dict[str, Callable[[Bake], Work]] = {
     "fetch_checkpoint": lambda bake: {"fetched": FETCHED},
@@ -194,6 +193,7 @@ OF_MODEL: dict[str, Callable[[Bake], Work]] = {
     "encode_pictures": lambda bake: _sum(
         _fixed(5), *(_runs("torch", network, PICTURES) for network in bake.of_role(ENCODER))
     ),
+    "decode_latents": lambda bake: _sum(*(_runs("torch", network, LATENTS) for network in bake.of_role(DECODER))),
     "calibrate_encoder": lambda bake: _fixed(0.3),
     "calibrate_decoder": lambda bake: _fixed(0.1),
     "simulate": lambda bake: _sum(

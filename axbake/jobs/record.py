@@ -22,6 +22,8 @@ class JobRecord:
     made: str  # when that build ended: UTC, ISO 8601
     tools: dict[str, str]  # package -> version that it was built with
     ended: str | None = None  # when this step ended here: UTC, ISO 8601; None in logs of earlier versions
+    #: Processor time of this step, of all its threads and of programs that it ran, without the system's; None likewise
+    processor_seconds: float | None = None
 
 
 def log_record(record: JobRecord) -> None:

@@ -86,7 +86,7 @@ def do_step(step: Step, reads: Files, makes: Files, lists: set[str], last: str =
         call = getattr(importlib.import_module(module), function)
         call(**arguments, **{name: decode(value) for name, value in step.settings.items()}, **step.means)
 
-    started = time.monotonic()
+    started, worked = time.monotonic(), processor_time()
     outcome = None
     if step.cached:
         outcome = build_cached(step, reads, makes, work, last)
@@ -95,17 +95,17 @@ def do_step(step: Step, reads: Files, makes: Files, lists: set[str], last: str =
     else:
         work({})  # it compares only, and makes nothing of which the report could tell
         return
-    record = record_of(step, outcome, seconds=time.monotonic() - started)
+    record = record_of(step, outcome, seconds=time.monotonic() - started, processor=processor_time() - worked)
     log_record(record)
     logger.debug("%s in %.1f s", name_of(step), record.seconds)
 
 
-def record_of(step: Step, outcome: Outcome | None, *, seconds: float) -> JobRecord:
+def record_of(step: Step, outcome: Outcome | None, *, seconds: float, processor: float) -> JobRecord:
     """What a job says of one of its steps.
 
     Args:
         outcome: of the build cache; None where the step does not go through it.
-        seconds: wall time of the step.
+        seconds, processor: wall time and processor time of the step.
     """
     entry = outcome.entry if outcome else None
     return JobRecord(
@@ -118,6 +118,7 @@ def record_of(step: Step, outcome: Outcome | None, *, seconds: float) -> JobReco
         made=entry.created if entry else now(),
         tools=step.tools,
         ended=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        processor_seconds=round(processor, 1),
     )
 
 
@@ -162,6 +163,12 @@ def build_beside(places: list[Path], work: Work) -> None:
         work(made)
         for place in places:
             publish(made[place.name], place)
+
+
+def processor_time() -> float:
+    """Seconds of user time so far, of this process and of the programs that it ran."""
+    times = os.times()
+    return times.user + times.children_user
 
 
 def peak_memory() -> float:

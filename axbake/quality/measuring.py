@@ -1,6 +1,5 @@
 """What the layers of a model's denoiser cost its last latent, on the reference's drawing."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +36,6 @@ def measure_sensitivity(
     embeddings: Path,
     trajectory: Path,
     ranges: Path,
-    calibration: Path,
     picture: Picture,
     prompts: list[str],
     drawn: Drawn,
@@ -56,7 +54,7 @@ def measure_sensitivity(
         graphs, tensors: float graphs of the components in *drawn*, which are text encoders and denoiser, and the files of their
             weights beside them.
         schedule, embeddings, trajectory: as `axbake.calibration.held_out.check_calibration` has them, and all that is not here.
-        ranges, calibration: the ranges that the denoiser is quantised with: of the samples that were chosen.
+        ranges: those that the denoiser is quantised with: of the samples that were chosen.
         prompts: that were calibrated with.
         addresses: of the denoiser's graphs.
         sensitivity: JSON to write (`axbake.quality.records`).
@@ -113,7 +111,7 @@ def measure_sensitivity(
         [step for step, _ in which],
         seen,
     )
-    spans = chosen_spans(ranges, calibration)
+    spans = observed.ranges.overall()
     found = measure(network, spans, samples, progress("measuring layers: part"))
     model = model_of(network, addresses, found, float(np.ptp(last) ** 2 * last.size))
     whole = {kind: round(model.sqnr(model.noise([kind] * len(model.layers))), 2) for kind in (NARROW, WIDE)}
@@ -133,15 +131,3 @@ def measure_sensitivity(
     }
     logger.info("%s: rounding alone leaves %s dB of the latent in U8, %s in U16", component, whole[NARROW], whole[WIDE])
     write_model(sensitivity, model, facts)
-
-
-def chosen_spans(ranges: Path, calibration: Path) -> dict[str, tuple[float, float]]:
-    """The range of each of the denoiser's activations over the samples that it is calibrated with.
-
-    Args:
-        ranges, calibration: `calibration/{component}.ranges.npz` and `.json`.
-    """
-    found = read_observed(ranges).ranges
-    rows = [entry["row"] for entry in json.loads(calibration.read_text(encoding="utf-8"))["samples"]]
-    low, high = found.low[rows].min(axis=0), found.high[rows].max(axis=0)
-    return {name: (float(low[place]), float(high[place])) for place, name in enumerate(found.names)}

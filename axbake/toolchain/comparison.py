@@ -33,7 +33,6 @@ def compare_calibration(
     tensors: Sequence[Path],
     trajectories: Path,
     schedule: Path,
-    ranges: Path,
     encoder_weights: Path,
     embeddings: Path,
     reference: Path,
@@ -56,7 +55,7 @@ def compare_calibration(
     Args:
         models: that ONNX Runtime runs, of all components in the order of *drawn*; the denoiser's are not used.
         graphs, tensors: the denoiser's in order, and the files of their weights beside them.
-        trajectories, schedule, ranges: what was recorded for its calibration (`axbake.calibration.tars.calibrate_denoiser`).
+        trajectories, schedule: what was recorded for its calibration (`axbake.calibration.tars.calibrate_denoiser`).
         encoder_weights: of the VAE encoder, which say the latents' scale.
         embeddings: `embeddings.json`.
         reference, trajectory: the reference's picture and latents.
@@ -81,11 +80,12 @@ def compare_calibration(
             tensors,
             trajectories,
             schedule,
-            ranges,
             component=denoiser,
+            guidance_scale=picture.guidance_scale,
             samples=samples,
             selection="first",
             archives=archives,
+            ranges=Path(place) / "ranges.npz",
             record=record,
         )
         for graph, archive, config, axmodel in zip(graphs, archives, configs, files[denoiser], strict=True):

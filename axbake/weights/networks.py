@@ -14,6 +14,7 @@ from axbake.weights.files import read_description, read_shapes, read_tensor
 
 #: Config in diffusers' form -> the network, with whatever weights the surrounding device context gives
 Build = Callable[[dict], Any]
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by the names that settings have
 
 
 def wanted_shapes(build: Build, config: dict) -> dict[str, tuple[int, ...]]:

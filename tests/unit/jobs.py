@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from axbake.calibration.observation import observe_denoiser
 from axbake.calibration.tars import calibrate_denoiser
 from axbake.calibration.trajectories import record_trajectories
 from axbake.drawing.reference import draw_reference
@@ -71,19 +70,6 @@ def draw_picture(model: TinyModel, picture: Picture, directory: Path, *, canvas:
     return directory
 
 
-def observe(graphs: Sequence[Path], directory: Path, *, guidance_scale: float = GUIDANCE) -> Path:
-    """Observe a denoiser's *graphs* on `trajectories.npz` and `schedule.npz` of *directory*; `ranges.npz` there."""
-    observe_denoiser(
-        graphs,
-        [tensors_of(graph) for graph in graphs],
-        directory / "trajectories.npz",
-        directory / "schedule.npz",
-        guidance_scale=guidance_scale,
-        ranges=directory / "ranges.npz",
-    )
-    return directory / "ranges.npz"
-
-
 def calibrate(
     component: Component,
     graphs: Sequence[Path],
@@ -92,19 +78,21 @@ def calibrate(
     *,
     samples: int = 8,
     selection: str = "coverage",
+    guidance_scale: float = GUIDANCE,
 ) -> Path:
-    """Pack what was observed in *directory* into *archives*; the record, beside the first."""
+    """Pack samples of `trajectories.npz` in *directory* into *archives*; the record and `ranges.npz` beside the first."""
     said = archives[0].with_name(f"{component.name}.json")
     calibrate_denoiser(
         graphs,
         [tensors_of(graph) for graph in graphs],
         directory / "trajectories.npz",
         directory / "schedule.npz",
-        directory / "ranges.npz",
         component=component.name,
+        guidance_scale=guidance_scale,
         samples=samples,
         selection=selection,
         archives=archives,
+        ranges=archives[0].with_name("ranges.npz"),
         record=said,
     )
     return said

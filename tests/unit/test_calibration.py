@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
 from axbake.calibration.counting import CalibrationError, Recorded
-from axbake.calibration.denoiser_samples import load_samples
+from axbake.calibration.coverage import choose, shares
+from axbake.calibration.denoiser_samples import TakenInputs, load_samples
+from axbake.calibration.modules import OUTPUT, ModuleRanges, read_module_ranges
 from axbake.calibration.observation import read_observed
 from axbake.calibration.tars import calibrate_encoder, calibrate_text_encoder, stratified
 from axbake.calibration.trajectories import _denoising
@@ -28,11 +31,11 @@ from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
 from axbake.weights.files import read_description
-from axbake.weights.networks import load
+from axbake.weights.networks import channels_last, load
 from tests.builds import COLUMNS
-from tests.decoder import pack_latents
+from tests.decoder import all_of, pack_latents
 from tests.unit.conftest import SD1, tensors_of
-from tests.unit.jobs import calibrate, observe
+from tests.unit.jobs import calibrate
 from tests.unit.jobs import record as record_prompts
 
 ROOT = Path(__file__).parents[2]
@@ -101,18 +104,17 @@ def test_steps_without_guidance_give_samples_of_the_prompt_alone():
         Recorded(2, 4, 2, 3).check("compare_first", 11)
 
 
-def record(model, graph, directory, *, scheduler, negative_prompt=NEGATIVE):
-    """schedule.npz, trajectories.npz and ranges.npz, of the UNet's *graph*, in *directory*."""
+def record(model, directory, *, scheduler, negative_prompt=NEGATIVE, guidance_scale=GUIDANCE):
+    """schedule.npz and trajectories.npz, in *directory*."""
     schedule = model.schedule(directory / "schedule.npz", scheduler=scheduler, steps=STEPS)
-    how = {"negative_prompt": negative_prompt, "guidance_scale": GUIDANCE, "height": HEIGHT, "width": WIDTH}
+    how = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale, "height": HEIGHT, "width": WIDTH}
     record_prompts(model, schedule, directory / "trajectories.npz", prompts=PROMPTS, seed=SEED, **how)
-    observe([graph], directory, guidance_scale=GUIDANCE)
     return directory
 
 
 @pytest.fixture(scope="module")
-def recorded(model, graph_of, tmp_path_factory):
-    return record(model, graph_of("unet"), tmp_path_factory.mktemp("recorded"), scheduler="euler")
+def recorded(model, tmp_path_factory):
+    return record(model, tmp_path_factory.mktemp("recorded"), scheduler="euler")
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +122,7 @@ def pack_unet(graph_of):
     """A function that packs what was recorded of the UNet; the archive."""
 
     def pack(recorded, archive, **how):
-        calibrate(SD1.denoiser, [graph_of("unet")], recorded, [archive], **how)
+        calibrate(SD1.denoiser, [graph_of("unet")], recorded, [archive], **{"guidance_scale": GUIDANCE} | how)
         return archive
 
     return pack
@@ -170,7 +172,8 @@ def fed_to_the_unet(model, directory):
     fed = set()
     arrays, schedule = np.load(directory / "trajectories.npz"), load_schedule(directory / "schedule.npz")
     denoiser = model.family.denoiser
-    denoise = _denoising(load(model.weights["unet"], denoiser.build), denoiser.with_rows)(None)
+    network = denoiser.with_rows(channels_last(load(model.weights["unet"], denoiser.build)))
+    denoise = _denoising(network, ModuleRanges(network))(None)
 
     def watched(latent, time, texts):
         fed.update((latent.tobytes(), time.row.tobytes(), text.tobytes()) for text in texts)
@@ -192,10 +195,10 @@ def fed_to_the_unet(model, directory):
 
 @pytest.mark.parametrize("scheduler", ["euler", "dpmpp_2m_karras"])
 def test_unet_samples_are_what_the_sampler_feeds_it_and_the_empty_prompt_once_a_step(
-    pack_unet, model, graph_of, scheduler, tmp_path
+    pack_unet, model, scheduler, tmp_path
 ):
     """dpmpp_2m_karras does not run the model in its last step, so no sample may be of it."""
-    fed = fed_to_the_unet(model, record(model, graph_of("unet"), tmp_path, scheduler=scheduler))
+    fed = fed_to_the_unet(model, record(model, tmp_path, scheduler=scheduler))
     steps = STEPS if scheduler == "euler" else STEPS - 1
 
     found = dicts(pack_unet(tmp_path, tmp_path / "unet.tar", samples=len(fed) + steps)).values()
@@ -209,8 +212,8 @@ def test_unet_samples_are_what_the_sampler_feeds_it_and_the_empty_prompt_once_a_
     assert len({row for _, row, _ in added}) == len(added) == steps
 
 
-def test_an_empty_negative_prompt_is_the_empty_prompt_and_nothing_is_added(pack_unet, model, graph_of, tmp_path):
-    record(model, graph_of("unet"), tmp_path, scheduler="euler", negative_prompt="")
+def test_an_empty_negative_prompt_is_the_empty_prompt_and_nothing_is_added(pack_unet, model, tmp_path):
+    record(model, tmp_path, scheduler="euler", negative_prompt="")
     pack_unet(tmp_path, tmp_path / "unet.tar", samples=24)
 
     assert said_of(tmp_path / "unet.tar")["recorded"] == 24
@@ -220,14 +223,12 @@ def test_an_empty_negative_prompt_is_the_empty_prompt_and_nothing_is_added(pack_
         pack_unet(tmp_path, tmp_path / "more.tar", samples=25)
 
 
-def test_without_guidance_no_sample_is_of_the_negative_prompt(pack_unet, recorded, graph_of, tmp_path):
+def test_without_guidance_no_sample_is_of_the_negative_prompt(pack_unet, recorded, model, tmp_path):
     negative = np.load(recorded / "trajectories.npz")["negative_embeds"]
-    for name in ("trajectories.npz", "schedule.npz"):
-        shutil.copy(recorded / name, tmp_path)
-    observe([graph_of("unet")], tmp_path, guidance_scale=1)
+    record(model, tmp_path, scheduler="euler", guidance_scale=1)
 
     with_it = dicts(pack_unet(recorded, tmp_path / "with.tar", samples=28))
-    without = dicts(pack_unet(tmp_path, tmp_path / "without.tar", samples=16))
+    without = dicts(pack_unet(tmp_path, tmp_path / "without.tar", samples=16, guidance_scale=1))
 
     assert sum(np.array_equal(sample["encoder_hidden_states"], negative) for sample in with_it.values()) == 12
     assert not any(np.array_equal(sample["encoder_hidden_states"], negative) for sample in without.values())
@@ -280,11 +281,11 @@ def test_fewer_samples_than_required_are_chosen_by_coverage_alone_and_the_record
 def test_the_record_counts_what_an_independent_look_at_the_ranges_counts(pack_unet, recorded, tmp_path):
     said = said_of(pack_unet(recorded, tmp_path / "unet.tar", samples=8))
 
-    arrays = np.load(recorded / "ranges.npz")
+    arrays = np.load(recorded / "trajectories.npz")
     rows = [sample["row"] for sample in said["samples"]]
-    low, high = np.minimum(arrays["low"], 0), np.maximum(arrays["high"], 0)
+    low, high = np.minimum(arrays["module_low"], 0), np.maximum(arrays["module_high"], 0)
     for name, covered in said["worst_covered"].items():
-        i = list(arrays["names"]).index(name)
+        i = list(arrays["module_names"]).index(name)
         span, own = np.ptp([low[:, i].min(), high[:, i].max()]), np.ptp([low[rows, i].min(), high[rows, i].max()])
         assert covered == pytest.approx(own / span, abs=1e-3)
     assert list(said["worst_covered"].values()) == sorted(said["worst_covered"].values())
@@ -304,13 +305,16 @@ def test_coverage_covers_more_than_the_others(pack_unet, recorded, tmp_path):
     assert reached["coverage"] > max(reached["stratified"], reached["first"])
 
 
-def test_ranges_are_those_of_the_samples_that_they_name(model, recorded, graph_of):
+def test_ranges_of_graphs_are_those_of_the_samples_that_they_name(pack_unet, recorded, graph_of, tmp_path):
     """The inputs' own, which need no network to know, and the output's, by ONNX Runtime without the observer."""
-    observed = read_observed(recorded / "ranges.npz")
+    said = said_of(pack_unet(recorded, tmp_path / "unet.tar", samples=8))
+    observed = read_observed(tmp_path / "ranges.npz")
     samples = load_samples(recorded / "trajectories.npz", recorded / "schedule.npz", observed.taken)
     network = open_model(graph_of("unet"))
 
-    assert len(observed.samples) == 28
+    assert [samples.describe(which) for which in observed.samples] == [
+        {name: value for name, value in one.items() if name != "row"} for one in said["samples"]
+    ]
     for row, which in enumerate(observed.samples):
         inputs = samples.inputs(which)
         for name, values in (inputs | network.run(inputs)).items():
@@ -319,13 +323,69 @@ def test_ranges_are_those_of_the_samples_that_they_name(model, recorded, graph_o
             assert observed.ranges.high[row, column] == pytest.approx(values.max(), rel=1e-4, abs=1e-5)
 
 
-def test_observing_twice_gives_the_same_bytes_and_tells_how_far_it_is(recorded, graph_of, tmp_path, caplog):
-    for name in ("trajectories.npz", "schedule.npz"):
-        shutil.copy(recorded / name, tmp_path)
-    with caplog.at_level(logging.INFO, "axbake"):
-        observe([graph_of("unet")], tmp_path, guidance_scale=GUIDANCE)
+def test_ranges_of_modules_are_those_of_the_samples_in_their_order(recorded, graph_of):
+    """Inputs and output, by the graph; and what one module inside gives, by the network with a hook of the test's."""
+    modules, graph = read_module_ranges(recorded / "trajectories.npz"), open_model(graph_of("unet"))
+    taken = TakenInputs(TIME_INPUT, graph.inputs[TIME_INPUT][0])
+    samples = load_samples(recorded / "trajectories.npz", recorded / "schedule.npz", taken)
+    there = samples.recorded(GUIDANCE)
 
-    assert (tmp_path / "ranges.npz").read_bytes() == (recorded / "ranges.npz").read_bytes()
+    assert len(there) == len(modules.low) == len(modules.high) == 28
+    assert {"conv_in", "mid_block", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q", OUTPUT} < set(
+        modules.names
+    )
+    for row, which in enumerate(there):
+        inputs = samples.inputs(which)
+        (output,) = graph.run(inputs).values()
+        for name, values in (("input", inputs["sample"]), (OUTPUT, output)):
+            column = modules.names.index(name)
+            assert modules.low[row, column] == pytest.approx(values.min(), rel=1e-3, abs=1e-4)
+            assert modules.high[row, column] == pytest.approx(values.max(), rel=1e-3, abs=1e-4)
+
+
+def test_a_module_that_runs_twice_has_two_names_and_what_has_no_row_of_its_own_counts_for_each():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice, self.table = torch.nn.Linear(1, 1, bias=False), torch.nn.Identity()
+            self.twice.weight.data.fill_(2)
+
+        def forward(self, given):
+            self.table(torch.arange(3.0))
+            return {"sample": self.twice(self.twice(given))}
+
+    network = Net()
+    ranges = ModuleRanges(network)
+    for given in ([[1.0], [-3.0]], [[5.0]]):
+        with torch.inference_mode():
+            network(torch.tensor(given))
+        ranges.end_of_run()
+
+    arrays = ranges.arrays()
+    assert arrays["module_names"].tolist() == ["input", "table", "twice", "twice 2", OUTPUT]
+    assert arrays["module_low"].tolist() == [[1, 0, 2, 4, 4], [-3, 0, -6, -12, -12], [5, 0, 10, 20, 20]]
+    assert arrays["module_high"].tolist() == [[1, 2, 2, 4, 4], [-3, 2, -6, -12, -12], [5, 2, 10, 20, 20]]
+
+
+def test_the_choice_by_modules_covers_nearly_what_the_choice_by_all_tensors_of_the_graph_does(
+    pack_unet, recorded, tmp_path
+):
+    pack_unet(recorded, tmp_path / "all.tar", samples=28)
+    rows = [sample["row"] for sample in said_of(tmp_path / "all.tar")["samples"]]
+    observed = read_observed(tmp_path / "ranges.npz")
+    tensors = shares(observed.ranges, observed.outputs)
+
+    by_modules = [rows.index(one["row"]) for one in said_of(pack_unet(recorded, tmp_path / "unet.tar"))["samples"]]
+
+    best = tensors.curve(choose(tensors, 8)[:8])[-1]
+    assert tensors.curve(by_modules)[-1] > best - 0.02
+    assert tensors.curve(by_modules)[-1] > tensors.curve([rows.index(row) for row in range(8)])[-1]
+
+
+def test_calibrating_tells_how_far_it_is(pack_unet, recorded, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "axbake"):
+        pack_unet(recorded, tmp_path / "unet.tar", samples=28)
+
     assert "observing: 28 of 28" in caplog.messages
 
 
@@ -343,7 +403,9 @@ def test_decoder_samples_are_the_latents_they_are_made_of(model, tmp_path):
 def test_encoder_samples_are_the_pictures_to_the_pixel(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
     np.save(tmp_path / "pictures.npy", pictures)
-    calibrate_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
+    calibrate_encoder(
+        tmp_path / "pictures.npy", all_of(tmp_path / "pictures.npy"), archive=tmp_path / "vae_encoder.tar"
+    )
 
     with tarfile.open(tmp_path / "vae_encoder.tar") as tar:
         images = [Image.open(io.BytesIO(tar.extractfile(member).read())) for member in tar.getmembers()]
@@ -376,7 +438,9 @@ def test_text_samples_are_the_chunks_of_the_prompts_each_once_and_embeddings(tmp
 def archives(pack_unet, model, recorded, tmp_path):
     """One archive of each component."""
     np.save(tmp_path / "pictures.npy", np.zeros((2, 64, 64, 3), np.uint8))
-    calibrate_encoder(tmp_path / "pictures.npy", archive=tmp_path / "vae_encoder.tar")
+    calibrate_encoder(
+        tmp_path / "pictures.npy", all_of(tmp_path / "pictures.npy"), archive=tmp_path / "vae_encoder.tar"
+    )
     np.save(tmp_path / "latents.npy", np.zeros((2, 1, 4, 8, 8), np.float32))
     pack_latents(tmp_path / "latents.npy", tmp_path / "vae_decoder.tar")
     calibrate_text_encoder(
@@ -398,14 +462,15 @@ def test_archives_hold_files_alone_without_times_and_owners(archives):
 def test_the_same_samples_give_the_same_bytes_in_another_process(recorded, graph_of, archives, tmp_path):
     command = (
         "import sys; from pathlib import Path; from axbake.calibration.tars import calibrate_denoiser\n"
-        "graph, tensors, trajectories, schedule, ranges, archive, record = map(Path, sys.argv[1:])\n"
-        "how = {'component': 'unet', 'samples': 8, 'selection': 'coverage', 'archives': [archive], 'record': record}\n"
-        "calibrate_denoiser([graph], [tensors], trajectories, schedule, ranges, **how)"
+        "graph, tensors, trajectories, schedule, archive, record, ranges = map(Path, sys.argv[1:])\n"
+        f"how = {{'component': 'unet', 'guidance_scale': {GUIDANCE}, 'samples': 8, 'selection': 'coverage'}}\n"
+        "how |= {'archives': [archive], 'record': record, 'ranges': ranges}\n"
+        "calibrate_denoiser([graph], [tensors], trajectories, schedule, **how)"
     )
     inputs = [graph_of("unet"), tensors_of(graph_of("unet"))]
-    inputs += [recorded / f"{name}.npz" for name in ("trajectories", "schedule", "ranges")]
+    inputs += [recorded / f"{name}.npz" for name in ("trajectories", "schedule")]
     (tmp_path / "again").mkdir()
-    outputs = [tmp_path / "again" / "unet.tar", tmp_path / "again" / "unet.json"]
+    outputs = [tmp_path / "again" / name for name in ("unet.tar", "unet.json", "ranges.npz")]
     subprocess.run([sys.executable, "-c", command, *inputs, *outputs], cwd=ROOT, check=True)
 
     for again in outputs:
@@ -426,8 +491,7 @@ def test_latents_of_one_step_are_multiplied_as_that_step_wants(pack_unet, record
     flat.mkdir()
     arrays["latents"] = np.ones_like(arrays["latents"])
     (flat / "trajectories.npz").write_bytes(npz_bytes(arrays))
-    for name in ("schedule.npz", "ranges.npz"):
-        shutil.copy(recorded / name, flat)
+    shutil.copy(recorded / "schedule.npz", flat)
 
     found = dicts(pack_unet(flat, tmp_path / "unet.tar", selection="stratified")).values()
 

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 
 from axbake.calibration.held_out import check_calibration
+from axbake.calibration.modules import read_module_ranges
 from axbake.calibration.observation import read_observed
 from axbake.calibration.pictures import draw_pictures, encode_pictures
 from axbake.calibration.tars import calibrate_encoder, calibrate_text_encoder
@@ -38,7 +39,7 @@ from tests.builds import COLUMNS, config_of
 from tests.chain_family import CONTEXT, FAMILY, MIDDLE, SKIPS, WIDTHS, build_networks, save_checkpoint
 from tests.decoder import LAUNCH, compiler, pack_latents
 from tests.unit.conftest import TinyModel, describe, import_part, tensors_of
-from tests.unit.jobs import calibrate, draw_picture, emulate, observe, record
+from tests.unit.jobs import calibrate, draw_picture, emulate, record
 from tests.unit.test_parity import perturbed
 
 UNET = FAMILY.denoiser
@@ -260,12 +261,11 @@ def test_a_graph_that_is_not_its_part_of_the_network_is_named_and_no_other(model
 
 
 @pytest.fixture(scope="module")
-def recorded(model, graphs, tmp_path_factory):
-    """schedule.npz, trajectories.npz and ranges.npz of the chain."""
+def recorded(model, tmp_path_factory):
+    """schedule.npz and trajectories.npz."""
     directory = tmp_path_factory.mktemp("recorded")
     schedule = model.schedule(directory / "schedule.npz", scheduler="euler", steps=4)
     record(model, schedule, directory / "trajectories.npz", prompts=PROMPTS, **DRAWING)
-    observe(graphs["unet"], directory)
     return directory
 
 
@@ -287,10 +287,9 @@ def first_ids(model):
     return tokenizer(PROMPTS[0], padding="max_length", max_length=77, return_tensors="np").input_ids
 
 
-def test_ranges_are_those_of_the_same_unet_in_one_graph(recorded, whole, tmp_path):
-    for name in ("schedule.npz", "trajectories.npz"):
-        shutil.copy(recorded / name, tmp_path)
-    chain, single = read_observed(recorded / "ranges.npz"), read_observed(observe([whole], tmp_path))
+def test_ranges_are_those_of_the_same_unet_in_one_graph(recorded, archives, whole, tmp_path):
+    calibrate(UNET, [whole], recorded, [tmp_path / "unet.tar"], samples=SAMPLES)
+    chain, single = (read_observed(place / "ranges.npz") for place in (archives[0].parent, tmp_path))
 
     assert chain.samples == single.samples
     assert chain.taken == single.taken
@@ -310,8 +309,8 @@ def column(ranges, name, bound):
     return getattr(ranges, bound)[:, ranges.names.index(name)]
 
 
-def test_tensors_inside_graphs_are_told_apart_and_those_between_them_count_once(recorded):
-    names = read_observed(recorded / "ranges.npz").ranges.names
+def test_tensors_inside_graphs_are_told_apart_and_those_between_them_count_once(archives):
+    names = read_observed(archives[0].with_name("ranges.npz")).ranges.names
 
     inside = [name for name in names if name.partition("/")[0] in NAMES]
     assert {name for name in names if name not in inside} == {
@@ -321,16 +320,16 @@ def test_tensors_inside_graphs_are_told_apart_and_those_between_them_count_once(
     assert alike[0] & alike[1] & alike[2]  # or the test means nothing
 
 
-def test_all_samples_go_through_one_graph_and_then_through_the_next(graphs, recorded, tmp_path, caplog):
-    for name in ("schedule.npz", "trajectories.npz"):
-        shutil.copy(recorded / name, tmp_path)
+def test_all_samples_go_through_one_graph_and_then_through_the_next(graphs, recorded, archives, tmp_path, caplog):
+    again = [tmp_path / archive.name for archive in archives]
     with caplog.at_level("INFO", "axbake"):
-        observe(graphs["unet"], tmp_path)
+        calibrate(UNET, graphs["unet"], recorded, again, samples=SAMPLES)
 
-    count = len(read_observed(tmp_path / "ranges.npz").samples)
-    assert f"observing: {3 * count} of {3 * count}" in caplog.messages
-    assert (tmp_path / "ranges.npz").read_bytes() == (recorded / "ranges.npz").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ranges.npz", "schedule.npz", "trajectories.npz"]
+    assert f"observing: {3 * SAMPLES} of {3 * SAMPLES}" in caplog.messages
+    for path in (*archives, archives[0].with_name("ranges.npz")):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([*(path.name for path in archives), "ranges.npz", "unet.json"])
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +358,8 @@ def test_archives_of_later_graphs_hold_what_the_float_graphs_before_them_make(gr
         known |= run(graphs["unet"][1], {name: known[name] for name in mid})
         for sample in (mid, up):
             for name, values in sample.items():
-                np.testing.assert_allclose(values, known[name], rtol=1e-5, atol=1e-6, err_msg=name)
+                # The observer keeps ONNX Runtime from fusing nodes, so sums are rounded otherwise.
+                np.testing.assert_allclose(values, known[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_the_last_archives_samples_give_what_the_network_gives_for_the_first_ones(model, graphs, archives):
@@ -372,22 +372,14 @@ def test_the_last_archives_samples_give_what_the_network_gives_for_the_first_one
         assert psnr(wanted.numpy(), run(graphs["unet"][2], up)["out_sample"]) > MIN_PSNR
 
 
-def test_the_record_covers_the_tensors_of_all_graphs(recorded, archives):
+def test_the_record_covers_the_modules_of_the_whole(recorded, archives):
     said = json.loads((archives[0].with_name("unet.json")).read_text())
-    names = read_observed(recorded / "ranges.npz").ranges.names
+    names = read_module_ranges(recorded / "trajectories.npz").names
 
     assert said["component"] == "unet"
     assert len(said["samples"]) == SAMPLES
     assert set(said["worst_covered"]) <= set(names)
-    assert {name.partition("/")[0] for name in names} >= set(NAMES)
     assert len(names) / 2 < said["tensors"] <= len(names)  # of equal ones each counts once
-
-
-def test_the_same_samples_give_the_same_bytes(graphs, recorded, archives, tmp_path):
-    again = [tmp_path / archive.name for archive in archives]
-    calibrate(UNET, graphs["unet"], recorded, again, samples=SAMPLES)
-
-    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in archives]
 
 
 # Compiles -------------------------------------------------------------------------------------------------------------
@@ -401,9 +393,16 @@ def compiled(model, graphs, archives, tmp_path_factory):
     for name in WIDTHS:
         calibrate_text_encoder(model.embeddings, component=name, prompts=PROMPTS, archive=directory / f"{name}.tar")
     draw_pictures(height=64, width=64, pictures=directory / "pictures.npy")
-    latents = {"build": encoder.build, "channels": FAMILY.latents.channels, "latents": directory / "latents.npy"}
-    encode_pictures(directory / "pictures.npy", model.weights[encoder.name], **latents)
-    calibrate_encoder(directory / "pictures.npy", archive=directory / f"{encoder.name}.tar")
+    encode_pictures(
+        directory / "pictures.npy",
+        model.weights[encoder.name],
+        build=encoder.build,
+        channels=FAMILY.latents.channels,
+        precision="float32",
+        latents=directory / "latents.npy",
+        chosen=directory / "chosen.json",
+    )
+    calibrate_encoder(directory / "pictures.npy", directory / "chosen.json", archive=directory / f"{encoder.name}.tar")
     pack_latents(directory / "latents.npy", directory / f"{decoder.name}.tar")
     (directory / "unet").mkdir()
     made = {}
@@ -544,8 +543,7 @@ def test_the_calibrated_ranges_of_all_graphs_are_held_against_the_references_dra
         schedule=reference / "schedule.npz",
         embeddings=model.embeddings,
         trajectory=reference / "trajectory.npy",
-        ranges=recorded / "ranges.npz",
-        calibration=archives[0].with_name("unet.json"),
+        ranges=archives[0].with_name("ranges.npz"),
         picture=model.picture(prompt="a rocket, in the night", **DRAWING),
         prompts=PROMPTS,
         drawn=model.drawn,
@@ -554,7 +552,7 @@ def test_the_calibrated_ranges_of_all_graphs_are_held_against_the_references_dra
 
     said = json.loads((tmp_path / "held_out.json").read_text())
     assert (said["component"], said["held_out"], said["steps"]) == ("unet", True, [1, 2, 3, 4])
-    assert (said["chosen"]["samples"], said["all_recorded"]["samples"]) == (SAMPLES, 20)
-    assert 0 < said["all_recorded"]["clip_rate"] < said["chosen"]["clip_rate"] < 1
-    assert set(said["chosen"]["largest_excess"]) <= set(read_observed(recorded / "ranges.npz").ranges.names)
+    assert said["chosen"]["samples"] == SAMPLES
+    assert 0 < said["chosen"]["clip_rate"] < 1
+    assert set(said["chosen"]["largest_excess"]) <= set(read_observed(archives[0].with_name("ranges.npz")).ranges.names)
     assert [path.name for path in tmp_path.iterdir()] == ["held_out.json"]

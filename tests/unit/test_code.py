@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from axbake.calibration.pictures import draw_pictures, encode_pictures
+from axbake.calibration.pictures import decode_latents, draw_pictures, encode_pictures
 from axbake.calibration.tars import calibrate_decoder, calibrate_encoder, calibrate_text_encoder
 from axbake.graphs.export import export_onnx
 from axbake.graphs.parity import measure_parity
@@ -1100,8 +1100,6 @@ def called(model, graph_of, tmp_path_factory):
     with running("axbake.calibration.trajectories.record_trajectories", *drawing, denoiser.with_rows, family.latents):
         jobs.record(model, schedule, place / "trajectories.npz", prompts=prompts, negative_prompt="blurry")
     graphs = [graph_of(denoiser.name)]
-    with running("axbake.calibration.observation.observe_denoiser"):
-        jobs.observe(graphs, place)
     with running("axbake.calibration.tars.calibrate_denoiser"):
         jobs.calibrate(denoiser, graphs, place, [place / "unet.tar"])
     with running("axbake.calibration.tars.calibrate_text_encoder"):
@@ -1113,11 +1111,16 @@ def called(model, graph_of, tmp_path_factory):
         draw_pictures(height=64, width=64, pictures=pictures)
     np.save(pictures, np.load(pictures)[:2])
     with running("axbake.calibration.pictures.encode_pictures", encoder.build):
-        encode_pictures(pictures, weights[encoder.name], build=encoder.build, channels=4, latents=latents)
+        how = {"build": encoder.build, "channels": 4, "precision": "float32"}
+        encode_pictures(pictures, weights[encoder.name], **how, latents=latents, chosen=place / "encoder.json")
     with running("axbake.calibration.tars.calibrate_encoder"):
-        calibrate_encoder(pictures, archive=place / "vae_encoder.tar")
+        calibrate_encoder(pictures, place / "encoder.json", archive=place / "vae_encoder.tar")
+    with running("axbake.calibration.pictures.decode_latents", decoder.build):
+        how = {"build": decoder.build, "precision": "float32"}
+        decode_latents(latents, weights[decoder.name], **how, chosen=place / "decoder.json")
     with running("axbake.calibration.tars.calibrate_decoder", piece):
-        calibrate_decoder(latents, piece=piece, columns=columns, archive=place / "vae_decoder.tar")
+        chosen = place / "decoder.json"
+        calibrate_decoder(latents, chosen, piece=piece, columns=columns, archive=place / "vae_decoder.tar")
     return found
 
 
@@ -1128,12 +1131,12 @@ EXECUTED = {
     "axbake.drawing.reference.draw_reference": 30,
     "axbake.calibration.trajectories.record_trajectories": 40,
     "axbake.weights.importing.import_denoiser": 70,
-    "axbake.calibration.observation.observe_denoiser": 20,
-    "axbake.calibration.tars.calibrate_denoiser": 15,
+    "axbake.calibration.tars.calibrate_denoiser": 35,
     "axbake.calibration.tars.calibrate_text_encoder": 8,
     "axbake.calibration.pictures.draw_pictures": 3,
-    "axbake.calibration.pictures.encode_pictures": 8,
-    "axbake.calibration.tars.calibrate_encoder": 2,
+    "axbake.calibration.pictures.encode_pictures": 15,
+    "axbake.calibration.pictures.decode_latents": 15,
+    "axbake.calibration.tars.calibrate_encoder": 3,
     "axbake.calibration.tars.calibrate_decoder": 2,
 }  # function -> least number of definitions whose code it runs
 

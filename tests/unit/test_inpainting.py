@@ -32,7 +32,7 @@ from axbake.table import TableError
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
 from tests.unit.conftest import import_tiny, row_of
-from tests.unit.jobs import calibrate, draw_picture, emulate, observe, record
+from tests.unit.jobs import calibrate, draw_picture, emulate, record
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
 STEPS, GUIDANCE, SEED = 4, 5, 9
@@ -242,7 +242,6 @@ def test_samples_hold_the_scaled_latent_then_mask_and_masked_latent_as_they_are(
     inpainting, exported, recorded, tmp_path
 ):
     model, place = inpainting("sd1"), recorded("sd1")
-    observe(exported("sd1")["unet"], place)
     calibrate(model.family.denoiser, exported("sd1")["unet"], place, [tmp_path / "unet.tar"])
 
     chosen = json.loads((tmp_path / "unet.json").read_text())["samples"]
@@ -268,7 +267,6 @@ def test_compiled_models_draw_nearly_the_reference_and_the_encoder_has_its_share
     picture = model.picture()
     draw_picture(model, picture, tmp_path, canvas=canvas)
     denoiser = model.family.denoiser
-    observe(graphs["unet"], place)
     calibrate(denoiser, graphs["unet"], place, [tmp_path / "unet.tar"])
     compiled = dict(graphs) | {"unet": [emulate(denoiser, graphs["unet"][0], tmp_path / "unet.tar", tmp_path)]}
     models = [path for files in compiled.values() for path in files]
@@ -319,8 +317,8 @@ def test_a_drawing_that_was_calibrated_with_leaves_no_range(inpainting, exported
     Image.fromarray(draw_mask(0, height=64, width=64).astype(np.uint8) * 255).save(files[1])
     (drawn := tmp_path / "drawn").mkdir()
     draw_picture(model, model.picture(prompt=PROMPTS[0]), drawn, canvas=files)
-    observe(graphs["unet"], place)
-    calibrate(model.family.denoiser, graphs["unet"], place, [tmp_path / "unet.tar"])
+    everything = len(np.load(place / "trajectories.npz")["module_low"])
+    calibrate(model.family.denoiser, graphs["unet"], place, [tmp_path / "unet.tar"], samples=everything)
     encoder, _ = model.family.autoencoder
     seen = tuple(part for part in model.drawn.parts if part.role in ("text", "denoiser"))
 
@@ -331,8 +329,7 @@ def test_a_drawing_that_was_calibrated_with_leaves_no_range(inpainting, exported
             schedule=place / "schedule.npz",
             embeddings=model.embeddings,
             trajectory=drawn / "trajectory.npy",
-            ranges=place / "ranges.npz",
-            calibration=tmp_path / "unet.json",
+            ranges=tmp_path / "ranges.npz",
             picture=model.picture(prompt=PROMPTS[0]),
             prompts=PROMPTS,
             drawn=replace(model.drawn, parts=seen),
@@ -343,7 +340,7 @@ def test_a_drawing_that_was_calibrated_with_leaves_no_range(inpainting, exported
             latents=model.family.latents,
         )
         said = json.loads((tmp_path / "held_out.json").read_text())
-        return max(said["all_recorded"]["largest_excess"].values(), default=0)
+        return max(said["chosen"]["largest_excess"].values(), default=0)
 
     assert largest(files) < 1e-3
     Image.fromarray(255 - np.load(place / "pictures.npy")[0]).save(files[0])

@@ -32,7 +32,7 @@ from axbake.table import TableError
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
 from tests.unit.conftest import describe, import_tiny, row_of
-from tests.unit.jobs import calibrate, draw_picture, emulate, observe, record
+from tests.unit.jobs import calibrate, draw_picture, emulate, record
 from tests.unit.test_inpainting import GUIDANCE, MIN_PSNR, PROMPTS, SEED, STEPS, models_of, parts_of
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
@@ -184,7 +184,6 @@ def test_calibration_records_what_diffusers_draws_on_its_pictures(name, instruct
 @pytest.mark.parametrize("selection", ["coverage", "stratified"])
 def test_samples_are_of_all_three_branches(selection, exported, recorded, instruct, tmp_path):
     model, place = instruct("sd1"), recorded("sd1")
-    observe(exported["unet"], place)
     archives = [tmp_path / "unet.tar"]
     calibrate(model.family.denoiser, exported["unet"], place, archives, samples=12, selection=selection)
 
@@ -210,7 +209,6 @@ def test_compiled_models_draw_nearly_the_reference_and_the_ranges_hold(instruct,
     model, graphs, place, picture = instruct("sd1"), exported, recorded("sd1"), picture_of(instruct("sd1"))
     draw_picture(model, picture, tmp_path, canvas=canvas)
     denoiser, (encoder, _) = model.family.denoiser, model.family.autoencoder
-    observe(graphs["unet"], place)
     calibrate(denoiser, graphs["unet"], place, [tmp_path / "unet.tar"], samples=12)
     (built := tmp_path / "built").mkdir()
     compiled = dict(graphs) | {"unet": [emulate(denoiser, graphs["unet"][0], tmp_path / "unet.tar", built)]}
@@ -246,8 +244,7 @@ def test_compiled_models_draw_nearly_the_reference_and_the_ranges_hold(instruct,
     check_calibration(
         graphs=[*graphs["text_encoder"], *graphs["unet"]],
         tensors=[],
-        ranges=place / "ranges.npz",
-        calibration=tmp_path / "unet.json",
+        ranges=tmp_path / "ranges.npz",
         prompts=PROMPTS,
         drawn=replace(model.drawn, parts=seen),
         held_out=tmp_path / "held_out.json",
@@ -263,7 +260,7 @@ def test_compiled_models_draw_nearly_the_reference_and_the_ranges_hold(instruct,
     assert attribution["quantised"]["none"]["latent_psnr_db"] > MIN_PSNR
     assert attribution["quantised"]["unet"]["latent_psnr_db"] == distance["latent_psnr_db"]
     assert held_out["texts"] == ["prompt", "negative prompt", "negative prompt without the picture"]
-    assert held_out["all_recorded"]["mean_excess_of_the_clipped"] < 1
+    assert held_out["chosen"]["mean_excess_of_the_clipped"] < 1
 
 
 # The bundle -----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from axbake.runtime.txt2img import Models, decode_latent, draw, latent_shape
 from axbake.runtime.values import Latents
 from axbake.table import TableError
 from tests import tiny
+from tests.decoder import all_of
 from tests.unit.conftest import COLUMNS, SD1, row_of
 from tests.unit.jobs import draw_picture
 
@@ -277,8 +278,9 @@ def test_the_decoder_is_calibrated_with_one_tile_of_each_latent_in_turn(tmp_path
     (piece,) = SD1.component("vae_decoder").graphs
     columns = {name: COLUMNS[name] for name in SD1.component("vae_decoder").columns}
 
+    chosen = all_of(tmp_path / "latents.npy")
     calibrate_decoder(
-        tmp_path / "latents.npy", piece=piece, columns=columns, archive=tmp_path / "vae_decoder.tar", tile=8
+        tmp_path / "latents.npy", chosen, piece=piece, columns=columns, archive=tmp_path / "vae_decoder.tar", tile=8
     )
 
     with tarfile.open(tmp_path / "vae_decoder.tar") as archive:

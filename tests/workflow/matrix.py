@@ -26,8 +26,14 @@ SHARED = {
         *("import_text_encoder", "import_denoiser", "import_component", "list_embeddings", "describe_checkpoint"),
     ],
     "export_onnx": ["export_onnx", "measure_parity"],
-    "calibrate_denoiser_of_sd1": ["observe_denoiser", "calibrate_denoiser", "measure_residuals"],
-    "calibrate_vae_of_sd1": ["draw_pictures", "encode_pictures", "calibrate_encoder", "calibrate_decoder"],
+    "calibrate_denoiser_of_sd1": ["calibrate_denoiser", "measure_residuals"],
+    "calibrate_vae_of_sd1": [
+        "draw_pictures",
+        "encode_pictures",
+        "calibrate_encoder",
+        "decode_latents",
+        "calibrate_decoder",
+    ],
     "record_trajectories": ["derive_schedule", "record_trajectories"],
     "check_compiled_of_sd1": ["check_compiled"],
     "simulate": ["simulate", "attribute_error", "check_calibration"],
@@ -249,7 +255,7 @@ def _edit(what: str, carry_out: Callable, *work: str | set[str], of_code: bool =
 COMPILED = {"simulate", "attribute_error"}
 PICTURES = {"draw_reference", "check_calibration", *COMPILED}
 CHOSEN = {"calibrate_denoiser/unet", "check_calibration", *compiled("unet"), *COMPILED}
-UNET = {"record_trajectories", "observe_denoiser/unet", "measure_residuals/unet", *CHOSEN}
+UNET = {"record_trajectories", "measure_residuals/unet", *CHOSEN}
 VAE = ("vae_encoder", "vae_decoder")
 PROMPTS = "calibrate_text_encoder/text_encoder"
 TEXT_ENCODER = {"import_text_encoder/text_encoder", *exported("text_encoder"), *compiled("text_encoder")}

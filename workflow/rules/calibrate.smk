@@ -93,15 +93,18 @@ for family in IN_TABLE:
             "../scripts/job.py"
 
     rule:
-        """Draw calibration pictures, encode them, and pack both for the VAE's halves."""
+        """Draw calibration pictures, encode them, and pack those that the VAE's halves need."""
         name:
             f"calibrate_vae_of_{family.name}"
         input:
             settings=settings("calibrate_vae", more=lambda model, wildcards: calibrate_vae_steps(model)),
             encoder=f"results/{{model}}/weights/{family.of_role(ENCODER).name}.safetensors",
+            decoder=f"results/{{model}}/weights/{family.of_role(DECODER).name}.safetensors",
         output:
             pictures="results/{model}/calibration/pictures.npy",
             latents="results/{model}/calibration/latents.npy",
+            encoder_record=f"results/{{model}}/calibration/{family.of_role(ENCODER).name}.json",
+            decoder_record=f"results/{{model}}/calibration/{family.of_role(DECODER).name}.json",
             encoder_archive=f"results/{{model}}/calibration/{family.of_role(ENCODER).name}.tar",
             decoder_archive=f"results/{{model}}/calibration/{family.of_role(DECODER).name}.tar",
         log:

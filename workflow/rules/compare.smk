@@ -18,7 +18,6 @@ rule compare_calibration:
             ),
             graphs="results/{model}/onnx/{denoiser_graph}.onnx",
             tensors="results/{model}/onnx/{denoiser_graph}.onnx.data",
-            ranges="results/{model}/calibration/{denoiser}.ranges.npz",
             encoder_weights="results/{model}/weights/{encoder}.safetensors",
             added_weights="results/{model}/weights/{added}.safetensors",
         ),

@@ -18,7 +18,6 @@ for family in IN_TABLE:
                 added_weights="results/{model}/weights/{added}.safetensors",
             ),
             ranges=f"results/{{model}}/calibration/{family.denoiser.name}.ranges.npz",
-            calibration=f"results/{{model}}/calibration/{family.denoiser.name}.json",
             canvas=brought(canvas_of),
             encoder_weights=with_canvas("results/{model}/weights/{encoder}.safetensors"),
             schedule="results/{model}/schedule.npz",

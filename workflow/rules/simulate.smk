@@ -14,7 +14,6 @@ rule simulate:
             encoder_weights="results/{model}/weights/{encoder}.safetensors",
             added_weights="results/{model}/weights/{added}.safetensors",
             ranges="results/{model}/calibration/{denoiser}.ranges.npz",
-            calibration="results/{model}/calibration/{denoiser}.json",
         ),
         models=models_in(EMULATED),
         canvas=brought(canvas_of),

@@ -207,22 +207,17 @@ def chain_step(model, wildcards, component, names):
 
 
 def calibrate_denoiser_steps(model, wildcards):
-    """What is observed, what is chosen of it, and how wide residual sums are."""
+    """What is chosen of the samples, its ranges, and how wide residual sums are."""
     model.check_samples()
     denoiser = model.family.denoiser
     chosen = {name: model.entry(f"calibration/{name}") for name in ("samples", "selection")}
     return [
         step(
-            "axbake.calibration.observation.observe_denoiser",
-            of=denoiser.name,
-            row=["guidance_scale"],
-            tools=["numpy", "onnx", "onnxruntime"],
-        ),
-        step(
             "axbake.calibration.tars.calibrate_denoiser",
             of=denoiser.name,
             values=lambda *_: chosen | {"component": denoiser.name},
-            tools=["numpy"],
+            row=["guidance_scale"],
+            tools=["numpy", "onnx", "onnxruntime"],
         ),
         step(
             "axbake.calibration.residuals.measure_residuals",
@@ -337,24 +332,36 @@ def recipe_sources(model, wildcards):
 
 
 def calibrate_vae_steps(model):
-    """Pictures, their latents, and both as archives."""
+    """Pictures, their latents, and of both as archives what each half needs."""
     encoder, decoder = model.family.autoencoder
     (piece,) = decoder.graphs
+    # Decided here, so that it stands in the job's settings.
+    precision = {"precision": chosen_precision(model.entry("calibration/recorded_in"))}
     return [
         step("axbake.calibration.pictures.draw_pictures", row=["height", "width"], tools=["numpy"]),
         step(
             "axbake.calibration.pictures.encode_pictures",
-            values=lambda *_: {"build": encoder.lean or encoder.build, "channels": model.family.latents.channels},
+            values=lambda *_: precision
+            | {"build": encoder.lean or encoder.build, "channels": model.family.latents.channels},
             tools=["torch", "diffusers", "numpy"],
+            names={"chosen": "encoder_record"},
         ),
         step(
-            "axbake.calibration.tars.calibrate_encoder", tools=["numpy", "pillow"], names={"archive": "encoder_archive"}
+            "axbake.calibration.tars.calibrate_encoder",
+            tools=["numpy", "pillow"],
+            names={"archive": "encoder_archive", "chosen": "encoder_record"},
+        ),
+        step(
+            "axbake.calibration.pictures.decode_latents",
+            values=lambda *_: precision | {"build": decoder.build} | model.tile,
+            tools=["torch", "diffusers", "numpy"],
+            names={"chosen": "decoder_record"},
         ),
         step(
             "axbake.calibration.tars.calibrate_decoder",
             values=lambda *_: {"piece": piece, "columns": model.columns(decoder)} | model.tile,
             tools=["numpy"],
-            names={"archive": "decoder_archive"},
+            names={"archive": "decoder_archive", "chosen": "decoder_record"},
         ),
     ]
 
