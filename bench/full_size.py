@@ -5,7 +5,7 @@
 Writes the checkpoint (`random_checkpoint.py`) and a project with one row into DIRECTORY, bakes all its models with the
 emulator, and prints wall time, processor time and peak resident memory of every step of every job (of its largest process, as
 the kernel counts; of a later step of a job, the peak of those before it too). sd15 at 480 × 320 takes more than half an hour on
-2 cores, 12 GB of disk, and less than 12 GiB of memory. The others are drawn at 512 × 512 in 2 steps, and calibrated with 8 samples.
+2 cores, 12 GB of disk, and less than 12 GiB of memory. The others are drawn at 512 × 512 in 2 steps, calibrated with 8 samples.
 """
 
 import argparse

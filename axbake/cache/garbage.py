@@ -106,6 +106,7 @@ def usage(cache: Cache, used: Collection[str] = (), *, days: float = DAYS, named
     ]
     going += garbage
     going += [Garbage(path, "from a killed job", size) for path, size in private.leftovers(tree)]
+    going += _half_fetched(tree, days)
     size = sum(map(_on_disk, blobs.values()))
     return Usage(len(right["entries"]), len(blobs), size, sum(_on_disk(blobs[path]) for path in linked), going)
 
@@ -175,6 +176,15 @@ def _files(tree: Tree, name: str) -> Iterator[tuple[Path, os.stat_result, str]]:
                         fits = None
                     yield path, state, "" if fits else "damaged"
         directories = inner
+
+
+def _half_fetched(tree: Tree, days: float) -> Iterator[Garbage]:
+    """What a broken connection to a remote cache left *days* ago, which a download would go on from."""
+    for directory, _ in tree.contents(tree.top / "remote"):
+        for path, state in tree.contents(directory):
+            old = state.st_mtime < time.time() - days * 86400
+            if old and SHA256.fullmatch(path.name) and not _is_held(tree, tree.top / "locks" / path.name):
+                yield Garbage(path, "half fetched", _on_disk(state))
 
 
 def _in_place_of_directories(tree: Tree) -> Iterator[Path]:

@@ -174,6 +174,21 @@ def test_what_a_killed_job_left_beside_its_place_is_garbage(cache, tmp_path):
     assert not left.exists()
 
 
+def test_what_was_fetched_halfway_long_ago_is_garbage(cache, old):
+    kept = cache.directory / "remote" / "0123456789abcdef"
+    kept.mkdir(parents=True)
+    before, lately = kept / ("a" * 64), kept / ("b" * 64)
+    for path in (before, lately, kept / "index.json"):
+        path.write_bytes(b"x" * 8192)
+        os.utime(path, (time.time() - 30 * DAY,) * 2)
+    os.utime(lately)
+
+    assert [one.what for one in usage(cache, {old.digest}).garbage] == ["half fetched"]
+    remove_garbage(cache, {old.digest})
+
+    assert sorted(kept.iterdir()) == [lately, kept / "index.json"]
+
+
 def test_removal_waits_for_who_stores_or_places(cache, old, tmp_path):
     with (cache.directory / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_SH)

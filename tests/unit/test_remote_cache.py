@@ -22,6 +22,7 @@ from axbake.__main__ import main
 from axbake.cache import Cache, Key
 from axbake.cache.errors import Damaged
 from axbake.cache.garbage import usage
+from axbake.cache.remote import places
 from axbake.cache.remote import remote as remotes
 from axbake.cache.remote.errors import Distrusted, RemoteAddressError, RemoteTrouble, SigningError
 from axbake.cache.remote.index import index_text, read_index
@@ -222,7 +223,7 @@ def test_what_a_web_server_has_is_built_nowhere_else(serve, filled, trust, tmp_p
             cache.remote.push([], cache.blobs, key=None)
 
 
-def test_a_dataset_is_read_from_hugging_face_and_written_in_one_commit(theirs, filled, monkeypatch):
+def test_a_dataset_is_read_from_hugging_face_and_written_in_few_commits(theirs, filled, monkeypatch):
     import huggingface_hub
 
     commits = []
@@ -235,10 +236,16 @@ def test_a_dataset_is_read_from_hugging_face_and_written_in_one_commit(theirs, f
     assert isinstance(place, HubDataset)
     assert (place.repository, place.revision, place.path) == ("me/bakes", "main", "axbake")
     place.write({"index.json": b"{}", "blobs/ab/x": filled / "index.json"})
+    monkeypatch.setattr(places, "FILES", 2)
+    place.write(dict.fromkeys("abc", b"{}"))
 
     ((repository, operations), how) = commits[0][0], commits[0][1]
     assert repository == "me/bakes" and how["repo_type"] == "dataset" and how["revision"] == "main"
     assert [one.path_in_repo for one in operations] == ["axbake/index.json", "axbake/blobs/ab/x"]
+    assert [[one.path_in_repo for one in more[0][1]] for more in commits[1:]] == [
+        ["axbake/a", "axbake/b"],
+        ["axbake/c"],
+    ]
     with pytest.raises(RemoteTrouble) as caught:
         place.read("index.json", 100)
     assert "hf_secret" not in str(caught.value)

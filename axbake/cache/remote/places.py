@@ -25,6 +25,7 @@ WANTED = "a directory, s3://BUCKET/PATH (or gs://, az://), hf://datasets/OWNER/N
 CONNECT, REQUEST = timedelta(seconds=10), timedelta(seconds=60)
 RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
 PIECE = 4 << 20  # bytes of a request; what takes longer than REQUEST for them is too slow
+FILES = 100  # of a commit at Hugging Face, as its documentation recommends («Storage limits»)
 HUB = re.compile(r"datasets/([\w.-]+/[\w.-]+?)(?:@([\w./-]+?))?(?:/([\w./-]+))?/?")
 
 Content = bytes | Path
@@ -35,6 +36,9 @@ class Place(Protocol):
 
     address: str  # for people
     writable: bool
+
+    def exists(self) -> bool:
+        """Whether it is there; if not, the first that is written makes it."""
 
     def read(self, name: str, most: int) -> bytes | None:
         """What is in a file of at most *most* bytes; None if it is not there.
@@ -109,6 +113,10 @@ class Directory:
 
     def _path(self, name: str) -> Path:
         return self.tree.top / name
+
+    def exists(self) -> bool:
+        """As `Place` says."""
+        return self.tree.top.is_dir()
 
     def read(self, name: str, most: int) -> bytes | None:
         """As `Place` says."""
@@ -196,6 +204,10 @@ class Store:
             client["default_headers"] = dict(headers)
         with self._trouble():
             self._store: Any = from_url(address, client_options=client, retry_config=RETRIES)  # type: ignore[call-overload]
+
+    def exists(self) -> bool:
+        """As `Place` says: nobody can make a bucket or a dataset by writing into it."""
+        return True
 
     def read(self, name: str, most: int) -> bytes | None:
         """As `Place` says."""
@@ -290,11 +302,12 @@ class HubDataset(Store):
         return f"{self.path}/{name}".lstrip("/")
 
     def write(self, files: Mapping[str, Content]) -> None:
-        """As `Place` says, in one commit."""
+        """As `Place` says, `FILES` in a commit."""
         from huggingface_hub import CommitOperationAdd, HfApi
 
         added = [CommitOperationAdd(self._name(name), content) for name, content in files.items()]
-        self._commit(HfApi().create_commit, added, "axbake: results of builds")
+        for start in range(0, len(added), FILES):
+            self._commit(HfApi().create_commit, added[start : start + FILES], "axbake: results of builds")
 
     def sizes(self, under: str) -> dict[str, int]:
         """As `Place` says."""

@@ -22,7 +22,7 @@ from axbake.cache.records import LONGEST, parse, quoted
 from axbake.cache.remote import index as indexes
 from axbake.cache.remote.errors import Distrusted, RemoteAddressError, RemoteTrouble, SigningError
 from axbake.cache.remote.index import Index, Outputs
-from axbake.cache.remote.places import Directory, Place, open_place
+from axbake.cache.remote.places import Place, open_place
 from axbake.cache.remote.signing import sign, signer
 from axbake.cache.tree import Tree, open_plain
 from axbake.digest import is_sha256
@@ -269,8 +269,7 @@ class Remote:
         Raises:
             RemoteTrouble, Damaged
         """
-        made = not isinstance(self.place, Directory) or self.place.tree.top.is_dir()
-        there = self.read_index() if made else {}
+        there = self.read_index() if self.place.exists() else {}
         return [entry for entry in entries if entry.key.digest not in there]
 
     def push(self, entries: Iterable[Entry], blobs: Blobs, *, key: Path | None) -> int:
@@ -289,8 +288,8 @@ class Remote:
         pushed: Index = {}
         come = 0
         there = self.place.sizes("blobs")
+        files: dict[str, bytes | Path] = {}
         for entry in entries:
-            files: dict[str, bytes | Path] = {}
             for blob in entry.outputs.values():
                 name = f"blobs/{blob.sha256[:2]}/{blob.sha256}"
                 if there.get(name) == blob.size:
@@ -303,10 +302,11 @@ class Remote:
             text = json.dumps(entry.record(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
             signature = sign(text.encode(), key) if key else ""
             record = json.dumps({"entry": text, "signature": signature}, ensure_ascii=False) + "\n"
-            # Last, so that whoever finds it finds what it made.
-            self.place.write({**files, f"entries/{entry.key.digest}.json": record.encode()})
+            # Behind its blobs, so that whoever finds it finds what it made.
+            files[f"entries/{entry.key.digest}.json"] = record.encode()
             pushed[entry.key.digest] = dict(entry.outputs)
         if pushed:
+            self.place.write(files)
             self._write_index(pushed)
         return come
 
