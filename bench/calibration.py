@@ -34,6 +34,7 @@ from measure import denoiser_configs
 
 from axbake.calibration.coverage import choose, shares
 from axbake.calibration.denoiser_samples import EMPTY, TakenInputs, load_samples
+from axbake.calibration.modules import OUTPUT, read_module_ranges
 from axbake.calibration.observation import Observed, observe_chain, read_observed
 from axbake.calibration.tars import required_samples, stratified
 from axbake.distance import psnr
@@ -221,6 +222,16 @@ class Quantising:
         return {name: overall[name if name in overall else f"{path.stem}/{name}"] for name in float_activations(graph)}
 
 
+def observe_all(results: Path, measured: Measured) -> Observed:
+    """Ranges of all that was recorded, of which a bake observes what it has chosen."""
+    baked = read_observed(results / "calibration" / f"{measured.family.denoiser.name}.ranges.npz")
+    recorded = load_samples(results / "calibration" / "trajectories.npz", results / "schedule.npz", baked.taken)
+    there = recorded.recorded(measured.guidance_scale)
+    graphs, what = graphs_of(results, measured), "observing all:"
+    ranges = observe_chain(graphs, lambda: recorded.all_inputs(there), len(there), beside=results, what=what)
+    return Observed(there, ranges, baked.taken, baked.outputs)
+
+
 def variants(results: Path, measured: Measured, observed: Observed) -> dict[str, Choices]:
     """Rows of the observed ranges by the name of the choice."""
     archive = results / "calibration" / "trajectories.npz"
@@ -230,6 +241,7 @@ def variants(results: Path, measured: Measured, observed: Observed) -> dict[str,
     spread = stratified(32, prompts=len(prompts), branches=[len(branches)] * len(steps))
     required = [list(group.values()) for group in required_samples(recorded, observed.samples)]
     greedy = choose(shares(observed.ranges, observed.outputs), 32, required)
+    by_modules = choose(shares(read_module_ranges(archive), {OUTPUT}), 32, required)[:32]
     unweighted = choose(shares(observed.ranges, frozenset()), 32, required)[:32]
     permuted = [np.random.RandomState(number).permutation(len(drawn)) for number in range(measured.draws)]
     return {
@@ -237,6 +249,7 @@ def variants(results: Path, measured: Measured, observed: Observed) -> dict[str,
         "random 32": [list(rows[:32]) for rows in permuted],
         "stratified 32": [[observed.samples.index((p, steps[number], branch)) for p, number, branch in spread]],
         **{f"coverage {count}": [greedy[:count]] for count in (4, 8, 16, 32)},
+        "coverage 32, by the ranges of modules, as in a bake": [by_modules],
         "coverage 32, the output with the weight of one tensor": [unweighted],
         f"all {len(observed.samples)}": [list(range(len(observed.samples)))],
     }
@@ -268,7 +281,7 @@ def main() -> None:
     logging.getLogger("axbake.runtime.sampler").setLevel(logging.WARNING)
     directory, measured = options.directory.resolve(), options.measured
     results, network = bake(directory, measured), measured.family.denoiser.name
-    observed = read_observed(results / "calibration" / f"{network}.ranges.npz")
+    observed = observe_all(results, measured)
     held_out = HeldOut(results, measured, observed.taken)
     quantising = Quantising(results, measured, directory)
     ranges = observed.ranges

@@ -91,7 +91,15 @@ def _dead_leaves(random: np.random.RandomState, height: int, width: int) -> np.n
 
 
 def encode_pictures(
-    pictures: Path, encoder: Path, *, build: Build, channels: int, precision: str, latents: Path, chosen: Path
+    pictures: Path,
+    encoder: Path,
+    *,
+    build: Build,
+    channels: int,
+    precision: str,
+    device: str,
+    latents: Path,
+    chosen: Path,
 ) -> None:
     """Write the latents' means that a VAE's own encoder gives for *pictures*, and some noise of a UNet's latents' size.
 
@@ -99,11 +107,12 @@ def encode_pictures(
         encoder: `weights/{component}.safetensors` of the encoder half; *build*: the component's.
         channels: C of a latent.
         precision: float32 or bfloat16: of the encoder's weights and activations.
+        device: cpu or cuda: where it runs.
         latents: .npy to write: (N, 1, C, h, w) float32, not scaled, as the decoder's graph takes them.
         chosen: JSON to write: the fewest pictures that cover the encoder's ranges (`ENOUGH`), by number, and what they cover.
     """
     scaled = np.load(pictures).transpose(0, 3, 1, 2)[:, None] / np.float32(127.5) - 1  # (N, 1, 3, H, W)
-    made = _run(encoder, build, scaled, precision=precision, what="encoding: picture", chosen=chosen)
+    made = _run(encoder, build, scaled, precision=precision, device=device, what="encoding: picture", chosen=chosen)
     means = [one[:, :channels] for one in made]
     # What a UNet makes has a standard deviation of about 1 after scaling: that is what the factor is for.
     unit = np.random.RandomState(0).standard_normal((len(NOISE), *means[0].shape))
@@ -113,14 +122,21 @@ def encode_pictures(
 
 
 def decode_latents(
-    latents: Path, decoder: Path, *, build: Build, precision: str, chosen: Path, tile: int | None = None
+    latents: Path,
+    decoder: Path,
+    *,
+    build: Build,
+    precision: str,
+    device: str,
+    chosen: Path,
+    tile: int | None = None,
 ) -> None:
     """Choose the fewest of *latents* that cover a VAE decoder's ranges.
 
     Args:
         latents: of `encode_pictures`.
         decoder: `weights/{component}.safetensors` of the decoder half; *build*: the component's.
-        precision: float32 or bfloat16: of the decoder's weights and activations.
+        precision, device: as `encode_pictures` has them.
         chosen: JSON to write, as `encode_pictures` does.
         tile: as `axbake.calibration.tars.calibrate_decoder` has it.
     """
@@ -129,6 +145,7 @@ def decode_latents(
         build,
         decoded_of(np.load(latents), tile),
         precision=precision,
+        device=device,
         what="decoding: latent",
         chosen=chosen,
     )
@@ -147,7 +164,14 @@ def read_chosen(chosen: Path) -> list[int]:
 
 
 def _run(
-    weights: Path, build: Build, samples: Sequence[np.ndarray], *, precision: str, what: str, chosen: Path
+    weights: Path,
+    build: Build,
+    samples: Sequence[np.ndarray],
+    *,
+    precision: str,
+    device: str,
+    what: str,
+    chosen: Path,
 ) -> list[np.ndarray]:
     """What a half of a VAE gives for each of *samples*; *chosen* is written."""
     import torch  # here, so that drawing the pictures does not wait for it
@@ -156,12 +180,12 @@ def _run(
     from axbake.weights import networks
 
     dtype = networks.PRECISIONS[precision]
-    network = networks.channels_last(networks.load(weights, build, dtype=dtype))
+    network = networks.channels_last(networks.load(weights, build, dtype=dtype, device=device))
     ranges, tell = ModuleRanges(network), progress(what)
     made: list[np.ndarray] = []
     for sample in samples:
         with torch.inference_mode():
-            made.append(network(torch.from_numpy(sample).to(dtype)).float().contiguous().numpy())
+            made.append(network(torch.from_numpy(sample).to(device, dtype)).float().cpu().contiguous().numpy())
         ranges.end_of_run()
         tell(len(made), len(samples))
     covered = shares(ranges.found(), {OUTPUT})

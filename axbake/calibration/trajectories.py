@@ -48,6 +48,7 @@ def record_trajectories(
     width: int,
     seed: int,
     precision: str,
+    device: str,
     prompt_chunks: int,
     trajectories: Path,
     added: Callable[[Path], AddedEmbedding] | None = None,
@@ -67,6 +68,7 @@ def record_trajectories(
         sizes: that the denoiser takes, as `axbake.runtime.values.Picture` has them.
         seed: of the first prompt's noise; the n-th prompt has seed + n.
         precision: float32 or bfloat16: of the UNet's weights and activations; the sampler's sums are as ever.
+        device: cpu or cuda: where the denoiser runs.
         prompt_chunks: chunks of 77 tokens in the UNet's context; T tokens in all.
         trajectories: `.npz` to write, for P prompts: `prompt_embeds` (P, 1, T, W), `negative_embeds` and `empty_embeds`,
             of the empty prompt, (1, T, W), `latents` (P, N + 1, 1, C, h, w): before the first step, and after each; all
@@ -97,7 +99,7 @@ def record_trajectories(
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     add = added(denoiser) if added else None
     sizes = sizes or web_ui_sizes(height, width)
-    network = networks.load(denoiser, builds[described.component], dtype=networks.PRECISIONS[precision])
+    network = networks.load(denoiser, builds[described.component], dtype=networks.PRECISIONS[precision], device=device)
     watched = with_rows(networks.channels_last(network))
     ranges = ModuleRanges(watched)
     denoising = _denoising(watched, ranges)
@@ -175,7 +177,7 @@ def _denoising(network: torch.nn.Module, ranges: ModuleRanges) -> Callable[[np.n
     Args:
         network: as the family's `with_rows` gives it; *ranges* watch it.
     """
-    (dtype,) = {parameter.dtype for parameter in network.parameters()}
+    ((device, dtype),) = {(parameter.device, parameter.dtype) for parameter in network.parameters()}
 
     def denoising(masks: np.ndarray | None) -> Denoiser:
         def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
@@ -183,9 +185,9 @@ def _denoising(network: torch.nn.Module, ranges: ModuleRanges) -> Callable[[np.n
             arrays = [np.repeat(latent, branches // len(latent), axis=0), prompts, time.rows(branches)[:, 0]]
             arrays += [] if masks is None else [masks[:branches]]
             with torch.inference_mode():
-                made = network(*(torch.from_numpy(array).to(dtype) for array in arrays))
+                made = network(*(torch.from_numpy(array).to(device, dtype) for array in arrays))
             ranges.end_of_run()
-            return made.float().contiguous().numpy()
+            return made.float().cpu().contiguous().numpy()
 
         return denoise
 

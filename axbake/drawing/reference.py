@@ -14,6 +14,7 @@ from axbake.checkpoints.refusals import check_canvas
 from axbake.drawing.canvas import canvas_of
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.schedule import build_scheduler
+from axbake.host import CPU
 from axbake.runtime.progress import progress
 from axbake.runtime.prompt import Embedded
 from axbake.runtime.txt2img import save_png
@@ -34,19 +35,23 @@ def load_pipeline(
     builds: Builds,
     pipeline: Callable[..., Any],
     scheduler: str,
+    device: str = CPU,
     encoder: Sequence[Path] = (),
 ) -> Any:
     """diffusers' pipeline of `weights/{component}.safetensors`, float32; it takes embedded prompts, and no images.
 
     Args:
         builds, pipeline: of the family.
+        device: cpu or cuda: where its networks are.
         encoder: the VAE encoder's, in a list, for a pipeline that takes images.
     """
-    network = networks.channels_last(networks.load(denoiser, builds[read_description(denoiser).component]))
-    described = read_description(decoder)
-    half = networks.load(decoder, builds[described.component])
+
+    def load(weights: Path) -> Any:
+        return networks.load(weights, builds[read_description(weights).component], device=device)
+
+    network, half, described = networks.channels_last(load(denoiser)), load(decoder), read_description(decoder)
     chosen = build_scheduler(scheduler, read_sampling(denoiser))
-    others = [networks.load(path, builds[read_description(path).component]) for path in encoder]
+    others = [load(path) for path in encoder]
     given = dict(zip(["encoder"], others, strict=False))
     return pipeline(network, half, chosen, decoder_config=described.config, **given)
 
@@ -66,6 +71,7 @@ def draw_reference(
     trajectory: Path,
     settings: Path,
     activations: Path,
+    device: str = CPU,
     canvas: Sequence[Path] = (),
     encoder: Sequence[Path] = (),
 ) -> None:
@@ -77,6 +83,7 @@ def draw_reference(
         picture: its seed is of torch's CPU generator, as people who use diffusers give it; the clip skip is what the text
             encoders were imported with.
         builds, states, pipeline, conditioning: of the family; states by text encoder.
+        device: cpu or cuda: where denoiser and VAE run.
         image: PNG to write, with its settings in the form that web UIs read.
         trajectory: .npy to write: (N, 1, C, h, w) float32, the latent after each step.
         settings: JSON to write: how the picture was made.
@@ -112,14 +119,21 @@ def draw_reference(
             given |= {"mask_image": Image.fromarray(over.mask.astype(np.uint8) * 255), "strength": 1.0}
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     drawing = load_pipeline(
-        denoiser, decoder, builds=builds, pipeline=pipeline, scheduler=picture.scheduler, encoder=encoder
+        denoiser,
+        decoder,
+        builds=builds,
+        pipeline=pipeline,
+        scheduler=picture.scheduler,
+        device=device,
+        encoder=encoder,
     )
+    given = {name: one.to(device) if isinstance(one, torch.Tensor) else one for name, one in given.items()}
     largest = _watch(drawing.vae)
     latents: list[np.ndarray] = []
     tell = progress("reference: step")
 
     def keep(pipeline, step: int, timestep, tensors: dict) -> dict:
-        latents.append(tensors["latents"].numpy().copy())
+        latents.append(tensors["latents"].cpu().numpy().copy())
         tell(step + 1, picture.steps)
         return tensors
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from axbake.host import CPU, CUDA, DeviceError
 from axbake.weights.files import read_description, read_shapes, read_tensor
 
 #: Config in diffusers' form -> the network, with whatever weights the surrounding device context gives
@@ -28,13 +29,31 @@ def _wanted_shapes(build: Build, config: str) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in build(json.loads(config)).state_dict().items()}
 
 
-def load(weights: Path, build: Build, *, dtype: torch.dtype = torch.float32) -> Any:
+def load(weights: Path, build: Build, *, dtype: torch.dtype = torch.float32, device: str = CPU) -> Any:
     """The network of a `weights/{component}.safetensors`, in evaluation mode.
 
     One tensor at a time is read and converted, so the peak is the network's own size.
+
+    Raises:
+        DeviceError: *device* is cuda, and torch finds none.
     """
-    tensors = {name: read_tensor(weights, name).to(dtype) for name in read_shapes(weights)}
+    check_device(device)
+    tensors = {name: read_tensor(weights, name).to(device, dtype) for name in read_shapes(weights)}
     return filled(build, read_description(weights).config, tensors)
+
+
+def check_device(device: str) -> None:
+    """Raise DeviceError if torch cannot compute on *device*; on a GPU, it is told to keep to float32 and to one order of sums."""
+    if device != CUDA:
+        return
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            f"device: {device}, but torch {torch.__version__} finds no CUDA GPU here. Set device to cpu, or install a build of"
+            " torch for CUDA (`make TORCH=auto`) on a machine with NVIDIA's driver."
+        )
+    # Convolutions would be computed in TF32, of 10 bits.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
 
 
 def filled(build: Build, config: dict, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -45,7 +64,8 @@ def filled(build: Build, config: dict, tensors: Mapping[str, torch.Tensor]) -> A
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:  # CLIP's position ids, the only buffer that no checkpoint holds
             owner = module.get_submodule(name.rpartition(".")[0])
-            setattr(owner, name.rpartition(".")[2], torch.arange(buffer.shape[-1]).expand(buffer.shape))
+            place = next(iter(tensors.values())).device
+            setattr(owner, name.rpartition(".")[2], torch.arange(buffer.shape[-1], device=place).expand(buffer.shape))
     return module.eval().requires_grad_(False)
 
 

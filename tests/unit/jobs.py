@@ -25,7 +25,7 @@ def text_encoders_of(model: TinyModel) -> list[Path]:
 def record(model: TinyModel, schedule: Path, trajectories: Path, *, prompts: list[str], **how: Any) -> Path:
     """Record what *model* sees with *prompts*: 64 × 64 pixels, float32, guided, but for what *how* says; *trajectories*."""
     usual: dict[str, Any] = {"negative_prompt": "", "guidance_scale": GUIDANCE, "height": 64, "width": 64, "seed": 9}
-    usual |= {"precision": "float32", "prompt_chunks": 1}
+    usual |= {"precision": "float32", "device": "cpu", "prompt_chunks": 1}
     denoiser = model.family.denoiser
     assert denoiser.with_rows
     record_trajectories(

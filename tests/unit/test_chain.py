@@ -399,6 +399,7 @@ def compiled(model, graphs, archives, tmp_path_factory):
         build=encoder.build,
         channels=FAMILY.latents.channels,
         precision="float32",
+        device="cpu",
         latents=directory / "latents.npy",
         chosen=directory / "chosen.json",
     )

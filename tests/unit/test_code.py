@@ -1111,12 +1111,12 @@ def called(model, graph_of, tmp_path_factory):
         draw_pictures(height=64, width=64, pictures=pictures)
     np.save(pictures, np.load(pictures)[:2])
     with running("axbake.calibration.pictures.encode_pictures", encoder.build):
-        how = {"build": encoder.build, "channels": 4, "precision": "float32"}
+        how = {"build": encoder.build, "channels": 4, "precision": "float32", "device": "cpu"}
         encode_pictures(pictures, weights[encoder.name], **how, latents=latents, chosen=place / "encoder.json")
     with running("axbake.calibration.tars.calibrate_encoder"):
         calibrate_encoder(pictures, place / "encoder.json", archive=place / "vae_encoder.tar")
     with running("axbake.calibration.pictures.decode_latents", decoder.build):
-        how = {"build": decoder.build, "precision": "float32"}
+        how = {"build": decoder.build, "precision": "float32", "device": "cpu"}
         decode_latents(latents, weights[decoder.name], **how, chosen=place / "decoder.json")
     with running("axbake.calibration.tars.calibrate_decoder", piece):
         chosen = place / "decoder.json"

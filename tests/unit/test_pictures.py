@@ -61,6 +61,7 @@ def encode(model, pictures, directory):
         build=encoder.build,
         channels=model.family.latents.channels,
         precision="float32",
+        device="cpu",
         latents=directory / "latents.npy",
         chosen=directory / "encoder.json",
     )
@@ -86,7 +87,7 @@ def test_few_samples_cover_what_all_cover_in_the_graphs_that_are_compiled(model,
     decoder, pictures = model.family.of_role(DECODER), tmp_path / "pictures.npy"
     draw_pictures(height=64, width=64, pictures=pictures)  # as the graphs are
     encode(model, pictures, tmp_path)
-    how = {"build": decoder.build, "precision": "float32", "chosen": tmp_path / "decoder.json"}
+    how = {"build": decoder.build, "precision": "float32", "device": "cpu", "chosen": tmp_path / "decoder.json"}
     decode_latents(tmp_path / "latents.npy", model.weights[decoder.name], **how, tile=tile)
 
     scaled = np.load(pictures).transpose(0, 3, 1, 2)[:, None] / np.float32(127.5) - 1

@@ -28,9 +28,8 @@ rule record_trajectories:
                         "latents": model.family.latents,
                         "prompts": model.row["calibration_prompts"],
                         "seed": model.entry("calibration/seed"),
-                        # Decided here, so that it stands in the job's settings.
-                        "precision": chosen_precision(model.entry("calibration/recorded_in")),
                     }
+                    | recording(model)
                     | model.conditions,
                     row=["height", "width", "negative_prompt", "guidance_scale", "prompt_chunks"],
                     tools=[*TORCH, "tokenizers", "numpy"],

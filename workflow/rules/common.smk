@@ -18,7 +18,7 @@ from axbake.checkpoints.recipes import is_recipe
 from axbake.digest import file_sha256
 from axbake.errors import AxbakeError
 from axbake.families import FAMILIES
-from axbake.host import chosen_precision
+from axbake.host import chosen_device, chosen_precision
 from axbake.jobs.known import code_of
 from axbake.jobs.identity import identify, tool_version, write_steps
 from axbake.jobs.inputs import as_input

@@ -15,6 +15,7 @@ rule draw_reference:
                         "states": model.states,
                         "pipeline": pipeline_of(model),
                         "conditioning": model.family.conditioning,
+                        "device": chosen_device(model.entry("device")),
                     },
                     tools=[*TORCH, "tokenizers", "numpy", "pillow"],
                     data=["resources/clip"],

@@ -146,6 +146,12 @@ def size_of_schedule(model):
     return {side: model.row[side] for side in ("height", "width")} if model.family.process.sized else {}
 
 
+def recording(model):
+    """Where and in which precision torch records samples; decided here, so that it stands in the jobs' settings."""
+    device = chosen_device(model.entry("device"))
+    return {"device": device, "precision": chosen_precision(model.entry("calibration/recorded_in"), device=device)}
+
+
 def builds_recorded(model):
     """Function that builds each of the networks whose drawings are recorded, and the encoder of the pictures that one draws on."""
     family = model.family
@@ -335,13 +341,11 @@ def calibrate_vae_steps(model):
     """Pictures, their latents, and of both as archives what each half needs."""
     encoder, decoder = model.family.autoencoder
     (piece,) = decoder.graphs
-    # Decided here, so that it stands in the job's settings.
-    precision = {"precision": chosen_precision(model.entry("calibration/recorded_in"))}
     return [
         step("axbake.calibration.pictures.draw_pictures", row=["height", "width"], tools=["numpy"]),
         step(
             "axbake.calibration.pictures.encode_pictures",
-            values=lambda *_: precision
+            values=lambda *_: recording(model)
             | {"build": encoder.lean or encoder.build, "channels": model.family.latents.channels},
             tools=["torch", "diffusers", "numpy"],
             names={"chosen": "encoder_record"},
@@ -353,7 +357,7 @@ def calibrate_vae_steps(model):
         ),
         step(
             "axbake.calibration.pictures.decode_latents",
-            values=lambda *_: precision | {"build": decoder.build} | model.tile,
+            values=lambda *_: recording(model) | {"build": decoder.build} | model.tile,
             tools=["torch", "diffusers", "numpy"],
             names={"chosen": "decoder_record"},
         ),
