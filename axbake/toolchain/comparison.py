@@ -18,6 +18,7 @@ from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import latents_of
 from axbake.emulator.build import build
 from axbake.networks.component import DENOISER
+from axbake.quality.recipe import read_recipe, with_recipe
 from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.txt2img import save_png
@@ -41,16 +42,18 @@ def compare_calibration(
     drawn: Drawn,
     latents: Latents,
     samples: int,
+    addresses: Sequence[str],
     configs: Sequence[dict[str, Any]],
     image: Path,
     comparison: Path,
     added_weights: Sequence[Path] = (),
     added: Callable[[Path], AddedEmbedding] | None = None,
     canvas: Sequence[Path] = (),
+    recipe: Sequence[Path] = (),
 ) -> None:
     """Calibrate the denoiser with the first *samples*, emulate its compile, draw the picture and measure it.
 
-    All else is as the model has it: graph, config of the compiler, the other compiled models, prompt and noise.
+    All else is as the model has it: graph, recipe, config of the compiler, the other compiled models, prompt and noise.
 
     Args:
         models: that ONNX Runtime runs, of all components in the order of *drawn*; the denoiser's are not used.
@@ -61,7 +64,8 @@ def compare_calibration(
         reference, trajectory: the reference's picture and latents.
         latents: of the family.
         canvas: picture and mask, as `axbake.drawing.reference.draw_reference` has them.
-        configs: Pulsar2's, one a graph of the denoiser.
+        addresses, configs: of the denoiser's graphs, and Pulsar2's config of each.
+        recipe: the denoiser's, in a list, if it has one.
         image: PNG to write.
         comparison: JSON to write: how many samples, what share of the ranges they cover; PSNR of the last latent and of the
             picture, in dB, and SSIM.
@@ -88,7 +92,11 @@ def compare_calibration(
             ranges=Path(place) / "ranges.npz",
             record=record,
         )
-        for graph, archive, config, axmodel in zip(graphs, archives, configs, files[denoiser], strict=True):
+        for address, graph, archive, config, axmodel in zip(
+            addresses, graphs, archives, configs, files[denoiser], strict=True
+        ):
+            for path in recipe:
+                config = with_recipe(config, read_recipe(path), address, graph)
             given = [entry | {"calibration_dataset": str(archive)} for entry in config["quant"]["input_configs"]]
             settings = archive.with_suffix(".json")
             settings.write_text(

@@ -323,9 +323,14 @@ def nodes_steps(model, wildcards):
     ]
 
 
+def compiled_component(model, wildcards):
+    """The component that a job compiles a graph of: the one at its address, or the denoiser."""
+    return model.of_address(wildcards.graph)[0] if "graph" in wildcards.keys() else model.family.denoiser
+
+
 def recipe_of(model, wildcards):
-    """Path of the recipe that a job's graph is compiled by, if it has one: what axbake finds, or what the user brings."""
-    component, _ = model.of_address(wildcards.graph)
+    """Path of the recipe that a job compiles by, if there is one: what axbake finds, or what the user brings."""
+    component = compiled_component(model, wildcards)
     if not model.has_recipe(component):
         return []
     return [model.recipe_file(component) or f"results/{model.name}/recipe/{component.name}.yaml"]
@@ -333,7 +338,7 @@ def recipe_of(model, wildcards):
 
 def recipe_sources(model, wildcards):
     """SHA-256 of a recipe that the user brings."""
-    path = model.recipe_file(model.of_address(wildcards.graph)[0])
+    path = model.recipe_file(compiled_component(model, wildcards))
     return {"recipe": file_sha256(recipe_path(path))} if path else {}
 
 
@@ -599,6 +604,7 @@ def compared_with(model, wildcards):
         "latents": model.family.latents,
         "added": denoiser.added,
         "samples": model.entry("calibration/compare_first"),
+        "addresses": list(addresses(denoiser)),
         "configs": [model.pulsar2_config(denoiser, number) for number in range(len(denoiser.graphs))],
     }
 
