@@ -73,8 +73,8 @@ def judge_picture(
 
     Args:
         distance: of it from the reference: `image_psnr_db`, `image_ssim`.
-        quantised: name of a component -> the same where it alone is quantised; `none`: where none is, as
-            `simulation/attribution.json` has them.
+        quantised: name of a component -> the same where it alone is quantised, or it and those that it names `with`; `none`:
+            where none is, as `simulation/attribution.json` has them.
         roles: of the components.
         limits: config's `picture`.
 
@@ -98,10 +98,20 @@ def _advice(psnr: float, quantised: Mapping[str, Any], roles: Mapping[str, str])
     if floating <= psnr + 3:
         yield f"the float graphs are as far from the reference ({floating} dB): check parity, sampler and steps first"
         return
-    alone = {name: quantised[name]["image_psnr_db"] for name in roles if name in quantised}
-    worst = min(alone, key=lambda name: alone[name])
+
+    def error(name: str) -> float:
+        """Of the picture, as a share of the peak's square."""
+        return 10 ** (-quantised[name]["image_psnr_db"] / 10)
+
+    def own(name: str) -> float:
+        """Errors that are made apart from each other add up."""
+        return error(name) - sum(map(error, quantised[name].get("with", ())))
+
+    worst = max((name for name in roles if name in quantised), key=own)
+    others = [in_words(name) for name in quantised[worst].get("with", ())]
+    only = f"it and the {' and '.join(others)} are" if others else "only it is"
     yield (
-        f"the {in_words(worst)} loses most: {alone[worst]} dB when only it is quantised; use a finer precision "
+        f"the {in_words(worst)} loses most: {quantised[worst]['image_psnr_db']} dB when {only} quantised; use a finer precision "
         f"(precision/{worst})"
     )
     if roles[worst] == DENOISER:

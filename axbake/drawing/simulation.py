@@ -44,6 +44,7 @@ def simulate(
     latents: Latents,
     build: Callable[[dict], Any],
     image: Path,
+    simulated: Path,
     distance: Path,
     added_weights: Sequence[Path] = (),
     added: Callable[[Path], AddedEmbedding] | None = None,
@@ -68,6 +69,7 @@ def simulate(
         decoder_weights, decoder_build, tile: of a VAE decoder of tiles its weights, in a list, what builds it, and the side of a
             tile in latent pixels.
         image: PNG to write.
+        simulated: .npy to write: (N, 1, C, h, w) float32, the latent after each step.
         distance: JSON to write: PSNR of latents after each step and of the picture, in dB, and SSIM; with tiles also what these
             cost (`axbake.drawing.seams`), on the reference's latent.
     """
@@ -83,6 +85,7 @@ def simulate(
     )
     emulated = producer(files[drawn.of_role(DENOISER)][0]) == EMULATOR
     save_png(image, drawn_image, picture.parameters(), emulated=emulated)
+    np.save(simulated, drawn_latents)
     wanted, before = np.asarray(Image.open(reference).convert("RGB")), np.load(trajectory)
     encoder = open_models(files[drawn.of_role(ENCODER)])
     result: dict[str, Any] = {

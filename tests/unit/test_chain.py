@@ -490,6 +490,7 @@ def drawn_with(model, reference, directory, models):
         latents=FAMILY.latents,
         build=encoder.build,
         image=directory / "image.png",
+        simulated=directory / "simulated.npy",
         distance=directory / "distance.json",
     )
     return json.loads((directory / "distance.json").read_text())
@@ -518,6 +519,7 @@ def test_errors_are_told_by_component_and_not_by_graph(model, graphs, compiled, 
         schedule=reference / "schedule.npz",
         embeddings=model.embeddings,
         trajectory=reference / "trajectory.npy",
+        simulated=tmp_path / "simulated.npy",
         distance=tmp_path / "distance.json",
         picture=model.picture(prompt="a rocket, in the night", **DRAWING),
         drawn=model.drawn,
@@ -529,6 +531,7 @@ def test_errors_are_told_by_component_and_not_by_graph(model, graphs, compiled, 
     found = json.loads((tmp_path / "attribution.json").read_text())["quantised"]
     decoder = FAMILY.of_role(DECODER).name
     assert list(found) == ["none", decoder, *WIDTHS, "unet", "all"]
+    assert found["unet"]["with"] == list(WIDTHS)
     assert found["none"]["latent_psnr_db"] > 60
     assert found[decoder]["latent_psnr_db"] is None
     assert all(20 < found[name]["latent_psnr_db"] < found["none"]["latent_psnr_db"] for name in (*WIDTHS, "unet"))

@@ -288,6 +288,7 @@ def test_compiled_models_draw_nearly_the_reference_and_the_encoder_has_its_share
         reference=tmp_path / "image.png",
         build=encoder.build,
         image=tmp_path / "simulated.png",
+        simulated=tmp_path / "simulated.npy",
         distance=tmp_path / "distance.json",
         **drawn,
     )
@@ -295,6 +296,7 @@ def test_compiled_models_draw_nearly_the_reference_and_the_encoder_has_its_share
         models=models,
         graphs=floats,
         tensors=[],
+        simulated=tmp_path / "simulated.npy",
         distance=tmp_path / "distance.json",
         attribution=tmp_path / "attribution.json",
         float_image=tmp_path / "float.png",

@@ -185,6 +185,17 @@ def test_a_poor_picture_says_why_and_what_to_try():
     assert "more calibration samples" in picture(15, 0.5, unet=16.0)["advice"][1]
 
 
+def test_of_the_denoisers_error_what_its_inputs_bring_is_not_its_own():
+    limits, of = LIMITS, {"image_psnr_db": 16.0, "with": ["text_encoder"]}
+    quantised = {"none": {"image_psnr_db": 60.0}, "vae_decoder": {"image_psnr_db": 30.0}, "unet": of}
+
+    for alone, worst in ((17.0, "text encoder"), (25.0, "UNet")):
+        known = quantised | {"text_encoder": {"image_psnr_db": alone}}
+        (advice, *_) = judge_picture({"image_psnr_db": 15.8, "image_ssim": 0.5}, known, ROLES, limits)["advice"]
+        assert advice.startswith(f"the {worst} loses most: ")
+    assert "16.0 dB when it and the text encoder are quantised" in advice
+
+
 def test_what_quantisation_is_not_to_blame_for_is_said():
     (advice,) = picture(18.0, 0.6, none=19.0)["advice"]
 

@@ -47,6 +47,7 @@ def distance(model, reference, models, directory, **changed):
         latents=model.family.latents,
         build=encoder.build,
         image=directory / "image.png",
+        simulated=directory / "simulated.npy",
         distance=directory / "distance.json",
     )
     return json.loads((directory / "distance.json").read_text())

@@ -194,6 +194,7 @@ def simulated(model, graphs, tmp_path_factory):
         latents=model.family.latents,
         build=encoder.build,
         image=directory / "image.png",
+        simulated=directory / "simulated.npy",
         distance=directory / "distance.json",
     )
     return directory

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -269,11 +270,24 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
 
 
 def test_the_first_samples_compared_draw_what_they_would_draw_if_they_calibrated_the_model(baked, project, show):
+    """By the row's recipe, which the user brings."""
+    graph = onnx.load(project.directory / "results/tiny/onnx/unet.onnx", load_external_data=False).graph
+    narrow, floating = [node.name for node in graph.node if node.op_type == "Conv"][1:3]
+    recipe = {"base": "U16", "layers": {"unet": {"U8": [narrow], "FP32": [floating]}}}
+    (project.directory / "config/mine.yaml").write_text(json.dumps(recipe))
+    project.edit("config/config.yaml", "denoiser: U16", "denoiser: config/mine.yaml")
     project.edit("config/config.yaml", "samples: 8", "samples: 4")
     project.edit("config/config.yaml", "selection: coverage", "selection: first")
     project.edit("config/config.yaml", "compare_first: 0", "compare_first: 4")
     project.bake(REPORT)
 
+    built = json.loads((project.directory / "results/tiny/build/unet.json").read_text())
+    named = {
+        name: entry["data_type"]
+        for entry in built["pulsar2_config"]["quant"]["layer_configs"]
+        for name in entry.get("layer_names", [])
+    }
+    assert named == {narrow: "U8", floating: "FP32"}
     drawn = project.directory / "results/tiny/simulation"
     compared, distance = (json.loads((drawn / name).read_text()) for name in ("first.json", "distance.json"))
     calibrated = json.loads((project.directory / "results/tiny/calibration/unet.json").read_text())

@@ -3,7 +3,7 @@
 
 
 rule simulate:
-    """Draw the reference's picture with the compiled models, and with one of them at a time."""
+    """Draw the reference's picture with the compiled models, and with parts of them."""
     input:
         files(
             settings=settings("simulate", more=simulate_steps),
@@ -26,6 +26,7 @@ rule simulate:
         trajectory="results/{model}/reference/trajectory.npy",
     output:
         image="results/{model}/simulation/image.png",
+        simulated="results/{model}/simulation/trajectory.npy",
         distance="results/{model}/simulation/distance.json",
         attribution="results/{model}/simulation/attribution.json",
         float_image="results/{model}/simulation/float.png",
