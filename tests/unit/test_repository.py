@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -276,8 +277,8 @@ def test_the_cluster_profile_keeps_what_the_default_one_says_and_names_rules_tha
 
 
 def resource(rule, name: str, attempt: int) -> int:
-    """What a rule asks for at its *attempt*: MiB, minutes."""
-    return rule.ruleinfo.resources[1][name](None, attempt)
+    """What a rule asks for at its *attempt* for the demo: MiB, minutes."""
+    return rule.ruleinfo.resources[1][name](SimpleNamespace(model="demo"), attempt)
 
 
 def test_jobs_that_leave_for_a_cluster_say_what_memory_and_time_they_take_and_get_more_each_time(planned):
@@ -288,6 +289,7 @@ def test_jobs_that_leave_for_a_cluster_say_what_memory_and_time_they_take_and_ge
     for name, rule in leaving.items():
         for what in ("mem_mb", "runtime"):
             assert resource(rule, what, 2) == 2 * resource(rule, what, 1) > 0, name
+        assert resource(rule, "mem_mb", 1) <= 1500, name  # a small model
     long = {name for name, rule in leaving.items() if resource(rule, "runtime", 1) > LONG}
     assert long <= set(slurm["set-resources"])
 

@@ -98,7 +98,7 @@ rule benchmark_host:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
     resources:
-        mem_mb=more_each_time(12000),
+        mem_mb=memory_of(12000),
         runtime=more_each_time(60),
     message:
         "Measuring {wildcards.model} on this host, which is not a board"

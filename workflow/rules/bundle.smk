@@ -45,7 +45,7 @@ rule write_bundle:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=more_each_time(2000),
+        mem_mb=memory_of(2000),
         runtime=more_each_time(10),
     message:
         "Laying out {wildcards.model} as {wildcards.layout}"
@@ -65,7 +65,7 @@ rule pack_bundle:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=more_each_time(500),
+        mem_mb=memory_of(500),
         runtime=more_each_time(10),
     message:
         "Packing the bundle {wildcards.layout} of {wildcards.model}"

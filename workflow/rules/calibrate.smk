@@ -51,7 +51,7 @@ rule record_trajectories:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
     resources:
-        mem_mb=more_each_time(10000),
+        mem_mb=memory_of(10000),
         runtime=more_each_time(120),
     message:
         "Recording what {wildcards.model} sees with its calibration prompts"
@@ -84,7 +84,7 @@ for family in IN_TABLE:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
         resources:
-            mem_mb=more_each_time(10000),
+            mem_mb=memory_of(10000),
             runtime=more_each_time(90),
         message:
             f"Observing the {family.denoiser.name} of {{wildcards.model}}, and choosing its calibration samples"
@@ -114,7 +114,7 @@ for family in IN_TABLE:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
         resources:
-            mem_mb=more_each_time(6000),
+            mem_mb=memory_of(6000),
             runtime=more_each_time(30),
         message:
             "Drawing calibration pictures in the size of {wildcards.model} and encoding them with its VAE"

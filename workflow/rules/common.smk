@@ -48,6 +48,7 @@ if shlex.quote(sys.executable) != sys.executable:
 
 COMPONENTS = {one.name: one.role for family in FAMILIES.values() for one in family.components}
 TORCH = ["torch", "diffusers", "transformers"]
+SMALL_MEMORY = 1500  # MiB, of a job on a small model, most of them torch and diffusers themselves
 
 
 try:
@@ -226,13 +227,22 @@ def records_of(model, wildcards):
 
 
 def more_each_time(amount):
-    """A resource of which each attempt at a job gets *amount* more: MiB of memory, minutes.
-
-    Enough for Stable Diffusion 1.5 at full size (docs/numbers.md), and for Snakemake's own process beside the job's.
-    """
+    """A resource of which each attempt at a job gets *amount* more, such as minutes."""
 
     def resource(wildcards, attempt):
         return amount * attempt
+
+    return with_signature(resource)
+
+
+def memory_of(most):
+    """*most* MiB of memory, more at each attempt; what jobs take on a small model, so that more of them run beside each other.
+
+    Enough for Stable Diffusion 1.5 at full size, and for the demo (docs/numbers.md), and for Snakemake's own process beside the job's.
+    """
+
+    def resource(wildcards, attempt):
+        return (min(most, SMALL_MEMORY) if model_of(wildcards).is_small else most) * attempt
 
     return with_signature(resource)
 

@@ -38,7 +38,7 @@ rule compare_calibration:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
     resources:
-        mem_mb=more_each_time(12000),
+        mem_mb=memory_of(12000),
         runtime=more_each_time(90),
     message:
         "Drawing with {wildcards.model} calibrated with the first recorded samples"

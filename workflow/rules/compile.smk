@@ -31,7 +31,7 @@ rule compile_model:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
     resources:
-        mem_mb=more_each_time(12000),
+        mem_mb=memory_of(12000),
         runtime=more_each_time(60 if EMULATES else 240),
         pulsar2=int(not EMULATES),  # of these the profile allows only so many at once
     message:
@@ -79,7 +79,7 @@ for family, component in HOSTED:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
         resources:
-            mem_mb=more_each_time(12000),
+            mem_mb=memory_of(12000),
             runtime=more_each_time(60),
         message:
             f"Quantising the weights of the {component.name} of {{wildcards.model}}"
@@ -119,7 +119,7 @@ for family, component in CARDED:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
         resources:
-            mem_mb=more_each_time(12000),
+            mem_mb=memory_of(12000),
             runtime=more_each_time(60 if EMULATES else 480),
             pulsar2=int(not EMULATES),
         message:
@@ -148,7 +148,7 @@ for family, component in CARDED:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
         resources:
-            mem_mb=more_each_time(12000),
+            mem_mb=memory_of(12000),
             runtime=more_each_time(60),
         message:
             f"Emulating the build of the layers of the {component.name} of {{wildcards.model}}"
@@ -175,7 +175,7 @@ for family, component in CARDED:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
         resources:
-            mem_mb=more_each_time(12000),
+            mem_mb=memory_of(12000),
             runtime=more_each_time(60),
         message:
             f"Running the layers of the {component.name} of {{wildcards.model}} against its float graphs"
@@ -199,7 +199,7 @@ use rule compile_model as emulate_model with:
     log:
         "logs/{model}/emulated/{graph}.log",
     resources:
-        mem_mb=more_each_time(12000),
+        mem_mb=memory_of(12000),
         runtime=more_each_time(60),
         pulsar2=0,
     message:

@@ -27,7 +27,7 @@ rule convert_checkpoint:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=more_each_time(4000),
+        mem_mb=memory_of(4000),
         runtime=more_each_time(20),
     message:
         "Converting the {wildcards.column} of {wildcards.model} to safetensors"
@@ -60,7 +60,7 @@ for family in IN_TABLE:
         conda:
             "../../envs/axbake.yaml"
         resources:
-            mem_mb=more_each_time(6000),
+            mem_mb=memory_of(6000),
             runtime=more_each_time(30),
         message:
             "Importing {wildcards.model} from {input.checkpoint}"
@@ -93,7 +93,7 @@ rule write_single_file:
     conda:
         "../../envs/axbake.yaml"
     resources:
-        mem_mb=more_each_time(2000),
+        mem_mb=memory_of(2000),
         runtime=more_each_time(20),
     message:
         "Writing {wildcards.model} as a single file"

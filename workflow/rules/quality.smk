@@ -33,7 +33,7 @@ for family in IN_TABLE:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
         resources:
-            mem_mb=more_each_time(12000),
+            mem_mb=memory_of(12000),
             runtime=more_each_time(120),
         message:
             f"Measuring what each layer of the {family.denoiser.name} of {{wildcards.model}} costs"
@@ -74,7 +74,7 @@ for family in IN_TABLE:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
         resources:
-            mem_mb=more_each_time(12000),
+            mem_mb=memory_of(12000),
             runtime=more_each_time(120),
         message:
             f"Finding a recipe of precision for the {family.denoiser.name} of {{wildcards.model}}"
@@ -105,7 +105,7 @@ rule compare_nodes:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
     resources:
-        mem_mb=more_each_time(12000),
+        mem_mb=memory_of(12000),
         runtime=more_each_time(60),
     message:
         "Comparing the emulated denoiser of {wildcards.model} with its float graph, layer by layer"
