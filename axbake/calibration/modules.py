@@ -5,6 +5,7 @@ fewer than the tensors of a graph, which also has what functions between modules
 loses by that.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -33,6 +34,8 @@ class ModuleRanges:
         self._names: tuple[str, ...] | None = None
         self._seen: dict[str, list[tuple[float, float]]] = {}
         self._calls: Counter[str] = Counter()
+        #: Bounds by a tensor's number; a block hands on what its last module made
+        self._known: dict[int, tuple[weakref.ref[torch.Tensor], list[tuple[float, float]]]] = {}
         self._rows: list[list[tuple[float, float]]] = []
         network.register_forward_pre_hook(self._begin)
         for name, module in network.named_modules():
@@ -63,7 +66,7 @@ class ModuleRanges:
         return {NAMES: np.array(found.names), LOW: found.low, HIGH: found.high}
 
     def _begin(self, network: torch.nn.Module, given: tuple) -> None:
-        self._seen, self._calls = {}, Counter()
+        self._seen, self._calls, self._known = {}, Counter(), {}
         self._samples = len(given[0])
         self._keep("input", network, given, given)
 
@@ -71,10 +74,17 @@ class ModuleRanges:
         for tensor in _tensors(made):
             number = self._calls[name]
             self._calls[name] += 1
-            bounds = [_bounds(part) for part in (tensor if len(tensor) == self._samples else [tensor])]
-            if len(bounds) < self._samples:
-                bounds *= self._samples
-            self._seen[f"{name} {number + 1}" if number else name] = [(float(low), float(high)) for low, high in bounds]
+            self._seen[f"{name} {number + 1}" if number else name] = self._bounds(tensor)
+
+    def _bounds(self, tensor: torch.Tensor) -> list[tuple[float, float]]:
+        """The smallest and the largest value of each sample."""
+        same, known = self._known.get(id(tensor), (None, []))
+        if same is not None and same() is tensor:
+            return known
+        bounds = [_bounds(part) for part in (tensor if len(tensor) == self._samples else [tensor])]
+        found = [(float(low), float(high)) for low, high in bounds * (self._samples // len(bounds))]
+        self._known[id(tensor)] = (weakref.ref(tensor), found)
+        return found
 
 
 def _bounds(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
