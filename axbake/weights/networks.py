@@ -43,7 +43,7 @@ def load(weights: Path, build: Build, *, dtype: torch.dtype = torch.float32, dev
 
 
 def check_device(device: str) -> None:
-    """Raise DeviceError if torch cannot compute on *device*; on a GPU, it is told to keep to float32 and to one order of sums."""
+    """Raise DeviceError if torch cannot compute on *device*; on a GPU, keep it to float32 and to one order of sums."""
     if device != CUDA:
         return
     if not torch.cuda.is_available():

@@ -53,7 +53,7 @@ def test_where_torch_lies_is_found_without_importing_it(tmp_path):
     assert chosen_device("auto", driver) == ("cuda" if torch.version.cuda else "cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is no GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_a_gpu_that_is_not_there_is_refused_before_weights_are_read(tmp_path):
     with pytest.raises(DeviceError, match=r"device: cuda, but torch .* finds no CUDA GPU here"):
         load(tmp_path / "unet.safetensors", SD1.denoiser.build, device="cuda")
