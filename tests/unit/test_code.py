@@ -1228,8 +1228,10 @@ def another(node):
     """A field of *node* that can have another value, and this value; None if nothing of it matters but what is in it."""
     if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
         return "value", not node.value if isinstance(node.value, bool) else -1 - node.value
-    if isinstance(node, ast.BinOp | ast.UnaryOp):
-        return "op", ast.MatMult() if isinstance(node, ast.BinOp) else ast.UAdd()
+    if isinstance(node, ast.BinOp):
+        return "op", ast.Mult() if isinstance(node.op, ast.MatMult) else ast.MatMult()
+    if isinstance(node, ast.UnaryOp):
+        return "op", ast.USub() if isinstance(node.op, ast.UAdd) else ast.UAdd()
     if isinstance(node, ast.Compare):
         return "ops", [ast.Is() if isinstance(each, ast.IsNot) else ast.IsNot() for each in node.ops]
     if isinstance(node, ast.If | ast.IfExp | ast.While):
