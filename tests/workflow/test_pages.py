@@ -272,7 +272,7 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
 def test_the_first_samples_compared_draw_what_they_would_draw_if_they_calibrated_the_model(baked, project, show):
     """By the row's recipe, which the user brings."""
     graph = onnx.load(project.directory / "results/tiny/onnx/unet.onnx", load_external_data=False).graph
-    narrow, floating = [node.name for node in graph.node if node.op_type == "Conv"][1:3]
+    narrow, floating = (next(node.name for node in graph.node if node.op_type == kind) for kind in ("Conv", "Sigmoid"))
     recipe = {"base": "U16", "layers": {"unet": {"U8": [narrow], "FP32": [floating]}}}
     (project.directory / "config/mine.yaml").write_text(json.dumps(recipe))
     project.edit("config/config.yaml", "denoiser: U16", "denoiser: config/mine.yaml")
