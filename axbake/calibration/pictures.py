@@ -9,8 +9,7 @@ r⁻³, which have the edges, flat parts and 1/f spectrum of photographs; here w
 ground, in all colours or in saturated ones. The others are extremes that bound the ranges: flat black, white and pure colours,
 checks of one pixel and of eight, ramps, white noise.
 
-Each half is calibrated with the fewest that cover its ranges (`axbake.calibration.coverage`), of which it has seen all: small
-versions of them, or what the other half needs, do not tell (docs/numbers.md).
+Each half is calibrated with the fewest that cover its ranges (`axbake.calibration.coverage`), after it has seen all at full size.
 
 What that costs: docs/numbers.md compares it with calibration by what the model draws.
 """
