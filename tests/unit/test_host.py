@@ -53,7 +53,8 @@ def test_where_torch_lies_is_found_without_importing_it(tmp_path):
     assert chosen_device("auto", driver) == ("cuda" if torch.version.cuda else "cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_a_gpu_that_is_not_there_is_refused_before_weights_are_read(tmp_path):
+def test_a_gpu_that_is_not_there_is_refused_before_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
     with pytest.raises(DeviceError, match=r"device: cuda, but torch .* finds no CUDA GPU here"):
         load(tmp_path / "unet.safetensors", SD1.denoiser.build, device="cuda")
