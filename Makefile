@@ -5,7 +5,7 @@ BIN = .venv/bin
 PYTHON ?= python3
 # Which build of PyTorch: cpu (0.2 GB), or another one that uv's --torch-backend knows, such as auto or cu130 (about 3 GB).
 TORCH ?= cpu
-# Of tests: more than cores, since tests wait for services, and for Snakemake's jobs.
+# Of tests: more than cores, since tests wait for services, and for Snakemake's jobs. Each computes on one thread.
 WORKERS = 4
 
 # Snakemake writes the path of Python into shell commands as it is.
@@ -64,7 +64,7 @@ plan: .venv/installed
 	@$(BIN)/axbake plan $(TARGET)
 
 test: .venv/developer
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/developer
 	$(BIN)/ruff check .

@@ -121,15 +121,20 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
     ends: list[float] = []
     denoising = trajectories._denoising
 
-    def noted(network, with_rows):
-        denoise = denoising(network, with_rows)
+    def noted(network, ranges):
+        of_masks = denoising(network, ranges)
 
-        def run(*arrays):
-            output = denoise(*arrays)
-            ends.append(time.monotonic())
-            return output
+        def denoising_with(masks):
+            denoise = of_masks(masks)
 
-        return run
+            def run(*arrays):
+                output = denoise(*arrays)
+                ends.append(time.monotonic())
+                return output
+
+            return run
+
+        return denoising_with
 
     trajectories._denoising = noted
     trajectories.record_trajectories(
@@ -150,11 +155,13 @@ def _trajectory_seconds(precision: str, options, place: Path) -> list[float]:
         seed=SEED,
         prompt_chunks=1,
         precision=precision,
+        device="cpu",
         trajectories=place.with_suffix(".npz"),
     )
     with np.load(place.with_suffix(".npz")) as arrays:
         np.save(place, arrays["latents"][0, -1])
-    return [after - before for before, after in itertools.pairwise(ends)]
+    # Behind the prompt's steps come those of the empty prompt.
+    return [after - before for before, after in itertools.pairwise(ends[: options.steps])]
 
 
 def stable_diffusion_cpp(options, place: Path) -> list[float]:

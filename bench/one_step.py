@@ -31,7 +31,7 @@ def ours(directory: Path, model: str, precision: str) -> float:
     import numpy as np
     import torch
 
-    from axbake.calibration.trajectories import PRECISIONS as TYPES
+    from axbake.calibration.modules import ModuleRanges
     from axbake.calibration.trajectories import _denoising
     from axbake.families import FAMILIES
     from axbake.runtime.sampler import Time
@@ -47,7 +47,9 @@ def ours(directory: Path, model: str, precision: str) -> float:
     latent = torch.randn(latents.shape(side, side), generator=generator).numpy()
     tokens = torch.randn((1, TOKENS, denoiser.width(config)), generator=generator).numpy()
     row = np.zeros((1, 4 * config["block_out_channels"][0]), np.float32)
-    denoise = _denoising(networks.load(weights, denoiser.build, dtype=TYPES[precision]), denoiser.with_rows)
+    network = networks.load(weights, denoiser.build, dtype=networks.PRECISIONS[precision])
+    watched = denoiser.with_rows(networks.channels_last(network))
+    denoise = _denoising(watched, ModuleRanges(watched))(None)
     seconds = 0.0
     for _ in range(2):
         started = time.monotonic()

@@ -33,7 +33,6 @@ TARGETS = [
     "results/demo/single_file.safetensors",
     "results/demo/bundle/axbake.tar",
     "results/demo/recipe/unet.yaml",
-    "results/demo/simulation/nodes.json",
 ]
 
 

@@ -61,11 +61,9 @@ def read_trade(files: Sequence[Path]) -> Trade | None:
     return Trade(said, plot, marks, pictures)
 
 
-def read_along(files: Sequence[Path]) -> Along | None:
-    """The comparison in *files*, one JSON (`axbake.quality.nodes`); None of no files."""
-    if not files:
-        return None
-    said = json.loads(files[0].read_text(encoding="utf-8"))
+def read_along(nodes: Path) -> Along:
+    """The comparison in `simulation/nodes.json` (`axbake.quality.nodes`)."""
+    said = json.loads(nodes.read_text(encoding="utf-8"))
     layers = said["layers"]
     shown = [min(one["sqnr_db"], MOST) for one in layers]
     low, high = _bounds(shown)

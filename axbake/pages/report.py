@@ -49,10 +49,10 @@ def write_report(
     parities: list[Path],
     records: list[Path],
     checks: list[Path],
+    nodes: Path,
     page: Path,
     facts: Path,
     trade: Sequence[Path] = (),
-    nodes: Sequence[Path] = (),
 ) -> None:
     """Write the page of *model*, and what it says as JSON.
 
@@ -77,8 +77,8 @@ def write_report(
         records: JSONs of the compiles, one a graph.
         logs: of the jobs that made all this; one that is gone is skipped. No inputs of the rule, which would cost a dry run
             more than all other inputs of a model together: what writes them makes some other input too.
-        trade, nodes: of a denoiser with a recipe: its JSON and pictures, and the comparison layer by layer
-            (`axbake.pages.precision`); else empty.
+        nodes: the comparison of the denoiser layer by layer (`axbake.quality.nodes`).
+        trade: of a denoiser with a recipe: its JSON and pictures (`axbake.pages.precision`); else empty.
         page: HTML to write.
         facts: JSON to write, which `axbake.pages.overview` reads of all models.
     """

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,10 +33,13 @@ DTYPES = {
 # What runs a model -> pyaxengine's name of it: a card in this machine, or the chip that this machine is
 CARDS = {"axcl": "AXCLRTExecutionProvider", "axengine": "AxEngineExecutionProvider"}
 RUNTIMES = ("auto", *CARDS, "onnxruntime")
-MOST_OPEN = 4 << 30  # bytes of a chain's graphs that are loaded at once; ONNX Runtime takes about twice as much
+MOST_OPEN = 4 << 30  # bytes of a component's graphs that are loaded at once; ONNX Runtime takes about twice as much
+IN_FLOAT = 4  # times as large as emulated models' weights of 8 bits are those of float32
 
 
-def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0) -> Session:
+def open_model(
+    path: Path, *, runtime: str = "onnxruntime", device: int = 0, threads: int = 0, in_float: bool = False
+) -> Session:
     """The model in the file *path*: an `.onnx`, with tensors in files beside it or not, or an `.axmodel`.
 
     Args:
@@ -44,6 +48,8 @@ def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, thr
         device: number of the card, where there are several; `axcl` alone.
         threads: of ONNX Runtime: that one operator is spread over; 0: as many as the environment's OMP_NUM_THREADS says, or one a
             core.
+        in_float: of an emulated model: whether its weights become float32 when it is loaded instead of in every run, which
+            halves the time of a run (`bench/in_float.py`). The quantised values are the same.
 
     Raises:
         BundleError: there is no such file, or it is not a model, or not one that *runtime* runs.
@@ -66,7 +72,7 @@ def open_model(path: Path, *, runtime: str = "onnxruntime", device: int = 0, thr
             f"{path}: an axmodel made by {made_by or 'an unknown producer'} runs only on the accelerator card; ONNX "
             f"Runtime runs .onnx files and axmodels made by {EMULATOR}. Run it on the machine that has the card."
         )
-    return _onnxruntime_session(path, threads)
+    return _onnxruntime_session(path, threads, in_float)
 
 
 def open_models(
@@ -79,7 +85,8 @@ def open_models(
 ) -> Session:
     """The component whose graphs are in the files *paths*, in the order in which they run; of several, a `Chain`.
 
-    Where the graphs are larger than *most_open* bytes together, ONNX Runtime loads each when its turn comes.
+    Where the graphs are larger than *most_open* bytes together, ONNX Runtime loads each when its turn comes. Where their weights
+    in float32 are not, emulated models have them so.
 
     Args:
         runtime, device, threads: as in `open_model`.
@@ -87,14 +94,18 @@ def open_models(
     Raises:
         BundleError: a file is not a model that *runtime* runs, or the graphs do not fit each other.
     """
-    openers = [
-        functools.partial(open_model, path, runtime=runtime, device=device, threads=threads)
-        for path in map(Path, paths)
-    ]
+    size = sum(map(_size, paths))
+    how: dict[str, Any] = {
+        "runtime": runtime,
+        "device": device,
+        "threads": threads,
+        "in_float": size * IN_FLOAT <= most_open,
+    }
+    openers = [functools.partial(open_model, path, **how) for path in map(Path, paths)]
     if len(openers) == 1:
         return openers[0]()
     name = Path(paths[0]).parent.name if openers else "component"
-    if runtime not in CARDS and sum(map(_size, paths)) > most_open:
+    if runtime not in CARDS and size > most_open:
         return StreamedChain(name, openers)
     return Chain(name, [opener() for opener in openers])
 
@@ -105,7 +116,7 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _onnxruntime_session(path: Path, threads: int) -> Session:
+def _onnxruntime_session(path: Path, threads: int, in_float: bool) -> Session:
     import onnxruntime  # here, so that a machine with nothing but axmodels of a card needs no ONNX Runtime
 
     options = onnxruntime.SessionOptions()
@@ -113,6 +124,10 @@ def _onnxruntime_session(path: Path, threads: int) -> Session:
     if producer(path) == EMULATOR:
         # Higher levels fuse quantised nodes: 8-bit models then differ from what their graph says.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        if (
+            in_float
+        ):  # ONNX Runtime folds constants of quantised weights only where it is to leave quantised nodes alone
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def tensors(nodes: list) -> Tensors:

@@ -93,14 +93,14 @@ def test_the_page_has_the_curve_the_pictures_and_each_layer(tmp_path):
     ]
     nodes = tmp_path / "nodes.json"
     nodes.write_text(json.dumps({"component": "unet", "step": 3, "worst": [2, 1], "layers": layers}))
-    trade, along = read_trade(files), read_along([nodes])
+    trade, along = read_trade(files), read_along(nodes)
 
     assert trade.plot.points == [(0.0, 0.0), (150.0, pytest.approx(HEIGHT * 0.2 / 10)), (300.0, HEIGHT / 2)]
     assert [name for name, *_ in trade.marks] == ["all layers in 16 bits", "the recipe", "all layers in 8 bits"]
     assert trade.marks[1][1] == 0.7 * WIDTH
     assert [one["layer"] for one in along.worst] == ["l2", "l1"]
     assert along.layers[2][2] == "l2 (Conv): 31.0 dB; U16, -1.0 to 2.0, 25 % clipped"
-    assert read_trade([]) is None and read_along([]) is None
+    assert read_trade([]) is None
     template = environment().from_string(
         '{% from "precision.html.j2" import trade_section, along_section %}{{ trade_section(trade) }}{{ along_section(along) }}'
     )

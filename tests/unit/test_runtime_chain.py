@@ -128,11 +128,11 @@ def test_a_chain_is_as_strict_with_what_it_is_given_as_one_model(tmp_path):
 
 
 @pytest.mark.parametrize("most", [1 << 30, 0], ids=["open", "streamed"])
-def test_a_chain_leaves_memory_with_its_last_name_and_not_with_the_next_collection(most, tmp_path, monkeypatch):
-    monkeypatch.setattr(sessions, "MOST_OPEN", most)
+def test_a_chain_leaves_memory_with_its_last_name_and_not_with_the_next_collection(most, tmp_path):
     gc.disable()
     try:
-        chain = open_models(save_parts(tmp_path / "unet", (2, 5)))
+        chain = open_models(save_parts(tmp_path / "unet", (2, 5)), most_open=most)
+        assert isinstance(chain, StreamedChain) == (most == 0)
         chain.run(arrays())
         graphs = [weakref.ref(chain), *(weakref.ref(graph) for graph in chain.graphs)]
         del chain
@@ -164,6 +164,20 @@ def test_of_a_large_chain_one_graph_is_in_memory_at_a_time_and_it_gives_the_same
         assert np.array_equal(made["out_sample"], wanted.run(feed)["out_sample"])
     assert most == [0] * 6  # to see what they take, and for both feeds together
     assert [len(graph.seconds) for graph in chain.graphs] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("cuts", [(), (2,)], ids=["a graph", "a chain"])
+def test_weights_of_emulated_models_are_in_float_where_those_of_the_whole_fit(cuts, tmp_path, monkeypatch):
+    paths = save_parts(tmp_path / "unet", cuts, suffix=".axmodel", producer_name=EMULATOR)
+    size, opened = sum(path.stat().st_size for path in paths), []
+    monkeypatch.setattr(
+        sessions, "open_model", lambda path, **how: opened.append(how["in_float"]) or open_model(path, **how)
+    )
+
+    for most in (4 * size, 4 * size - 1):
+        open_models(paths, threads=1, most_open=most)
+
+    assert opened == [True] * len(paths) + [False] * len(paths)
 
 
 def session(name, inputs, outputs, compute=None, *, provider="p"):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from axbake.runtime.errors import BundleError
@@ -65,3 +66,46 @@ def test_files_that_are_no_models_are_refused(tmp_path):
             open_model(tmp_path / name)
     with pytest.raises(BundleError, match=r"no such file; wanted an \.onnx or \.axmodel"):
         open_model(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("in_float", [True, False])
+def test_quantised_weights_are_computed_when_the_model_is_loaded_or_in_each_run(in_float, tmp_path, monkeypatch):
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    random, domain = np.random.default_rng(0), {"domain": "com.microsoft"}
+    constants = {
+        "weight": random.integers(-127, 128, (8, 4)).astype(np.int8),
+        "scale": np.float32(0.02),
+        "none": np.int8(0),
+        "fine": np.float32(0.001),
+        "zero": np.uint16(32768),
+    }
+    graph = onnx.helper.make_graph(
+        [
+            make("DequantizeLinear", ["weight", "scale", "none"], ["w"], **domain),
+            make("MatMul", ["x", "w"], ["product"]),
+            make("QuantizeLinear", ["product", "fine", "zero"], ["rounded"], **domain),
+            make("DequantizeLinear", ["rounded", "fine", "zero"], ["y"], **domain),
+        ],
+        "quantised",
+        [value("x", onnx.TensorProto.FLOAT, [2, 8])],
+        [value("y", onnx.TensorProto.FLOAT, [2, 4])],
+        [onnx.numpy_helper.from_array(np.array(array), name) for name, array in constants.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(graph, producer_name=EMULATOR, opset_imports=opsets, ir_version=10)
+    onnx.save(model, tmp_path / "m.axmodel")
+
+    class Noted(onnxruntime.InferenceSession):
+        def __init__(self, path, options, **how):
+            options.optimized_model_filepath = str(tmp_path / "run.onnx")
+            super().__init__(path, options, **how)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Noted)
+    x = random.standard_normal((2, 8)).astype(np.float32)
+    found = open_model(tmp_path / "m.axmodel", in_float=in_float).run({"x": x})["y"]
+
+    wanted = x @ (constants["weight"] * constants["scale"])
+    assert np.abs(found - wanted).max() <= 0.0006  # half a step of the rounding, which stays
+    assert len(set(np.unique(np.rint(found / 0.001) - found / 0.001).round(3))) == 1
+    nodes = [node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node]
+    assert nodes.count("DequantizeLinear") == (1 if in_float else 2) and nodes.count("QuantizeLinear") == 1

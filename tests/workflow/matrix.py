@@ -36,7 +36,7 @@ SHARED = {
     ],
     "record_trajectories": ["derive_schedule", "record_trajectories"],
     "check_compiled_of_sd1": ["check_compiled"],
-    "simulate": ["simulate", "attribute_error", "check_calibration"],
+    "simulate": ["simulate", "attribute_error", "check_calibration", "compare_nodes"],
 }
 BUILDING = re.compile(r" building (\S+): ")  # in a job's log, of each step that does real work
 LINE_OF_PLAN = re.compile(r"^(stored|build|unknown|run) +(\S+)", re.MULTILINE)

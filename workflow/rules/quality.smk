@@ -1,7 +1,6 @@
 # Takes the denoiser's graphs, its calibration and the reference's drawing. Makes calibration/{denoiser}.sensitivity.json: what the
 # rounding of each layer costs the last latent; and recipe/{denoiser}.yaml, the type of each layer within a budget. No default target
-# asks for either, unless a row has a recipe. And simulation/nodes.json: how far the emulated denoiser is from its float graph after
-# each layer.
+# asks for either, unless a row has a recipe.
 
 
 for family in IN_TABLE:
@@ -80,34 +79,3 @@ for family in IN_TABLE:
             f"Finding a recipe of precision for the {family.denoiser.name} of {{wildcards.model}}"
         script:
             "../scripts/job.py"
-
-
-rule compare_nodes:
-    """Compare the emulated denoiser with its float graph, layer by layer."""
-    input:
-        files(
-            settings=settings("compare_nodes", more=nodes_steps),
-            graphs="results/{model}/onnx/{latent_graph}.onnx",
-            tensors="results/{model}/onnx/{latent_graph}.onnx.data",
-            added_weights="results/{model}/weights/{added}.safetensors",
-        ),
-        models=models_in(EMULATED),
-        canvas=brought(canvas_of),
-        encoder_weights=with_canvas("results/{model}/weights/{encoder}.safetensors"),
-        schedule="results/{model}/schedule.npz",
-        embeddings="results/{model}/embeddings.json",
-        trajectory="results/{model}/reference/trajectory.npy",
-    output:
-        nodes="results/{model}/simulation/nodes.json",
-    log:
-        "logs/{model}/nodes.log",
-    conda:
-        "../../envs/axbake.yaml"
-    threads: threads_of(4)
-    resources:
-        mem_mb=memory_of(12000),
-        runtime=more_each_time(60),
-    message:
-        "Comparing the emulated denoiser of {wildcards.model} with its float graph, layer by layer"
-    script:
-        "../scripts/job.py"

@@ -33,7 +33,6 @@ rule write_report:
         records=with_model(records_of),
         comparison=with_model(comparison_of),
         trade=with_model(trade_of),
-        nodes=with_model(nodes_of),
         checkpoint="results/{model}/checkpoint.json",
         drawn="results/{model}/reference/settings.json",
         activations="results/{model}/reference/activations.json",
@@ -43,6 +42,7 @@ rule write_report:
         distance="results/{model}/simulation/distance.json",
         attribution="results/{model}/simulation/attribution.json",
         held_out="results/{model}/simulation/held_out.json",
+        nodes="results/{model}/simulation/nodes.json",
         preflight="results/{model}/preflight.json",
         verdict="results/{model}/verdict.json",
     output:

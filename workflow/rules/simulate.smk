@@ -1,5 +1,5 @@
 # Takes the compiled models. Makes the picture that they draw on the host, its distance from the reference, how much of that distance
-# each model makes, and whether the calibrated ranges hold for the reference's drawing.
+# each model makes, and on the reference's drawing whether the calibrated ranges hold, and where in the denoiser errors arise.
 
 
 rule simulate:
@@ -31,6 +31,7 @@ rule simulate:
         attribution="results/{model}/simulation/attribution.json",
         float_image="results/{model}/simulation/float.png",
         held_out="results/{model}/simulation/held_out.json",
+        nodes="results/{model}/simulation/nodes.json",
     log:
         "logs/{model}/simulation.log",
     conda:

@@ -294,35 +294,6 @@ def trade_of(model, wildcards):
     ]
 
 
-def nodes_of(model, wildcards):
-    """Path of the comparison layer by layer, of models with a recipe."""
-    return [f"results/{model.name}/simulation/nodes.json"] * model.has_recipe(model.family.denoiser)
-
-
-def nodes_steps(model, wildcards):
-    """The emulated denoiser against its float graph, after each layer."""
-    family = model.family
-    encoder, _ = family.autoencoder
-    parts = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
-    return [
-        step(
-            "axbake.quality.nodes.compare_nodes",
-            of=family.denoiser.name,
-            values=lambda *_: {
-                "picture": replace(model.picture, model=""),
-                "drawn": replace(model.drawn, parts=parts),
-                "whole": model.drawn,
-                "addresses": list(addresses(family.denoiser)),
-                "added": family.denoiser.added,
-            }
-            | ({"encoder_build": encoder.build, "latents": family.latents} if model.canvas else {}),
-            tools=["numpy", "onnx", "onnxruntime", "tokenizers"] + ["torch", "diffusers"] * bool(model.canvas),
-            data=["resources/clip"],
-            sources=canvas_sources,
-        )
-    ]
-
-
 def compiled_component(model, wildcards):
     """The component that a job compiles a graph of: the one at its address, or the denoiser."""
     return model.of_address(wildcards.graph)[0] if "graph" in wildcards.keys() else model.family.denoiser
@@ -525,13 +496,21 @@ def check_card_step(component):
 
 
 def simulate_steps(model, wildcards):
-    """The drawing, what each model costs, and the ranges of the reference's drawing."""
+    """The drawing, what each model costs, and on the reference's drawing the calibrated ranges and each layer's error."""
     family = model.family
     encoder, decoder = family.autoencoder
     tiles = model.tile | ({"decoder_build": decoder.build} if model.tile else {})
     drawn, added = {"picture": model.picture, "drawn": model.drawn}, {"added": family.denoiser.added}
     unnamed = replace(model.picture, model="")  # what stores no picture is shared by all rows of one checkpoint
     seen = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
+    samples = added | {"picture": unnamed, "drawn": replace(model.drawn, parts=seen)}
+    samples |= {"encoder_build": encoder.build, "latents": family.latents} if model.canvas else {}
+    of_samples = {
+        "tools": ["numpy", "onnx", "onnxruntime", "tokenizers", *(["torch", "diffusers"] if model.canvas else [])],
+        "data": ["resources/clip"],
+        "sources": canvas_sources,
+        "names": {"graphs": "latent_graphs", "tensors": "latent_tensors", "encoder_weights": "canvas_encoder"},
+    }
     tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
     return [
         step(
@@ -551,17 +530,14 @@ def simulate_steps(model, wildcards):
         ),
         step(
             "axbake.calibration.held_out.check_calibration",
-            values=lambda *_: added
-            | {
-                "picture": unnamed,
-                "drawn": replace(model.drawn, parts=seen),
-                "prompts": model.row["calibration_prompts"],
-            }
-            | ({"encoder_build": encoder.build, "latents": family.latents} if model.canvas else {}),
-            tools=["numpy", "onnx", "onnxruntime", "tokenizers", *(["torch", "diffusers"] if model.canvas else [])],
-            data=["resources/clip"],
-            sources=canvas_sources,
-            names={"graphs": "latent_graphs", "tensors": "latent_tensors", "encoder_weights": "canvas_encoder"},
+            values=lambda *_: samples | {"prompts": model.row["calibration_prompts"]},
+            **of_samples,
+        ),
+        step(
+            "axbake.quality.nodes.compare_nodes",
+            of=family.denoiser.name,
+            values=lambda *_: samples | {"whole": model.drawn, "addresses": list(addresses(family.denoiser))},
+            **of_samples,
         ),
     ]
 
