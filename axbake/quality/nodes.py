@@ -26,7 +26,7 @@ from axbake.runtime.values import Latents, Picture
 from axbake.weights.networks import Build
 
 logger = logging.getLogger(__name__)
-MOST = 1 << 30  # bytes of tensors that are compared at once
+MOST = 3 << 30  # bytes of tensors that are compared at once
 WORST = 10
 
 
