@@ -24,6 +24,21 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Takes words that may be left out behind options, too, as Python's own does from 3.13 on: `axbake add --name x FILE`."""
+
+    _by_turns = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        if self._by_turns:
+            return super().parse_known_args(args, namespace)
+        self._by_turns = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._by_turns = False
+
+
 def parser(only: str | None = None) -> argparse.ArgumentParser:
     """The parser of the command line.
 
@@ -33,7 +48,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="axbake", description=__doc__)
     made.add_argument("--version", action="version", version=f"axbake {__version__}")
     shtab.add_argument_to(made, help="print the completion script for a shell")
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, (module, purpose) in COMMANDS.items():
         if only not in (None, name):
             commands.add_parser(name, help=purpose)
