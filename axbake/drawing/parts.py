@@ -37,22 +37,22 @@ class Drawn:
 
     def files(self, paths: Sequence[Path]) -> dict[str, list[Path]]:
         """*paths* of all graphs, one component after the other, by component."""
-        return self._by_name(paths, [part.graphs for part in self.parts])
+        return _by_name(paths, {part.name: part.graphs for part in self.parts})
 
-    def models(self, paths: Sequence[Path]) -> dict[str, list[Path]]:
-        """The same of all models that were made of them."""
-        return self._by_name(paths, [part.models or part.graphs for part in self.parts])
-
-    def _by_name(self, paths: Sequence[Path], counts: Sequence[int]) -> dict[str, list[Path]]:
-        left, found = list(paths), {}
-        for part, count in zip(self.parts, counts, strict=True):
-            found[part.name], left = left[:count], left[count:]
-        return found
+    def models(self, paths: Sequence[Path], names: Sequence[str] | None = None) -> dict[str, list[Path]]:
+        """The same of all models that were made of them, or of those of the components *names*."""
+        parts = [part for part in self.parts if names is None or part.name in names]
+        return _by_name(paths, {part.name: part.models or part.graphs for part in parts})
 
     def of_role(self, role: str) -> str:
         """The one component of *role*."""
         (component,) = (part.name for part in self.parts if part.role == role)
         return component
+
+    def before_denoiser(self, *, canvas: bool) -> list[str]:
+        """Names of the components whose results the denoiser takes: text encoders; on a *canvas* also the VAE encoder."""
+        encoders = [self.of_role(ENCODER)] if canvas else []
+        return [part.name for part in self.parts if part.name in (*self.conditioning.encoders, *encoders)]
 
     def draw(
         self,
@@ -99,6 +99,13 @@ class Drawn:
         del network
         decoder = open_models(files[self.of_role(DECODER)])
         return decode_latent(decoder, drawn.latent, latents=latents), drawn.latents
+
+
+def _by_name(paths: Sequence[Path], counts: Mapping[str, int]) -> dict[str, list[Path]]:
+    left, found = list(paths), {}
+    for name, count in counts.items():
+        found[name], left = left[:count], left[count:]
+    return found
 
 
 def added_of(added: Callable[[Path], AddedEmbedding] | None, weights: Sequence[Path]) -> AddedEmbedding | None:

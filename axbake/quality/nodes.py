@@ -40,7 +40,6 @@ def compare_nodes(
     trajectory: Path,
     picture: Picture,
     drawn: Drawn,
-    whole: Drawn,
     addresses: list[str],
     nodes: Path,
     added_weights: Sequence[Path] = (),
@@ -53,7 +52,7 @@ def compare_nodes(
     """Run float and emulated denoiser on one sample, of the middle step of the reference's drawing, and compare their tensors.
 
     Args:
-        models: emulated ones of all components in *whole*; the denoiser's are compared.
+        models: emulated ones of the denoiser.
         graphs, tensors: float graphs of the components in *drawn*, which are text encoders and denoiser, and the files of their
             weights beside them.
         schedule, embeddings, trajectory: as `axbake.calibration.held_out.check_calibration` has them, and all that is not here.
@@ -83,7 +82,7 @@ def compare_nodes(
     )
     known = [dict(next(iter(feeds.values()))) for _ in range(2)]  # of the float chain, and of the emulated one
     found: list[dict[str, Any]] = []
-    for address, graph, model in zip(addresses, files, whole.files(models)[component], strict=True):
+    for address, graph, model in zip(addresses, files, models, strict=True):
         network = Network.load([graph])
         results = {
             node.outputs[0]: node for node in network.nodes if not node.moves and node.outputs[0] in network.sizes

@@ -1,13 +1,15 @@
 """Work of the workflow's jobs on a tiny model, called as its rules call it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from axbake.calibration.tars import calibrate_denoiser
 from axbake.calibration.trajectories import record_trajectories
+from axbake.drawing.attribution import attribute_error, draw_parts
 from axbake.drawing.reference import draw_reference
-from axbake.networks.component import DECODER, Component
+from axbake.networks.component import DECODER, ENCODER, Component
 from axbake.runtime.values import CANVAS, Picture
 from axbake.toolchain.pulsar2 import compile_model
 from tests.builds import config_of
@@ -115,3 +117,52 @@ def emulate(
         **made,
     )
     return made["axmodel"]
+
+
+def attribute(
+    model: TinyModel,
+    models: Mapping[str, Sequence[Path]],
+    graphs: Mapping[str, Sequence[Path]],
+    place: Path,
+    *,
+    picture: Picture,
+    schedule: Path,
+    trajectory: Path,
+    simulated: Path,
+    distance: Path,
+    canvas: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """What each of *models* costs; `parts.json`, `float.png` and `attribution.json` in *place*, the last of which it gives.
+
+    Args:
+        models, graphs: by component.
+        schedule, trajectory, simulated, distance, canvas: as the steps have them.
+    """
+    before, names = model.drawn.before_denoiser(canvas=bool(canvas)), model.family.names
+    floats = [path for name in names for path in graphs[name]]
+    of: dict[str, Any] = {
+        "graphs": floats,
+        "tensors": [tensors_of(graph) for graph in floats],
+        "encoder_weights": model.weights[model.family.of_role(ENCODER).name],
+        "trajectory": trajectory,
+        "drawn": model.drawn,
+        "latents": model.family.latents,
+        "canvas": canvas,
+        "parts": place / "parts.json",
+    }
+    draw_parts(
+        models=[path for name in names if name in before for path in models[name]],
+        schedule=schedule,
+        embeddings=model.embeddings,
+        picture=picture,
+        float_image=place / "float.png",
+        **of,
+    )
+    attribute_error(
+        models=[path for name in names for path in models[name]],
+        simulated=simulated,
+        distance=distance,
+        attribution=place / "attribution.json",
+        **of,
+    )
+    return json.loads((place / "attribution.json").read_text())

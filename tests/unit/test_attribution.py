@@ -8,11 +8,8 @@ from PIL import Image
 
 from axbake.calibration.tars import calibrate_text_encoder
 from axbake.distance import psnr
-from axbake.drawing.attribution import attribute_error
-from axbake.networks.component import ENCODER
 from tests.decoder import pack_latents
-from tests.unit.conftest import tensors_of
-from tests.unit.jobs import draw_picture, emulate
+from tests.unit.jobs import attribute, draw_picture, emulate
 
 PARTS = ("text_encoder", "unet", "vae_decoder")
 DRAWING = {"prompt": "a rocket, in the night", "negative_prompt": "", "guidance_scale": 5, "seed": 9}
@@ -28,31 +25,25 @@ def reference(model, tmp_path_factory):
     return directory
 
 
-def attribute(model, graph_of, reference, directory, **compiled):
-    graphs = {part: graph_of(part) for part in model.family.names}
-    attribute_error(
-        models=list((graphs | compiled).values()),
-        graphs=list(graphs.values()),
-        tensors=[tensors_of(graph) for graph in graphs.values()],
-        encoder_weights=model.weights[model.family.of_role(ENCODER).name],
+def attributed(model, graph_of, reference, directory, **compiled):
+    graphs = {part: [graph_of(part)] for part in model.family.names}
+    return attribute(
+        model,
+        graphs | {part: [path] for part, path in compiled.items()},
+        graphs,
+        directory,
+        picture=model.picture(**DRAWING),
         schedule=reference / "schedule.npz",
-        embeddings=model.embeddings,
         trajectory=reference / "trajectory.npy",
         simulated=reference / "trajectory.npy",
         distance=reference / "distance.json",
-        picture=model.picture(**DRAWING),
-        drawn=model.drawn,
-        latents=model.family.latents,
-        attribution=directory / "attribution.json",
-        float_image=directory / "float.png",
     )
-    return json.loads((directory / "attribution.json").read_text())
 
 
 def test_graphs_that_are_not_quantised_have_no_error_and_the_whole_is_the_simulations(
     model, graph_of, reference, tmp_path
 ):
-    said = attribute(model, graph_of, reference, tmp_path)
+    said = attributed(model, graph_of, reference, tmp_path)
 
     assert said["emulated"] is False
     found = said["quantised"]
@@ -79,9 +70,9 @@ def test_the_error_is_that_of_the_part_that_is_quantised(model, graph_of, refere
     }
 
     with caplog.at_level("INFO", "axbake.drawing.attribution"):
-        found = attribute(model, graph_of, reference, tmp_path, **parts)["quantised"]
+        found = attributed(model, graph_of, reference, tmp_path, **parts)["quantised"]
 
     assert found["text_encoder"]["latent_psnr_db"] < found["none"]["latent_psnr_db"] - 10
     assert found["vae_decoder"]["image_psnr_db"] < 50
     assert found["vae_decoder"]["latent_psnr_db"] is None
-    assert "attributing: 2 of 2: text_encoder" in caplog.messages
+    assert "drawing parts: 2 of 2: text_encoder" in caplog.messages

@@ -22,7 +22,6 @@ from axbake.calibration.tars import calibrate_encoder, calibrate_text_encoder
 from axbake.checkpoints.finding import find_family, open_checkpoint
 from axbake.checkpoints.refusals import UnknownFamily
 from axbake.distance import psnr
-from axbake.drawing.attribution import attribute_error
 from axbake.drawing.simulation import simulate
 from axbake.families import FAMILIES
 from axbake.graphs.chain import describe_chain
@@ -39,7 +38,7 @@ from tests.builds import COLUMNS, config_of
 from tests.chain_family import CONTEXT, FAMILY, MIDDLE, SKIPS, WIDTHS, build_networks, save_checkpoint
 from tests.decoder import LAUNCH, compiler, pack_latents
 from tests.unit.conftest import TinyModel, describe, import_part, tensors_of
-from tests.unit.jobs import calibrate, draw_picture, emulate, record
+from tests.unit.jobs import attribute, calibrate, draw_picture, emulate, record
 from tests.unit.test_parity import perturbed
 
 UNET = FAMILY.denoiser
@@ -511,24 +510,17 @@ def test_the_float_chain_draws_the_reference_and_the_compiled_one_about_the_same
 
 def test_errors_are_told_by_component_and_not_by_graph(model, graphs, compiled, reference, tmp_path):
     simulated = drawn_with(model, reference, tmp_path, compiled)
-    attribute_error(
-        models=in_order(compiled),
-        graphs=in_order(graphs),
-        tensors=[tensors_of(graph) for graph in in_order(graphs)],
-        encoder_weights=model.weights[FAMILY.of_role(ENCODER).name],
+    found = attribute(
+        model,
+        compiled,
+        graphs,
+        tmp_path,
+        picture=model.picture(prompt="a rocket, in the night", **DRAWING),
         schedule=reference / "schedule.npz",
-        embeddings=model.embeddings,
         trajectory=reference / "trajectory.npy",
         simulated=tmp_path / "simulated.npy",
         distance=tmp_path / "distance.json",
-        picture=model.picture(prompt="a rocket, in the night", **DRAWING),
-        drawn=model.drawn,
-        latents=FAMILY.latents,
-        attribution=tmp_path / "attribution.json",
-        float_image=tmp_path / "float.png",
-    )
-
-    found = json.loads((tmp_path / "attribution.json").read_text())["quantised"]
+    )["quantised"]
     decoder = FAMILY.of_role(DECODER).name
     assert list(found) == ["none", decoder, *WIDTHS, "unet", "all"]
     assert found["unet"]["with"] == list(WIDTHS)

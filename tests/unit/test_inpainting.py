@@ -17,7 +17,6 @@ from axbake.calibration.masks import KINDS, draw_mask
 from axbake.calibration.pictures import draw_pictures
 from axbake.checkpoints.refusals import CanvasError, check_canvas
 from axbake.distance import psnr
-from axbake.drawing.attribution import attribute_error
 from axbake.drawing.canvas import canvas_of
 from axbake.drawing.parts import added_of
 from axbake.drawing.prompts import load_tokenizer
@@ -32,7 +31,7 @@ from axbake.table import TableError
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
 from tests.unit.conftest import import_tiny, row_of
-from tests.unit.jobs import calibrate, draw_picture, emulate, record
+from tests.unit.jobs import attribute, calibrate, draw_picture, emulate, record
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
 STEPS, GUIDANCE, SEED = 4, 5, 9
@@ -270,7 +269,6 @@ def test_compiled_models_draw_nearly_the_reference_and_the_encoder_has_its_share
     calibrate(denoiser, graphs["unet"], place, [tmp_path / "unet.tar"])
     compiled = dict(graphs) | {"unet": [emulate(denoiser, graphs["unet"][0], tmp_path / "unet.tar", tmp_path)]}
     models = [path for files in compiled.values() for path in files]
-    floats = [path for files in graphs.values() for path in files]
     drawn = {
         "encoder_weights": model.weights["vae_encoder"],
         "schedule": place / "schedule.npz",
@@ -292,19 +290,21 @@ def test_compiled_models_draw_nearly_the_reference_and_the_encoder_has_its_share
         distance=tmp_path / "distance.json",
         **drawn,
     )
-    attribute_error(
-        models=models,
-        graphs=floats,
-        tensors=[],
+    said = attribute(
+        model,
+        compiled,
+        graphs,
+        tmp_path,
+        picture=picture,
+        schedule=place / "schedule.npz",
+        trajectory=tmp_path / "trajectory.npy",
         simulated=tmp_path / "simulated.npy",
         distance=tmp_path / "distance.json",
-        attribution=tmp_path / "attribution.json",
-        float_image=tmp_path / "float.png",
-        **drawn,
+        canvas=canvas,
     )
 
     distance = json.loads((tmp_path / "distance.json").read_text())
-    quantised = json.loads((tmp_path / "attribution.json").read_text())["quantised"]
+    quantised = said["quantised"]
     assert 25 < distance["latent_psnr_db"] < MIN_PSNR - 20
     assert quantised["none"]["latent_psnr_db"] > MIN_PSNR
     assert quantised["vae_encoder"]["latent_psnr_db"] == quantised["none"]["latent_psnr_db"]  # it is float here

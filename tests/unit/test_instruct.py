@@ -17,7 +17,6 @@ from axbake.calibration.counting import count_branches
 from axbake.calibration.held_out import check_calibration
 from axbake.calibration.pictures import draw_pictures
 from axbake.distance import psnr
-from axbake.drawing.attribution import attribute_error
 from axbake.drawing.canvas import canvas_of
 from axbake.drawing.prompts import load_tokenizer
 from axbake.drawing.simulation import simulate
@@ -32,7 +31,7 @@ from axbake.table import TableError
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
 from tests.unit.conftest import describe, import_tiny, row_of
-from tests.unit.jobs import calibrate, draw_picture, emulate, record
+from tests.unit.jobs import attribute, calibrate, draw_picture, emulate, record
 from tests.unit.test_inpainting import GUIDANCE, MIN_PSNR, PROMPTS, SEED, STEPS, models_of, parts_of
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
@@ -232,15 +231,17 @@ def test_compiled_models_draw_nearly_the_reference_and_the_ranges_hold(instruct,
         distance=tmp_path / "distance.json",
         **drawn,
     )
-    attribute_error(
-        models=models,
-        graphs=[path for files in graphs.values() for path in files],
-        tensors=[],
+    attribute(
+        model,
+        compiled,
+        graphs,
+        tmp_path,
+        picture=picture,
+        schedule=place / "schedule.npz",
+        trajectory=tmp_path / "trajectory.npy",
         simulated=tmp_path / "simulated.npy",
         distance=tmp_path / "distance.json",
-        attribution=tmp_path / "attribution.json",
-        float_image=tmp_path / "float.png",
-        **drawn,
+        canvas=canvas,
     )
     seen = tuple(part for part in model.drawn.parts if part.role in ("text", "denoiser"))
     check_calibration(

@@ -36,7 +36,7 @@ SHARED = {
     ],
     "record_trajectories": ["derive_schedule", "record_trajectories"],
     "check_compiled_of_sd1": ["check_compiled"],
-    "simulate": ["simulate", "attribute_error", "check_calibration", "compare_nodes"],
+    "simulate": ["simulate", "draw_parts", "attribute_error", "check_calibration", "compare_nodes"],
 }
 BUILDING = re.compile(r" building (\S+): ")  # in a job's log, of each step that does real work
 LINE_OF_PLAN = re.compile(r"^(stored|build|unknown|run) +(\S+)", re.MULTILINE)
@@ -253,8 +253,8 @@ def _edit(what: str, carry_out: Callable, *work: str | set[str], of_code: bool =
 
 
 COMPILED = {"simulate", "attribute_error"}
-PICTURES = {"draw_reference", "check_calibration", *COMPILED}
-CHOSEN = {"calibrate_denoiser/unet", "check_calibration", *compiled("unet"), *COMPILED}
+PICTURES = {"draw_reference", "draw_parts", "check_calibration", "compare_nodes/unet", *COMPILED}
+CHOSEN = {"calibrate_denoiser/unet", "check_calibration", "compare_nodes/unet", *compiled("unet"), *COMPILED}
 UNET = {"record_trajectories", "measure_residuals/unet", *CHOSEN}
 VAE = ("vae_encoder", "vae_decoder")
 PROMPTS = "calibrate_text_encoder/text_encoder"
@@ -297,6 +297,7 @@ EDITS = [
         code("emulator/build.py", "emulated (axbake", "emulated again (axbake"),
         compiled(),
         COMPILED,
+        {"draw_parts", "compare_nodes/unet"},
         of_code=True,
     ),
     _edit("the version of a compiler that is not used", config('"4.2"', '"5.0"')),
@@ -310,7 +311,7 @@ EDITS = [
         "a checkpoint of other bytes and an older date; only its VAE decoder differs",
         other_bytes,
         {"import_text_encoder/text_encoder", "import_denoiser/unet", *each("import_component", *VAE)},
-        {"describe_checkpoint", "draw_reference", "decode_latents"},  # the same latents are chosen
+        {"describe_checkpoint", "draw_reference", "draw_parts", "decode_latents"},  # the same latents are chosen
         exported("vae_decoder"),
         compiled("vae_decoder"),
         COMPILED,
@@ -342,7 +343,7 @@ EDITS = [
     _edit(
         "a VAE of its own",
         own_vae,
-        {"describe_checkpoint", "draw_reference"},
+        {"describe_checkpoint", "draw_reference", "draw_parts"},
         {"encode_pictures", "calibrate_encoder", "decode_latents", "calibrate_decoder"},
         each("import_component", *VAE),
         exported(*VAE),
@@ -364,6 +365,7 @@ EDITS = [
         PROMPTS,
         compiled("text_encoder"),
         COMPILED,
+        "draw_parts",
     ),
     _edit(
         "Pulsar2's precision of the VAE decoder",

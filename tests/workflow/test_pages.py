@@ -243,6 +243,7 @@ def test_a_page_has_loras_advice_and_a_verdict_in_words_and_colour(baked, tmp_pa
         calibration=place / "calibration/unet.json",
         residuals=wide_sums(place, tmp_path),
         held_out=place / "simulation/held_out.json",
+        nodes=place / "simulation/nodes.json",
         preflight=place / "preflight.json",
         verdict=place / "verdict.json",
         **{name: [place / step / f"{part}.json" for part in COMPONENTS] for name, step in each.items()},
@@ -317,6 +318,6 @@ def test_a_page_made_anew_shows_a_hostile_prompt_as_written_and_tells_what_came_
     assert page.locator("dd", has_text="owned").inner_text() == HOSTILE
     said = json.loads((results / "report.json").read_text())
     stored = [job["step"] for job in said["jobs"] if job["stored"]]
-    assert stored == ["simulate", "attribute_error", "check_calibration"]
-    assert said["times"]["stored"] == 3 and said["times"]["jobs"] == 38
-    assert page.get_by_text("3 of 38 results came from the build cache").is_visible()
+    assert stored == ["simulate", "draw_parts", "attribute_error", "check_calibration", "compare_nodes"]
+    assert said["times"]["stored"] == 5 and said["times"]["jobs"] == 40
+    assert page.get_by_text("5 of 40 results came from the build cache").is_visible()

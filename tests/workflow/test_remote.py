@@ -11,7 +11,6 @@ from axbake.jobs.record import read_records
 from axbake.project import SNAKEFILE
 from tests.workflow.project import REPORT
 
-
 BUNDLE = "results/tiny/bundle/axbake/manifest.json"
 
 

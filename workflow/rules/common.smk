@@ -195,14 +195,16 @@ def expanded(pattern, family, component):
     return pattern
 
 
-def models_in(place):
-    """Input function: the models that a picture is drawn with, graph by graph: compiled ones in *place*, and those of the host."""
+def models_in(place, names=None):
+    """Input function: the models that a picture is drawn with, graph by graph: compiled ones in *place*, and those of the host.
+
+    names: function of the model that gives the components that are wanted; None: all of them.
+    """
 
     def paths(model, wildcards):
-        directory = place.format(model=model.name)
-        return [
-            path for component in model.family.components for path in models_of_component(model, component, directory)
-        ]
+        directory, wanted = place.format(model=model.name), names(model) if names else model.family.names
+        components = [component for component in model.family.components if component.name in wanted]
+        return [path for component in components for path in models_of_component(model, component, directory)]
 
     return with_model(paths)
 

@@ -496,7 +496,7 @@ def check_card_step(component):
 
 
 def simulate_steps(model, wildcards):
-    """The drawing, what each model costs, and on the reference's drawing the calibrated ranges and each layer's error."""
+    """The drawing, drawings with parts, what each model costs, and on the reference's drawing the calibrated ranges and each layer's error."""
     family = model.family
     encoder, decoder = family.autoencoder
     tiles = model.tile | ({"decoder_build": decoder.build} if model.tile else {})
@@ -511,6 +511,7 @@ def simulate_steps(model, wildcards):
         "sources": canvas_sources,
         "names": {"graphs": "latent_graphs", "tensors": "latent_tensors", "encoder_weights": "canvas_encoder"},
     }
+    all_graphs = {what: [f"latent_{what}", f"picture_{what}"] for what in ("graphs", "tensors")}
     tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
     return [
         step(
@@ -521,12 +522,19 @@ def simulate_steps(model, wildcards):
             sources=canvas_sources,
         ),
         step(
-            "axbake.drawing.attribution.attribute_error",
+            "axbake.drawing.attribution.draw_parts",
             values=lambda *_: drawn | added | {"picture": unnamed, "latents": family.latents},
             tools=tools,
             data=["resources/clip"],
             sources=canvas_sources,
-            names={what: [f"latent_{what}", f"picture_{what}"] for what in ("graphs", "tensors")},
+            names=all_graphs | {"models": "before_models"},
+        ),
+        step(
+            "axbake.drawing.attribution.attribute_error",
+            values=lambda *_: {"drawn": model.drawn, "latents": family.latents},
+            tools=["onnxruntime", "numpy", "scikit-image"],
+            sources=canvas_sources,
+            names=all_graphs,
         ),
         step(
             "axbake.calibration.held_out.check_calibration",
@@ -536,8 +544,8 @@ def simulate_steps(model, wildcards):
         step(
             "axbake.quality.nodes.compare_nodes",
             of=family.denoiser.name,
-            values=lambda *_: samples | {"whole": model.drawn, "addresses": list(addresses(family.denoiser))},
-            **of_samples,
+            values=lambda *_: samples | {"addresses": list(addresses(family.denoiser))},
+            **of_samples | {"names": of_samples["names"] | {"models": "denoiser_models"}},
         ),
     ]
 
