@@ -2,7 +2,7 @@
 
     python bench/in_float.py MODEL.axmodel [--runs 3] [--repeats 1]
 
-Each way loads the model in a process of its own, by turns, runs it once unmeasured and then *runs* times on the same random
+Each way loads the model in a process of its own, alternately, runs it once unmeasured and then *runs* times on the same random
 inputs, and prints the processor's seconds of loading and of a run, the peak memory, and how far the outputs are apart.
 """
 
