@@ -43,6 +43,7 @@ class InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 1))
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # as the simulation runs it
         try:
             self._session = onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
         except Exception as error:
