@@ -26,7 +26,7 @@ from axbake.runtime.values import Latents, Picture
 from axbake.weights.networks import Build
 
 logger = logging.getLogger(__name__)
-MOST = 3 << 30  # bytes of tensors that are compared at once
+MOST = 2 << 30  # bytes of tensors that are compared at once
 WORST = 10
 
 
@@ -118,9 +118,9 @@ class _Pair:
         made = {name for node in emulated.graph.node for name in node.output}
         self.of_emulated = {name: _rounded_name(name, made) for name in names}
         self.encodings = _encodings(emulated)
-        self.floating = _with_outputs(onnx.load(graph, load_external_data=False), names, graph)
-        self.emulated = _with_outputs(emulated, list(self.of_emulated.values()), None)
-        self.own = [value.name for value in onnx.load(graph, load_external_data=False).graph.output]
+        floating = onnx.load(graph, load_external_data=False)
+        self.own = [value.name for value in floating.graph.output]
+        self.models: list[tuple[onnx.ModelProto, Path | None]] = [(floating, graph), (emulated, None)]
         self.outputs: list[dict[str, np.ndarray]] = [{}, {}]
 
     def run(
@@ -128,12 +128,13 @@ class _Pair:
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Each of *names*, as the float graph and as the emulated model have it; and keeps the graph's own outputs."""
         results = []
-        for place, (session, wanted) in enumerate(
-            ((self.floating, list(names)), (self.emulated, [self.of_emulated[name] for name in names]))
-        ):
-            feed = {value.name: known[place][value.name] for value in session.get_inputs()}
+        for place, wanted in enumerate((list(names), [self.of_emulated[name] for name in names])):
             own = self.own if not self.outputs[place] else []
+            # One session at a time, which gives no more: a tensor that it could give is kept to the end of a run, wanted or not.
+            session = _with_outputs(*self.models[place], wanted)
+            feed = {value.name: known[place][value.name] for value in session.get_inputs()}
             found = session.run([*wanted, *own], feed)
+            del session
             results.append(found[: len(wanted)])
             self.outputs[place] |= dict(zip(own, found[len(wanted) :], strict=True))
         yield from zip(names, *results, strict=True)
@@ -172,14 +173,16 @@ def _encodings(model: onnx.ModelProto) -> dict[str, tuple[str, float, float]]:
     return found
 
 
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str], beside: Path | None) -> onnxruntime.InferenceSession:
+def _with_outputs(model: onnx.ModelProto, beside: Path | None, names: Sequence[str]) -> onnxruntime.InferenceSession:
     """A session of *model* that gives *names* too; weights outside lie beside the file *beside*."""
-    there = {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in there)
+    own = [value.name for value in model.graph.output]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in own)
     options = session_options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
     if beside is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(beside.parent))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content = model.SerializeToString()
+    del model.graph.output[len(own) :]
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _chunks(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
