@@ -178,7 +178,8 @@ def _with_outputs(model: onnx.ModelProto, beside: Path | None, names: Sequence[s
     own = [value.name for value in model.graph.output]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in own)
     options = session_options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
-    # It runs once: weights packed for many runs would take their size again.
+    # It runs once: weights packed for many runs would take their size again, and an arena keeps up to twice what it holds.
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     if beside is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(beside.parent))
