@@ -27,16 +27,16 @@ COMMANDS = {
 class Parser(argparse.ArgumentParser):
     """Takes words that may be left out behind options, too, as Python's own does from 3.13 on: `axbake add --name x FILE`."""
 
-    _by_turns = False
+    _mixing = False
 
     def parse_known_args(self, args=None, namespace=None):
-        if self._by_turns:
+        if self._mixing:
             return super().parse_known_args(args, namespace)
-        self._by_turns = True
+        self._mixing = True
         try:
             return self.parse_known_intermixed_args(args, namespace)
         finally:
-            self._by_turns = False
+            self._mixing = False
 
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:

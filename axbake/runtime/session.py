@@ -49,7 +49,7 @@ def open_model(
         threads: of ONNX Runtime: that one operator is spread over; 0: as many as the environment's OMP_NUM_THREADS says, or one a
             core.
         in_float: of an emulated model: whether its weights become float32 when it is loaded instead of in every run, which
-            halves the time of a run (`bench/in_float.py`). The quantised values are the same.
+            takes a third off the time of a run (`bench/in_float.py`). The quantised values are the same.
 
     Raises:
         BundleError: there is no such file, or it is not a model, or not one that *runtime* runs.
@@ -124,9 +124,7 @@ def _onnxruntime_session(path: Path, threads: int, in_float: bool) -> Session:
     if producer(path) == EMULATOR:
         # Higher levels fuse quantised nodes: 8-bit models then differ from what their graph says.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        if (
-            in_float
-        ):  # ONNX Runtime folds constants of quantised weights only where it is to leave quantised nodes alone
+        if in_float:  # ONNX Runtime folds quantised weights only where it leaves quantised nodes alone
             options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
