@@ -54,6 +54,18 @@ def test_each_layers_result_is_compared_as_the_next_one_reads_it(compared):
     np.testing.assert_array_equal(pair.outputs[1]["y"], found["y"][1])
 
 
+def test_in_parts_the_same_is_compared_and_the_models_stay_as_they_were(compared):
+    graph, model, sample, whole, found = compared
+    pair = _Pair(graph, model, ["h", "s", "y"])
+
+    parts = {name: rest for names in (["h"], ["s", "y"]) for name, *rest in pair.run([sample, sample], names)}
+
+    for name, (wanted, made) in found.items():
+        np.testing.assert_array_equal(parts[name], [wanted, made])
+    np.testing.assert_array_equal(pair.outputs[1]["y"], whole.outputs[1]["y"])
+    assert [[value.name for value in one.graph.output] for one, _ in pair.models] == [["y"], ["y"]]
+
+
 def test_the_share_of_clipped_values_is_that_outside_the_encoded_range(compared):
     *_, pair, found = compared
     wanted, made = found["h"]
