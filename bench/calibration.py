@@ -35,7 +35,7 @@ from measure import denoiser_configs
 from axbake.calibration.coverage import choose, shares
 from axbake.calibration.denoiser_samples import EMPTY, TakenInputs, load_samples
 from axbake.calibration.modules import OUTPUT, read_module_ranges
-from axbake.calibration.observation import Observed, observe_chain, read_observed
+from axbake.calibration.observation import Observed, chain_inputs, observe_chain
 from axbake.calibration.tars import required_samples, stratified
 from axbake.distance import psnr
 from axbake.drawing.parts import added_of
@@ -224,12 +224,12 @@ class Quantising:
 
 def observe_all(results: Path, measured: Measured) -> Observed:
     """Ranges of all that was recorded, of which a bake observes what it has chosen."""
-    baked = read_observed(results / "calibration" / f"{measured.family.denoiser.name}.ranges.npz")
-    recorded = load_samples(results / "calibration" / "trajectories.npz", results / "schedule.npz", baked.taken)
-    there = recorded.recorded(measured.guidance_scale)
     graphs, what = graphs_of(results, measured), "observing all:"
+    taken = TakenInputs.of(chain_inputs(graphs))
+    recorded = load_samples(results / "calibration" / "trajectories.npz", results / "schedule.npz", taken)
+    there = recorded.recorded(measured.guidance_scale)
     ranges = observe_chain(graphs, lambda: recorded.all_inputs(there), len(there), beside=results, what=what)
-    return Observed(there, ranges, baked.taken, baked.outputs)
+    return Observed(there, ranges, taken, frozenset(spec.name for spec in load_graph(graphs[-1]).outputs))
 
 
 def variants(results: Path, measured: Measured, observed: Observed) -> dict[str, Choices]:

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, from anywhe
 
 from calibration import DEMO, HELD_OUT, HeldOut
 
-from axbake.calibration.observation import read_observed
+from axbake.calibration.denoiser_samples import TakenInputs
+from axbake.calibration.observation import chain_inputs
 from axbake.emulator.build import build
 
 QUANT = {
@@ -35,7 +36,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("results", type=Path)
     results = arguments.parse_args().results
-    taken = read_observed(results / "calibration" / "unet.ranges.npz").taken
+    taken = TakenInputs.of(chain_inputs([results / "onnx" / "unet.onnx"]))
     held_out = HeldOut(results, replace(DEMO, held_out=HELD_OUT[:1]), taken)
     config = json.loads((results / "build" / "unet.json").read_text(encoding="utf-8"))["pulsar2_config"]
     archive = str((results / "calibration" / "unet.tar").resolve())

@@ -3,10 +3,10 @@
     python bench/sensitivity.py RESULTS
 
 RESULTS is a model's directory of results that has its denoiser's graphs (of one graph: `onnx/unet.onnx`), `schedule.npz` and
-`calibration/unet.ranges.npz`. Three samples of noise are observed, one is taken back through the network, and one and two are
-measured, in the processor's seconds, so that other work on the machine counts less. What the whole takes is computed from these,
-for as many samples as were recorded, and as a drawing of the schedule with guidance has. Memory is the peak of this process, and
-what further samples keep.
+`calibration/unet.ranges.npz` (of the job that makes `calibration/unet.sensitivity.json`). Three samples of noise are observed,
+one is taken back through the network, and one and two are measured, in the processor's seconds, so that other work on the
+machine counts less. What the whole takes is computed from these, for as many samples as were recorded, and as a drawing of the
+schedule with guidance has. Memory is the peak of this process, and what further samples keep.
 """
 
 import argparse

@@ -2,37 +2,48 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from axbake.calibration.denoiser_samples import BRANCHES
-from axbake.calibration.observation import observe_chain, read_observed
+from axbake.calibration.modules import ModuleRanges, read_module_ranges
+from axbake.calibration.observation import chosen_rows
 from axbake.calibration.reference_samples import reference_samples
+from axbake.calibration.trajectories import run_samples, taken_rows, watched_denoiser
 from axbake.drawing.parts import Drawn
 from axbake.emulator.ranges import Ranges
 from axbake.networks.component import DENOISER
 from axbake.runtime.added import AddedEmbedding
+from axbake.runtime.progress import progress
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.values import Latents, Picture
+from axbake.weights import networks
 from axbake.weights.networks import Build
 
 STEPS = 8  # of the reference that are looked at, at most
-WORST = 10  # tensors that the record names
+WORST = 10  # modules that the record names
 
 
 def check_calibration(
     *,
     graphs: Sequence[Path],
     tensors: Sequence[Path],
+    denoiser: Path,
     schedule: Path,
     embeddings: Path,
     trajectory: Path,
-    ranges: Path,
+    trajectories: Path,
+    record: Path,
     picture: Picture,
     prompts: list[str],
     drawn: Drawn,
+    build: Build,
+    with_rows: Callable[[Any], Any],
+    precision: str,
+    device: str,
     held_out: Path,
     added_weights: Sequence[Path] = (),
     added: Callable[[Path], AddedEmbedding] | None = None,
@@ -41,29 +52,30 @@ def check_calibration(
     encoder_build: Build | None = None,
     latents: Latents | None = None,
 ) -> None:
-    """Compare the calibrated ranges of the denoiser's activations with those of the reference picture's drawing.
+    """Compare the calibrated ranges of what the denoiser's modules give with those of the reference picture's drawing.
 
-    Nothing is drawn again: the float denoiser is observed on the reference's latents, at up to `STEPS` steps from first to last.
+    Nothing is drawn again: the denoiser runs in torch, as calibration recorded it, on the reference's latents, at up to `STEPS`
+    steps from first to last.
 
     Args:
         graphs, tensors: float graphs of the components in *drawn*, which are text encoders and denoiser, and the files of their
             weights beside them.
+        denoiser: `weights/{component}.safetensors`; *build*, *with_rows*: of the family.
         added_weights, added: as `axbake.drawing.simulation.simulate` has them.
         embeddings: `embeddings.json`.
         canvas: picture and mask, as `axbake.drawing.reference.draw_reference` has them.
         encoder_weights, encoder_build, latents: with a canvas: of the VAE encoder, in a list, what builds it, and the family's.
         trajectory: `reference/trajectory.npy`.
-        ranges: `calibration/{component}.ranges.npz` of the denoiser.
+        trajectories: `calibration/trajectories.npz`, recorded on *device* in *precision*.
+        record: of `axbake.calibration.tars.calibrate_denoiser`: which of the recorded samples are calibrated with.
         prompts: that were calibrated with. If the picture's is one of them, it is not held out, and the record says so.
-        held_out: JSON to write. A clip rate in it is the share of pairs of a held-out sample and a tensor in which the sample's
+        held_out: JSON to write. A clip rate in it is the share of pairs of a held-out sample and a module in which the sample's
             range leaves the calibrated one; an excess is how far it does, as a share of the calibrated range's width. How many
-            values of a tensor are clipped is not counted.
+            values are clipped is not counted.
     """
     steps = load_schedule(schedule)
-    files, denoiser = drawn.files(graphs), drawn.of_role(DENOISER)
     run = [step for step in range(len(steps.timesteps)) if steps.runs_model(step)]
     seen = [run[i] for i in np.unique(np.linspace(0, len(run) - 1, STEPS).round().astype(int))]
-    observed = read_observed(ranges)
     feeds = reference_samples(
         graphs=graphs,
         schedule=steps,
@@ -71,7 +83,7 @@ def check_calibration(
         trajectory=trajectory,
         picture=picture,
         drawn=drawn,
-        taken=observed.taken,
+        taken=taken_rows(steps),
         steps=seen,
         added_weights=added_weights,
         added=added,
@@ -80,19 +92,23 @@ def check_calibration(
         encoder_build=encoder_build,
         latents=latents,
     )
-    samples, branches = list(feeds.values()), sorted({branch for _, branch in feeds})
-    found = observe_chain(
-        files[denoiser], lambda: iter(samples), len(samples), beside=held_out.parent, what="checking:"
-    )
+    network = networks.load(denoiser, build, dtype=networks.PRECISIONS[precision], device=device)
+    watched = with_rows(networks.channels_last(network))
+    ranges, tell = ModuleRanges(watched), progress("checking: step")
+    denoising = watched_denoiser(watched, ranges)
+    for done, step in enumerate(seen, start=1):
+        run_samples(denoising, [feed for (at, _), feed in feeds.items() if at == step])
+        tell(done, len(seen))
+    calibrated, rows = read_module_ranges(trajectories), chosen_rows(record)
     content = {
-        "component": denoiser,
+        "component": drawn.of_role(DENOISER),
         "prompt": picture.prompt,
         "held_out": picture.prompt not in prompts,
         "steps": [step + 1 for step in seen],
-        "texts": [BRANCHES[branch] for branch in branches],
-        "clip_rate_is": "share of (held-out sample, tensor) pairs whose range leaves the calibrated one",
+        "texts": [BRANCHES[branch] for branch in sorted({branch for _, branch in feeds})],
+        "clip_rate_is": "share of pairs of a held-out sample and a module whose range leaves the calibrated one",
         "excess_is": "how far a range leaves the calibrated one, as a share of that one's width",
-        "chosen": compare(found, observed.ranges),
+        "chosen": compare(ranges.found(), replace(calibrated, low=calibrated.low[rows], high=calibrated.high[rows])),
     }
     held_out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -100,7 +116,7 @@ def check_calibration(
 def compare(found: Ranges, calibrated: Ranges) -> dict[str, Any]:
     """How the ranges *found* on held-out samples leave those that the rows of *calibrated* span, both extended to 0.
 
-    Tensors that are 0 in all these rows are skipped if they are 0 in what was found, and else have an excess of their
+    Values that are 0 in all these rows are skipped if they are 0 in what was found, and else have an excess of their
     own whole range, 1.
     """
     assert found.names == calibrated.names

@@ -1,10 +1,11 @@
-"""Ranges of every activation of a denoiser on samples of what it sees, by the emulator's own observer.
+"""What the graphs of a denoiser take, and ranges of every activation in them, by the emulator's own observer.
 
 Where it is a chain of graphs, all samples go through one graph, then through the next: the disk holds what graphs pass on that is
 still to be taken, and memory one graph.
 """
 
 import functools
+import json
 import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from axbake.calibration.denoiser_samples import TakenInputs, Which
-from axbake.emulator.graph import Graph, load_graph
+from axbake.calibration.denoiser_samples import TakenInputs, Which, load_samples
+from axbake.emulator.graph import Graph, load_graph, runtime_errors, session
 from axbake.emulator.ranges import Ranges, record_ranges
 from axbake.npz import npz_bytes
 from axbake.runtime.progress import progress
@@ -48,7 +49,6 @@ def observe_chain(
     *,
     beside: Path,
     what: str,
-    on_feed: Callable[[int, int, Sample], None] = lambda graph, row, feed: None,
 ) -> Ranges:
     """Ranges of all activations of a chain of graphs on *count* samples.
 
@@ -59,32 +59,56 @@ def observe_chain(
         samples: gives the chain's inputs, sample by sample, each time that it is called.
         beside: directory in whose file system there is room for what the graphs pass on.
         what: the lines of progress begin with it.
-        on_feed: gets a graph's number, a sample's, and what the graph takes of it, before it runs.
     """
     tell = progress(what)
     found: list[Ranges] = []
+    for number, (graph, feeds, keep) in enumerate(_stages(graphs, samples, beside)):
+        ranges = record_ranges(
+            graph,
+            feeds,
+            on_sample=lambda done, before=number * count: tell(before + done, count * len(graphs)),  # type: ignore[misc]
+            on_outputs=keep,
+        )
+        outer = {spec.name for spec in [*graph.inputs, *graph.outputs]}
+        names = tuple(name if name in outer else f"{graphs[number].stem}/{name}" for name in ranges.names)
+        found.append(replace(ranges, names=names) if len(graphs) > 1 else ranges)
+    return _joined(found)
+
+
+def feeds_of_chain(
+    graphs: Sequence[Path], samples: Callable[[], Iterator[Sample]], *, beside: Path
+) -> Iterator[tuple[int, int, Sample]]:
+    """Numbers of a graph and of a sample, and what the graph takes of it, for all samples of one graph after the other.
+
+    A graph runs only if later ones take what it gives: of a single graph nothing runs.
+
+    Args:
+        samples, beside: as `observe_chain` has them.
+    """
+    for number, (graph, feeds, keep) in enumerate(_stages(graphs, samples, beside)):
+        names = [spec.name for spec in graph.outputs]
+        runner = session(graph.model, graph.constants) if keep else None
+        for row, feed in enumerate(feeds):
+            yield number, row, feed
+            if keep and runner:
+                with runtime_errors("calibration run"):
+                    keep(dict(zip(names, runner.run(names, dict(feed)), strict=True)))
+
+
+Keep = Callable[[Sample], None]
+
+
+def _stages(
+    graphs: Sequence[Path], samples: Callable[[], Iterator[Sample]], beside: Path
+) -> Iterator[tuple[Graph, Iterator[Sample], Keep | None]]:
+    """Each graph of a chain, what it takes of each sample, and what must get its outputs; None: no later graph takes them."""
     taken = _taken(graphs)
     with tempfile.TemporaryDirectory(dir=beside) as place:
         passed = Passed(Path(place))
         for number, path in enumerate(graphs):
             graph, later = load_graph(path), _later(taken, number)
-            ranges = record_ranges(
-                graph,
-                _told(functools.partial(on_feed, number), passed.feeds(graph, samples())),
-                on_sample=lambda done, before=number * count: tell(before + done, count * len(graphs)),  # type: ignore[misc]
-                on_outputs=functools.partial(passed.keep, later=later) if later else None,
-            )
+            yield graph, passed.feeds(graph, samples()), functools.partial(passed.keep, later=later) if later else None
             passed.rewind()
-            outer = {spec.name for spec in [*graph.inputs, *graph.outputs]}
-            names = tuple(name if name in outer else f"{path.stem}/{name}" for name in ranges.names)
-            found.append(replace(ranges, names=names) if len(graphs) > 1 else ranges)
-    return _joined(found)
-
-
-def _told(tell: Callable[[int, Sample], None], feeds: Iterable[Sample]) -> Iterator[Sample]:
-    for row, feed in enumerate(feeds):
-        tell(row, feed)
-        yield feed
 
 
 def _taken(graphs: Sequence[Path]) -> list[list[str]]:
@@ -108,7 +132,7 @@ class Passed:
         self.directory = directory
         self._row = 0
 
-    def feeds(self, graph: Graph, samples: Iterable[Sample]) -> Iterator[dict[str, np.ndarray]]:
+    def feeds(self, graph: Graph, samples: Iterable[Sample]) -> Iterator[Sample]:
         """What *graph* takes of the chain's inputs, and of what the graphs before made of them, sample by sample."""
         for row, sample in enumerate(samples):
             known = dict(sample) | self._kept(row)
@@ -164,6 +188,38 @@ def _joined(found: Sequence[Ranges]) -> Ranges:
         for bound in ("low", "high")
     )
     return Ranges(names, low, high)
+
+
+def observe_denoiser(
+    graphs: Sequence[Path],
+    tensors: Sequence[Path],
+    trajectories: Path,
+    schedule: Path,
+    record: Path,
+    *,
+    guidance_scale: float,
+    ranges: Path,
+) -> None:
+    """Observe a denoiser on the samples that it is calibrated with.
+
+    Args:
+        graphs, tensors, trajectories, schedule, record, guidance_scale: of `axbake.calibration.tars.calibrate_denoiser`.
+        ranges: `.npz` to write: the range of each activation of the graphs on each of them (`write_observed`).
+    """
+    taken = TakenInputs.of(chain_inputs(graphs))
+    recorded = load_samples(trajectories, schedule, taken)
+    there = recorded.recorded(guidance_scale)
+    chosen = [there[row] for row in chosen_rows(record)]
+    found = observe_chain(
+        graphs, lambda: recorded.all_inputs(chosen), len(chosen), beside=ranges.parent, what="observing:"
+    )
+    outputs = frozenset(output.name for output in load_graph(graphs[-1]).outputs)
+    write_observed(ranges, Observed(chosen, found, taken, outputs))
+
+
+def chosen_rows(record: Path) -> list[int]:
+    """Numbers of the samples that a denoiser is calibrated with, among the recorded ones."""
+    return [sample["row"] for sample in json.loads(record.read_text(encoding="utf-8"))["samples"]]
 
 
 def write_observed(path: Path, observed: Observed) -> None:

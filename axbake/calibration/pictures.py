@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from axbake.calibration.coverage import choose, described, shares
+from axbake.host import freed_memory_kept
 from axbake.runtime.progress import progress
 from axbake.runtime.tiles import tiles_of
 from axbake.weights.files import read_description
@@ -182,11 +183,11 @@ def _run(
     network = networks.channels_last(networks.load(weights, build, dtype=dtype, device=device))
     ranges, tell = ModuleRanges(network), progress(what)
     made: list[np.ndarray] = []
-    for sample in samples:
-        with torch.inference_mode():
+    with freed_memory_kept(), torch.inference_mode():
+        for sample in samples:
             made.append(network(torch.from_numpy(sample).to(device, dtype)).float().cpu().contiguous().numpy())
-        ranges.end_of_run()
-        tell(len(made), len(samples))
+            ranges.end_of_run()
+            tell(len(made), len(samples))
     covered = shares(ranges.found(), {OUTPUT})
     order = choose(covered, 1)
     count = 1 + next(number for number, reached in enumerate(covered.curve(order)) if reached >= ENOUGH)

@@ -24,11 +24,11 @@ from axbake.calibration.counting import Recorded
 from axbake.calibration.coverage import choose, described, shares
 from axbake.calibration.denoiser_samples import EMPTY, PROMPT, DenoiserSamples, TakenInputs, Which, load_samples
 from axbake.calibration.modules import OUTPUT, read_module_ranges
-from axbake.calibration.observation import Observed, chain_inputs, observe_chain, write_observed
+from axbake.calibration.observation import chain_inputs, feeds_of_chain
 from axbake.calibration.pictures import decoded_of, read_chosen
 from axbake.drawing.prompts import load_tokenizer
-from axbake.emulator.graph import load_graph
 from axbake.networks.component import Piece
+from axbake.runtime.progress import progress
 from axbake.runtime.prompt import chunk_prompt, ids_for
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,9 @@ def calibrate_denoiser(
     samples: int,
     selection: str,
     archives: Sequence[Path],
-    ranges: Path,
     record: Path,
 ) -> None:
-    """Choose *samples* of what was recorded; pack what each graph takes of them into a `NumpyObject` archive, and observe it.
+    """Choose *samples* of what was recorded, and pack what each graph takes of them into a `NumpyObject` archive.
 
     They are in it in the order in which they were chosen; with `coverage` the first n are the best n that greed finds. Names in
     an archive are its graph's.
@@ -79,7 +78,6 @@ def calibrate_denoiser(
             *samples* are enough for them; `stratified`, evenly over prompts, steps and branches; `first`, as recorded: by prompt,
             step, branch.
         archives: tars to write, one a graph.
-        ranges: `.npz` to write: the range of each activation of the graphs on each chosen sample (`write_observed`).
         record: JSON to write: the samples chosen, and what of the modules' ranges they cover.
 
     Raises:
@@ -101,20 +99,10 @@ def calibrate_denoiser(
     chosen = [there[row] for row in rows]
     with contextlib.ExitStack() as packing:
         adds = [packing.enter_context(_archive(path)) for path in archives]
-
-        def pack(graph: int, number: int, feed: Mapping[str, np.ndarray]) -> None:
-            adds[graph](f"{archives[graph].stem}_{number:04d}.npy", _npy_object(dict(feed)))
-
-        found = observe_chain(
-            graphs,
-            lambda: recorded.all_inputs(chosen),
-            samples,
-            beside=ranges.parent,
-            what="observing:",
-            on_feed=pack,
-        )
-    outputs = frozenset(output.name for output in load_graph(graphs[-1]).outputs)
-    write_observed(ranges, Observed(chosen, found, taken, outputs))
+        tell = progress("packing: sample")
+        for graph, row, feed in feeds_of_chain(graphs, lambda: recorded.all_inputs(chosen), beside=record.parent):
+            adds[graph](f"{archives[graph].stem}_{row:04d}.npy", _npy_object(dict(feed)))
+            tell(graph * samples + row + 1, len(graphs) * samples)
     content = {
         "component": component,
         "selection": selection,

@@ -15,12 +15,13 @@ from axbake.checkpoints.refusals import check_canvas
 from axbake.drawing.canvas import torch_encoding
 from axbake.drawing.prompts import load_tokenizer, prompt_embedding, text_encoding
 from axbake.drawing.simulation import latents_of
+from axbake.host import freed_memory_kept
 from axbake.npz import npz_bytes
 from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.canvas import Canvas, beside_latent
 from axbake.runtime.noise import TorchNoise
 from axbake.runtime.prompt import count_tokens
-from axbake.runtime.sampler import MASK, Denoiser, Time, initial_latent, joined, load_schedule, sample
+from axbake.runtime.sampler import MASK, Denoiser, Schedule, Time, initial_latent, joined, load_schedule, sample
 from axbake.runtime.txt2img import added_rows, masks_of
 from axbake.runtime.values import CANVAS, Conditioning, Latents, web_ui_sizes
 from axbake.weights import networks
@@ -28,6 +29,7 @@ from axbake.weights.files import read_description
 from axbake.weights.networks import Build
 
 logger = logging.getLogger(__name__)
+ROW = "time"
 
 
 def record_trajectories(
@@ -102,31 +104,32 @@ def record_trajectories(
     network = networks.load(denoiser, builds[described.component], dtype=networks.PRECISIONS[precision], device=device)
     watched = with_rows(networks.channels_last(network))
     ranges = ModuleRanges(watched)
-    denoising = _denoising(watched, ranges)
+    denoising = watched_denoiser(watched, ranges)
     drawn_latents = []
     beside: list[np.ndarray] = []
     drawing_on = _beside(*pictures, *encoder, builds=builds, latents=latents, masked=masked) if pictures else None
-    for number, (prompt, embedded) in enumerate(zip(prompts, embeds, strict=True)):
-        logger.debug("prompt %d: %s", number + 1, prompt)
-        pair = [embedded, negative][: 2 if steps.is_guided(guidance_scale) else 1]
-        noise = TorchNoise(seed + number)
-        start = initial_latent(steps, noise, latents.shape(height, width))
-        if drawing_on:
-            beside.append(drawing_on(number, noise))
-        denoise = denoising(masks_of(pair))
-        drawn = sample(
-            joined(denoise, beside[-1]) if drawing_on else denoise,
-            steps,
-            noise,
-            start,
-            prompt_embeds=embedded.tokens,
-            negative_embeds=negative.tokens,
-            added=added_rows(add, pair, sizes),
-            guidance_scale=guidance_scale,
-            image_guidance_scale=image_guidance_scale,
-            what=f"recording: prompt {number + 1} of {len(prompts)}, step",
-        )
-        drawn_latents.append(np.concatenate([start[None], drawn.latents]))
+    with freed_memory_kept():
+        for number, (prompt, embedded) in enumerate(zip(prompts, embeds, strict=True)):
+            logger.debug("prompt %d: %s", number + 1, prompt)
+            pair = [embedded, negative][: 2 if steps.is_guided(guidance_scale) else 1]
+            noise = TorchNoise(seed + number)
+            start = initial_latent(steps, noise, latents.shape(height, width))
+            if drawing_on:
+                beside.append(drawing_on(number, noise))
+            denoise = denoising(masks_of(pair))
+            drawn = sample(
+                joined(denoise, beside[-1]) if drawing_on else denoise,
+                steps,
+                noise,
+                start,
+                prompt_embeds=embedded.tokens,
+                negative_embeds=negative.tokens,
+                added=added_rows(add, pair, sizes),
+                guidance_scale=guidance_scale,
+                image_guidance_scale=image_guidance_scale,
+                what=f"recording: prompt {number + 1} of {len(prompts)}, step",
+            )
+            drawn_latents.append(np.concatenate([start[None], drawn.latents]))
     arrays = {
         "prompts": np.array(prompts),
         "tokens": np.array([count_tokens(prompt, tokenizer) for prompt in prompts]),
@@ -146,11 +149,10 @@ def record_trajectories(
         *of_prompts, of_negative, of_empty = masks
         arrays |= {"prompt_mask": np.stack(of_prompts), "negative_mask": of_negative, "empty_mask": of_empty}
     # The empty prompt has not been drawn with, but is put to what was.
-    recorded = samples_in(arrays, steps, TakenInputs("time", (1, steps.time_embedding.shape[1])))
+    recorded = samples_in(arrays, steps, taken_rows(steps))
     for which in recorded.recorded(guidance_scale):
         if which[2] == EMPTY:
-            feed = recorded.inputs(which)
-            denoising(feed.get(MASK))(feed[SAMPLE], Time(0, feed["time"]), feed[TEXT])
+            run_samples(denoising, [recorded.inputs(which)])
     trajectories.write_bytes(npz_bytes(arrays | ranges.arrays()))
 
 
@@ -169,7 +171,20 @@ def _beside(
     return beside
 
 
-def _denoising(network: torch.nn.Module, ranges: ModuleRanges) -> Callable[[np.ndarray | None], Denoiser]:
+def taken_rows(schedule: Schedule) -> TakenInputs:
+    """What a denoiser in torch takes, whatever its graphs do: the time as a row."""
+    return TakenInputs(ROW, (1, schedule.time_embedding.shape[1]))
+
+
+def run_samples(
+    denoising: Callable[[np.ndarray | None], Denoiser], samples: Sequence[Mapping[str, np.ndarray]]
+) -> None:
+    """Run samples with what `taken_rows` says, as one batch; *denoising*: of `watched_denoiser`."""
+    given = {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
+    denoising(given.get(MASK))(given[SAMPLE], Time(0, given[ROW]), given[TEXT])
+
+
+def watched_denoiser(network: torch.nn.Module, ranges: ModuleRanges) -> Callable[[np.ndarray | None], Denoiser]:
     """A function that gives the denoiser as the sampler calls it, for masks of the branches' tokens.
 
     Rows come from outside as in the exported graphs; all is in the network's own type.

@@ -75,6 +75,22 @@ class Drawn:
         Returns:
             The picture, (height, width, 3) uint8 RGB, and the latents after each of N steps, (N, 1, C, h, w) float32.
         """
+        drawn = self.draw_latents(files, tokenizer, schedule, picture, latents=latents, added=added, canvas=canvas)
+        decoder = open_models(files[self.of_role(DECODER)])
+        return decode_latent(decoder, drawn[-1], latents=latents), drawn
+
+    def draw_latents(
+        self,
+        files: Mapping[str, Sequence[Path]],
+        tokenizer: ClipTokenizer,
+        schedule: Schedule,
+        picture: Picture,
+        *,
+        latents: Latents,
+        added: AddedEmbedding | None,
+        canvas: Canvas | None = None,
+    ) -> np.ndarray:
+        """The latents of `draw` after each of N steps, (N, 1, C, h, w) float32; of a shortened *schedule* its steps'."""
         texts = [open_component_of(files[name]) for name in self.conditioning.encoders]
         embeds = embed_prompts(
             texts,
@@ -87,7 +103,7 @@ class Drawn:
         shape = latents.shape(picture.height, picture.width)
         network = open_models(files[self.of_role(DENOISER)])
         encode = encoding(open_models(files[self.of_role(ENCODER)])) if canvas else None
-        drawn = draw_latent(
+        return draw_latent(
             lambda noise: initial_latent(schedule, noise, shape),
             network,
             schedule,
@@ -95,10 +111,7 @@ class Drawn:
             embeds,
             added=added,
             beside=(lambda noise: beside_latent(canvas, encode, noise, latents=latents)) if canvas and encode else None,
-        )
-        del network
-        decoder = open_models(files[self.of_role(DECODER)])
-        return decode_latent(decoder, drawn.latent, latents=latents), drawn.latents
+        ).latents
 
 
 def _by_name(paths: Sequence[Path], counts: Mapping[str, int]) -> dict[str, list[Path]]:

@@ -15,7 +15,8 @@ Work = Mapping[str, float]
 
 PICTURES, LATENTS = 37, 41  # of which the autoencoder's samples are chosen (`axbake.calibration.pictures`)
 CHOSEN = 10  # of them, about
-HELD_OUT = 8  # steps that are observed again, of each branch (`axbake.calibration.held_out`)
+HELD_OUT = 8  # steps that run again, of each branch (`axbake.calibration.held_out`)
+FIRST = 3  # steps that are drawn with float graphs alone (`axbake.drawing.attribution`)
 MEASURED_THREADS = 2  # with which costs were measured; small networks take as long with one
 MOST_THREADS = 4  # that a rule asks for
 LARGE = 20e6  # parameters of a network that gains from threads; docs/numbers.md, «Threads of a small model»
@@ -126,8 +127,12 @@ def _drawn(bake: Bake, kind: str, drawings: float = 1) -> Work:
     return _sum(*works, *(_runs(kind, network, drawings * min(bake.branches, 2)) for network in bake.of_role(TEXT)))
 
 
+def _recorded_in(bake: Bake) -> str:
+    return "bfloat16" if bake.precision == "bfloat16" else "torch"
+
+
 def _recorded(bake: Bake) -> Work:
-    kind = "bfloat16" if bake.precision == "bfloat16" else "torch"
+    kind = _recorded_in(bake)
     # And the empty prompt, at each step
     works = [_runs(kind, network, bake.prompts * bake.runs + bake.steps) for network in bake.of_role(DENOISER)]
     return _sum(_fixed(0.5), _loaded(*bake.of_role(DENOISER, TEXT)), *works)
@@ -139,8 +144,12 @@ def _observed(bake: Bake, count: float) -> Work:
 
 
 def _calibrated(bake: Bake, network: Network) -> Work:
-    """Samples chosen, and observed."""
-    return _sum({"operators": bake.prompts * bake.runs * network.tensors / 10}, _observed(bake, bake.samples))
+    """Samples chosen, and of a chain taken through all graphs but the last."""
+    chosen = {"operators": bake.prompts * bake.runs * network.tensors / 10}
+    share = 1 - 1 / network.graphs
+    if not share:
+        return chosen
+    return _sum(chosen, {kind: share * amount for kind, amount in _observed(bake, bake.samples).items()})
 
 
 def _all(bake: Bake) -> list[Network]:
@@ -162,6 +171,7 @@ OF_NETWORK: dict[str, Callable[[Bake, Network], Work]] = {
     "describe_chain": lambda bake, network: _fixed(0.1),
     "calibrate_text_encoder": lambda bake, network: _fixed(0.3),
     "calibrate_denoiser": _calibrated,
+    "observe_denoiser": lambda bake, network: _observed(bake, bake.samples),
     # Runs forwards and backwards, as `axbake.quality.measuring` counts them.
     "measure_sensitivity": lambda bake, network: _sum(
         _fixed(8), _runs("torch", network, 6 * bake.runs + 7 * bake.branches * min(HELD_OUT, bake.steps))
@@ -204,17 +214,25 @@ OF_MODEL: dict[str, Callable[[Bake], Work]] = {
         # Tiles and the whole are compared, which takes about as long.
         *(_runs("torch", one, 2 * bake.tiles) for one in bake.of_role(DECODER) if bake.tiles > 1),
     ),
-    # With none compiled, and with each text encoder.
+    # First steps with none compiled, and a drawing with each text encoder.
     "draw_parts": lambda bake: _sum(
-        _fixed(0.5), *[_opened(*_all(bake))] * 2, _drawn(bake, "onnx", 1 + len(bake.of_role(TEXT)))
+        _fixed(0.5),
+        *[_opened(*_all(bake))] * 2,
+        _drawn(bake, "onnx", len(bake.of_role(TEXT))),
+        *(_runs("onnx", one, min(FIRST, bake.steps) * bake.branches) for one in bake.of_role(DENOISER)),
+        *(_runs("onnx", one, bake.tiles) for one in bake.of_role(DECODER)),
     ),
     "attribute_error": lambda bake: _sum(
-        _fixed(0.5), *(_sum(_opened(one, one), _runs("onnx", one, 2 + SLOWER)) for one in bake.of_role(DECODER))
+        _fixed(0.5), *(_sum(_opened(one, one), _runs("onnx", one, 1 + SLOWER)) for one in bake.of_role(DECODER))
     ),
     "compare_calibration": lambda bake: _sum(
         _fixed(2), _opened(*_all(bake)), _observed(bake, bake.first), _drawn(bake, "onnx", SLOWER)
     ),
-    "check_calibration": lambda bake: _observed(bake, min(HELD_OUT, bake.steps) * bake.branches),
+    "check_calibration": lambda bake: _sum(
+        _fixed(0.5),
+        _loaded(*bake.of_role(DENOISER)),
+        *(_runs(_recorded_in(bake), one, min(HELD_OUT, bake.steps) * bake.branches) for one in bake.of_role(DENOISER)),
+    ),
     "hold_parity": lambda bake: _fixed(0.1),
     "preflight": lambda bake: _fixed(0.5),
     "judge": lambda bake: _fixed(0.1),

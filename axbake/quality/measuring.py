@@ -54,7 +54,7 @@ def measure_sensitivity(
         graphs, tensors: float graphs of the components in *drawn*, which are text encoders and denoiser, and the files of their
             weights beside them.
         schedule, embeddings, trajectory: as `axbake.calibration.held_out.check_calibration` has them, and all that is not here.
-        ranges: those that the denoiser is quantised with: of the samples that were chosen.
+        ranges: of `axbake.calibration.observation.observe_denoiser`: those that the denoiser is quantised with.
         prompts: that were calibrated with.
         addresses: of the denoiser's graphs.
         sensitivity: JSON to write (`axbake.quality.records`).

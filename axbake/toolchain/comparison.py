@@ -89,7 +89,6 @@ def compare_calibration(
             samples=samples,
             selection="first",
             archives=archives,
-            ranges=Path(place) / "ranges.npz",
             record=record,
         )
         for address, graph, archive, config, axmodel in zip(

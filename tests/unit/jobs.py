@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from axbake.calibration.held_out import check_calibration
+from axbake.calibration.observation import Observed, observe_denoiser, read_observed
 from axbake.calibration.tars import calibrate_denoiser
 from axbake.calibration.trajectories import record_trajectories
 from axbake.drawing.attribution import attribute_error, draw_parts
 from axbake.drawing.reference import draw_reference
-from axbake.networks.component import DECODER, ENCODER, Component
+from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, Component
 from axbake.runtime.values import CANVAS, Picture
 from axbake.toolchain.pulsar2 import compile_model
 from tests.builds import config_of
@@ -82,7 +85,7 @@ def calibrate(
     selection: str = "coverage",
     guidance_scale: float = GUIDANCE,
 ) -> Path:
-    """Pack samples of `trajectories.npz` in *directory* into *archives*; the record and `ranges.npz` beside the first."""
+    """Pack samples of `trajectories.npz` in *directory* into *archives*; the record, which it gives, beside the first."""
     said = archives[0].with_name(f"{component.name}.json")
     calibrate_denoiser(
         graphs,
@@ -94,10 +97,76 @@ def calibrate(
         samples=samples,
         selection=selection,
         archives=archives,
-        ranges=archives[0].with_name("ranges.npz"),
         record=said,
     )
     return said
+
+
+def observe(graphs: Sequence[Path], directory: Path, record: Path, *, guidance_scale: float = GUIDANCE) -> Observed:
+    """Ranges of *graphs* on the samples of *record*, which `calibrate` gave; `ranges.npz` beside it."""
+    ranges = record.with_name("ranges.npz")
+    observe_denoiser(
+        graphs,
+        [tensors_of(graph) for graph in graphs],
+        directory / "trajectories.npz",
+        directory / "schedule.npz",
+        record,
+        guidance_scale=guidance_scale,
+        ranges=ranges,
+    )
+    return read_observed(ranges)
+
+
+def ranges_hold(
+    model: TinyModel,
+    graphs: Sequence[Path],
+    directory: Path,
+    record: Path,
+    *,
+    trajectory: Path,
+    picture: Picture,
+    prompts: list[str],
+    canvas: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """How the ranges of *record*'s samples hold for *picture*, as `held_out.json` beside it says.
+
+    Args:
+        graphs: of text encoders and denoiser.
+        directory: has `schedule.npz` and `trajectories.npz`.
+        trajectory: the reference's.
+    """
+    denoiser, encoder = model.family.denoiser, model.family.of_role(ENCODER)
+    assert denoiser.with_rows
+    seen = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
+    of_canvas: dict[str, Any] = {
+        "canvas": canvas,
+        "encoder_weights": [model.weights[encoder.name]],
+        "encoder_build": encoder.build,
+        "latents": model.family.latents,
+    }
+    held_out = record.with_name("held_out.json")
+    check_calibration(
+        graphs=graphs,
+        tensors=[tensors_of(graph) for graph in graphs],
+        denoiser=model.weights[denoiser.name],
+        schedule=directory / "schedule.npz",
+        embeddings=model.embeddings,
+        trajectory=trajectory,
+        trajectories=directory / "trajectories.npz",
+        record=record,
+        picture=picture,
+        prompts=prompts,
+        drawn=replace(model.drawn, parts=seen),
+        build=denoiser.build,
+        with_rows=denoiser.with_rows,
+        precision="float32",
+        device="cpu",
+        held_out=held_out,
+        added=denoiser.added,
+        added_weights=[model.weights[denoiser.name]] if denoiser.added else [],
+        **of_canvas if canvas else {},
+    )
+    return json.loads(held_out.read_text())
 
 
 def emulate(
@@ -127,6 +196,7 @@ def attribute(
     *,
     picture: Picture,
     schedule: Path,
+    reference: Path,
     trajectory: Path,
     simulated: Path,
     distance: Path,
@@ -136,7 +206,7 @@ def attribute(
 
     Args:
         models, graphs: by component.
-        schedule, trajectory, simulated, distance, canvas: as the steps have them.
+        schedule, reference, trajectory, simulated, distance, canvas: as the steps have them.
     """
     before, names = model.drawn.before_denoiser(canvas=bool(canvas)), model.family.names
     floats = [path for name in names for path in graphs[name]]
@@ -149,13 +219,14 @@ def attribute(
         "latents": model.family.latents,
         "canvas": canvas,
         "parts": place / "parts.json",
+        "float_image": place / "float.png",
     }
     draw_parts(
         models=[path for name in names if name in before for path in models[name]],
         schedule=schedule,
         embeddings=model.embeddings,
+        reference=reference,
         picture=picture,
-        float_image=place / "float.png",
         **of,
     )
     attribute_error(

@@ -34,6 +34,7 @@ def attributed(model, graph_of, reference, directory, **compiled):
         directory,
         picture=model.picture(**DRAWING),
         schedule=reference / "schedule.npz",
+        reference=reference / "image.png",
         trajectory=reference / "trajectory.npy",
         simulated=reference / "trajectory.npy",
         distance=reference / "distance.json",
@@ -51,6 +52,7 @@ def test_graphs_that_are_not_quantised_have_no_error_and_the_whole_is_the_simula
     assert found["all"] == SIMULATED
     assert found["vae_decoder"] == {"latent_psnr_db": None, "image_psnr_db": 200, "image_ssim": 1}
     assert found["unet"] == {"latent_psnr_db": 200, "image_psnr_db": 200, "image_ssim": 1, "with": ["text_encoder"]}
+    assert found["none"].pop("steps") == 3
     for part in ("none", "text_encoder"):
         assert found[part]["latent_psnr_db"] > 60
         assert found[part]["image_psnr_db"] > 45
@@ -75,4 +77,4 @@ def test_the_error_is_that_of_the_part_that_is_quantised(model, graph_of, refere
     assert found["text_encoder"]["latent_psnr_db"] < found["none"]["latent_psnr_db"] - 10
     assert found["vae_decoder"]["image_psnr_db"] < 50
     assert found["vae_decoder"]["latent_psnr_db"] is None
-    assert "drawing parts: 2 of 2: text_encoder" in caplog.messages
+    assert "drawing parts: 4 steps with text_encoder compiled" in caplog.messages

@@ -21,9 +21,8 @@ from axbake.calibration.counting import CalibrationError, Recorded
 from axbake.calibration.coverage import choose, shares
 from axbake.calibration.denoiser_samples import TakenInputs, load_samples
 from axbake.calibration.modules import OUTPUT, ModuleRanges, read_module_ranges
-from axbake.calibration.observation import read_observed
 from axbake.calibration.tars import calibrate_encoder, calibrate_text_encoder, stratified
-from axbake.calibration.trajectories import _denoising
+from axbake.calibration.trajectories import watched_denoiser
 from axbake.drawing.prompts import CLIP
 from axbake.networks.unet import TIME_INPUT
 from axbake.npz import npz_bytes
@@ -35,7 +34,7 @@ from axbake.weights.networks import channels_last, load
 from tests.builds import COLUMNS
 from tests.decoder import all_of, pack_latents
 from tests.unit.conftest import SD1, tensors_of
-from tests.unit.jobs import calibrate
+from tests.unit.jobs import calibrate, observe
 from tests.unit.jobs import record as record_prompts
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +172,7 @@ def fed_to_the_unet(model, directory):
     arrays, schedule = np.load(directory / "trajectories.npz"), load_schedule(directory / "schedule.npz")
     denoiser = model.family.denoiser
     network = denoiser.with_rows(channels_last(load(model.weights["unet"], denoiser.build)))
-    denoise = _denoising(network, ModuleRanges(network))(None)
+    denoise = watched_denoiser(network, ModuleRanges(network))(None)
 
     def watched(latent, time, texts):
         fed.update((latent.tobytes(), time.row.tobytes(), text.tobytes()) for text in texts)
@@ -308,7 +307,7 @@ def test_coverage_covers_more_than_the_others(pack_unet, recorded, tmp_path):
 def test_ranges_of_graphs_are_those_of_the_samples_that_they_name(pack_unet, recorded, graph_of, tmp_path):
     """The inputs' own, which need no network to know, and the output's, by ONNX Runtime without the observer."""
     said = said_of(pack_unet(recorded, tmp_path / "unet.tar", samples=8))
-    observed = read_observed(tmp_path / "ranges.npz")
+    observed = observe([graph_of("unet")], recorded, tmp_path / "unet.json")
     samples = load_samples(recorded / "trajectories.npz", recorded / "schedule.npz", observed.taken)
     network = open_model(graph_of("unet"))
 
@@ -368,11 +367,11 @@ def test_a_module_that_runs_twice_has_two_names_and_what_has_no_row_of_its_own_c
 
 
 def test_the_choice_by_modules_covers_nearly_what_the_choice_by_all_tensors_of_the_graph_does(
-    pack_unet, recorded, tmp_path
+    pack_unet, graph_of, recorded, tmp_path
 ):
     pack_unet(recorded, tmp_path / "all.tar", samples=28)
     rows = [sample["row"] for sample in said_of(tmp_path / "all.tar")["samples"]]
-    observed = read_observed(tmp_path / "ranges.npz")
+    observed = observe([graph_of("unet")], recorded, tmp_path / "unet.json")
     tensors = shares(observed.ranges, observed.outputs)
 
     by_modules = [rows.index(one["row"]) for one in said_of(pack_unet(recorded, tmp_path / "unet.tar"))["samples"]]
@@ -386,7 +385,7 @@ def test_calibrating_tells_how_far_it_is(pack_unet, recorded, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "axbake"):
         pack_unet(recorded, tmp_path / "unet.tar", samples=28)
 
-    assert "observing: 28 of 28" in caplog.messages
+    assert "packing: sample 28 of 28" in caplog.messages
 
 
 def test_decoder_samples_are_the_latents_they_are_made_of(model, tmp_path):
@@ -462,15 +461,15 @@ def test_archives_hold_files_alone_without_times_and_owners(archives):
 def test_the_same_samples_give_the_same_bytes_in_another_process(recorded, graph_of, archives, tmp_path):
     command = (
         "import sys; from pathlib import Path; from axbake.calibration.tars import calibrate_denoiser\n"
-        "graph, tensors, trajectories, schedule, archive, record, ranges = map(Path, sys.argv[1:])\n"
+        "graph, tensors, trajectories, schedule, archive, record = map(Path, sys.argv[1:])\n"
         f"how = {{'component': 'unet', 'guidance_scale': {GUIDANCE}, 'samples': 8, 'selection': 'coverage'}}\n"
-        "how |= {'archives': [archive], 'record': record, 'ranges': ranges}\n"
+        "how |= {'archives': [archive], 'record': record}\n"
         "calibrate_denoiser([graph], [tensors], trajectories, schedule, **how)"
     )
     inputs = [graph_of("unet"), tensors_of(graph_of("unet"))]
     inputs += [recorded / f"{name}.npz" for name in ("trajectories", "schedule")]
     (tmp_path / "again").mkdir()
-    outputs = [tmp_path / "again" / name for name in ("unet.tar", "unet.json", "ranges.npz")]
+    outputs = [tmp_path / "again" / name for name in ("unet.tar", "unet.json")]
     subprocess.run([sys.executable, "-c", command, *inputs, *outputs], cwd=ROOT, check=True)
 
     for again in outputs:

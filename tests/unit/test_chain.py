@@ -14,9 +14,7 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
-from axbake.calibration.held_out import check_calibration
 from axbake.calibration.modules import read_module_ranges
-from axbake.calibration.observation import read_observed
 from axbake.calibration.pictures import draw_pictures, encode_pictures
 from axbake.calibration.tars import calibrate_encoder, calibrate_text_encoder
 from axbake.checkpoints.finding import find_family, open_checkpoint
@@ -38,7 +36,7 @@ from tests.builds import COLUMNS, config_of
 from tests.chain_family import CONTEXT, FAMILY, MIDDLE, SKIPS, WIDTHS, build_networks, save_checkpoint
 from tests.decoder import LAUNCH, compiler, pack_latents
 from tests.unit.conftest import TinyModel, describe, import_part, tensors_of
-from tests.unit.jobs import attribute, calibrate, draw_picture, emulate, record
+from tests.unit.jobs import attribute, calibrate, draw_picture, emulate, observe, ranges_hold, record
 from tests.unit.test_parity import perturbed
 
 UNET = FAMILY.denoiser
@@ -286,9 +284,9 @@ def first_ids(model):
     return tokenizer(PROMPTS[0], padding="max_length", max_length=77, return_tensors="np").input_ids
 
 
-def test_ranges_are_those_of_the_same_unet_in_one_graph(recorded, archives, whole, tmp_path):
-    calibrate(UNET, [whole], recorded, [tmp_path / "unet.tar"], samples=SAMPLES)
-    chain, single = (read_observed(place / "ranges.npz") for place in (archives[0].parent, tmp_path))
+def test_ranges_are_those_of_the_same_unet_in_one_graph(recorded, observed, whole, tmp_path):
+    said = calibrate(UNET, [whole], recorded, [tmp_path / "unet.tar"], samples=SAMPLES)
+    chain, single = observed, observe([whole], recorded, said)
 
     assert chain.samples == single.samples
     assert chain.taken == single.taken
@@ -308,8 +306,8 @@ def column(ranges, name, bound):
     return getattr(ranges, bound)[:, ranges.names.index(name)]
 
 
-def test_tensors_inside_graphs_are_told_apart_and_those_between_them_count_once(archives):
-    names = read_observed(archives[0].with_name("ranges.npz")).ranges.names
+def test_tensors_inside_graphs_are_told_apart_and_those_between_them_count_once(observed):
+    names = observed.ranges.names
 
     inside = [name for name in names if name.partition("/")[0] in NAMES]
     assert {name for name in names if name not in inside} == {
@@ -324,11 +322,11 @@ def test_all_samples_go_through_one_graph_and_then_through_the_next(graphs, reco
     with caplog.at_level("INFO", "axbake"):
         calibrate(UNET, graphs["unet"], recorded, again, samples=SAMPLES)
 
-    assert f"observing: {3 * SAMPLES} of {3 * SAMPLES}" in caplog.messages
-    for path in (*archives, archives[0].with_name("ranges.npz")):
+    assert f"packing: sample {3 * SAMPLES} of {3 * SAMPLES}" in caplog.messages
+    for path in archives:
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == sorted([*(path.name for path in archives), "ranges.npz", "unet.json"])
+    assert left == sorted([*(path.name for path in archives), "unet.json"])
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +336,12 @@ def archives(graphs, recorded, tmp_path_factory):
     made = [directory / f"{name}.tar" for name in NAMES]
     calibrate(UNET, graphs["unet"], recorded, made, samples=SAMPLES)
     return made
+
+
+@pytest.fixture(scope="module")
+def observed(graphs, recorded, archives):
+    """The UNet's ranges on the samples in *archives*."""
+    return observe(graphs["unet"], recorded, archives[0].with_name("unet.json"))
 
 
 def contents(archive):
@@ -517,6 +521,7 @@ def test_errors_are_told_by_component_and_not_by_graph(model, graphs, compiled, 
         tmp_path,
         picture=model.picture(prompt="a rocket, in the night", **DRAWING),
         schedule=reference / "schedule.npz",
+        reference=reference / "image.png",
         trajectory=reference / "trajectory.npy",
         simulated=tmp_path / "simulated.npy",
         distance=tmp_path / "distance.json",
@@ -530,25 +535,20 @@ def test_errors_are_told_by_component_and_not_by_graph(model, graphs, compiled, 
     assert found["all"]["latent_psnr_db"] == simulated["latent_psnr_db"]
 
 
-def test_the_calibrated_ranges_of_all_graphs_are_held_against_the_references_drawing(
+def test_the_calibrated_ranges_are_held_against_the_references_drawing(
     model, graphs, recorded, archives, reference, tmp_path
 ):
-    check_calibration(
-        graphs=in_order(graphs),
-        tensors=[tensors_of(graph) for graph in in_order(graphs)],
-        schedule=reference / "schedule.npz",
-        embeddings=model.embeddings,
+    said = ranges_hold(
+        model,
+        [path for name in (*WIDTHS, "unet") for path in graphs[name]],
+        recorded,
+        shutil.copy(archives[0].with_name("unet.json"), tmp_path / "unet.json"),
         trajectory=reference / "trajectory.npy",
-        ranges=archives[0].with_name("ranges.npz"),
         picture=model.picture(prompt="a rocket, in the night", **DRAWING),
         prompts=PROMPTS,
-        drawn=model.drawn,
-        held_out=tmp_path / "held_out.json",
     )
 
-    said = json.loads((tmp_path / "held_out.json").read_text())
     assert (said["component"], said["held_out"], said["steps"]) == ("unet", True, [1, 2, 3, 4])
     assert said["chosen"]["samples"] == SAMPLES
     assert 0 < said["chosen"]["clip_rate"] < 1
-    assert set(said["chosen"]["largest_excess"]) <= set(read_observed(archives[0].with_name("ranges.npz")).ranges.names)
-    assert [path.name for path in tmp_path.iterdir()] == ["held_out.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held_out.json", "unet.json"]

@@ -131,7 +131,15 @@ def test_a_graph_of_several_takes_its_share_and_samples_run_through_all():
     whole, third = (seconds("compile_model", *of) - fixed for of in (("unet", LARGE), ("unet/mid", several)))
     assert third == pytest.approx(whole / 3)
     for given in (several, LARGE):
-        assert work_of("calibrate_denoiser", "unet", given)["onnx"] == given.samples * networks["unet"].macs
+        assert work_of("observe_denoiser", "unet", given)["onnx"] == given.samples * networks["unet"].macs
+
+
+def test_samples_are_packed_without_a_run_of_one_graph_and_with_runs_of_all_but_the_last_of_several():
+    unet = dataclasses.replace(LARGE.networks["unet"], graphs=3)
+    several = bake(500, networks=LARGE.networks | {"unet": unet})
+
+    assert "onnx" not in work_of("calibrate_denoiser", "unet", LARGE)
+    assert work_of("calibrate_denoiser", "unet", several)["onnx"] == pytest.approx(several.samples * unet.macs * 2 / 3)
 
 
 def test_the_real_compiler_takes_what_is_published_of_it():

@@ -1,15 +1,14 @@
 """The check of a calibration finds what leaves its ranges, and says whether its prompt was held out."""
 
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from axbake.calibration.held_out import check_calibration, compare
+from axbake.calibration.held_out import compare
 from axbake.emulator.ranges import Ranges
-from tests.unit.conftest import tensors_of
+from tests.unit import jobs
 from tests.unit.jobs import calibrate, draw_picture, record
 
 PROMPTS = ["slice of pizza", "penguin"]
@@ -63,24 +62,14 @@ def check(model, graph_of, recorded, tmp_path):
 
     def check(samples, *, prompt, **changed):
         place = Path(tempfile.mkdtemp(dir=tmp_path))
-        denoiser = model.family.denoiser
-        calibrate(denoiser, [graph_of("unet")], recorded, [place / "unet.tar"], samples=samples, guidance_scale=5)
+        how = {"samples": samples, "guidance_scale": 5}
+        said = calibrate(model.family.denoiser, [graph_of("unet")], recorded, [place / "unet.tar"], **how)
         picture = model.picture(prompt=prompt, scheduler="euler", steps=4, **DRAWING | changed)
         draw_picture(model, picture, place)
-        graphs = [graph_of(name) for name in model.family.names]
-        check_calibration(
-            graphs=graphs,
-            tensors=[tensors_of(graph) for graph in graphs],
-            schedule=recorded / "schedule.npz",
-            embeddings=model.embeddings,
-            trajectory=place / "trajectory.npy",
-            ranges=place / "ranges.npz",
-            picture=picture,
-            prompts=PROMPTS,
-            drawn=model.drawn,
-            held_out=place / "check.json",
+        graphs = [graph_of("text_encoder"), graph_of("unet")]
+        return jobs.ranges_hold(
+            model, graphs, recorded, said, trajectory=place / "trajectory.npy", picture=picture, prompts=PROMPTS
         )
-        return json.loads((place / "check.json").read_text())
 
     return check
 
@@ -94,6 +83,14 @@ def test_a_drawing_that_was_calibrated_with_clips_next_to_nothing_and_is_not_cal
     assert said["texts"] == ["prompt", "negative prompt"]
     assert said["chosen"]["samples"] == 20
     assert max(said["chosen"]["largest_excess"].values(), default=0) < 1e-3
+
+
+def test_ranges_are_those_of_the_denoisers_modules(check, recorded):
+    said = check(8, prompt="a rocket, in the night", seed=10)
+
+    modules = set(np.load(recorded / "trajectories.npz")["module_names"])
+    assert len(said["chosen"]["largest_excess"]) == 10
+    assert said["chosen"]["largest_excess"].keys() < modules
 
 
 def test_another_drawing_clips_more_the_fewer_samples_there_are(check):

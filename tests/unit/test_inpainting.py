@@ -12,7 +12,6 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionXLInpaintPi
 from PIL import Image
 
 from axbake.bundles.layouts import LAYOUTS, LayoutError
-from axbake.calibration.held_out import check_calibration
 from axbake.calibration.masks import KINDS, draw_mask
 from axbake.calibration.pictures import draw_pictures
 from axbake.checkpoints.refusals import CanvasError, check_canvas
@@ -31,7 +30,7 @@ from axbake.table import TableError
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
 from tests.unit.conftest import import_tiny, row_of
-from tests.unit.jobs import attribute, calibrate, draw_picture, emulate, record
+from tests.unit.jobs import attribute, calibrate, draw_picture, emulate, ranges_hold, record
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
 STEPS, GUIDANCE, SEED = 4, 5, 9
@@ -297,6 +296,7 @@ def test_compiled_models_draw_nearly_the_reference_and_the_encoder_has_its_share
         tmp_path,
         picture=picture,
         schedule=place / "schedule.npz",
+        reference=tmp_path / "image.png",
         trajectory=tmp_path / "trajectory.npy",
         simulated=tmp_path / "simulated.npy",
         distance=tmp_path / "distance.json",
@@ -320,28 +320,19 @@ def test_a_drawing_that_was_calibrated_with_leaves_no_range(inpainting, exported
     (drawn := tmp_path / "drawn").mkdir()
     draw_picture(model, model.picture(prompt=PROMPTS[0]), drawn, canvas=files)
     everything = len(np.load(place / "trajectories.npz")["module_low"])
-    calibrate(model.family.denoiser, graphs["unet"], place, [tmp_path / "unet.tar"], samples=everything)
-    encoder, _ = model.family.autoencoder
-    seen = tuple(part for part in model.drawn.parts if part.role in ("text", "denoiser"))
+    record = calibrate(model.family.denoiser, graphs["unet"], place, [tmp_path / "unet.tar"], samples=everything)
 
     def largest(canvas):
-        check_calibration(
-            graphs=[*graphs["text_encoder"], *graphs["unet"]],
-            tensors=[],
-            schedule=place / "schedule.npz",
-            embeddings=model.embeddings,
+        said = ranges_hold(
+            model,
+            [*graphs["text_encoder"], *graphs["unet"]],
+            place,
+            record,
             trajectory=drawn / "trajectory.npy",
-            ranges=tmp_path / "ranges.npz",
             picture=model.picture(prompt=PROMPTS[0]),
             prompts=PROMPTS,
-            drawn=replace(model.drawn, parts=seen),
-            held_out=tmp_path / "held_out.json",
             canvas=canvas,
-            encoder_weights=[model.weights[encoder.name]],
-            encoder_build=encoder.build,
-            latents=model.family.latents,
         )
-        said = json.loads((tmp_path / "held_out.json").read_text())
         return max(said["chosen"]["largest_excess"].values(), default=0)
 
     assert largest(files) < 1e-3

@@ -3,7 +3,6 @@
 import json
 import re
 import tarfile
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,7 +13,6 @@ from PIL import Image
 
 from axbake.bundles.writing import write_bundle
 from axbake.calibration.counting import count_branches
-from axbake.calibration.held_out import check_calibration
 from axbake.calibration.pictures import draw_pictures
 from axbake.distance import psnr
 from axbake.drawing.canvas import canvas_of
@@ -31,7 +29,7 @@ from axbake.table import TableError
 from axbake.weights.files import read_description
 from tests import tiny, tiny_xl
 from tests.unit.conftest import describe, import_tiny, row_of
-from tests.unit.jobs import attribute, calibrate, draw_picture, emulate, record
+from tests.unit.jobs import attribute, calibrate, draw_picture, emulate, ranges_hold, record
 from tests.unit.test_inpainting import GUIDANCE, MIN_PSNR, PROMPTS, SEED, STEPS, models_of, parts_of
 from tests.unit.test_sdxl import pipeline_of as xl_pipeline_of
 
@@ -208,7 +206,7 @@ def test_compiled_models_draw_nearly_the_reference_and_the_ranges_hold(instruct,
     model, graphs, place, picture = instruct("sd1"), exported, recorded("sd1"), picture_of(instruct("sd1"))
     draw_picture(model, picture, tmp_path, canvas=canvas)
     denoiser, (encoder, _) = model.family.denoiser, model.family.autoencoder
-    calibrate(denoiser, graphs["unet"], place, [tmp_path / "unet.tar"], samples=12)
+    record = calibrate(denoiser, graphs["unet"], place, [tmp_path / "unet.tar"], samples=12)
     (built := tmp_path / "built").mkdir()
     compiled = dict(graphs) | {"unet": [emulate(denoiser, graphs["unet"][0], tmp_path / "unet.tar", built)]}
     models = [path for files in compiled.values() for path in files]
@@ -238,26 +236,25 @@ def test_compiled_models_draw_nearly_the_reference_and_the_ranges_hold(instruct,
         tmp_path,
         picture=picture,
         schedule=place / "schedule.npz",
+        reference=tmp_path / "image.png",
         trajectory=tmp_path / "trajectory.npy",
         simulated=tmp_path / "simulated.npy",
         distance=tmp_path / "distance.json",
         canvas=canvas,
     )
-    seen = tuple(part for part in model.drawn.parts if part.role in ("text", "denoiser"))
-    check_calibration(
-        graphs=[*graphs["text_encoder"], *graphs["unet"]],
-        tensors=[],
-        ranges=tmp_path / "ranges.npz",
+    held_out = ranges_hold(
+        model,
+        [*graphs["text_encoder"], *graphs["unet"]],
+        place,
+        record,
+        trajectory=tmp_path / "trajectory.npy",
+        picture=picture,
         prompts=PROMPTS,
-        drawn=replace(model.drawn, parts=seen),
-        held_out=tmp_path / "held_out.json",
-        encoder_weights=[model.weights[encoder.name]],
-        encoder_build=encoder.build,
-        **of,
+        canvas=canvas,
     )
 
-    distance, attribution, held_out = (
-        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("distance", "attribution", "held_out")
+    distance, attribution = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("distance", "attribution")
     )
     assert 25 < distance["latent_psnr_db"] < MIN_PSNR - 20
     assert attribution["quantised"]["none"]["latent_psnr_db"] > MIN_PSNR

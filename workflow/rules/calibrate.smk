@@ -62,7 +62,7 @@ rule record_trajectories:
 for family in IN_TABLE:
 
     rule:
-        """Observe the denoiser on what was recorded, and choose its calibration samples."""
+        """Choose the denoiser's calibration samples of what was recorded, and pack them."""
         name:
             f"calibrate_denoiser_of_{family.name}"
         input:
@@ -72,7 +72,6 @@ for family in IN_TABLE:
             trajectories="results/{model}/calibration/trajectories.npz",
             schedule="results/{model}/schedule.npz",
         output:
-            ranges=f"results/{{model}}/calibration/{family.denoiser.name}.ranges.npz",
             archives=[f"results/{{model}}/calibration/{graph}.tar" for graph in addresses(family.denoiser)],
             record=f"results/{{model}}/calibration/{family.denoiser.name}.json",
             residuals=f"results/{{model}}/calibration/{family.denoiser.name}.residuals.json",
@@ -87,7 +86,7 @@ for family in IN_TABLE:
             mem_mb=memory_of(10000),
             runtime=more_each_time(90),
         message:
-            f"Observing the {family.denoiser.name} of {{wildcards.model}}, and choosing its calibration samples"
+            f"Choosing calibration samples for the {family.denoiser.name} of {{wildcards.model}}"
         script:
             "../scripts/job.py"
 

@@ -1,12 +1,12 @@
-# Takes the denoiser's graphs, its calibration and the reference's drawing. Makes calibration/{denoiser}.sensitivity.json: what the
-# rounding of each layer costs the last latent; and recipe/{denoiser}.yaml, the type of each layer within a budget. No default target
+# Takes the denoiser's graphs, its calibration and the reference's drawing. Makes calibration/{denoiser}.ranges.npz: ranges of its
+# activations on the calibration samples; calibration/{denoiser}.sensitivity.json: what the rounding of each layer costs the last latent; and recipe/{denoiser}.yaml, the type of each layer within a budget. No default target
 # asks for either, unless a row has a recipe.
 
 
 for family in IN_TABLE:
 
     rule:
-        """Measure what each layer of the denoiser costs in 8 and in 16 bits."""
+        """Observe the denoiser on its calibration samples, and measure what each layer costs in 8 and in 16 bits."""
         name:
             f"measure_sensitivity_of_{family.name}"
         input:
@@ -14,15 +14,19 @@ for family in IN_TABLE:
                 settings=settings("measure_sensitivity", more=sensitivity_steps),
                 graphs="results/{model}/onnx/{latent_graph}.onnx",
                 tensors="results/{model}/onnx/{latent_graph}.onnx.data",
+                denoiser_graphs="results/{model}/onnx/{denoiser_graph}.onnx",
+                denoiser_tensors="results/{model}/onnx/{denoiser_graph}.onnx.data",
                 added_weights="results/{model}/weights/{added}.safetensors",
             ),
-            ranges=f"results/{{model}}/calibration/{family.denoiser.name}.ranges.npz",
+            trajectories="results/{model}/calibration/trajectories.npz",
+            record=f"results/{{model}}/calibration/{family.denoiser.name}.json",
             canvas=brought(canvas_of),
             encoder_weights=with_canvas("results/{model}/weights/{encoder}.safetensors"),
             schedule="results/{model}/schedule.npz",
             embeddings="results/{model}/embeddings.json",
             trajectory="results/{model}/reference/trajectory.npy",
         output:
+            ranges=f"results/{{model}}/calibration/{family.denoiser.name}.ranges.npz",
             sensitivity=f"results/{{model}}/calibration/{family.denoiser.name}.sensitivity.json",
         log:
             f"logs/{{model}}/calibration/{family.denoiser.name}.sensitivity.log",

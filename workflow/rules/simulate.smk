@@ -13,7 +13,8 @@ rule simulate:
             picture_tensors="results/{model}/onnx/{picture_graph}.onnx.data",
             encoder_weights="results/{model}/weights/{encoder}.safetensors",
             added_weights="results/{model}/weights/{added}.safetensors",
-            ranges="results/{model}/calibration/{denoiser}.ranges.npz",
+            denoiser_weights="results/{model}/weights/{denoiser}.safetensors",
+            record="results/{model}/calibration/{denoiser}.json",
         ),
         models=models_in(EMULATED),
         before_models=models_in(EMULATED, lambda model: model.drawn.before_denoiser(canvas=bool(model.canvas))),
@@ -24,6 +25,7 @@ rule simulate:
         verdict="results/{model}/verdict.json",
         schedule="results/{model}/schedule.npz",
         embeddings="results/{model}/embeddings.json",
+        trajectories="results/{model}/calibration/trajectories.npz",
         reference="results/{model}/reference/image.png",
         trajectory="results/{model}/reference/trajectory.npy",
     output:

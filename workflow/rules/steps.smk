@@ -213,7 +213,7 @@ def chain_step(model, wildcards, component, names):
 
 
 def calibrate_denoiser_steps(model, wildcards):
-    """What is chosen of the samples, its ranges, and how wide residual sums are."""
+    """What is chosen of the samples, and how wide residual sums are."""
     model.check_samples()
     denoiser = model.family.denoiser
     chosen = {name: model.entry(f"calibration/{name}") for name in ("samples", "selection")}
@@ -235,26 +235,34 @@ def calibrate_denoiser_steps(model, wildcards):
 
 
 def sensitivity_steps(model, wildcards):
-    """What each layer's rounding costs the reference's last latent."""
+    """The ranges of the calibration samples, and what each layer's rounding costs the reference's last latent."""
     family = model.family
+    denoiser = family.denoiser
     encoder, _ = family.autoencoder
     parts = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
     return [
         step(
+            "axbake.calibration.observation.observe_denoiser",
+            of=denoiser.name,
+            row=["guidance_scale"],
+            tools=["numpy", "onnx", "onnxruntime"],
+            names={"graphs": "denoiser_graphs", "tensors": "denoiser_tensors"},
+        ),
+        step(
             "axbake.quality.measuring.measure_sensitivity",
-            of=family.denoiser.name,
+            of=denoiser.name,
             values=lambda *_: {
                 "picture": replace(model.picture, model=""),
                 "drawn": replace(model.drawn, parts=parts),
                 "prompts": model.row["calibration_prompts"],
-                "addresses": list(addresses(family.denoiser)),
-                "added": family.denoiser.added,
+                "addresses": list(addresses(denoiser)),
+                "added": denoiser.added,
             }
             | ({"encoder_build": encoder.build, "latents": family.latents} if model.canvas else {}),
             tools=["numpy", "onnx", "onnxruntime", "tokenizers", "torch"] + ["diffusers"] * bool(model.canvas),
             data=["resources/clip"],
             sources=canvas_sources,
-        )
+        ),
     ]
 
 
@@ -505,11 +513,11 @@ def simulate_steps(model, wildcards):
     seen = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
     samples = added | {"picture": unnamed, "drawn": replace(model.drawn, parts=seen)}
     samples |= {"encoder_build": encoder.build, "latents": family.latents} if model.canvas else {}
+    of_names = {"graphs": "latent_graphs", "tensors": "latent_tensors", "encoder_weights": "canvas_encoder"}
     of_samples = {
         "tools": ["numpy", "onnx", "onnxruntime", "tokenizers", *(["torch", "diffusers"] if model.canvas else [])],
         "data": ["resources/clip"],
         "sources": canvas_sources,
-        "names": {"graphs": "latent_graphs", "tensors": "latent_tensors", "encoder_weights": "canvas_encoder"},
     }
     all_graphs = {what: [f"latent_{what}", f"picture_{what}"] for what in ("graphs", "tensors")}
     tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
@@ -538,14 +546,21 @@ def simulate_steps(model, wildcards):
         ),
         step(
             "axbake.calibration.held_out.check_calibration",
-            values=lambda *_: samples | {"prompts": model.row["calibration_prompts"]},
-            **of_samples,
+            values=lambda *_: samples
+            | {"prompts": model.row["calibration_prompts"]}
+            | {"build": family.denoiser.build, "with_rows": family.denoiser.with_rows}
+            | recording(model),
+            **of_samples
+            | {
+                "tools": [*TORCH, "numpy", "onnxruntime", "tokenizers"],
+                "names": of_names | {"denoiser": "denoiser_weights"},
+            },
         ),
         step(
             "axbake.quality.nodes.compare_nodes",
             of=family.denoiser.name,
             values=lambda *_: samples | {"addresses": list(addresses(family.denoiser))},
-            **of_samples | {"names": of_samples["names"] | {"models": "denoiser_models"}},
+            **of_samples | {"names": of_names | {"models": "denoiser_models"}},
         ),
     ]
 
