@@ -54,6 +54,7 @@ def bake(checkout: Path, directory: Path, cores: int, files: list[str]) -> float
         subprocess.run(
             [*command, "--cores", str(cores), "--jobs", "1", *targets],
             check=True,
+            cwd=checkout,
             # The environment has this checkout's package installed; a path that is given goes before it.
             env=os.environ | {"AXBAKE_CACHE": str(directory / "cache"), "PYTHONPATH": str(checkout)},
             stdout=log,
@@ -69,10 +70,11 @@ def main() -> None:
     arguments.add_argument("directory", type=Path)
     arguments.add_argument("--cores", type=int, default=2)
     options = arguments.parse_args()
-    checkpoint = options.directory.resolve() / f"{NAME}.safetensors"
+    place = options.directory.resolve()
+    checkpoint = place / f"{NAME}.safetensors"
     sides = {"other": options.other.resolve(), "this": ROOT}
     for name, checkout in sides.items():
-        lay_out(checkout, options.directory / name, checkpoint)
+        lay_out(checkout, place / name, checkpoint)
     if not checkpoint.is_file():
         subprocess.run([sys.executable, ROOT / "bench" / "random_checkpoint.py", checkpoint, "sd15"], check=True)
     totals = dict.fromkeys(sides, 0.0)
@@ -85,9 +87,7 @@ def main() -> None:
         )
 
     for stage, files in STAGES.items():
-        found = {
-            name: bake(checkout, options.directory / name, options.cores, files) for name, checkout in sides.items()
-        }
+        found = {name: bake(checkout, place / name, options.cores, files) for name, checkout in sides.items()}
         row(stage, found)
         if stage != COMPILE:
             totals = {name: total + found[name] for name, total in totals.items()}
