@@ -94,7 +94,7 @@ def judge_picture(
 
 def _advice(psnr: float, quantised: Mapping[str, Any], roles: Mapping[str, str]) -> Iterator[str]:
     """What to try against the distance of a picture."""
-    floating = quantised["none"]["image_psnr_db"]
+    floating = min(quantised["none"][what] for what in ("latent_psnr_db", "image_psnr_db"))
     if floating <= psnr + 3:
         yield f"the float graphs are as far from the reference ({floating} dB): check parity, sampler and steps first"
         return

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from axbake.calibration.denoiser_samples import BRANCHES
-from axbake.calibration.modules import ModuleRanges, read_module_ranges
+from axbake.calibration.modules import read_module_ranges
 from axbake.calibration.observation import chosen_rows
 from axbake.calibration.reference_samples import reference_samples
 from axbake.calibration.trajectories import run_samples, taken_rows, watched_denoiser
@@ -20,7 +20,6 @@ from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.progress import progress
 from axbake.runtime.sampler import load_schedule
 from axbake.runtime.values import Latents, Picture
-from axbake.weights import networks
 from axbake.weights.networks import Build
 
 STEPS = 8  # of the reference that are looked at, at most
@@ -92,10 +91,8 @@ def check_calibration(
         encoder_build=encoder_build,
         latents=latents,
     )
-    network = networks.load(denoiser, build, dtype=networks.PRECISIONS[precision], device=device)
-    watched = with_rows(networks.channels_last(network))
-    ranges, tell = ModuleRanges(watched), progress("checking: step")
-    denoising = watched_denoiser(watched, ranges)
+    denoising, ranges = watched_denoiser(denoiser, build, with_rows, precision=precision, device=device)
+    tell = progress("checking: step")
     for done, step in enumerate(seen, start=1):
         run_samples(denoising, [feed for (at, _), feed in feeds.items() if at == step])
         tell(done, len(seen))

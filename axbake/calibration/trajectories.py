@@ -101,10 +101,9 @@ def record_trajectories(
     del encodes, embed  # the text encoders leave memory before the denoiser comes
     add = added(denoiser) if added else None
     sizes = sizes or web_ui_sizes(height, width)
-    network = networks.load(denoiser, builds[described.component], dtype=networks.PRECISIONS[precision], device=device)
-    watched = with_rows(networks.channels_last(network))
-    ranges = ModuleRanges(watched)
-    denoising = watched_denoiser(watched, ranges)
+    denoising, ranges = watched_denoiser(
+        denoiser, builds[described.component], with_rows, precision=precision, device=device
+    )
     drawn_latents = []
     beside: list[np.ndarray] = []
     drawing_on = _beside(*pictures, *encoder, builds=builds, latents=latents, masked=masked) if pictures else None
@@ -184,15 +183,21 @@ def run_samples(
     denoising(given.get(MASK))(given[SAMPLE], Time(0, given[ROW]), given[TEXT])
 
 
-def watched_denoiser(network: torch.nn.Module, ranges: ModuleRanges) -> Callable[[np.ndarray | None], Denoiser]:
-    """A function that gives the denoiser as the sampler calls it, for masks of the branches' tokens.
+def watched_denoiser(
+    weights: Path, build: Build, with_rows: Callable[[Any], Any], *, precision: str, device: str
+) -> tuple[Callable[[np.ndarray | None], Denoiser], ModuleRanges]:
+    """A function that gives the denoiser of *weights* as the sampler calls it, for masks of the branches' tokens; its ranges.
 
-    Rows come from outside as in the exported graphs; all is in the network's own type.
+    Rows come from outside as in the exported graphs.
 
     Args:
-        network: as the family's `with_rows` gives it; *ranges* watch it.
+        build, with_rows: of the family.
+        precision, device: as `record_trajectories` has them.
     """
-    ((device, dtype),) = {(parameter.device, parameter.dtype) for parameter in network.parameters()}
+    dtype = networks.PRECISIONS[precision]
+    loaded = networks.load(weights, build, dtype=dtype, device=device)
+    network = with_rows(networks.packed(networks.channels_last(loaded)))
+    ranges = ModuleRanges(network)
 
     def denoising(masks: np.ndarray | None) -> Denoiser:
         def denoise(latent: np.ndarray, time: Time, prompts: np.ndarray) -> np.ndarray:
@@ -206,4 +211,4 @@ def watched_denoiser(network: torch.nn.Module, ranges: ModuleRanges) -> Callable
 
         return denoise
 
-    return denoising
+    return denoising, ranges

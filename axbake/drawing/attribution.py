@@ -41,7 +41,6 @@ def draw_parts(
     encoder_weights: Path,
     schedule: Path,
     embeddings: Path,
-    reference: Path,
     trajectory: Path,
     picture: Picture,
     drawn: Drawn,
@@ -56,7 +55,7 @@ def draw_parts(
 
     The float latent is the reference's last, and the float picture is what the decoder's ONNX graph makes of it. With none
     compiled, the error is all that comes before quantisation: export, sampler and runtime against diffusers. That takes no whole
-    drawing: the first `FIRST` steps are compared, and the float picture with the reference.
+    drawing: the first `FIRST` steps are compared.
 
     Args:
         models: compiled ones that ONNX Runtime runs, of the components whose results the denoiser takes.
@@ -65,9 +64,9 @@ def draw_parts(
         added_weights, added: as `axbake.drawing.simulation.simulate` has them.
         embeddings: `embeddings.json`.
         canvas: picture and mask, as `axbake.drawing.reference.draw_reference` has them.
-        reference, trajectory: the reference's picture and latents.
+        trajectory: `reference/trajectory.npy`.
         parts: JSON to write: by what is quantised, PSNR of the last latent in dB, PSNR of the picture in dB, and SSIM; with none,
-            the latent is that after so many `steps`.
+            PSNR of the latent after so many `steps`.
         float_image: PNG to write: the float picture.
     """
     scaled, added_embedding = latents_of(latents, encoder_weights), added_of(added, added_weights)
@@ -86,8 +85,7 @@ def draw_parts(
 
     count = min(FIRST, len(steps.timesteps))
     begun = round(psnr(wanted[count - 1], draw(NONE, floating, _first(steps, count))), 2)
-    drawn_by_torch = np.asarray(Image.open(reference).convert("RGB"))
-    found = {NONE: _distance(drawn_by_torch, float_picture, begun) | {"steps": count}}
+    found: dict[str, dict[str, Any]] = {NONE: {"latent_psnr_db": begun, "steps": count}}
     for component in before:
         latent = draw(component, {**floating, component: compiled[component]}, steps)
         image = decode(open_models(floating[drawn.of_role(DECODER)]), latent)
@@ -101,6 +99,7 @@ def attribute_error(
     graphs: Sequence[Path],
     tensors: Sequence[Path],
     encoder_weights: Path,
+    reference: Path,
     trajectory: Path,
     simulated: Path,
     distance: Path,
@@ -115,11 +114,13 @@ def attribute_error(
 
     No drawing is needed for the VAE decoder, which alone makes a picture of the reference's latent. Nor for the denoiser: its
     picture is what the float decoder makes of the simulation's latent, and its entry names `with` what the denoiser's inputs came
-    from. With all compiled, the figures are those of `axbake.drawing.simulation`.
+    from. With none compiled, the float picture is compared with the reference; with all, the figures are those of
+    `axbake.drawing.simulation`.
 
     Args:
         models: compiled ones that ONNX Runtime runs, of all components in the order of *drawn*.
-        graphs, tensors, encoder_weights, trajectory, canvas: as `draw_parts` has them.
+        graphs, tensors, encoder_weights, canvas: as `draw_parts` has them.
+        reference, trajectory: the reference's picture and latents.
         simulated: `simulation/trajectory.npy`.
         distance: `simulation/distance.json`.
         parts, float_image: of `draw_parts`.
@@ -136,7 +137,8 @@ def attribute_error(
     of_decoder = _distance(wanted, decode(open_models(compiled[decoder]), latent), None)
     before = json.loads(parts.read_text(encoding="utf-8"))
     all_compiled = json.loads(distance.read_text(encoding="utf-8"))
-    found = {NONE: before.pop(NONE), decoder: of_decoder, **before}
+    begun, drawn_by_torch = before.pop(NONE), np.asarray(Image.open(reference).convert("RGB"))
+    found = {NONE: _distance(drawn_by_torch, wanted, None) | begun, decoder: of_decoder, **before}
     found[denoiser] = of_denoiser | {"with": drawn.before_denoiser(canvas=bool(canvas))}
     found[ALL] = {name: all_compiled[name] for name in of_decoder}
     content = {

@@ -66,7 +66,7 @@ def write_report(
         checkpoint: `checkpoint.json`.
         drawn: how the reference picture was made, JSON.
         activations: the largest activation in the VAE decoder that drew it, JSON.
-        reference, floating, simulation: PNGs: of diffusers, of the float ONNX graphs, of the compiled models.
+        reference, floating, simulation: PNGs: of diffusers, of the float VAE decoder's graph, of the compiled models.
         comparison: PNG and JSON of `axbake.toolchain.comparison`; empty where config wants none.
         distance: JSON of the simulation.
         attribution: `simulation/attribution.json`.

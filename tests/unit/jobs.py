@@ -225,12 +225,12 @@ def attribute(
         models=[path for name in names if name in before for path in models[name]],
         schedule=schedule,
         embeddings=model.embeddings,
-        reference=reference,
         picture=picture,
         **of,
     )
     attribute_error(
         models=[path for name in names for path in models[name]],
+        reference=reference,
         simulated=simulated,
         distance=distance,
         attribution=place / "attribution.json",

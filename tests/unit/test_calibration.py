@@ -30,7 +30,6 @@ from axbake.runtime.noise import TorchNoise
 from axbake.runtime.sampler import initial_latent, load_schedule, sample
 from axbake.runtime.session import open_model
 from axbake.weights.files import read_description
-from axbake.weights.networks import channels_last, load
 from tests.builds import COLUMNS
 from tests.decoder import all_of, pack_latents
 from tests.unit.conftest import SD1, tensors_of
@@ -171,8 +170,9 @@ def fed_to_the_unet(model, directory):
     fed = set()
     arrays, schedule = np.load(directory / "trajectories.npz"), load_schedule(directory / "schedule.npz")
     denoiser = model.family.denoiser
-    network = denoiser.with_rows(channels_last(load(model.weights["unet"], denoiser.build)))
-    denoise = watched_denoiser(network, ModuleRanges(network))(None)
+    how = {"precision": "float32", "device": "cpu"}
+    denoising, _ = watched_denoiser(model.weights["unet"], denoiser.build, denoiser.with_rows, **how)
+    denoise = denoising(None)
 
     def watched(latent, time, texts):
         fed.update((latent.tobytes(), time.row.tobytes(), text.tobytes()) for text in texts)

@@ -145,9 +145,10 @@ LIMITS = {"good": {"psnr": 30, "ssim": 0.9}, "poor": {"psnr": 20, "ssim": 0.7}}
 ROLES = {"text_encoder": TEXT, "unet": DENOISER, "vae_decoder": DECODER}
 
 
-def picture(psnr, ssim, *, none=60.0, **alone):
+def picture(psnr, ssim, *, none=60.0, first_steps=120.0, **alone):
     """The verdict on a picture; *alone*: dB where one component alone is quantised."""
-    quantised = {"all": {"image_psnr_db": psnr}, "none": {"image_psnr_db": none}}
+    floats = {"latent_psnr_db": first_steps, "image_psnr_db": none}
+    quantised = {"all": {"image_psnr_db": psnr}, "none": floats}
     quantised |= {name: {"image_psnr_db": alone.get(name, 50.0)} for name in ROLES}
     return judge_picture({"image_psnr_db": psnr, "image_ssim": ssim}, quantised, ROLES, LIMITS)
 
@@ -187,7 +188,8 @@ def test_a_poor_picture_says_why_and_what_to_try():
 
 def test_of_the_denoisers_error_what_its_inputs_bring_is_not_its_own():
     limits, of = LIMITS, {"image_psnr_db": 16.0, "with": ["text_encoder"]}
-    quantised = {"none": {"image_psnr_db": 60.0}, "vae_decoder": {"image_psnr_db": 30.0}, "unet": of}
+    floats = {"latent_psnr_db": 120.0, "image_psnr_db": 60.0}
+    quantised = {"none": floats, "vae_decoder": {"image_psnr_db": 30.0}, "unet": of}
 
     for alone, worst in ((17.0, "text encoder"), (25.0, "UNet")):
         known = quantised | {"text_encoder": {"image_psnr_db": alone}}
@@ -197,9 +199,9 @@ def test_of_the_denoisers_error_what_its_inputs_bring_is_not_its_own():
 
 
 def test_what_quantisation_is_not_to_blame_for_is_said():
-    (advice,) = picture(18.0, 0.6, none=19.0)["advice"]
-
-    assert advice.startswith("the float graphs are as far from the reference (19.0 dB)")
+    for part in ("none", "first_steps"):
+        (advice,) = picture(18.0, 0.6, **{part: 19.0})["advice"]
+        assert advice.startswith("the float graphs are as far from the reference (19.0 dB)")
 
 
 def test_a_good_picture_needs_no_word():
