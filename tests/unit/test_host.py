@@ -107,7 +107,7 @@ def faults(kept):
             torch.ones(1 << 24)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(faults(False), faults(True), faults(False))
+print(faults(False), faults(True))
 """
 
 
@@ -117,7 +117,6 @@ print(faults(False), faults(True), faults(False))
 def test_large_tensors_take_the_memory_of_those_before_only_where_it_is_kept():
     """Four tensors of 64 MiB: 16384 pages each, which the kernel clears when they are new."""
     said = subprocess.run([sys.executable, "-c", FREED], cwd=ROOT, check=True, capture_output=True, encoding="utf-8")
-    before, kept, after = map(int, said.stdout.split())
+    given_back, kept = map(int, said.stdout.split())
 
-    assert kept < 1000
-    assert min(before, after) > 4 * kept
+    assert kept < 1000 < 40_000 < given_back
