@@ -1,4 +1,4 @@
-"""What a bake at full size takes with this checkout, and with another one of axbake: stage by stage, by turns.
+"""What a bake at full size takes with this checkout, and with another one of axbake, one stage after the other.
 
     python bench/two_checkouts.py OTHER DIRECTORY [--cores 2]
 
@@ -55,7 +55,7 @@ def bake(checkout: Path, directory: Path, cores: int, files: list[str]) -> float
             [*command, "--cores", str(cores), "--jobs", "1", *targets],
             check=True,
             cwd=checkout,
-            # The environment has this checkout's package installed; a path that is given goes before it.
+            # This checkout's package is installed in the environment; PYTHONPATH comes first.
             env=os.environ | {"AXBAKE_CACHE": str(directory / "cache"), "PYTHONPATH": str(checkout)},
             stdout=log,
             stderr=subprocess.STDOUT,

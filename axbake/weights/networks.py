@@ -78,7 +78,7 @@ def channels_last(network: torch.nn.Module) -> torch.nn.Module:
 
 
 class PackedConvolution(torch.nn.Module):
-    """A convolution of pictures on a CPU whose weights lie in the order in which oneDNN computes."""
+    """A convolution of pictures on a CPU whose weights have the order in which oneDNN computes."""
 
     def __init__(self, convolution: torch.nn.Conv2d) -> None:
         super().__init__()
