@@ -113,10 +113,16 @@ def check_calibration(
 def compare(found: Ranges, calibrated: Ranges) -> dict[str, Any]:
     """How the ranges *found* on held-out samples leave those that the rows of *calibrated* span, both extended to 0.
 
+    Values of equal ranges in every sample count once, by the first one's name: a module often gives what its last one gave.
+
     Values that are 0 in all these rows are skipped if they are 0 in what was found, and else have an excess of their
     own whole range, 1.
     """
     assert found.names == calibrated.names
+    _, first = np.unique(
+        np.concatenate([found.low, found.high, calibrated.low, calibrated.high]), axis=1, return_index=True
+    )
+    found, calibrated = (_of(one, np.sort(first)) for one in (found, calibrated))
     bottom, top = np.minimum(calibrated.low.min(axis=0), 0), np.maximum(calibrated.high.max(axis=0), 0)
     beyond = np.maximum(bottom - found.low, 0).astype(np.float64) + np.maximum(found.high - top, 0)  # (N, T)
     width = (top - bottom).astype(np.float64)
@@ -129,3 +135,8 @@ def compare(found: Ranges, calibrated: Ranges) -> dict[str, Any]:
         "mean_excess_of_the_clipped": round(float(excess[excess > 0].mean()), 4) if (excess > 0).any() else 0.0,
         "largest_excess": {found.names[i]: round(float(largest[i]), 4) for i in worst if largest[i] > 0},
     }
+
+
+def _of(ranges: Ranges, columns: np.ndarray) -> Ranges:
+    """*ranges* of these *columns* alone."""
+    return Ranges(tuple(ranges.names[i] for i in columns), ranges.low[:, columns], ranges.high[:, columns])

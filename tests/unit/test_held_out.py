@@ -47,6 +47,18 @@ def test_a_tensor_that_calibration_saw_only_as_0_is_clipped_wholly():
     assert compare(silent, silent)["clip_rate"] == 0
 
 
+def test_a_module_that_hands_on_what_its_last_one_gave_counts_once():
+    apart, same = ranges([[-1, 2]], [[3, 4]]), ranges([[-1, -1]], [[3, 3]])
+
+    assert compare(ranges([[-2, 1]], [[4, 4]]), apart)["clip_rate"] == 0.5
+    assert compare(ranges([[-2, -2]], [[4, 4]]), same) == {
+        "samples": 1,
+        "clip_rate": 1.0,
+        "mean_excess_of_the_clipped": 0.5,
+        "largest_excess": {"a": 0.5},
+    }
+
+
 @pytest.fixture(scope="module")
 def recorded(model, tmp_path_factory):
     """Schedule and trajectories of the tiny model, which give 20 samples."""
