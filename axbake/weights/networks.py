@@ -92,7 +92,7 @@ class PackedConvolution(torch.nn.Module):
 
 
 def packed(network: torch.nn.Module) -> torch.nn.Module:
-    """*network* with its convolutions of pictures packed for a CPU once, and not in every run: a fifth of a UNet's time.
+    """*network* with its convolutions of pictures packed for a CPU once, and not in every run: an eighth of a UNet's time.
 
     `bench/packed.py` measures that. The operators are those that torch's own compiler uses. On a GPU, and where oneDNN does not
     compute in the network's type, it stays as it is.
