@@ -122,12 +122,17 @@ class Model:
         return family
 
     @cached_property
-    def is_small(self) -> bool:
-        """Whether more threads would only wait for each other; no, where its checkpoint cannot be read or is not fetched yet."""
+    def parameters(self) -> int | None:
+        """How many its checkpoint has; None where that cannot be read or is not fetched yet."""
         try:
-            return not self.sources.is_remote(CHECKPOINT) and parameters_of(checkpoint_path(self.row)) < SMALL
+            return None if self.sources.is_remote(CHECKPOINT) else parameters_of(checkpoint_path(self.row))
         except AxbakeError:
-            return False
+            return None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether more threads would only wait for each other; no, where its size is not known."""
+        return self.parameters is not None and self.parameters < SMALL
 
     def component(self, name: str) -> Component:
         """The component called *name*.

@@ -393,6 +393,7 @@ def test_a_small_model_is_told_by_its_parameters(networks, monkeypatch):
 
     assert parameters_of(Path("tiny.safetensors")) == count
     assert model_of(checkpoint="tiny.safetensors").is_small
+    assert model_of(checkpoint="tiny.safetensors").parameters == count
     monkeypatch.setattr("axbake.model.SMALL", count)
     assert not model_of(checkpoint="tiny.safetensors").is_small
 
@@ -400,8 +401,9 @@ def test_a_small_model_is_told_by_its_parameters(networks, monkeypatch):
 def test_a_model_whose_size_nobody_knows_yet_is_not_small(model):
     Path("broken.safetensors").write_bytes(b"not a checkpoint")
 
-    assert not model().is_small  # to be fetched
-    assert not model_of(checkpoint="broken.safetensors").is_small
+    for unknown in (model(), model_of(checkpoint="broken.safetensors")):  # the first is to be fetched
+        assert unknown.parameters is None
+        assert not unknown.is_small
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,21 @@ def test_jobs_that_leave_for_a_cluster_say_what_memory_and_time_they_take_and_ge
     assert long <= set(slurm["set-resources"])
 
 
+@pytest.mark.parametrize("name", ["draw_reference", "record_trajectories", "export_onnx", "simulate"])
+def test_jobs_that_hold_a_whole_network_ask_for_as_many_times_the_memory_as_it_is_larger(planned, monkeypatch, name):
+    """Of Stable Diffusion 1.5, XL and FLUX.2 [dev], whose denoiser in float32 alone takes 122 GiB."""
+    (function,) = {rule.ruleinfo.resources[1]["mem_mb"] for rule in planned.rules.values() if rule.name == name}
+
+    def asked(parameters: float | None) -> int:
+        model = SimpleNamespace(parameters=parameters, is_small=False)
+        monkeypatch.setitem(function.__globals__, "model_of", lambda wildcards: model)
+        return function(SimpleNamespace(model="large"), 1)
+
+    assert 8000 <= asked(1.07e9) == asked(None) <= 12000
+    assert 12_000 < asked(3.47e9) < 15_000  # measured: 11.5 GiB
+    assert 122 * 1024 < asked(32e9) < 130 * 1024
+
+
 def without_encoding(source: str) -> list[str]:
     """Calls in *source* that read or write text in the encoding of the user's locale; ruff finds only those of `Path(…)`."""
     found = []

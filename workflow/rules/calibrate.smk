@@ -51,7 +51,7 @@ rule record_trajectories:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
     resources:
-        mem_mb=memory_of(10000),
+        mem_mb=memory_of(8000, whole=WHOLE),
         runtime=more_each_time(120),
     message:
         "Recording what {wildcards.model} sees with its calibration prompts"

@@ -27,7 +27,7 @@ for family in IN_TABLE:
             "../../envs/axbake.yaml"
         threads: threads_of(4)
         resources:
-            mem_mb=memory_of(12000),
+            mem_mb=memory_of(8000),
             runtime=more_each_time(120),
             pulsar2=int(not EMULATES),
         message:

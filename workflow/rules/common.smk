@@ -48,6 +48,8 @@ if shlex.quote(sys.executable) != sys.executable:
 
 COMPONENTS = {one.name: one.role for family in FAMILIES.values() for one in family.components}
 TORCH = ["torch", "diffusers", "transformers"]
+SD15_PARAMETERS = 1.07e9  # of a whole checkpoint
+WHOLE = 4200  # MiB that its denoiser takes in torch in float32, with what it computes
 SMALL_MEMORY = 1500  # MiB, of a job on a small model, most of them torch and diffusers themselves
 
 
@@ -237,14 +239,18 @@ def more_each_time(amount):
     return with_signature(resource)
 
 
-def memory_of(most):
+def memory_of(most, whole=0):
     """*most* MiB of memory, more at each attempt; what jobs take on a small model, so that more of them run beside each other.
 
     Enough for Stable Diffusion 1.5 at full size, and for the demo (docs/numbers.md), and for Snakemake's own process beside the job's.
+
+    whole: MiB of it that are a whole network in torch, whose larger models take as many times as much as they have parameters.
     """
 
     def resource(wildcards, attempt):
-        return (min(most, SMALL_MEMORY) if model_of(wildcards).is_small else most) * attempt
+        model = model_of(wildcards)
+        larger = round(whole * (model.parameters or 0) / SD15_PARAMETERS)
+        return (min(most, SMALL_MEMORY) if model.is_small else max(most, larger)) * attempt
 
     return with_signature(resource)
 

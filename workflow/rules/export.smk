@@ -38,7 +38,7 @@ rule export_onnx:
         "../../envs/axbake.yaml"
     threads: threads_of(2)
     resources:
-        mem_mb=memory_of(10000),
+        mem_mb=memory_of(8000, whole=WHOLE),
         runtime=more_each_time(30),
     message:
         "Exporting the {wildcards.component} of {wildcards.model}"
@@ -74,7 +74,7 @@ for family, component in CHAINS:
             "../../envs/axbake.yaml"
         threads: threads_of(2)
         resources:
-            mem_mb=memory_of(10000),
+            mem_mb=memory_of(8000, whole=WHOLE),
             runtime=more_each_time(60),
         message:
             f"Exporting the {len(component.graphs)} graphs of the {component.name} of {{wildcards.model}}"

@@ -40,7 +40,7 @@ rule draw_reference:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
     resources:
-        mem_mb=memory_of(10000),
+        mem_mb=memory_of(8000, whole=WHOLE),
         runtime=more_each_time(60),
     message:
         "Drawing the reference picture of {wildcards.model}"

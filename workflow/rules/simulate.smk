@@ -43,7 +43,7 @@ rule simulate:
         "../../envs/axbake.yaml"
     threads: threads_of(4)
     resources:
-        mem_mb=memory_of(12000),
+        mem_mb=memory_of(12000, whole=WHOLE),
         runtime=more_each_time(180),
     message:
         "Drawing with the compiled models of {wildcards.model}"
