@@ -214,7 +214,9 @@ def test_what_is_in_an_s3_like_store_is_built_nowhere_else(theirs, ssh_keys, tru
 
 
 @pytest.mark.parametrize("serve", [at_web, at_simple_web])
-def test_what_a_web_server_has_is_built_nowhere_else(serve, filled, trust, tmp_path, monkeypatch):
+@pytest.mark.parametrize("piece", [4 << 20, 100_000])  # bytes of a request; the largest file has 300,000
+def test_what_a_web_server_has_is_built_nowhere_else(serve, piece, filled, trust, tmp_path, monkeypatch):
+    monkeypatch.setattr("axbake.cache.remote.places.PIECE", piece)
     with serve(filled, monkeypatch) as address:
         cache, _ = own_cache(tmp_path / "own", address, trust)
         all_from_the_remote(cache, tmp_path / "results")

@@ -231,7 +231,7 @@ class Store:
     def pieces(self, name: str, start: int, size: int) -> Iterator[bytes]:
         """As `Place` says."""
         import obstore
-        from obstore.exceptions import BaseError, NotFoundError
+        from obstore.exceptions import BaseError, NotFoundError, NotSupportedError
 
         with self._trouble():
             try:
@@ -244,7 +244,8 @@ class Store:
             except (NotFoundError, FileNotFoundError):
                 raise Damaged("not there") from None
             except BaseError as error:
-                if start or "non-partial" not in str(error):  # else a server that gives whole files alone
+                whole_files_alone = isinstance(error, NotSupportedError) or "non-partial" in str(error)
+                if start or not whole_files_alone:
                     raise
             if start < size:
                 try:
