@@ -33,13 +33,15 @@ ANNOUNCEMENT = re.compile(r"([0-9a-f]{16})\.json")
 
 @contextlib.contextmanager
 def private_directory(tree: Tree, place: Path, *, about: str) -> Iterator[Path]:
-    """A new directory beside *place*, announced in the cache *tree*; gone afterwards.
+    """A new directory beside *place*, announced in the cache *tree*; gone afterwards, and those of killed jobs before.
 
     Raises:
         NotWritten: it cannot be made.
     """
     name = os.urandom(8).hex()
     directory = place.with_name(f".{place.name}{_ending(name)}")
+    with contextlib.suppress(OSError):  # a cache that cannot be written to, which was said
+        remove_leftovers(tree)
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a cache that cannot be written to, which was said
             announcement = tree.top / "running" / f"{name}.json"

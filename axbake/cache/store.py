@@ -215,7 +215,6 @@ class Cache:
                     brought = self.remote and self.remote.bring(key, self.blobs, self.entry_path(key))
                     if brought and (outcome := self._fetch(key, places, repair=True)):
                         return outcome
-                private.remove_leftovers(self.tree)
             return self._build(key, places, build, inputs=inputs or {}, stores=stores, last=last)
 
     @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 INTERRUPTED = "interrupted"
+SILENT = "ended without writing an error; it may have run out of memory"
 ERROR = re.compile(
     rf"^\S+ \S+ ERROR (\w+: .*|{INTERRUPTED}$)", re.MULTILINE
 )  # as `axbake.jobs.running.job_log` writes them
@@ -44,7 +45,7 @@ def describe_failure(logs: Iterable[Path], said: str | None, *, since: float, in
     if status := STATUS.search(said or ""):
         name = _cause(texts) or status[1]
         return f"Slurm says {status[1]}: {SLURM.get(name, 'it ended, and its log does not say why')}"
-    return "ended without writing an error; it may have run out of memory"
+    return SILENT
 
 
 def _cause(texts: list[str]) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from axbake.forecast.history import builds_in
 from axbake.forecast.left import Left
 from axbake.forecast.machine import Machine
 from axbake.forecast.work import Bake
-from axbake.jobs.failure import INTERRUPTED, describe_failure
+from axbake.jobs.failure import INTERRUPTED, SILENT, describe_failure
 from axbake.printable import printable, wrapped
 from axbake.units import duration
 
@@ -46,6 +47,7 @@ CHATTER = (
 )
 NOTHING = "Nothing to be done"  # how Snakemake begins to say so
 MOST_NAMES = 5  # of models in a line, or of reports
+SOON = 2.0  # s; by then this process knows of a Ctrl-C that ended its jobs, also on a machine with much to do
 FAILED = (
     "At least one job did not complete successfully"  # Snakemake's last words on it; each failed job has had its own
 )
@@ -91,6 +93,7 @@ class Screen(logging.Formatter):
         self.colours = colours
         self.display: Display | None = None
         self._reports = reports
+        self._began = time.time()
         self.expect([], {}, cores=1)
 
     def expect(
@@ -187,11 +190,17 @@ class Screen(logging.Formatter):
 
     def _failed(self, what: str, logs: list[str], said: str | None) -> str:
         # A job here has told its error already; one on a cluster has not, and *said* are the cluster's words.
-        reason = describe_failure(map(Path, logs), said, since=0, interrupted=bool(self.interrupted))
+        last = time.monotonic() + SOON
+        # A Ctrl-C may end a job, which then had no time to write, before Python tells this process of the same Ctrl-C.
+        while (reason := self._why(logs, said)) == SILENT and time.monotonic() < last:
+            time.sleep(0.05)
         if reason in ("", INTERRUPTED):
             return f"Interrupted: {what}"
         why = [f"  {reason}"] if said else []
         return "\n".join([f"FAILED: {what}", *why, *(f"  its log: {log}" for log in logs)])
+
+    def _why(self, logs: list[str], said: str | None) -> str:
+        return describe_failure(map(Path, logs), said, since=self._began, interrupted=bool(self.interrupted))
 
     def remaining(self, elapsed: Mapping[int, float] = MappingProxyType({})) -> str:
         """How long the jobs that have not ended take, if none of their results is stored.

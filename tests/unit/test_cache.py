@@ -721,8 +721,9 @@ def assert_recovers(cache, directory):
     assert cache.fetch_or_build(KEY, places, build).hit == bool(stored)
     assert build.builds == (0 if stored else 1)
     assert_right(places)
+    assert hidden_files(directory) == []
     remove_garbage(cache)
-    assert hidden_files(directory) == hidden_files(cache.directory) == []
+    assert hidden_files(cache.directory) == []
     assert len(list(cache.directory.glob("blobs/*/*"))) == len(CONTENT)
     assert list(cache.directory.glob("locks/*")) == list(cache.directory.glob("running/*")) == []
     assert cache.fetch_or_build(KEY, places, build).hit

@@ -3,7 +3,9 @@
 import logging
 import os
 import pty
+import signal
 import termios
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,14 +92,30 @@ def test_a_failed_job_is_a_line_and_its_log():
 
     said = say(
         shown,
-        event=LogEvent.JOB_ERROR,
-        jobid=2,
-        rule_name="compile_model",
-        rule_msg=None,
-        log=["logs/a/build/unet.log"],
+        **failed("logs/a/build/unet.log"),
     )
 
     assert said == "FAILED: Compiling the unet of a\n  its log: logs/a/build/unet.log"
+
+
+def failed(log):
+    """What Snakemake says of a failed job."""
+    return {"event": LogEvent.JOB_ERROR, "jobid": 2, "rule_name": "compile_model", "rule_msg": None, "log": [str(log)]}
+
+
+def test_a_job_that_ended_before_this_process_knew_of_the_ctrl_c_was_interrupted(tmp_path):
+    signals = []
+    shown = screen()
+    shown.expect([], {}, cores=1, interrupted=signals)
+    begin(shown, 2, "Compiling the unet of a")
+    log = tmp_path / "unet.log"
+    log.write_text("2026-11-22 08:00:00,123 ERROR CompileError: of an earlier run\n")
+    os.utime(log, (0, 0))
+    threading.Timer(0.1, signals.append, [signal.SIGINT]).start()
+
+    assert say(shown, **failed(log)) == "Interrupted: Compiling the unet of a"
+    log.write_text("2026-11-22 08:00:00,123 ERROR CompileError: of this run\n")
+    assert say(shown, **failed(log)).startswith("FAILED: ")
 
 
 def test_why_a_job_failed_on_a_cluster_is_told_too():
