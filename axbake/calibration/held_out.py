@@ -15,7 +15,6 @@ from axbake.calibration.reference_samples import reference_samples
 from axbake.calibration.trajectories import run_samples, taken_rows, watched_denoiser
 from axbake.drawing.parts import Drawn
 from axbake.emulator.ranges import Ranges
-from axbake.networks.component import DENOISER
 from axbake.runtime.added import AddedEmbedding
 from axbake.runtime.progress import progress
 from axbake.runtime.sampler import load_schedule
@@ -31,6 +30,7 @@ def check_calibration(
     graphs: Sequence[Path],
     tensors: Sequence[Path],
     denoiser: Path,
+    component: str,
     schedule: Path,
     embeddings: Path,
     trajectory: Path,
@@ -57,9 +57,9 @@ def check_calibration(
     steps from first to last.
 
     Args:
-        graphs, tensors: float graphs of the components in *drawn*, which are text encoders and denoiser, and the files of their
-            weights beside them.
-        denoiser: `weights/{component}.safetensors`; *build*, *with_rows*: of the family.
+        graphs, tensors: float graphs of the components in *drawn*, which are text encoders, and the files of their weights
+            beside them.
+        denoiser: `weights/{component}.safetensors` of the denoiser, *component*; *build*, *with_rows*: of the family.
         added_weights, added: as `axbake.drawing.simulation.simulate` has them.
         embeddings: `embeddings.json`.
         canvas: picture and mask, as `axbake.drawing.reference.draw_reference` has them.
@@ -98,7 +98,7 @@ def check_calibration(
         tell(done, len(seen))
     calibrated, rows = read_module_ranges(trajectories), chosen_rows(record)
     content = {
-        "component": drawn.of_role(DENOISER),
+        "component": component,
         "prompt": picture.prompt,
         "held_out": picture.prompt not in prompts,
         "steps": [step + 1 for step in seen],

@@ -12,7 +12,7 @@ from axbake.calibration.tars import calibrate_denoiser
 from axbake.calibration.trajectories import record_trajectories
 from axbake.drawing.attribution import attribute_error, draw_parts
 from axbake.drawing.reference import draw_reference
-from axbake.networks.component import DECODER, DENOISER, ENCODER, TEXT, Component
+from axbake.networks.component import DECODER, ENCODER, TEXT, Component
 from axbake.runtime.values import CANVAS, Picture
 from axbake.toolchain.pulsar2 import compile_model
 from tests.builds import config_of
@@ -131,13 +131,13 @@ def ranges_hold(
     """How the ranges of *record*'s samples hold for *picture*, as `held_out.json` beside it says.
 
     Args:
-        graphs: of text encoders and denoiser.
+        graphs: of text encoders.
         directory: has `schedule.npz` and `trajectories.npz`.
         trajectory: the reference's.
     """
     denoiser, encoder = model.family.denoiser, model.family.of_role(ENCODER)
     assert denoiser.with_rows
-    seen = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
+    texts = tuple(part for part in model.drawn.parts if part.role == TEXT)
     of_canvas: dict[str, Any] = {
         "canvas": canvas,
         "encoder_weights": [model.weights[encoder.name]],
@@ -149,6 +149,7 @@ def ranges_hold(
         graphs=graphs,
         tensors=[tensors_of(graph) for graph in graphs],
         denoiser=model.weights[denoiser.name],
+        component=denoiser.name,
         schedule=directory / "schedule.npz",
         embeddings=model.embeddings,
         trajectory=trajectory,
@@ -156,7 +157,7 @@ def ranges_hold(
         record=record,
         picture=picture,
         prompts=prompts,
-        drawn=replace(model.drawn, parts=seen),
+        drawn=replace(model.drawn, parts=texts),
         build=denoiser.build,
         with_rows=denoiser.with_rows,
         precision="float32",

@@ -540,7 +540,7 @@ def test_the_calibrated_ranges_are_held_against_the_references_drawing(
 ):
     said = ranges_hold(
         model,
-        [path for name in (*WIDTHS, "unet") for path in graphs[name]],
+        [path for name in WIDTHS for path in graphs[name]],
         recorded,
         shutil.copy(archives[0].with_name("unet.json"), tmp_path / "unet.json"),
         trajectory=reference / "trajectory.npy",

@@ -127,6 +127,7 @@ def graphs_of(family, *roles):
 
 ALL = {"graph": graphs_of}
 ALL |= {"compiled_graph": lambda family: [g for one in family.components if not one.host for g in addresses(one)]}
+ALL |= {"text_graph": lambda family: graphs_of(family, TEXT)}
 ALL |= {"latent_graph": lambda family: graphs_of(family, TEXT, DENOISER)}
 ALL |= {"denoiser_graph": lambda family: graphs_of(family, DENOISER)}
 ALL |= {"picture_graph": lambda family: graphs_of(family, ENCODER, DECODER)}
@@ -142,10 +143,10 @@ def files(settings=None, **patterns):
     """Input function: a job's settings file, and files by name.
 
     In a pattern {graph} stands for each graph of the model, or of the job's component, {compiled_graph} for each that is compiled,
-    {latent_graph} for each that has a part in
-    drawing a latent, {denoiser_graph} for each of the denoiser, {picture_graph} for each of the autoencoder, {component} for each
-    component, {text} for each text encoder, {denoiser}, {encoder} and {decoder} for the component of that role, and {added} for the
-    denoiser if prompts add to its rows, else for nothing.
+    {latent_graph} for each that has a part in drawing a latent, {text_graph} for each of the text encoders, {denoiser_graph} for
+    each of the denoiser, {picture_graph} for each of the autoencoder, {component} for each component, {text} for each text encoder,
+    {denoiser}, {encoder} and {decoder} for the component of that role, and {added} for the denoiser if prompts add to its rows, else
+    for nothing.
     """
 
     def by_name(model, wildcards):

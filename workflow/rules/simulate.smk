@@ -7,6 +7,8 @@ rule simulate:
     input:
         files(
             settings=settings("simulate", more=simulate_steps),
+            text_graphs="results/{model}/onnx/{text_graph}.onnx",
+            text_tensors="results/{model}/onnx/{text_graph}.onnx.data",
             latent_graphs="results/{model}/onnx/{latent_graph}.onnx",
             latent_tensors="results/{model}/onnx/{latent_graph}.onnx.data",
             picture_graphs="results/{model}/onnx/{picture_graph}.onnx",

@@ -234,12 +234,16 @@ def calibrate_denoiser_steps(model, wildcards):
     ]
 
 
+def drawn_by(model, *roles):
+    """What the components of *roles* draw with."""
+    return replace(model.drawn, parts=tuple(part for part in model.drawn.parts if part.role in roles))
+
+
 def sensitivity_steps(model, wildcards):
     """The ranges of the calibration samples, and what each layer's rounding costs the reference's last latent."""
     family = model.family
     denoiser = family.denoiser
     encoder, _ = family.autoencoder
-    parts = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
     return [
         step(
             "axbake.calibration.observation.observe_denoiser",
@@ -253,7 +257,7 @@ def sensitivity_steps(model, wildcards):
             of=denoiser.name,
             values=lambda *_: {
                 "picture": replace(model.picture, model=""),
-                "drawn": replace(model.drawn, parts=parts),
+                "drawn": drawn_by(model, TEXT, DENOISER),
                 "prompts": model.row["calibration_prompts"],
                 "addresses": list(addresses(denoiser)),
                 "added": denoiser.added,
@@ -510,15 +514,14 @@ def simulate_steps(model, wildcards):
     tiles = model.tile | ({"decoder_build": decoder.build} if model.tile else {})
     drawn, added = {"picture": model.picture, "drawn": model.drawn}, {"added": family.denoiser.added}
     unnamed = replace(model.picture, model="")  # what stores no picture is shared by all rows of one checkpoint
-    seen = tuple(part for part in model.drawn.parts if part.role in (TEXT, DENOISER))
-    samples = added | {"picture": unnamed, "drawn": replace(model.drawn, parts=seen)}
+    samples = added | {"picture": unnamed, "drawn": drawn_by(model, TEXT, DENOISER)}
     samples |= {"encoder_build": encoder.build, "latents": family.latents} if model.canvas else {}
-    of_names = {"graphs": "latent_graphs", "tensors": "latent_tensors", "encoder_weights": "canvas_encoder"}
     of_samples = {
         "tools": ["numpy", "onnx", "onnxruntime", "tokenizers", *(["torch", "diffusers"] if model.canvas else [])],
         "data": ["resources/clip"],
         "sources": canvas_sources,
     }
+    of_names = {"graphs": "latent_graphs", "tensors": "latent_tensors", "encoder_weights": "canvas_encoder"}
     all_graphs = {what: [f"latent_{what}", f"picture_{what}"] for what in ("graphs", "tensors")}
     tools = ["onnxruntime", "tokenizers", "numpy", "pillow", "scikit-image"]
     return [
@@ -547,13 +550,15 @@ def simulate_steps(model, wildcards):
         step(
             "axbake.calibration.held_out.check_calibration",
             values=lambda *_: samples
-            | {"prompts": model.row["calibration_prompts"]}
+            | {"drawn": drawn_by(model, TEXT), "prompts": model.row["calibration_prompts"]}
+            | {"component": family.denoiser.name}
             | {"build": family.denoiser.build, "with_rows": family.denoiser.with_rows}
             | recording(model),
             **of_samples
             | {
                 "tools": [*TORCH, "numpy", "onnxruntime", "tokenizers"],
-                "names": of_names | {"denoiser": "denoiser_weights"},
+                "names": of_names
+                | {"graphs": "text_graphs", "tensors": "text_tensors", "denoiser": "denoiser_weights"},
             },
         ),
         step(
