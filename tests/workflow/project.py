@@ -44,7 +44,7 @@ ROW = {
 
 @functools.cache
 def ready() -> Ready:
-    """What runs of Snakemake by this checkout are started with."""
+    """What runs of Snakemake are started with."""
     return Ready()
 
 
@@ -86,7 +86,9 @@ class Project:
 
     def copy_checkout(self, directory: Path) -> "Project":
         """The same project, run by a copy of the checkout in *directory*; files keep their times."""
-        unneeded = shutil.ignore_patterns("__pycache__", "demo", "demo_flow")
+        unneeded = shutil.ignore_patterns(
+            "*.pyc.*", "demo", "demo_flow"
+        )  # the first: Python has not finished writing it
         for name in ("axbake", "envs", "profiles", "resources", "workflow"):
             shutil.copytree(self.checkout / name, directory / name, ignore=unneeded)
         for name in ("Snakefile", "LICENSE", "requirements.lock"):
@@ -141,11 +143,7 @@ class Project:
         return done.stdout
 
     def _run(self, arguments: list[str | Path], environment: dict[str, str]) -> subprocess.CompletedProcess:
-        command = list(map(str, arguments))
-        if self.checkout == ROOT:
-            return ready().run(command, directory=self.directory, environment=environment)
-        how = {"cwd": self.directory, "env": environment, "text": True}
-        return subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how)
+        return ready().run(list(map(str, arguments)), directory=self.directory, environment=environment)
 
     def bake(self, *targets: str) -> str:
         """What a run that has to succeed says."""

@@ -2,8 +2,7 @@
 
 Importing is two thirds of a dry run's time, and most of a tiny job's; the tests begin hundreds of each. Each still is a process
 of its own with its own arguments, environment, directory and output, and what is forked has only imported libraries, nothing of
-axbake. Tests of how runs start, of signals and kills, of what pages say, and those in copies of the checkout start processes as
-users do (`Project.command`).
+axbake. Tests of how runs start, of signals and kills, and of what pages say start processes as users do (`Project.command`).
 
     python -P tests/workflow/ready.py SOCKET snakemake|jobs    what is forked; SOCKET: number of a socket that listens
 """
@@ -133,6 +132,8 @@ def _begin(arguments: list[str], directory: str, environment: dict[str, str], py
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(directory)
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)  # which Python reads when it starts
+    sys.path[:0] = [path for path in paths if path and path not in sys.path]
     sys.executable = python or sys.executable
     status = 1
     try:
