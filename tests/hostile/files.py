@@ -747,9 +747,10 @@ class Reader:
 
     def __init__(self, directory: Path, *, fenced: bool) -> None:
         self.directory, self.fenced = directory, fenced
-        self.process = self._start()
+        self.process: subprocess.Popen | None = None  # started when it is needed, since its imports take long
 
     def _start(self) -> subprocess.Popen:
+        """A new process, once it can read."""
         command = [
             sys.executable,
             "-m",
@@ -757,17 +758,17 @@ class Reader:
             str(self.directory),
             *(["--fenced"] if self.fenced else []),
         ]
-        self.ready = False
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        return process
 
     def read(self, case: Case) -> dict:
         """What `tests.hostile.reading` answers; of a process that ends or takes too long, that."""
+        self.process = self.process or self._start()
         assert self.process.stdin and self.process.stdout
-        if not self.ready:
-            assert self.process.stdout.readline() == "ready\n"
-            self.ready = True
         started = time.monotonic()
         self.process.stdin.write(json.dumps([case.reader, str(case.path)]) + "\n")
         self.process.stdin.flush()
@@ -775,9 +776,7 @@ class Reader:
         line = self.process.stdout.readline() if waiting else ""
         if line:
             return json.loads(line)
-        self.process.kill()
-        code = self.process.wait()
-        self.process = self._start()
+        code = self.close()
         return {
             "outcome": "ended" if waiting else "hang",
             "text": f"code {code}",
@@ -785,9 +784,13 @@ class Reader:
             "peak": 0,
         }
 
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    def close(self) -> int | None:
+        """End the process; the status that it ended with, if there was one."""
+        process, self.process = self.process, None
+        if process is None:
+            return None
+        process.kill()
+        return process.wait()
 
 
 def faults(case: Case, answer: dict, mark: Path) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 Importing is two thirds of a dry run's time, and most of a tiny job's; the tests begin hundreds of each. Each still is a process
 of its own with its own arguments, environment, directory and output, and what is forked has only imported libraries, nothing of
-axbake. Tests of how runs start, of signals and kills, and of what pages say start processes as users do (`Project.command`).
+axbake. Tests of how runs start, and of signals and kills, start processes as users do (`Project.command`). So do those of what
+pages say, but for Snakemake's jobs (`jobs_environment`).
 
     python -P tests/workflow/ready.py SOCKET snakemake|jobs    what is forked; SOCKET: number of a socket that listens
 """
@@ -72,6 +73,11 @@ class Ready:
             subprocess.Popen(command, stdin=end, **how)
             os.close(end)
         return pipe
+
+    @property
+    def jobs_environment(self) -> dict[str, str]:
+        """What of the environment has a run that is started as users do begin its jobs with what is forked."""
+        return {"PYTHONPATH": str(USERS), "JOBS_PYTHON": str(self.python)}
 
     def run(
         self, arguments: Sequence[str], *, directory: Path, environment: Mapping[str, str]

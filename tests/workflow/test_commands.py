@@ -1,4 +1,7 @@
-"""Every command of README and docs/ is run as a reader would run it, in a clone with the tiny model, or it says why not."""
+"""Every command of README and docs/ is run as a reader would run it, in a clone with the tiny model, or it says why not.
+
+Of what they start, Snakemake's jobs alone begin otherwise (tests/workflow/ready.py).
+"""
 
 import os
 import re
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_docs import DOCS, ROOT, prose, shell, spans
-from tests.workflow.project import ROW, Project
+from tests.workflow.project import ROW, Project, ready
 
 # Those in other languages have the same ones (tests/unit/test_translations.py).
 PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.glob("*.md")) if "." not in path.stem)]
@@ -107,7 +110,7 @@ def say(clone: Project, command: str, place: str = "") -> str:
     done = subprocess.run(
         ["bash", "-euc", command],
         cwd=clone.directory / place,
-        env=environment | {"AXBAKE_CACHE": str(clone.cache)},
+        env=environment | {"AXBAKE_CACHE": str(clone.cache)} | ready().jobs_environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

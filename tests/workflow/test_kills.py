@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from tests.workflow.kills import TARGET, WAYS, Battery, digests, faults, moments, traced
-from tests.workflow.project import Project
+from tests.workflow.project import Project, ready
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,13 @@ def test_two_checkouts_that_ask_at_once_build_once(checkpoint, tmp_path):
         for name in ("one", "two")
     ]
     running = [
-        subprocess.Popen([*p.command, TARGET], cwd=p.directory, env=p.environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*p.command, TARGET],
+            cwd=p.directory,
+            env=p.environment | ready().jobs_environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for p in projects
     ]
     said = [process.communicate()[1] for process in running]
