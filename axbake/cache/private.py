@@ -1,6 +1,7 @@
 """Private directories, in which a job writes beside the place of its result; and removal of those that killed jobs left.
 
-A job that is killed leaves its directory beside a result, in any project. So it is announced in the cache:
+A job that is killed leaves its directory beside a result, in any project; the next job that uses the cache removes it. So it is
+announced in the cache:
 
     running/{mark}.json                               the announcement, held by the job as a lock; says where the directory is
     …/.unet.axmodel.axbake-{mark}/                    the private directory
