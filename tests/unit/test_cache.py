@@ -656,7 +656,7 @@ def slow_build(notes):
     return build
 
 
-def test_of_many_who_ask_at_once_one_builds_and_the_others_say_whom_they_wait_for(cache, tmp_path, results):
+def test_of_many_who_ask_at_once_one_builds(cache, tmp_path, results):
     def ask(number):
         logging.basicConfig(filename=tmp_path / f"{number}.log", level=logging.INFO, force=True)
         cache.fetch_or_build(KEY, places_in(results / str(number)), slow_build(tmp_path))
@@ -671,7 +671,32 @@ def test_of_many_who_ask_at_once_one_builds_and_the_others_say_whom_they_wait_fo
         assert_right(places_in(results / str(number)))
     logs = "".join(path.read_text() for path in tmp_path.glob("?.log"))
     assert logs.count("from the build cache") == 3
-    assert re.search(r"compile_model/unet: waiting for \S+@\S+, process \d+, since 20", logs)
+
+
+def test_who_waits_says_for_whom(cache, tmp_path, results):
+    begun, log = tmp_path / "begun", tmp_path / "waiting.log"
+    log.touch()
+    ends = time.monotonic() + 120
+
+    def wait_for(what):
+        while not what() and time.monotonic() < ends:
+            time.sleep(0.01)
+
+    def build(made):
+        begun.touch()
+        wait_for(lambda: "waiting for" in log.read_text())
+        Builder()(made)
+
+    def ask():
+        wait_for(begun.exists)
+        logging.basicConfig(filename=log, level=logging.INFO, force=True)
+        cache.fetch_or_build(KEY, places_in(results / "asks"), Builder())
+
+    builds = started(lambda: cache.fetch_or_build(KEY, places_in(results / "builds"), build))
+
+    assert (ended(started(ask)), ended(builds)) == (0, 0)
+    assert re.search(rf"compile_model/unet: waiting for \S+@\S+, process {builds}, since 20", log.read_text())
+    assert "from the build cache" in log.read_text()
 
 
 def test_who_waits_for_a_lock_that_is_removed_waits_for_the_new_one(tmp_path):
