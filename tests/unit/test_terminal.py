@@ -5,7 +5,7 @@ import os
 import pty
 import signal
 import termios
-import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -103,7 +103,7 @@ def failed(log):
     return {"event": LogEvent.JOB_ERROR, "jobid": 2, "rule_name": "compile_model", "rule_msg": None, "log": [str(log)]}
 
 
-def test_a_job_that_ended_before_this_process_knew_of_the_ctrl_c_was_interrupted(tmp_path):
+def test_a_job_that_ended_before_this_process_knew_of_the_ctrl_c_was_interrupted(tmp_path, monkeypatch):
     signals = []
     shown = screen()
     shown.expect([], {}, cores=1, interrupted=signals)
@@ -111,7 +111,7 @@ def test_a_job_that_ended_before_this_process_knew_of_the_ctrl_c_was_interrupted
     log = tmp_path / "unet.log"
     log.write_text("2026-11-22 08:00:00,123 ERROR CompileError: of an earlier run\n")
     os.utime(log, (0, 0))
-    threading.Timer(0.1, signals.append, [signal.SIGINT]).start()
+    monkeypatch.setattr(time, "sleep", lambda seconds: signals.append(signal.SIGINT))
 
     assert say(shown, **failed(log)) == "Interrupted: Compiling the unet of a"
     log.write_text("2026-11-22 08:00:00,123 ERROR CompileError: of this run\n")
