@@ -200,7 +200,7 @@ def test_removal_waits_for_who_stores_or_places(cache, old, tmp_path):
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(0.7)
         assert cache.find(old)
-    assert child.wait(30) == 0
+    assert child.wait(300) == 0
     assert cache.find(old) is None
 
 

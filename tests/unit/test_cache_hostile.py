@@ -731,17 +731,19 @@ def test_a_lock_that_is_there_is_opened_as_linux_wants_it(tmp_path, monkeypatch)
         assert path.exists()
 
 
-def test_the_note_of_a_lock_is_not_shown_raw(tmp_path, caplog):
+def test_the_note_of_a_lock_is_not_shown_raw(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     path = tmp_path / "lock"
     path.write_text(json.dumps({"owner": "\x1b]0;owned\x07", "since": ["x"]}))
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        told, tell = os.pipe()
         child = os.fork()
         if not child:
-            time.sleep(0.3)
+            os.read(told, 1)
             os._exit(0)
         file.close()
+        monkeypatch.setattr(time, "sleep", lambda seconds: os.write(tell, b"."))  # who waits has said so
         with lock(path, about="x"):
             pass
         os.waitpid(child, 0)
