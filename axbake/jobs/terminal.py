@@ -189,13 +189,13 @@ class Screen(logging.Formatter):
         return f"[{len(self.messages)} of {self.total}{self.remaining()}] {message}"
 
     def _failed(self, what: str, logs: list[str], said: str | None) -> str:
-        # A job here has told its error already; one on a cluster has not, and *said* are the cluster's words.
         last = time.monotonic() + SOON
         # A Ctrl-C may end a job, which then had no time to write, before Python tells this process of the same Ctrl-C.
         while (reason := self._why(logs, said)) == SILENT and time.monotonic() < last:
             time.sleep(0.05)
         if reason in ("", INTERRUPTED):
             return f"Interrupted: {what}"
+        # A job here has told its error already; one on a cluster has not, and *said* are the cluster's words.
         why = [f"  {reason}"] if said else []
         return "\n".join([f"FAILED: {what}", *why, *(f"  its log: {log}" for log in logs)])
 
